@@ -1,0 +1,1 @@
+"""The durable state: checkpoints on disk, written whole or not at all."""

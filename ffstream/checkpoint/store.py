@@ -1,0 +1,187 @@
+"""Checkpoints in a folder, one folder each, named by the sequence number that it has learned.
+
+    checkpoints/00000000000000041200/state.safetensors   every tensor of the learner's state
+    checkpoints/00000000000000041200/manifest.json       what belongs to it, and its checksums
+
+A checkpoint is valid if and only if its manifest is there and every file in it has the size and the SHA-256
+that the manifest states. The order of writing keeps this true at every instant:
+
+    1. state into `.writing-SEQ/`, fsync file and folder     2. rename to `SEQ/`, fsync the parent
+    3. manifest into `SEQ/.manifest`, fsync                  4. rename to `SEQ/manifest.json`, fsync the folder
+
+A death before 4 leaves a folder without a manifest, which the next writer sweeps away. Weights are safetensors:
+reading a checkpoint runs no code.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_STATE = "state.safetensors"
+_MANIFEST = "manifest.json"
+_WRITING = ".writing-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One consistent cut. `progress` is what is not a tensor: step, phase position, counts (JSON)."""
+
+    seq: int
+    tensors: Mapping[str, Tensor]
+    progress: Mapping[str, Any]
+
+
+def _nothing(moment: str) -> None:
+    """Where tests and the crash tool put a sudden death."""
+
+
+class CheckpointStore:
+    """Writes and reads the checkpoints of one recipe. One writer at a time; readers need no lock."""
+
+    def __init__(
+        self, folder: Path, *, keep: int, recipe: Mapping[str, Any], at: Callable[[str], None] = _nothing
+    ) -> None:
+        self.folder = folder
+        self.keep = keep
+        # As it looks when read back: JSON has lists where Python has tuples.
+        self.recipe = json.loads(json.dumps(recipe))
+        self._at = at
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, checkpoint: Checkpoint) -> int:
+        """Makes a checkpoint durable and removes what is over `keep`. Returns its bytes. Raises OSError."""
+        final = self.folder / f"{checkpoint.seq:020d}"
+        aside = self.folder / f"{_WRITING}{checkpoint.seq}"
+        self._sweep()
+        if (final / _MANIFEST).exists():
+            return 0  # the same samples lead to the same state
+        aside.mkdir()
+        save_file(dict(checkpoint.tensors), aside / _STATE)
+        self._at("checkpoint.written")
+        _fsync(aside / _STATE)
+        _fsync(aside)
+        self._at("checkpoint.fsynced")
+        aside.rename(final)
+        _fsync(self.folder)
+        self._at("checkpoint.renamed")
+        size = (final / _STATE).stat().st_size
+        manifest = {
+            "format": FORMAT,
+            "seq": checkpoint.seq,
+            "written": time.time(),
+            "recipe": self.recipe,
+            "progress": dict(checkpoint.progress),
+            "files": {_STATE: {"bytes": size, "sha256": _sha256(final / _STATE)}},
+        }
+        draft = final / ".manifest"
+        draft.write_text(json.dumps(manifest, indent=1))
+        _fsync(draft)
+        self._at("checkpoint.before_manifest")
+        draft.rename(final / _MANIFEST)
+        _fsync(final)
+        self._at("checkpoint.after_manifest")
+        for old in self.seqs()[: -self.keep]:
+            self._remove(old)
+        return int(size)
+
+    def seqs(self) -> list[int]:
+        """Sequence numbers of the checkpoints that have a manifest, oldest first."""
+        return sorted(int(each.parent.name) for each in self.folder.glob(f"[0-9]*/{_MANIFEST}"))
+
+    def load(self, seq: int) -> Checkpoint:
+        """Reads one. Raises CheckpointDamaged or CheckpointIncompatible."""
+        manifest = self.verify(seq)
+        if manifest["recipe"] != self.recipe:
+            changed = sorted(
+                key
+                for key in {*manifest["recipe"], *self.recipe}
+                if manifest["recipe"].get(key) != self.recipe.get(key)
+            )
+            raise CheckpointIncompatible(
+                f"checkpoint {seq} was learned with another recipe ({', '.join(changed)})",
+                hint="start with the recipe it was learned with, or another --state folder",
+            )
+        try:
+            tensors = load_file(self.folder / f"{seq:020d}" / _STATE)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(seq, str(error)) from error
+        return Checkpoint(seq, tensors, manifest["progress"])
+
+    def newest(self, at_most: int | None = None) -> tuple[Checkpoint | None, list[CheckpointDamaged]]:
+        """The newest whole checkpoint (at or below a sequence number), and what was passed over on the way."""
+        damages: list[CheckpointDamaged] = []
+        for seq in reversed(self.seqs()):
+            if at_most is not None and seq > at_most:
+                continue
+            try:
+                return self.load(seq), damages
+            except CheckpointDamaged as damage:
+                log.error("checkpoint damaged seq=%d error=%r: trying the one before", seq, str(damage))
+                damages.append(damage)
+        return None, damages
+
+    def verify(self, seq: int) -> dict[str, Any]:
+        """The manifest of a whole checkpoint. Raises CheckpointDamaged."""
+        folder = self.folder / f"{seq:020d}"
+        try:
+            manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
+            if manifest["format"] != FORMAT or manifest["seq"] != seq:
+                raise _damaged(seq, "the manifest is of another format or checkpoint")
+            manifest["recipe"].get, manifest["progress"].get
+            for name, expected in manifest["files"].items():
+                path = folder / Path(name).name
+                if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+                    raise _damaged(seq, f"{name}: checksum differs")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(seq, f"unreadable: {error}") from error
+        return manifest
+
+    def discard_after(self, seq: int) -> None:
+        """Removes every checkpoint that has learned more than `seq`."""
+        for newer in (each for each in self.seqs() if each > seq):
+            self._remove(newer)
+
+    def _remove(self, seq: int) -> None:
+        folder = self.folder / f"{seq:020d}"
+        (folder / _MANIFEST).unlink(missing_ok=True)  # first: a folder without a manifest is no checkpoint
+        shutil.rmtree(folder, ignore_errors=True)
+        _fsync(self.folder)
+
+    def _sweep(self) -> None:
+        """Removes what a death left half written."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not (path / _MANIFEST).exists():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _damaged(seq: int, what: str) -> CheckpointDamaged:
+    return CheckpointDamaged(f"checkpoint {seq}: {what}", hint="ffstream checkpoint verify; an older one is used")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

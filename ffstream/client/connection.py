@@ -1,0 +1,72 @@
+"""What the clients share: one DEALER socket, owned by the thread that uses it, and deadlines on every wait."""
+
+import time
+from typing import Self
+
+import zmq
+
+from ffstream.errors import DeadlineExceeded, RequestRefused
+from ffstream.wire import codec
+from ffstream.wire.messages import ErrorReply, Message
+
+_HEARTBEAT_MS = 2_000
+_RECONNECT_MS = 50
+_RECONNECT_MAX_MS = 1_000
+
+
+class Connection:
+    """A DEALER on an endpoint. Not for sharing between threads, nor across a fork."""
+
+    def __init__(self, endpoint: str, answers: tuple[type[Message], ...], *, send_queue: int = 0) -> None:
+        self.endpoint = endpoint
+        self._types = codec.table(ErrorReply, *answers)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)  # what is not acked is the caller's to resend, not the socket's
+        self.socket.setsockopt(zmq.SNDHWM, send_queue)
+        self.socket.setsockopt(zmq.RCVHWM, 0)  # bounded by what we asked for
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        self.socket.connect(endpoint)
+
+    def send(self, message: Message, *payload: bytes) -> None:
+        """Sends without waiting: what can be under way is bounded by the callers."""
+        self.socket.send_multipart([codec.encode(message), *payload], zmq.NOBLOCK)
+
+    def receive(self, timeout_s: float) -> tuple[Message, list[bytes]] | None:
+        """The next message and its payload, None after the timeout. Raises ProtocolError for what nobody may send."""
+        if not self.socket.poll(max(0, int(timeout_s * 1000))):
+            return None
+        header, *payload = self.socket.recv_multipart(zmq.NOBLOCK)
+        return codec.decode(header, self._types), payload
+
+    def ask(
+        self, id: int, request: Message, payload: tuple[bytes, ...], timeout_s: float
+    ) -> tuple[Message, list[bytes]]:
+        """Sends a request and returns the answer with its id. Raises RequestRefused or DeadlineExceeded."""
+        deadline = time.monotonic() + timeout_s
+        self.send(request, *payload)
+        while (left_s := deadline - time.monotonic()) > 0:
+            received = self.receive(left_s)
+            if received is None:
+                break
+            answer, answer_payload = received
+            if getattr(answer, "id", None) not in (id, None):
+                continue  # the late answer to a request that was given up
+            if isinstance(answer, ErrorReply):
+                raise RequestRefused(answer.code, answer.message, hint=answer.hint)
+            return answer, answer_payload
+        raise DeadlineExceeded(
+            f"no answer from {self.endpoint} in {timeout_s:g} s", hint="does the daemon run there?"
+        )
+
+    def close(self) -> None:
+        """Closes the socket; nothing is waited for."""
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

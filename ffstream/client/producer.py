@@ -1,0 +1,273 @@
+"""Sends labelled images and keeps the promise's other half: what is not acked is sent again.
+
+Messages are numbered 1, 2, 3 … and kept until they are acked or refused for good. After a reconnect, or when
+an answer is overdue, everything unanswered is sent again under its old number; the daemon acks what it already has and
+stores the rest: each sample is learned exactly once.
+
+Invariant: `_unanswered` holds, in order, every message that was sent and has no final answer; its first number is the
+`base` that the next message declares.
+"""
+
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import msgpack
+import numpy as np
+import zmq
+from numpy.typing import ArrayLike, NDArray
+
+from ffstream.client.connection import Connection
+from ffstream.errors import DeadlineExceeded, RequestRefused
+from ffstream.wire import codec
+from ffstream.wire.messages import DEFAULT_LEARN, VERSION, Ack, ErrorReply, Hello, Ping, Pong, Welcome
+
+log = logging.getLogger(__name__)
+
+_PING_S = 1.0
+_RETRY_S = 0.1
+
+
+class Refused(NamedTuple):
+    """A message that the daemon will never take, and why."""
+
+    n: int
+    samples: int
+    code: str
+    message: str
+    hint: str
+
+
+@dataclass
+class Counts:
+    """Samples so far. `acked` counts each once, however often it was sent."""
+
+    sent: int = 0
+    acked: int = 0
+    resent: int = 0
+    rejected: int = 0
+
+
+class _Message(NamedTuple):
+    samples: int
+    header: dict[str, Any]
+    frame: bytes
+
+
+class Producer:
+    """A connection to the learn socket. For one thread.
+
+    `client` names this producer for the daemon's memory of what it has seen. Without a name it gets a new one.
+    `on_refused` is told about each message that was refused for good; without it, `send` and `flush` raise.
+    """
+
+    def __init__(
+        self,
+        endpoint: str = DEFAULT_LEARN,
+        *,
+        client: str | None = None,
+        window_messages: int = 1024,
+        window_bytes: int = 64 << 20,
+        ack_timeout_s: float = 5.0,
+        connect_timeout_s: float = 10.0,
+        on_refused: Callable[[Refused], None] | None = None,
+    ) -> None:
+        self.client = client or uuid.uuid4().hex
+        self.counts = Counts()
+        self.last_seq = 0
+        self._window_messages = window_messages
+        self._window_bytes = window_bytes
+        self._ack_timeout_s = ack_timeout_s
+        self._on_refused = on_refused
+        self._unanswered: dict[int, _Message] = {}
+        self._unanswered_bytes = 0
+        self._retry: deque[int] = deque()
+        self._retry_at = 0.0
+        self._credit = 1
+        self._connection = Connection(endpoint, (Welcome, Ack, Pong))
+        self._monitor = self._connection.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._handshakes = 0
+        try:
+            self._next_n = self._greet(connect_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self, timeout_s: float) -> int:
+        deadline = time.monotonic() + timeout_s
+        self._connection.send(Hello(client=self.client))
+        while (left_s := deadline - time.monotonic()) > 0:
+            received = self._connection.receive(left_s)
+            if received is None:
+                break
+            if isinstance(received[0], ErrorReply):
+                raise RequestRefused(received[0].code, received[0].message, hint=received[0].hint)
+            if isinstance(received[0], Welcome):
+                self._heard(received[0].credit)
+                return received[0].next
+        raise DeadlineExceeded(
+            f"no welcome from {self._connection.endpoint} in {timeout_s:g} s",
+            hint="does the daemon run there?",
+        )
+
+    def _heard(self, credit: int) -> None:
+        self._credit = credit
+        self._heard_at = self._asked_at = time.monotonic()
+
+    @property
+    def unanswered(self) -> int:
+        """Messages without a final answer."""
+        return len(self._unanswered)
+
+    def send(self, images: ArrayLike, labels: ArrayLike, timeout_s: float = 60.0) -> int:
+        """Sends images (B, …; uint8 0 to 255, or float 0.0 to 1.0) with labels (B) as one message; returns its number.
+
+        A single image may come without the first dimension if its label is a plain number. Waits while the window is
+        full. Raises DeadlineExceeded when it stays full, RequestRefused for an earlier message that was refused.
+        """
+        array: NDArray[Any] = np.asarray(images)
+        if np.ndim(labels) == 0:
+            array = array[None]
+        dtype, shape, frame = codec.array_to_images(array)
+        label_bytes = codec.labels_to_bytes(np.asarray(labels), len(array))
+        self._await_window(len(frame), timeout_s)
+        n = self._next_n
+        self._next_n += 1
+        header = {
+            "v": VERSION,
+            "type": "samples",
+            "client": self.client,
+            "n": n,
+            "count": len(array),
+            "dtype": dtype,
+            "shape": shape,
+            "labels": label_bytes,
+        }
+        message = _Message(len(array), header, frame)
+        self._unanswered[n] = message
+        self._unanswered_bytes += len(frame)
+        self.counts.sent += len(array)
+        if len(self._unanswered) == 1:
+            self._heard_at = time.monotonic()  # an answer is due from now on
+        self._transmit(message)
+        return n
+
+    def flush(self, timeout_s: float = 60.0) -> None:
+        """Returns once every message has a final answer. Raises DeadlineExceeded, RequestRefused."""
+        self._work_until(lambda: not self._unanswered, timeout_s, "unanswered messages remain")
+
+    def _await_window(self, size: int, timeout_s: float) -> None:
+        if self._has_room(size):
+            # Answers are read in passing now and then; each look costs a system call.
+            if self._next_n % 32 == 0:
+                self._work(0.0)
+            return
+        self._work_until(lambda: self._has_room(size), timeout_s, "the window stays full")
+
+    def _has_room(self, size: int) -> bool:
+        window = min(self._window_messages, self._credit)
+        waiting = len(self._unanswered)
+        return waiting < window and (not waiting or self._unanswered_bytes + size <= self._window_bytes)
+
+    def _work_until(self, done: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise DeadlineExceeded(
+                    f"{otherwise} after {timeout_s:g} s: {len(self._unanswered)} messages",
+                    hint="ffstream status",
+                )
+            self._work(min(left_s, _RETRY_S))
+
+    def _work(self, timeout_s: float) -> None:
+        """Reads answers, sends again what must be sent again, asks for credit when there is none."""
+        received = self._connection.receive(timeout_s)
+        while received is not None:
+            self._take(received[0])
+            received = self._connection.receive(0.0)
+        now = time.monotonic()
+        if self._reconnected() or (self._unanswered and now - self._heard_at > self._ack_timeout_s):
+            self._resend_all()
+        elif self._retry and now >= self._retry_at:
+            self._resend(self._retry)
+            self._retry.clear()
+        if self._credit == 0 and now - self._asked_at > _PING_S:
+            self._asked_at = now
+            self._connection.send(Ping())
+
+    def _take(self, answer: Any) -> None:
+        if isinstance(answer, Ack):
+            self._heard(answer.credit)
+            for n, first_seq, count in answer.acks:
+                if self._settle(n):
+                    self.counts.acked += count
+                    self.last_seq = max(self.last_seq, first_seq + count - 1)
+        elif isinstance(answer, Pong | Welcome):
+            self._heard(answer.credit)
+        elif isinstance(answer, ErrorReply):
+            self._heard_at = time.monotonic()
+            self._handle_error(answer)
+
+    def _handle_error(self, error: ErrorReply) -> None:
+        if error.retry and error.n in self._unanswered:
+            self._retry.append(error.n)
+            self._retry_at = time.monotonic() + _RETRY_S
+            return
+        message = self._settle(error.n) if error.n is not None else None
+        count = message.samples if message else 0
+        self.counts.rejected += count
+        if self._on_refused is None:
+            raise RequestRefused(error.code, error.message, hint=error.hint)
+        self._on_refused(Refused(error.n or 0, count, error.code, error.message, error.hint))
+
+    def _settle(self, n: int) -> _Message | None:
+        message = self._unanswered.pop(n, None)
+        if message is not None:
+            self._unanswered_bytes -= len(message.frame)
+        return message
+
+    def _reconnected(self) -> bool:
+        """Whether the connection came up again since the last look. The first time is not again."""
+        before = self._handshakes
+        while self._monitor.poll(0):
+            self._monitor.recv_multipart(zmq.NOBLOCK)
+            self._handshakes += 1
+        return self._handshakes > max(before, 1)
+
+    def _resend_all(self) -> None:
+        self._connection.send(Hello(client=self.client))
+        self._heard_at = time.monotonic()
+        self._retry.clear()
+        self._resend(list(self._unanswered))
+
+    def _resend(self, numbers: Any) -> None:
+        for n in numbers:
+            message = self._unanswered.get(n)
+            if message is not None:
+                self.counts.resent += message.samples
+                self._transmit(message)
+
+    def _transmit(self, message: _Message) -> None:
+        message.header["base"] = next(iter(self._unanswered))
+        header = msgpack.packb(message.header)
+        self._connection.socket.send_multipart((header, message.frame), zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Closes the connection. What is unanswered may or may not have been stored: `flush` first."""
+        self._connection.socket.disable_monitor()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.close()

@@ -1,0 +1,195 @@
+"""Every option once: type, default, unit, sentence. File, environment, `--set` and documentation derive from here.
+
+Later sources win: defaults, the file, `FFSTREAM_SECTION__KEY` in the environment, `--set section.key=value`.
+"""
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ffstream.errors import ConfigError
+from ffstream.ff.presets import PRESETS, Recipe
+from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN, DEFAULT_PREDICT
+
+_ENVIRONMENT = "FFSTREAM_"
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _fill_preset(given: Any) -> Any:
+    """A preset's name and the options that differ from it, to a whole recipe."""
+    if not isinstance(given, Mapping):
+        return given
+    options = dict(given)
+    name = options.pop("preset", "stream")
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    unknown = options.keys() - asdict(PRESETS[name]).keys()
+    if unknown:
+        raise ValueError(f"no option {', '.join(sorted(unknown))}")
+    return _RECIPE.validate_python(asdict(PRESETS[name]) | options)
+
+
+class Listen(_Section):
+    """Where the daemon listens."""
+
+    learn: str = Field(DEFAULT_LEARN, description="endpoint for producers")
+    predict: str = Field(DEFAULT_PREDICT, description="endpoint for queries")
+    control: str = Field(DEFAULT_CONTROL, description="endpoint for control")
+    http: str = Field("127.0.0.1:8757", description="host:port for metrics, health and the page")
+
+
+class Limits(_Section):
+    """What the daemon accepts."""
+
+    message_max_bytes: int = Field(
+        8 << 20, ge=1024, description="bytes of a message; a longer one ends its connection"
+    )
+    message_max_samples: int = Field(4096, ge=1, description="samples of a message")
+    window_messages: int = Field(1024, ge=1, description="messages that a producer may have unanswered")
+    commit_max_messages: int = Field(1024, ge=1, description="messages of a group commit")
+    commit_max_bytes: int = Field(16 << 20, ge=1024, description="bytes of a group commit, about")
+    backlog_max_samples: int = Field(5_000_000, ge=1, description="samples on disk that wait to be learned")
+    journal_max_bytes: int = Field(16 << 30, ge=1 << 20, description="bytes of the journal in use")
+    clients_max: int = Field(10_000, ge=1, description="producers that the journal remembers")
+    query_batch_max_samples: int = Field(1024, ge=1, description="samples of queries predicted at once")
+    reply_queue_messages: int = Field(1000, ge=1, description="replies that wait for one peer to read them")
+    heartbeat_s: float = Field(
+        5.0, gt=0, description="seconds between ZMTP heartbeats; a peer silent for three is gone"
+    )
+
+
+class Learning(_Section):
+    """How the stream becomes microbatches."""
+
+    linger_s: float = Field(1.0, ge=0, description="seconds that an incomplete microbatch waits for more samples")
+    partial: Literal["flush", "wait"] = Field(
+        "flush", description="then learn it as it is, or wait for ever: same input, same microbatches"
+    )
+    publish_every: int = Field(8, ge=1, description="microbatches between two snapshots")
+    wake: int = Field(0, ge=0, description="microbatches of a wake phase; 0: positive and negative interleaved")
+    sleep: int = Field(0, ge=0, description="microbatches of a sleep phase")
+
+
+class PipelineSection(_Section):
+    """How the layers run. The weights depend on `overflow = skip` and on the precision, on nothing else here."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of products; auto: bf16 where it is fast")
+    queue_depth: int = Field(4, ge=1, description="microbatches between two stages")
+    overflow: Literal["block", "skip"] = Field("block", description="wait for a slow stage, or let it skip")
+    stages: tuple[int, ...] = Field((), description="layers in each stage; empty: one each")
+    stall_timeout_s: float = Field(60.0, gt=0, description="seconds without progress before a stage counts as stuck")
+
+
+class Checkpoints(_Section):
+    """When the whole state goes to disk."""
+
+    every_samples: int = Field(100_000, ge=0, description="samples between checkpoints; 0: not by count")
+    every_s: float = Field(60.0, ge=0, description="seconds between checkpoints; 0: not by time")
+    keep: int = Field(3, ge=1, description="checkpoints kept; the journal reaches back to the oldest")
+
+
+class PrequentialSection(_Section):
+    """Predicting each microbatch before it is learned."""
+
+    fraction: float = Field(1.0, ge=0, le=1, description="share of microbatches that are predicted first")
+    queue_depth: int = Field(64, ge=1, description="microbatches that may wait for it; more are passed over")
+
+
+class Shutdown(_Section):
+    """Deadlines of a stop."""
+
+    drain_timeout_s: float = Field(20.0, gt=0, description="seconds to learn what is in the queues and checkpoint")
+
+
+class Config(_Section):
+    """All options."""
+
+    state: Path = Field(Path("ffstream-state"), description="folder of journal and checkpoints")
+    listen: Listen = Listen()
+    limits: Limits = Limits()
+    network: Annotated[Recipe, BeforeValidator(_fill_preset)] = PRESETS["stream"]
+    learning: Learning = Learning()
+    pipeline: PipelineSection = PipelineSection()
+    checkpoint: Checkpoints = Checkpoints()
+    prequential: PrequentialSection = PrequentialSection()
+    shutdown: Shutdown = Shutdown()
+
+
+def load(
+    file: Path | None = None,
+    settings: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Config:
+    """The options in force. Raises ConfigError that names the option."""
+    tree: dict[str, Any] = {}
+    if file is not None:
+        try:
+            tree = tomllib.loads(file.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{file}: {error}", hint="ffstream config show prints a file to begin with") from error
+    for name, value in (os.environ if environment is None else environment).items():
+        if name.startswith(_ENVIRONMENT) and "__" in name:
+            _put(tree, name.removeprefix(_ENVIRONMENT).lower().replace("__", "."), value)
+    for setting in settings:
+        path, separator, value = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting}", hint="write --set section.key=value")
+        _put(tree, path.strip(), value.strip())
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where}: {first['msg']}", hint="ffstream config show lists all options") from error
+
+
+def _put(tree: dict[str, Any], path: str, text: str) -> None:
+    *sections, key = path.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path}: {section} is an option, not a section", hint="ffstream config show")
+    try:
+        tree[key] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        tree[key] = text  # a bare word is a string
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(each) for each in value)}]"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def describe(config: Config) -> str:
+    """All options in force as a TOML file, with what each means."""
+    lines: list[str] = [f"# {Config.model_fields['state'].description}", f"state = {_toml(config.state)}"]
+    for name in Config.model_fields:
+        section = getattr(config, name)
+        if isinstance(section, Recipe):
+            helps = {each.name: each.metadata["help"] for each in Recipe.__dataclass_fields__.values()}
+            values = asdict(section)
+            lines += ["", f"[{name}]", "# `preset = NAME` fills in the rest: " + ", ".join(PRESETS)]
+        elif isinstance(section, _Section):
+            fields = type(section).model_fields
+            helps = {key: field.description for key, field in fields.items()}
+            values = section.model_dump()
+            lines += ["", f"[{name}]"]
+        else:
+            continue
+        lines += [f"{key} = {_toml(value)}  # {helps[key]}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,136 @@
+"""The datasets known by name, where they come from, and where they are kept."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from ffstream.data.dataset import Dataset, load_folder
+from ffstream.data.download import Progress, RemoteFile, fetch
+from ffstream.data.embedded import load_embedded
+from ffstream.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """The mirrors (base URLs, tried in order) and the four files of a dataset."""
+
+    mirrors: tuple[str, ...]
+    files: tuple[RemoteFile, ...]
+
+
+# Two checksums each: the file as the mirrors publish it, and a copy of the same IDX content gzipped anew.
+MNIST = Source(
+    mirrors=(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    files=(
+        RemoteFile(
+            "train-images-idx3-ubyte.gz",
+            (
+                "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                "sha256:0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",
+            ),
+        ),
+        RemoteFile(
+            "train-labels-idx1-ubyte.gz",
+            (
+                "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                "sha256:1787548bbe0bff1ec2ecdc0ef292b02df999e2d1a6002d27500982c652b17203",
+            ),
+        ),
+        RemoteFile(
+            "t10k-images-idx3-ubyte.gz",
+            (
+                "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+                "sha256:1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be",
+            ),
+        ),
+        RemoteFile(
+            "t10k-labels-idx1-ubyte.gz",
+            (
+                "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+                "sha256:b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b",
+            ),
+        ),
+    ),
+)
+
+# Its authors publish MD5 sums only.
+FASHION_MNIST = Source(
+    mirrors=(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    ),
+    files=(
+        RemoteFile("train-images-idx3-ubyte.gz", ("md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",)),
+        RemoteFile("train-labels-idx1-ubyte.gz", ("md5:25c81989df183df01b3e8a0aad5dffbe",)),
+        RemoteFile("t10k-images-idx3-ubyte.gz", ("md5:bef4ecab320f06d8554ea6380940ec79",)),
+        RemoteFile("t10k-labels-idx1-ubyte.gz", ("md5:bb300cfdad3c16e7a12a480ee83cd310",)),
+    ),
+)
+
+SOURCES: Mapping[str, Source] = {"mnist": MNIST, "fashion-mnist": FASHION_MNIST}
+
+
+def load(
+    name_or_dir: str,
+    data: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    sources: Mapping[str, Source] = SOURCES,
+) -> Dataset:
+    """Return the dataset `mnist`, `fashion-mnist` or `embedded`, or the one in a folder of four IDX files.
+
+    A downloadable one is read from `data/<name>` or `data` when `data` is given (nothing is fetched then),
+    else from the cache, which is filled from the mirrors. FFSTREAM_CACHE moves the cache
+    (`$FFSTREAM_CACHE/<name>/`), FFSTREAM_MIRROR replaces the mirrors (`$FFSTREAM_MIRROR/<name>/<file>`).
+    Raises DataError for an unknown name, missing or damaged files and a failed download.
+    """
+    if name_or_dir == "embedded":
+        return load_embedded()
+    source = sources.get(name_or_dir)
+    if source is None:
+        return _load_dir(name_or_dir, sources)
+    if data is not None:
+        inner = data / name_or_dir
+        return load_folder(inner if inner.is_dir() else data, name_or_dir)
+    folder = cache_folder(name_or_dir)
+    _fill(folder, name_or_dir, source, progress)
+    return load_folder(folder, name_or_dir)
+
+
+def cache_folder(name: str) -> Path:
+    """Return where the files of a downloaded dataset are kept."""
+    root = os.environ.get("FFSTREAM_CACHE")
+    return (Path(root) if root else platformdirs.user_cache_path("ffstream")) / name
+
+
+def _load_dir(directory: str, sources: Mapping[str, Source]) -> Dataset:
+    folder = Path(directory)
+    if not folder.is_dir():
+        names = ", ".join([*sources, "embedded"])
+        raise DataError(
+            f"{directory!r}: no such dataset and no such folder",
+            hint=f"choose one of {names}, or a folder of four IDX files",
+        )
+    return load_folder(folder, folder.resolve().name)
+
+
+def _fill(folder: Path, name: str, source: Source, progress: Progress | None) -> None:
+    mirror = os.environ.get("FFSTREAM_MIRROR")
+    mirrors = (f"{mirror.rstrip('/')}/{name}",) if mirror else source.mirrors
+    for remote in source.files:
+        if not _is_cached(folder, remote):
+            fetch(remote, mirrors, folder, progress)
+
+
+def _is_cached(folder: Path, remote: RemoteFile) -> bool:
+    # Verified at each use, so that a file damaged on disk is fetched again rather than reported.
+    try:
+        return remote.matches(folder / remote.name)
+    except OSError:
+        return False

@@ -1,0 +1,14 @@
+"""The sample of MNIST in this package: 10,000 training and 2,000 test digits, for demos and tests offline.
+
+Made by `tools/embed`, which draws them at random from the two MNIST splits.
+"""
+
+from importlib import resources
+
+from ffstream.data.dataset import Dataset, load_folder
+
+
+def load_embedded() -> Dataset:
+    """Return the embedded digits: train (10000, 28, 28), test (2000, 28, 28), labels 0 to 9."""
+    with resources.as_file(resources.files("ffstream.data") / "embedded") as folder:
+        return load_folder(folder, "embedded")

@@ -1,0 +1,113 @@
+"""IDX files, the format MNIST is published in.
+
+    offset      bytes  content
+    0           2      zero
+    2           1      element type; 0x08 = unsigned byte, the only one read here
+    3           1      number of dimensions D
+    4           4·D    the dimensions, big-endian unsigned 32-bit
+    4 + 4·D     n      the elements in C order; n = product of the dimensions
+
+A file is valid if and only if its content, after gunzip when it starts with 1f 8b, is such a header with
+1 ≤ D ≤ 4, followed by exactly n elements, where n and the header's claim are at most `max_bytes`.
+"""
+
+import gzip
+import io
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ffstream.errors import DataError
+
+MAX_BYTES = 1 << 30
+MAX_DIMENSIONS = 4
+
+_UNSIGNED_BYTE = 0x08
+_GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK_BYTES = 1 << 20
+_FETCH_AGAIN = "the file is damaged or not an IDX file of bytes: fetch it again"
+
+
+def read_idx(path: Path, *, max_bytes: int = MAX_BYTES) -> npt.NDArray[np.uint8]:
+    """Return the array in an IDX file, gzipped or not, whatever its name.
+
+    Never holds more than `max_bytes` of content, whatever the header claims or the gzip stream expands to.
+    Raises DataError for a file that cannot be read or is not valid.
+    """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == _GZIP_MAGIC
+            file.seek(0)
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
+            return _read(stream, path, max_bytes)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: gzip stream is damaged: {error}", hint=_FETCH_AGAIN) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise DataError(f"{path}: cannot be read: {error}", hint="check the path and its permissions") from error
+
+
+def write_idx(path: Path, array: npt.NDArray[np.uint8]) -> None:
+    """Write an array of 1 to 4 dimensions; gzipped when the name ends in `.gz`.
+
+    The same array gives the same bytes each time (the gzip header holds no time and no name).
+    Raises ValueError for an array the format cannot hold, OSError when writing fails.
+    """
+    if array.dtype != np.uint8 or not 1 <= array.ndim <= MAX_DIMENSIONS:
+        raise ValueError(
+            f"IDX holds uint8 arrays of 1 to {MAX_DIMENSIONS} dimensions, not {array.dtype} {array.shape}"
+        )
+    content = struct.pack(f">HBB{array.ndim}I", 0, _UNSIGNED_BYTE, array.ndim, *array.shape) + array.tobytes()
+    path.write_bytes(_gzip(content) if path.name.endswith(".gz") else content)
+
+
+def _gzip(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=packed, mtime=0) as stream:
+        stream.write(content)
+    return packed.getvalue()
+
+
+def _read(stream: BinaryIO, path: Path, max_bytes: int) -> npt.NDArray[np.uint8]:
+    shape = _read_shape(stream, path)
+    # A zero must not hide its huge neighbours: numpy refuses such shapes too.
+    if math.prod(max(size, 1) for size in shape) > max_bytes:
+        raise DataError(f"{path}: header claims {shape}, over the limit of {max_bytes} bytes", hint=_FETCH_AGAIN)
+    size = math.prod(shape)
+    elements = _read_up_to(stream, size)
+    if len(elements) < size:
+        raise DataError(f"{path}: ends after {len(elements)} of {size} elements", hint=_FETCH_AGAIN)
+    # This read also reaches the end of a gzip stream, where its checksum is compared.
+    if stream.read(1):
+        raise DataError(f"{path}: more bytes after the {size} elements", hint=_FETCH_AGAIN)
+    return np.frombuffer(elements, np.uint8).reshape(shape)
+
+
+def _read_shape(stream: BinaryIO, path: Path) -> tuple[int, ...]:
+    magic = stream.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0":
+        raise DataError(f"{path}: does not start with an IDX magic number", hint=_FETCH_AGAIN)
+    element_type, dimensions = magic[2], magic[3]
+    if element_type != _UNSIGNED_BYTE:
+        raise DataError(f"{path}: element type 0x{element_type:02x} is not unsigned byte (0x08)", hint=_FETCH_AGAIN)
+    if not 1 <= dimensions <= MAX_DIMENSIONS:
+        raise DataError(f"{path}: {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}", hint=_FETCH_AGAIN)
+    sizes = stream.read(4 * dimensions)
+    if len(sizes) < 4 * dimensions:
+        raise DataError(f"{path}: ends within the header", hint=_FETCH_AGAIN)
+    return struct.unpack(f">{dimensions}I", sizes)
+
+
+def _read_up_to(stream: BinaryIO, size: int) -> bytearray:
+    """Read `size` bytes, or fewer at the end. Memory grows with what arrives, not with what is claimed."""
+    content = bytearray()
+    while len(content) < size:
+        chunk = stream.read(min(_CHUNK_BYTES, size - len(content)))
+        if not chunk:
+            break
+        content += chunk
+    return content

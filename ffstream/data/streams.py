@@ -1,0 +1,106 @@
+"""The order in which a split becomes a stream, and changes of concept on the way.
+
+A stream is a function of its arguments alone: the same split, seed and order give the same samples in every
+process, so that a killed producer can find its place again.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ffstream.data.dataset import Split, UInt8Array
+
+Order = Literal["shuffled", "sorted_by_label", "as_is"]
+IndexArray = npt.NDArray[np.intp]
+
+Drift = Callable[[int, UInt8Array], UInt8Array]
+"""Maps (position in the stream of the first label, labels (n,)) to the labels to send (n,)."""
+
+
+def stream(
+    split: Split, *, passes: int = 1, seed: int = 0, limit: int | None = None, order: Order = "shuffled"
+) -> Iterator[IndexArray]:
+    """Yield for each pass the indices (n,) into the split, in the order they are sent.
+
+    `shuffled`: a new shuffle each pass. `sorted_by_label`: one class after the other, shuffled within each.
+    `as_is`: the order of the split. `limit` is the number of samples over all passes.
+    Raises ValueError for a negative count or seed.
+    """
+    left = passes * len(split) if limit is None else limit
+    if passes < 0 or left < 0:
+        raise ValueError(f"passes={passes} and limit={limit} must not be negative")
+    for number in range(passes):
+        if left == 0:
+            return
+        indices = _pass(split, np.random.default_rng([seed, number]), order)[:left]
+        left -= len(indices)
+        yield indices
+
+
+def batches(
+    split: Split,
+    batch: int,
+    *,
+    passes: int = 1,
+    seed: int = 0,
+    limit: int | None = None,
+    order: Order = "shuffled",
+    drift: Drift | None = None,
+) -> Iterator[tuple[UInt8Array, UInt8Array]]:
+    """Yield images (n, H, W) and labels (n,), contiguous copies, in the order of `stream`.
+
+    n = batch, and less only in the last one: a batch may straddle two passes.
+    Raises ValueError for batch < 1.
+    """
+    if batch < 1:
+        raise ValueError(f"batch={batch} must be at least 1")
+    for first, indices in _cut(stream(split, passes=passes, seed=seed, limit=limit, order=order), batch):
+        labels = split.labels.take(indices)
+        yield split.images.take(indices, axis=0), drift(first, labels) if drift else labels
+
+
+def label_permutation_at(index: int, *, classes: int = 10, seed: int = 0) -> Drift:
+    """Return a drift that renames the classes from sample `index` of the stream on.
+
+    Every one of the first `classes` labels becomes another one. To evaluate the new concept, apply the
+    drift to the test labels at position `index`. Raises ValueError for classes outside 2 to 256.
+    """
+    if not 2 <= classes <= 256:
+        raise ValueError(f"classes={classes} must be 2 to 256")
+    renamed = np.arange(256, dtype=np.uint8)
+    # One cycle through all classes: no label keeps its meaning.
+    cycle = np.random.default_rng(seed).permutation(classes)
+    renamed[cycle] = np.roll(cycle, 1)
+
+    def drift(first: int, labels: UInt8Array) -> UInt8Array:
+        old = max(0, index - first)
+        return np.concatenate([labels[:old], renamed[labels[old:]]])
+
+    return drift
+
+
+def _pass(split: Split, rng: np.random.Generator, order: Order) -> IndexArray:
+    match order:
+        case "as_is":
+            return np.arange(len(split))
+        case "shuffled":
+            return rng.permutation(len(split))
+        case "sorted_by_label":
+            shuffled = rng.permutation(len(split))
+            return shuffled[np.argsort(split.labels[shuffled], kind="stable")]
+
+
+def _cut(passes: Iterator[IndexArray], batch: int) -> Iterator[tuple[int, IndexArray]]:
+    """Yield (position in the stream, indices of one batch)."""
+    position = 0
+    pending = np.empty(0, np.intp)
+    for indices in passes:
+        pending = np.concatenate([pending, indices])
+        while len(pending) >= batch:
+            yield position, pending[:batch]
+            position += batch
+            pending = pending[batch:]
+    if len(pending):
+        yield position, pending

@@ -1,0 +1,187 @@
+"""One tree of errors. Each says what failed (message), under which stable name (code) and what to do (hint).
+
+A code is part of the protocol: it travels in error replies and labels the `reason` of rejection counters,
+so it comes from the closed list below, never from input.
+"""
+
+from typing import ClassVar
+
+
+class FFStreamError(Exception):
+    """Base of all errors that ffstream raises on purpose."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]" + (f" - {self.hint}" if self.hint else "")
+
+
+class ConfigError(FFStreamError):
+    """An option is unknown, ill-typed or out of range."""
+
+    code = "config"
+
+
+class DataError(FFStreamError):
+    """A data set is missing, damaged or could not be downloaded."""
+
+    code = "data"
+
+
+class ProtocolError(FFStreamError):
+    """A message that breaks the wire protocol. The sender is told; nobody else notices."""
+
+    code = "protocol"
+
+
+class BadFrames(ProtocolError):
+    """The message has too few or too many frames."""
+
+    code = "bad_frames"
+
+
+class BadHeader(ProtocolError):
+    """The header is not msgpack, not a map, or a field is missing or ill-typed."""
+
+    code = "bad_header"
+
+
+class UnknownType(ProtocolError):
+    """The header's type is not one this socket answers."""
+
+    code = "unknown_type"
+
+
+class UnsupportedVersion(ProtocolError):
+    """The header speaks a protocol version this daemon does not."""
+
+    code = "unsupported_version"
+
+
+class BadDtype(ProtocolError):
+    """The images are neither uint8 nor float32."""
+
+    code = "bad_dtype"
+
+
+class BadShape(ProtocolError):
+    """The images do not have the shape the network was built for."""
+
+    code = "bad_shape"
+
+
+class BadSize(ProtocolError):
+    """A payload frame does not have the number of bytes its header promises."""
+
+    code = "bad_size"
+
+
+class LabelOutOfRange(ProtocolError):
+    """A label is not below the number of labels."""
+
+    code = "label_out_of_range"
+
+
+class NotFinite(ProtocolError):
+    """A float image holds NaN or infinity."""
+
+    code = "not_finite"
+
+
+class TooLarge(ProtocolError):
+    """A message is over a limit: bytes, or samples."""
+
+    code = "too_large"
+
+
+class StaleSequence(ProtocolError):
+    """A client sent a message number that it had already declared resolved."""
+
+    code = "stale_sequence"
+
+
+class Unavailable(FFStreamError):
+    """The daemon cannot do this now; the same request may succeed later."""
+
+    code = "unavailable"
+
+
+class JournalFull(Unavailable):
+    """The backlog limit is reached: learning has to catch up first."""
+
+    code = "journal_full"
+
+
+class DiskFull(Unavailable):
+    """The disk refuses the write."""
+
+    code = "disk_full"
+
+
+class TooManyClients(Unavailable):
+    """The limit on clients is reached."""
+
+    code = "too_many_clients"
+
+
+class RateLimited(Unavailable):
+    """This client sends faster than its limit, or holds too many unacked messages."""
+
+    code = "rate_limited"
+
+
+class Draining(Unavailable):
+    """The daemon accepts no more samples because it is stopping."""
+
+    code = "draining"
+
+
+class JournalDamaged(FFStreamError):
+    """The journal's file is not what this program wrote."""
+
+    code = "journal_damaged"
+
+
+class CheckpointDamaged(FFStreamError):
+    """A checkpoint's files do not match its manifest."""
+
+    code = "checkpoint_damaged"
+
+
+class CheckpointIncompatible(FFStreamError):
+    """A checkpoint is whole but belongs to another network or recipe."""
+
+    code = "checkpoint_incompatible"
+
+
+class SequenceUnknown(FFStreamError):
+    """No checkpoint reaches the sequence number asked for."""
+
+    code = "sequence_unknown"
+
+
+class StageFailed(FFStreamError):
+    """A thread of the pipeline died or made no progress. The daemon ends with a non-zero code."""
+
+    code = "stage_failed"
+
+
+class DeadlineExceeded(FFStreamError):
+    """The other side did not answer in time."""
+
+    code = "deadline_exceeded"
+
+
+class RequestRefused(FFStreamError):
+    """The daemon answered with an error. `remote_code` is the code that it gave."""
+
+    code = "refused"
+
+    def __init__(self, remote_code: str, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{message} ({remote_code})", hint=hint)
+        self.remote_code = remote_code

@@ -1,0 +1,19 @@
+"""Wrong labels, the negative data of supervised FF.
+
+Random ones come from the seed and the microbatch's sequence number, so a replay draws the same.
+"""
+
+import torch
+from torch import Tensor
+
+
+def random_wrong_labels(labels_B: Tensor, labels: int, seed: int, seq: int) -> Tensor:
+    """A label other than the sample's own, uniformly."""
+    generator = torch.Generator().manual_seed((seed << 40) ^ seq)
+    offset_B = torch.randint(1, labels, labels_B.shape, generator=generator)
+    return (labels_B + offset_B.to(labels_B.device)).remainder_(labels)
+
+
+def hardest_wrong_labels(goodness_BL: Tensor, labels_B: Tensor) -> Tensor:
+    """The wrong label with the highest goodness: the one most easily mistaken for the right one."""
+    return goodness_BL.scatter(1, labels_B[:, None], -torch.inf).argmax(1)

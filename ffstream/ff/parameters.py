@@ -1,0 +1,86 @@
+"""A layer's parameters in one flat vector, with the optimiser and the running average.
+
+One vector, because then an update, the average, a copy for a snapshot and a copy for a checkpoint are one
+memory-bound pass each. `views` are its weight (O, I), bias (O) and label vectors (L, O).
+
+State, valid if and only if all of it comes from after the same update:
+`parameters`, `average` (absent without averaging), `updates`, and the optimiser's own vectors.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ffstream.ff.presets import Recipe
+
+
+class Parameters:
+    """The learnt numbers of one layer: O outputs, I inputs, L labels (0 without label vectors)."""
+
+    def __init__(self, outputs: int, inputs: int, labels: int, recipe: Recipe, index: int, device: torch.device):
+        self._shapes = ((outputs, inputs), (outputs,), (labels, outputs))
+        generator = torch.Generator().manual_seed((recipe.seed << 8) ^ index)
+        flat = torch.empty(sum(math.prod(shape) for shape in self._shapes))
+        limit = inputs**-0.5
+        flat.uniform_(-limit, limit, generator=generator)
+        flat[outputs * inputs :] = 0
+        self.flat = flat.to(device)
+        self.gradient = torch.zeros_like(self.flat)
+        self.flat.grad = self.gradient
+        self.views = self._split(self.flat)
+        self.gradient_views = self._split(self.gradient)
+        self.weight_OI, self.bias_O, _ = self.views
+        self.weight_gradient_OI, self.bias_gradient_O, _ = self.gradient_views
+        self.updates = 0
+        self._decay = recipe.averaging
+        self._average = self.flat.clone() if recipe.averaging else self.flat
+        self._optimizer = _make_optimizer(self.flat, recipe)
+
+    def _split(self, flat: Tensor) -> list[Tensor]:
+        sizes = [math.prod(shape) for shape in self._shapes]
+        return [part.view(shape) for part, shape in zip(flat.split(sizes), self._shapes, strict=True)]
+
+    def update(self) -> None:
+        """One step of the optimiser along the gradient that stands in the gradient's views."""
+        self._optimizer.step()
+        self.updates += 1
+        if self._decay:
+            # Young averages forget faster, so that a first prediction is not made by the random start.
+            decay = min(self._decay, 1 - 1 / (self.updates / 10 + 1))
+            self._average.lerp_(self.flat, 1 - decay)
+
+    def averaged(self) -> list[Tensor]:
+        """A copy of weight (O, I), bias (O) and label vectors (L, O) for predictions."""
+        return self._split(self._average.clone())
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of everything that the next update depends on."""
+        state = {"parameters": self.flat.clone(), "updates": torch.tensor(self.updates)}
+        if self._decay:
+            state["average"] = self._average.clone()
+        for name, value in self._optimizer.state[self.flat].items():
+            if isinstance(value, Tensor):
+                state[f"optimizer.{name}"] = value.clone()
+        return state
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Continues from a state as if the updates since had happened here. Raises KeyError or RuntimeError."""
+        self.flat.copy_(state["parameters"])
+        self.updates = int(state["updates"])
+        if self._decay:
+            self._average.copy_(state["average"])
+        prefix = "optimizer."
+        saved = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        self._optimizer.state.clear()
+        if saved:
+            self._optimizer.state[self.flat] = {
+                name: value.clone().to(self.flat.device) if value.ndim else value.clone()
+                for name, value in saved.items()
+            }
+
+
+def _make_optimizer(flat: Tensor, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam([flat], lr=recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=True)
+    return torch.optim.SGD([flat], lr=recipe.learning_rate, momentum=recipe.momentum, fused=True)

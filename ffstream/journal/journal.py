@@ -1,0 +1,235 @@
+"""The writing side: group commit, deduplication, trimming. Owned by one thread.
+
+Invariant: `append` returns after the commit, and only then may the caller ack. Until then nothing that
+this object remembers has changed, so a failed commit leaves it as it was.
+"""
+
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ffstream.errors import DiskFull, StaleSequence
+from ffstream.journal import schema
+
+
+class Entry(NamedTuple):
+    """One accepted message on its way to disk."""
+
+    client: str
+    n: int
+    base: int
+    samples: int
+    dtype: str
+    labels: bytes
+    images: bytes
+
+
+class Receipt(NamedTuple):
+    """Where a message's samples went."""
+
+    n: int
+    first_seq: int
+    samples: int
+
+
+@dataclass
+class _Client:
+    base: int = 1
+    receipts: dict[int, Receipt] = field(default_factory=dict)
+
+
+class Head:
+    """The last sequence number on disk, for whoever waits for more. Shared between threads."""
+
+    def __init__(self, seq: int) -> None:
+        self._seq = seq
+        self._grown = threading.Condition()
+
+    @property
+    def seq(self) -> int:
+        return self._seq
+
+    def advance(self, seq: int) -> None:
+        """Tells the waiting that samples up to `seq` can be read."""
+        with self._grown:
+            self._seq = seq
+            self._grown.notify_all()
+
+    def wait(self, beyond: int, timeout_s: float) -> bool:
+        """True once there is something beyond that number; False after the timeout or a wake-up."""
+        with self._grown:
+            if self._seq <= beyond:
+                self._grown.wait(timeout_s)
+            return self._seq > beyond
+
+    def wake(self) -> None:
+        """Ends all waits, so that the waiting look at what else has changed."""
+        with self._grown:
+            self._grown.notify_all()
+
+
+class Journal:
+    """Appends messages. Opened and closed by whoever; used by one thread in between."""
+
+    def __init__(self, path: Path, *, inputs: int, labels: int) -> None:
+        self.path = path
+        self._db = schema.connect(path)
+        schema.create(self._db, path, inputs, labels)
+        self._next_seq = self._recover_next_seq()
+        self.head = Head(self._next_seq - 1)
+        self._first_seq = self._db.execute("SELECT min(first_seq) FROM messages").fetchone()[0] or self._next_seq
+        self._clients = self._recover_clients()
+
+    def _recover_next_seq(self) -> int:
+        (stored,) = self._db.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
+        last = self._db.execute("SELECT first_seq + count FROM messages ORDER BY first_seq DESC LIMIT 1").fetchone()
+        return max(int(stored), int(last[0]) if last else 1)
+
+    def _recover_clients(self) -> dict[str, _Client]:
+        clients = {name: _Client(base) for name, base in self._db.execute("SELECT client, base FROM clients")}
+        for table in ("receipts", "messages"):
+            rows = self._db.execute(f"SELECT client, n, first_seq, count FROM {table}")
+            for name, n, first_seq, count in rows:
+                client = clients.setdefault(name, _Client())
+                if n >= client.base:
+                    client.receipts[n] = Receipt(n, first_seq, count)
+        return clients
+
+    @property
+    def clients(self) -> int:
+        """How many clients are remembered."""
+        return len(self._clients)
+
+    def knows(self, client: str) -> bool:
+        """Whether this client has ever had a message accepted."""
+        return client in self._clients
+
+    def next_n(self, client: str) -> int:
+        """The lowest message number that this client has never used."""
+        known = self._clients.get(client)
+        return max((known.base, *(n + 1 for n in known.receipts))) if known else 1
+
+    def receipt(self, client: str, n: int) -> Receipt | None:
+        """Where message n went, None when it is new. Raises StaleSequence below the client's base."""
+        known = self._clients.get(client)
+        if known is None:
+            return None
+        if n < known.base:
+            raise StaleSequence(
+                f"message {n} of client {client!r} is below its base {known.base}",
+                hint="number new messages from `next` in the welcome",
+            )
+        return known.receipts.get(n)
+
+    def append(self, entries: Sequence[Entry]) -> list[Receipt]:
+        """Stores new messages in one transaction and returns their receipts, in order.
+
+        Raises DiskFull; then nothing was stored.
+        """
+        seq = self._next_seq
+        receipts, rows = [], []
+        bases: dict[str, int] = {}
+        for client, n, base, count, dtype, labels, images in entries:
+            receipts.append(Receipt(n, seq, count))
+            crc = zlib.crc32(images, zlib.crc32(labels))
+            rows.append((seq, count, client, n, dtype, crc, labels, images))
+            bases[client] = max(base, bases.get(client, 0))
+            seq += count
+        now = time.time()
+        with _Transaction(self._db, self.path):
+            self._db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany(
+                "INSERT INTO clients VALUES (?, ?, ?) ON CONFLICT (client) DO UPDATE"
+                " SET base = max(base, excluded.base), seen = excluded.seen",
+                [(client, base, now) for client, base in bases.items()],
+            )
+        self._next_seq = seq
+        for entry, receipt in zip(entries, receipts, strict=True):
+            self._clients.setdefault(entry.client, _Client()).receipts[entry.n] = receipt
+        for name, base in bases.items():
+            self._forget_below(name, base)
+        self.head.advance(seq - 1)
+        return receipts
+
+    def _forget_below(self, name: str, base: int) -> None:
+        client = self._clients[name]
+        if base > client.base:
+            # n below base will not come again. A producer's numbers come nearly in order: oldest first.
+            while client.receipts and (oldest := next(iter(client.receipts))) < base:
+                del client.receipts[oldest]
+            client.base = base
+
+    def backlog(self, applied_seq: int) -> int:
+        """Samples on disk that are not learned yet."""
+        return self._next_seq - 1 - applied_seq
+
+    def bytes_used(self) -> int:
+        """Pages in use times their size; free pages are reused, so they do not count."""
+        pages, free, size = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def trim(self, seq: int, *, rows: int = 512) -> bool:
+        """Deletes up to `rows` rows that lie wholly at or below `seq`. True when more remain.
+
+        What a sender may still ask about stays behind as a receipt. The freed pages are reused.
+        """
+        if seq < self._first_seq:
+            return False
+        old = self._db.execute(
+            "SELECT first_seq, client, n, count FROM messages WHERE first_seq + count - 1 <= ? AND first_seq <= ?"
+            " ORDER BY first_seq LIMIT ?",
+            (seq, seq, rows),
+        ).fetchall()
+        if not old:
+            return False
+        still_asked = [
+            (client, n, first_seq, count) for first_seq, client, n, count in old if n >= self._clients[client].base
+        ]
+        with _Transaction(self._db, self.path):
+            self._db.executemany("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?)", still_asked)
+            self._db.execute("DELETE FROM messages WHERE first_seq <= ?", (old[-1][0],))
+            self._db.execute("UPDATE meta SET value = ? WHERE key = 'next_seq'", (self._next_seq,))
+            self._db.execute(
+                "DELETE FROM receipts WHERE n < (SELECT base FROM clients WHERE clients.client = receipts.client)"
+            )
+        self._first_seq = old[-1][0] + old[-1][3]
+        return len(old) == rows
+
+    def close(self) -> None:
+        """Closes the connection; SQLite folds the log into the file."""
+        self._db.close()
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE … COMMIT, with a full disk turned into DiskFull and everything else undone."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._db = connection
+        self._path = path
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._db.execute("COMMIT")
+                return
+        except sqlite3.OperationalError as failure:
+            error = failure
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _NO_ROOM:
+            raise DiskFull(f"{self._path}: {error}", hint="free disk space; learning goes on by itself") from error
+        if error is not None:
+            raise error
+
+
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}

@@ -1,0 +1,69 @@
+"""The reading side: rows in sequence order. Each reader is owned by one thread and holds no lock between calls."""
+
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ffstream.errors import JournalDamaged
+from ffstream.journal import schema
+
+
+class Row(NamedTuple):
+    """One stored message."""
+
+    first_seq: int
+    samples: int
+    dtype: str
+    labels: bytes
+    images: bytes
+
+
+class Reader:
+    """Reads what has been committed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db = schema.connect(path, read_only=True)
+
+    def read(self, beyond: int, max_samples: int) -> list[Row]:
+        """Rows that hold samples beyond `beyond`, in order, until they hold `max_samples` or no more are there.
+
+        The first row may begin at or below `beyond`. Raises JournalDamaged for a gap or a wrong checksum.
+        """
+        rows: list[Row] = []
+        try:
+            # The row that holds `beyond`+1 is the last to begin at or below it; rows follow without a gap.
+            cursor = self._db.execute(
+                "SELECT first_seq, count, dtype, crc, labels, images FROM messages WHERE first_seq >="
+                " coalesce((SELECT max(first_seq) FROM messages WHERE first_seq <= ?), 0) ORDER BY first_seq",
+                (beyond + 1,),
+            )
+            for row in self._checked(cursor, beyond):
+                rows.append(row)
+                if row.first_seq + row.samples - 1 - beyond >= max_samples:
+                    break
+            cursor.close()
+        except sqlite3.DatabaseError as error:
+            raise schema.damaged(self.path, str(error)) from error
+        return rows
+
+    def _checked(self, cursor: sqlite3.Cursor, beyond: int) -> Iterator[Row]:
+        expected = None
+        for first_seq, count, dtype, crc, labels, images in cursor:
+            if first_seq + count - 1 <= beyond:
+                continue
+            if first_seq > (beyond + 1 if expected is None else expected):
+                raise schema.damaged(self.path, f"samples {expected or beyond + 1} to {first_seq - 1} are missing")
+            if zlib.crc32(images, zlib.crc32(labels)) != crc:
+                raise JournalDamaged(
+                    f"{self.path}: samples {first_seq} to {first_seq + count - 1} have a wrong checksum",
+                    hint=f"ffstream journal verify --state {self.path.parent}",
+                )
+            expected = first_seq + count
+            yield Row(first_seq, count, dtype, labels, images)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._db.close()

@@ -1,0 +1,87 @@
+"""The journal's tables, and opening them.
+
+messages  one row an accepted message, in sequence order. Row r holds the samples first_seq … first_seq+count−1.
+          Valid if and only if: the rows present follow one another without a gap, each row's blobs have the
+          lengths that count and dtype promise, and crc is the CRC-32 of labels then images.
+receipts  messages whose row was deleted but whose sender may still ask about them.
+clients   for each client the lowest message number that it may still send (`base`).
+meta      `version` of this schema; `next_seq`, so that numbers are never given twice when all rows are gone;
+          `inputs` and `labels` of the network that the images are for.
+
+A message is a duplicate if and only if (client, n) stands in messages or receipts.
+
+WAL with synchronous=FULL: a commit returns after fsync of the log, so what was committed survives power loss.
+"""
+
+import sqlite3
+from pathlib import Path
+
+from ffstream.errors import JournalDamaged
+
+VERSION = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS messages (
+    first_seq INTEGER PRIMARY KEY,
+    count INTEGER NOT NULL,
+    client TEXT NOT NULL,
+    n INTEGER NOT NULL,
+    dtype TEXT NOT NULL,
+    crc INTEGER NOT NULL,
+    labels BLOB NOT NULL,
+    images BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS receipts (
+    client TEXT NOT NULL, n INTEGER NOT NULL, first_seq INTEGER NOT NULL, count INTEGER NOT NULL,
+    PRIMARY KEY (client, n)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS clients (
+    client TEXT PRIMARY KEY, base INTEGER NOT NULL, seen REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """A connection, for one thread at a time. Raises JournalDamaged when the file is not a journal."""
+    try:
+        if read_only:
+            connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+            )
+        else:
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        # Another connection holds the write lock for one transaction at most.
+        connection.execute("PRAGMA busy_timeout = 10000")
+        if not read_only:
+            connection.execute("PRAGMA page_size = 8192")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA wal_autocheckpoint = 4096")
+        connection.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.DatabaseError as error:
+        raise damaged(path, str(error)) from error
+    return connection
+
+
+def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int) -> None:
+    """Makes the tables where they are missing. Raises JournalDamaged for another version or another network."""
+    expected = {"version": VERSION, "inputs": inputs, "labels": labels}
+    try:
+        connection.executescript(_TABLES)
+        rows = [*expected.items(), ("next_seq", 1)]
+        connection.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", rows)
+        found = dict(connection.execute("SELECT key, value FROM meta"))
+    except sqlite3.DatabaseError as error:
+        raise damaged(path, str(error)) from error
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise JournalDamaged(
+                f"{path}: {key} is {found.get(key)}, this daemon wants {value}",
+                hint="use the network that the journal was begun with, or another --state folder",
+            )
+
+
+def damaged(path: Path, what: str) -> JournalDamaged:
+    """The error for a file that SQLite cannot read."""
+    return JournalDamaged(f"{path}: {what}", hint=f"ffstream journal verify --state {path.parent}")

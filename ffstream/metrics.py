@@ -1,0 +1,90 @@
+"""Every metric once, in Prometheus' conventions: base units, `_total` on counters, labels from closed lists."""
+
+import platform
+
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from ffstream import __version__
+
+_FAST_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+
+
+class Metrics:
+    """The metrics of one daemon, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._define_ingest()
+        self._define_learning()
+        self._define_serving()
+        info = Info("ffstream_build", "Versions this daemon runs with.", registry=self.registry)
+        info.info({"version": __version__, "torch": str(torch.__version__), "python": platform.python_version()})
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"ffstream_{name}", help, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
+        return Gauge(f"ffstream_{name}", help, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help: str, *labels: str, buckets: tuple[float, ...] = _FAST_SECONDS) -> Histogram:
+        return Histogram(f"ffstream_{name}", help, labels, registry=self.registry, buckets=buckets)
+
+    def _define_ingest(self) -> None:
+        self.samples_received = self._counter("samples_received_total", "Samples in well-formed messages.")
+        self.samples_acked = self._counter("samples_acked_total", "Samples committed to the journal and acked.")
+        self.samples_duplicate = self._counter("samples_duplicate_total", "Samples acked again, not stored again.")
+        self.messages_rejected = self._counter(
+            "messages_rejected_total", "Messages answered with an error.", "reason"
+        )
+        self.replies_dropped = self._counter(
+            "replies_dropped_total", "Replies to peers that are gone or do not read."
+        )
+        self.clients = self._gauge("clients", "Producers that the journal remembers.")
+        self.credit = self._gauge("credit_messages", "Messages that a client may have unanswered.")
+        self.journal_commit = self._histogram("journal_commit_seconds", "Time of a group commit, fsync included.")
+        self.journal_commit_messages = self._histogram(
+            "journal_commit_messages", "Messages in a group commit.", buckets=_SIZES
+        )
+        self.journal_backlog = self._gauge("journal_backlog_samples", "Samples on disk that are not learned yet.")
+        self.journal_bytes = self._gauge("journal_used_bytes", "Bytes of the journal in use.")
+        self.journal_seq = self._gauge("journal_last_seq", "Sequence number of the last sample on disk.")
+
+    def _define_learning(self) -> None:
+        self.samples_learned = self._counter("samples_learned_total", "Samples that every layer has learned.")
+        self.applied_seq = self._gauge("applied_seq", "Sequence number up to which every layer has learned.")
+        self.goodness = self._gauge("layer_goodness", "Mean goodness since the last barrier.", "layer", "polarity")
+        self.loss = self._gauge("layer_loss", "Mean loss since the last barrier.", "layer")
+        self.step_seconds = self._histogram("stage_step_seconds", "Time of a stage for a microbatch.", "stage")
+        self.queue_depth = self._gauge("stage_queue_depth", "Items waiting before a stage.", "stage")
+        self.stage_seq = self._gauge("stage_last_seq", "Last sample that a stage has learned.", "stage")
+        self.skipped = self._gauge("stage_skipped_microbatches", "Microbatches given up before a stage.", "stage")
+        self.phase = self._gauge("phase", "1 for the phase that is running.", "phase")
+        self.paused = self._gauge("learning_paused", "1 while learning is paused.")
+        self.checkpoint_seconds = self._histogram("checkpoint_write_seconds", "Time to make a checkpoint durable.")
+        self.checkpoint_bytes = self._gauge("checkpoint_bytes", "Size of the last checkpoint.")
+        self.checkpoint_seq = self._gauge("checkpoint_last_seq", "Sequence number of the last checkpoint.")
+        self.checkpoint_failures = self._counter(
+            "checkpoint_failures_total", "Checkpoints that could not be written."
+        )
+        self.checkpoints_damaged = self._counter("checkpoints_damaged_total", "Damaged checkpoints met at recovery.")
+
+    def _define_serving(self) -> None:
+        self.predictions = self._counter("predictions_total", "Samples predicted for clients.")
+        self.prediction_seconds = self._histogram("prediction_seconds", "From receipt of a query to its reply.")
+        self.prediction_batch = self._histogram(
+            "prediction_batch_samples", "Samples predicted at once.", buckets=_SIZES
+        )
+        self.prequential_samples = self._counter("prequential_samples_total", "Samples predicted before learned.")
+        self.prequential_errors = self._counter("prequential_errors_total", "Those that were predicted wrong.")
+        self.prequential_skipped = self._counter(
+            "prequential_skipped_samples_total",
+            "Samples learned without being predicted first, at high rates.",
+        )
+        self.prequential_error = self._gauge(
+            "prequential_error_ratio", "Error over the last 10,000 predicted samples."
+        )
+        self.snapshot_age = self._gauge("snapshot_age_seconds", "Time since the weights that predict were published.")
+        self.snapshot_seq = self._gauge("snapshot_seq", "Last sample that the weights that predict have learned.")
+        self.snapshot_version = self._gauge("snapshot_version", "Number of the snapshot that predicts.")

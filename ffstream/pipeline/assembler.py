@@ -1,0 +1,82 @@
+"""Stored messages to microbatches, on a fixed grid.
+
+Microbatch k ends at sample k·B, whatever messages the samples came in. A flush may cut one short when the stream
+pauses; the next one ends on the grid again.
+"""
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ffstream.journal.reader import Reader
+from ffstream.wire.codec import bytes_to_labels, images_to_array
+
+_READ_AHEAD = 8  # microbatches
+
+
+class _Piece(NamedTuple):
+    images: NDArray[Any]
+    labels: NDArray[Any]
+
+
+class Assembler:
+    """Reads the journal beyond `seq`. Owned by the feeder's thread."""
+
+    def __init__(self, reader: Reader, batch_size: int, seq: int) -> None:
+        self._reader = reader
+        self._batch_size = batch_size
+        self._pieces: deque[_Piece] = deque()
+        self._held = 0
+        self.seq = seq  # of the last sample given out
+
+    @property
+    def pending(self) -> int:
+        """Samples read and not given out."""
+        return self._held
+
+    def next(self, *, flush: bool = False) -> tuple[Tensor, Tensor] | None:
+        """Images (B, inputs) and labels (B) of the next microbatch; None while it is incomplete.
+
+        With `flush` an incomplete one will do. Raises JournalDamaged.
+        """
+        wanted = self._batch_size - self.seq % self._batch_size
+        if self._held < wanted:
+            self._read(_READ_AHEAD * self._batch_size)
+        if not self._held or (self._held < wanted and not flush):
+            return None
+        return self._take(min(wanted, self._held))
+
+    def _read(self, samples: int) -> None:
+        beyond = self.seq + self._held
+        for row in self._reader.read(beyond, samples):
+            known = max(0, beyond + 1 - row.first_seq)
+            images = images_to_array(row.dtype, row.samples, row.images)[known:]
+            self._pieces.append(_Piece(images, bytes_to_labels(row.labels)[known:]))
+            self._held += len(images)
+            beyond += len(images)
+
+    def _take(self, count: int) -> tuple[Tensor, Tensor]:
+        taken: list[_Piece] = []
+        missing = count
+        while missing:
+            images, labels = self._pieces.popleft()
+            if len(images) > missing:
+                self._pieces.appendleft(_Piece(images[missing:], labels[missing:]))
+                images, labels = images[:missing], labels[:missing]
+            taken.append(_Piece(images, labels))
+            missing -= len(images)
+        self._held -= count
+        self.seq += count
+        if len({piece.images.dtype for piece in taken}) > 1:  # uint8 beside float32: one scale for the microbatch
+            taken = [_Piece(_as_float(piece.images), piece.labels) for piece in taken]
+        images = np.concatenate([piece.images for piece in taken])
+        labels = np.concatenate([piece.labels for piece in taken])
+        return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+
+
+def _as_float(images: NDArray[Any]) -> NDArray[Any]:
+    return images if images.dtype.kind == "f" else images.astype(np.float32) / np.float32(255)

@@ -1,0 +1,73 @@
+"""The bounded queue between two stages.
+
+`block`: a full queue makes the sender wait. `skip`: a full queue gives up its oldest microbatch, so that the
+receiver learns from the freshest activities and the sender never waits; what is given up is counted. Barriers are
+never given up. A closed channel refuses to be written and ends its reader once it is empty.
+"""
+
+import threading
+from collections import deque
+from typing import Literal
+
+from ffstream.pipeline.messages import Barrier, Handed, MicroBatch
+
+Overflow = Literal["block", "skip"]
+Item = MicroBatch | Handed | Barrier
+
+
+class Closed(Exception):
+    """The channel's other end is gone."""
+
+
+class Channel:
+    """One writer, one reader."""
+
+    def __init__(self, capacity: int, overflow: Overflow = "block") -> None:
+        self.capacity = capacity
+        self.overflow = overflow
+        self.skipped = 0
+        self._items: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._broken = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: Item) -> None:
+        """Hands an item on. Raises Closed."""
+        with self._changed:
+            while len(self._items) >= self.capacity and not self._closed:
+                if self.overflow == "skip" and self._give_up_oldest():
+                    break
+                self._changed.wait()
+            if self._closed:
+                raise Closed
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def _give_up_oldest(self) -> bool:
+        for position, item in enumerate(self._items):
+            if not isinstance(item, Barrier):
+                del self._items[position]
+                self.skipped += 1
+                return True
+        return False
+
+    def get(self) -> Item:
+        """The next item. Raises Closed when there will be none."""
+        with self._changed:
+            while not self._items and not self._closed:
+                self._changed.wait()
+            if self._broken or not self._items:
+                raise Closed
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def close(self, *, drop: bool = False) -> None:
+        """No more items. What is in the queue is still read, unless dropped."""
+        with self._changed:
+            self._closed = True
+            self._broken = self._broken or drop
+            self._changed.notify_all()

@@ -1,0 +1,90 @@
+"""Where a stage computes. On CUDA each stage has a stream of its own; on the CPU there is nothing to order."""
+
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from ffstream.errors import ConfigError
+from ffstream.ff.layer import Activities
+
+
+class CpuLane:
+    """A stage's place on the CPU: work is done when the call returns."""
+
+    def use(self) -> AbstractContextManager[Any]:
+        """The context that the stage's thread works in."""
+        return nullcontext()
+
+    def hand_over(self) -> Any:
+        """A token for the moment that all work so far is done."""
+        return None
+
+    def receive(self, activities: Activities, ready: Any) -> None:
+        """Makes what follows wait for that moment."""
+
+    def settle(self) -> None:
+        """Keeps the host from running ahead without bound."""
+
+    def synchronize(self) -> None:
+        """Waits for everything."""
+
+
+class CudaLane(CpuLane):
+    """A CUDA stream. Events order it after the stage before; the host stays at most `ahead` steps in front."""
+
+    def __init__(self, device: torch.device, ahead: int) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._ahead = ahead
+        self._pending: deque[torch.cuda.Event] = deque()
+
+    def use(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._stream)
+
+    def hand_over(self) -> torch.cuda.Event:
+        event: torch.cuda.Event = self._stream.record_event()
+        return event
+
+    def receive(self, activities: Activities, ready: Any) -> None:
+        self._stream.wait_event(ready)
+        # The allocator must not reuse the sender's memory before this stream has read it.
+        activities.h_NO.record_stream(self._stream)
+        activities.labels_N.record_stream(self._stream)
+
+    def settle(self) -> None:
+        self._pending.append(self._stream.record_event())
+        if len(self._pending) > self._ahead:
+            self._pending.popleft().synchronize()
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+
+def choose_device(name: str) -> torch.device:
+    """`cpu`, `cuda`, or `auto`: CUDA where there is one. Raises ConfigError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = cuda, but torch sees no CUDA device", hint="device = cpu or auto")
+    return torch.device(name)
+
+
+def choose_product_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`fp32`, `bf16`, or `auto`: bf16 where the processor has instructions for it."""
+    if name == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+        name = "bf16" if fast else "fp32"
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if capabilities:
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("bf16") or capabilities.get("amx_bf16"))
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def make_lane(device: torch.device, ahead: int) -> CpuLane:
+    """A new lane on that device."""
+    return CudaLane(device, ahead) if device.type == "cuda" else CpuLane()

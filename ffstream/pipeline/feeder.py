@@ -1,0 +1,239 @@
+"""The feeder reads the journal in order, forms microbatches, applies phases, and chooses where barriers stand.
+
+What it decides depends on sequence numbers, counts and the seed (only the flush of a partial microbatch on time),
+so that a run that was killed and resumed decides the same.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, Literal
+
+import torch
+
+from ffstream.errors import FFStreamError, StageFailed
+from ffstream.journal.journal import Head
+from ffstream.pipeline.assembler import Assembler
+from ffstream.pipeline.channel import Channel, Closed
+from ffstream.pipeline.memory import Memory
+from ffstream.pipeline.messages import Barrier, MicroBatch, Part
+from ffstream.pipeline.phases import PhaseSchedule
+from ffstream.threads import LEARNING_NICENESS, lower_priority, use_one_core
+
+log = logging.getLogger(__name__)
+
+NAME = "ff-feeder"
+_IDLE_WAIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class FeederOptions:
+    """How the stream is cut. Counts are microbatches unless they say otherwise."""
+
+    batch_size: int
+    rehearsal: int = 0  # remembered samples beside a microbatch's fresh ones
+    publish_every: int = 8
+    checkpoint_every_samples: int = 0
+    checkpoint_every_s: float = 0.0
+    linger_s: float = 1.0
+    partial: Literal["flush", "wait"] = "flush"
+
+
+@dataclass
+class FeederState:
+    """Where the feeder stands; part of every checkpoint."""
+
+    step: int = 0
+    seq: int = 0
+    version: int = 0
+    schedule: PhaseSchedule = field(default_factory=PhaseSchedule)
+
+
+MakeBarrier = Callable[..., Barrier]
+
+
+class Feeder:
+    """Thread `ff-feeder`. `observe` sees every fresh microbatch before it is learned, and must not block."""
+
+    def __init__(
+        self,
+        state: FeederState,
+        options: FeederOptions,
+        *,
+        assembler: Assembler,
+        head: Head,
+        memory: Memory,
+        out: Channel,
+        make_barrier: MakeBarrier,
+        observe: Callable[[MicroBatch, int], None],
+        on_failure: Callable[[StageFailed], None],
+    ) -> None:
+        self.state = state
+        self.options = options
+        self._assembler = assembler
+        self._head = head
+        self._memory = memory
+        self._out = out
+        self._make_barrier = make_barrier
+        self._observe = observe
+        self._on_failure = on_failure
+        self._requests: SimpleQueue[Callable[[Barrier], None]] = SimpleQueue()
+        self._stopping = threading.Event()
+        self._saves_at_end = True
+        self._paused = False
+        self._published_step = state.step
+        self._saved_seq = state.seq
+        self._saved_at = time.monotonic()
+        self._partial_since = 0.0
+        self._partial_seq = 0
+        self.idle = False
+        self.progressed_at = time.monotonic()
+        self._started = threading.Event()
+        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+
+    def start(self) -> None:
+        """Returns once the thread runs."""
+        self.thread.start()
+        self._started.wait()
+
+    def stop(self, *, save: bool = True) -> None:
+        """Feeds no more; a last barrier (that saves, if wanted) follows what was fed."""
+        self._saves_at_end = save
+        self._stopping.set()
+        self._head.wake()
+
+    def pause(self, paused: bool) -> None:
+        """Stops or resumes feeding; everything else goes on."""
+        self._paused = paused
+        self._head.wake()
+
+    def request_checkpoint(self, on_complete: Callable[[Barrier], None]) -> None:
+        """Sends a saving barrier as soon as possible; `on_complete` gets it when all parts are there."""
+        self._requests.put(on_complete)
+        self._head.wake()
+
+    @property
+    def paused(self) -> bool:
+        """Whether learning is paused by request."""
+        return self._paused
+
+    def _run(self) -> None:
+        use_one_core()
+        lower_priority(LEARNING_NICENESS)
+        self._started.set()
+        try:
+            while not self._stopping.is_set():
+                self.progressed_at = time.monotonic()
+                if not self._serve_request() and (self._paused or not self._feed()):
+                    self._idle()
+            self._send_barrier(saves=self._saves_at_end)
+        except Closed:
+            pass
+        except FFStreamError as error:
+            log.exception("feeder failed seq=%d", self.state.seq)
+            self._on_failure(StageFailed(f"{NAME}: {error}", hint=error.hint))
+        except Exception as error:
+            log.exception("feeder failed seq=%d", self.state.seq)
+            self._on_failure(StageFailed(f"{NAME}: {error!r}", hint="see the traceback in the log"))
+        finally:
+            self._out.close()
+
+    def _serve_request(self) -> bool:
+        try:
+            on_complete = self._requests.get_nowait()
+        except Empty:
+            return False
+        self._send_barrier(saves=True, on_complete=on_complete)
+        return True
+
+    def _feed(self) -> bool:
+        """Sends the next microbatch, and a barrier if one is due. False when there is nothing to send."""
+        state = self.state
+        polarity = state.schedule.polarity
+        if polarity == "sleep" and len(self._memory):
+            images, labels = self._memory.draw(self.options.batch_size, state.step)
+            fresh = 0
+        else:
+            batch = self._assembler.next(flush=self._flush_is_due())
+            if batch is None:
+                return False
+            images, labels = batch
+            fresh = len(labels)
+        state.seq = self._assembler.seq
+        micro = MicroBatch(state.step, state.seq, polarity, images, labels, fresh)
+        if fresh:
+            self._observe(micro, state.version)
+            micro = self._rehearse(micro)
+            self._memory.add(images, labels)
+        state.step += 1
+        state.schedule.advance()
+        self.idle = False
+        self._out.put(micro)
+        self._send_due_barrier()
+        return True
+
+    def _rehearse(self, micro: MicroBatch) -> MicroBatch:
+        """Puts remembered samples beside the fresh ones, so that one update learns from both."""
+        count = self.options.rehearsal * micro.fresh // self.options.batch_size
+        if not count or not len(self._memory):
+            return micro
+        images, labels = self._memory.draw(count, micro.step)
+        if micro.images.dtype != torch.uint8:
+            images = images.to(torch.float32).div_(255)
+        return micro._replace(images=torch.cat((micro.images, images)), labels=torch.cat((micro.labels, labels)))
+
+    def _flush_is_due(self) -> bool:
+        if self.options.partial == "wait" or not self._assembler.pending:
+            return False
+        now = time.monotonic()
+        if self._partial_seq != self._assembler.seq or not self._partial_since:
+            self._partial_seq, self._partial_since = self._assembler.seq, now
+        return now - self._partial_since >= self.options.linger_s
+
+    def _send_due_barrier(self) -> None:
+        options, state = self.options, self.state
+        # Often while the network is young and every microbatch makes it better, then at a steady pace.
+        young = state.step < options.publish_every * 8 and state.step & (state.step - 1) == 0
+        fresh = state.seq - self._saved_seq
+        saves = 0 < options.checkpoint_every_samples <= fresh or (
+            0 < options.checkpoint_every_s <= time.monotonic() - self._saved_at and fresh > 0
+        )
+        if young or saves or state.step % options.publish_every == 0:
+            self._send_barrier(saves=saves)
+
+    def _send_barrier(self, *, saves: bool, on_complete: Callable[[Barrier], None] | None = None) -> None:
+        state = self.state
+        state.version += 1
+        barrier = self._make_barrier(
+            step=state.step, seq=state.seq, version=state.version, saves=saves, on_complete=on_complete
+        )
+        self._published_step = state.step
+        if saves:
+            self._saved_seq, self._saved_at = state.seq, time.monotonic()
+            barrier.contribute(NAME, self._part())
+        self._out.put(barrier)
+
+    def _part(self) -> Part:
+        state = self.state
+        tensors, progress = self._memory.state()
+        position: dict[str, Any] = {
+            "step": state.step,
+            "version": state.version,
+            "phase_position": state.schedule.position,
+        }
+        return Part(tensors, position | progress)
+
+    def _idle(self) -> None:
+        """Nothing to feed: publishes what was learned since the last snapshot, then waits for more."""
+        if self._published_step != self.state.step:
+            self._send_barrier(saves=False)
+        self.idle = True
+        held = self._assembler.pending
+        timeout_s = min(_IDLE_WAIT_S, self.options.linger_s) if held else _IDLE_WAIT_S
+        if self._paused:
+            self._stopping.wait(0.05)
+        else:
+            self._head.wait(self._assembler.seq + held, timeout_s)

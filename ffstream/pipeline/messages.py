@@ -1,0 +1,92 @@
+"""What travels through the pipeline.
+
+A barrier is the Chandy-Lamport cut of a chain: whoever it passes adds its part of the state, as it is after
+everything before the barrier and nothing behind it. The parts together are one consistent state, and nobody stopped.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ffstream.ff.layer import Activities, LayerWeights, Polarity
+
+
+class MicroBatch(NamedTuple):
+    """Samples that make one update of every layer. `seq` is the last fresh sample's number.
+
+    `images` (B, inputs) uint8 or float32; `labels` (B) int64. `fresh` of them, the first, come from the stream.
+    """
+
+    step: int
+    seq: int
+    polarity: Polarity
+    images: Tensor
+    labels: Tensor
+    fresh: int
+
+
+class Handed(NamedTuple):
+    """A microbatch on its way between two stages. `ready` tells a CUDA stream when the activities are there."""
+
+    step: int
+    seq: int
+    fresh: int
+    activities: Activities
+    ready: Any = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One contributor's share of a barrier: tensors by name, and what JSON can say."""
+
+    tensors: Mapping[str, Tensor]
+    progress: Mapping[str, Any]
+
+
+class Barrier:
+    """A cut behind the sample `seq`. Publishes weights when `version` is given, saves state when `saves`.
+
+    `on_complete` runs on the thread of the last contributor, once.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: int,
+        seq: int,
+        version: int,
+        saves: bool,
+        contributors: Iterable[str],
+        on_complete: Callable[["Barrier"], None],
+    ) -> None:
+        self.step = step
+        self.seq = seq
+        self.version = version
+        self.saves = saves
+        self.weights: dict[int, LayerWeights] = {}
+        self._missing = set(contributors)
+        self._parts: list[Part] = []
+        self._on_complete = on_complete
+        self._lock = threading.Lock()
+
+    def contribute(self, name: str, part: Part) -> None:
+        """Adds one contributor's part. The last one completes the barrier."""
+        with self._lock:
+            self._missing.remove(name)
+            self._parts.append(part)
+            complete = not self._missing
+        if complete:
+            self._on_complete(self)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All parts' tensors."""
+        return {name: value for part in self._parts for name, value in part.tensors.items()}
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """All parts' JSON."""
+        return {name: value for part in self._parts for name, value in part.progress.items()}

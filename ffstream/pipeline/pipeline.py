@@ -1,0 +1,235 @@
+"""The learner: feeder, stages and channels, started and stopped as one.
+
+    feeder ─channel→ stage 0 ─channel→ stage 1 … stage n      every thread ends when its inbox is closed
+
+One learner goes from one state to a later one. Rolling back means building another from an older state.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ffstream.errors import ConfigError, StageFailed
+from ffstream.ff.layer import LayerWeights, Placement
+from ffstream.ff.network import build_layers
+from ffstream.ff.presets import Recipe
+from ffstream.journal.journal import Head
+from ffstream.journal.reader import Reader
+from ffstream.metrics import Metrics
+from ffstream.pipeline.assembler import Assembler
+from ffstream.pipeline.channel import Channel, Overflow
+from ffstream.pipeline.device import choose_device, choose_product_dtype, make_lane
+from ffstream.pipeline.feeder import NAME as FEEDER
+from ffstream.pipeline.feeder import Feeder, FeederOptions, FeederState
+from ffstream.pipeline.memory import Memory
+from ffstream.pipeline.messages import Barrier, Handed, MicroBatch
+from ffstream.pipeline.phases import PhaseSchedule
+from ffstream.pipeline.stage import Stage, Wiring
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """How the learner runs. None of this changes the weights, except `overflow = skip` and the precision."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    queue_depth: int = 4
+    overflow: Overflow = "block"
+    stages: tuple[int, ...] = ()  # layers in each stage; empty: one each
+    wake: int = 0
+    sleep: int = 0
+
+
+class StartingPoint(NamedTuple):
+    """Where a learner begins: nothing learned, or what a checkpoint holds."""
+
+    seq: int = 0
+    tensors: Mapping[str, Tensor] = {}
+    progress: Mapping[str, Any] = {}
+
+
+class Callbacks(NamedTuple):
+    """What the learner reports. Called on its threads; none may block for long."""
+
+    on_barrier: Callable[[Barrier], None]
+    on_failure: Callable[[StageFailed], None]
+    observe: Callable[[MicroBatch, int], None] = lambda microbatch, version: None
+    on_saving: Callable[[Barrier], None] = lambda barrier: None  # in stream order, for other contributors
+
+
+class Pipeline:
+    """A learner on the samples of a journal."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: PipelineOptions,
+        cuts: FeederOptions,
+        *,
+        journal: Path,
+        head: Head,
+        start: StartingPoint,
+        callbacks: Callbacks,
+        metrics: Metrics,
+        save_contributors: Sequence[str] = (),
+    ) -> None:
+        self.recipe = recipe
+        self.device = choose_device(options.device)
+        self.product_dtype = choose_product_dtype(options.precision, self.device)
+        self._callbacks = callbacks
+        self._metrics = metrics
+        self._save_contributors = save_contributors
+        self.applied_seq = start.seq
+        self.learned = 0
+        self._reader = Reader(journal)
+        self.stages = self._build_stages(options, start)
+        self._feeder = self._build_feeder(options, cuts, head, start)
+
+    def _build_stages(self, options: PipelineOptions, start: StartingPoint) -> list[Stage]:
+        placement = Placement(self.device, self.product_dtype, options.queue_depth + 2)
+        first, later = build_layers(self.recipe, placement)
+        layers = [first, *later]
+        for layer in layers:
+            prefix = f"layers.{layer.index}."
+            state = {name.removeprefix(prefix): v for name, v in start.tensors.items() if name.startswith(prefix)}
+            if state:
+                layer.load(state)
+        sizes = options.stages or (1,) * len(layers)
+        if sum(sizes) != len(layers) or min(sizes) < 1:
+            raise ConfigError(
+                f"pipeline.stages = {list(sizes)} for {len(layers)} layers",
+                hint="name how many layers each stage has",
+            )
+        # The feeder's own channel always blocks: skipping there would leave samples unlearned by every layer.
+        channels = [
+            Channel(options.queue_depth, options.overflow if index else "block") for index in range(len(sizes))
+        ]
+        wiring = Wiring(self._on_learned, self._callbacks.on_failure, self._metrics)
+        stages, at = [], 0
+        for index, size in enumerate(sizes):
+            outbox = channels[index + 1] if index + 1 < len(sizes) else None
+            lane = make_lane(self.device, options.queue_depth)
+            stages.append(Stage(index, layers[at : at + size], channels[index], outbox, lane, wiring))
+            at += size
+        return stages
+
+    def _build_feeder(
+        self, options: PipelineOptions, cuts: FeederOptions, head: Head, start: StartingPoint
+    ) -> Feeder:
+        recipe = self.recipe
+        schedule = PhaseSchedule(options.wake, options.sleep, start.progress.get("phase_position", 0))
+        if schedule.separate and recipe.objective != "threshold":
+            raise ConfigError(
+                f"phases need an objective for one polarity alone, {recipe.objective} is none",
+                hint="set network.objective = threshold",
+            )
+        wants_memory = recipe.rehearsal > 0 or schedule.separate
+        memory = Memory(recipe.memory if wants_memory else 0, recipe.inputs, recipe.seed, recipe.rehearsal_jitter)
+        if "memory.added" in start.progress:
+            memory.load(dict(start.tensors), start.progress["memory.added"])
+        state = FeederState(start.progress.get("step", 0), start.seq, start.progress.get("version", 0), schedule)
+        return Feeder(
+            state,
+            cuts,
+            assembler=Assembler(self._reader, recipe.batch_size, start.seq),
+            head=head,
+            memory=memory,
+            out=self.stages[0].inbox,
+            make_barrier=self._make_barrier,
+            observe=self._callbacks.observe,
+            on_failure=self._callbacks.on_failure,
+        )
+
+    def _make_barrier(
+        self, *, step: int, seq: int, version: int, saves: bool, on_complete: Callable[[Barrier], None] | None
+    ) -> Barrier:
+        contributors = [stage.name for stage in self.stages]
+        if saves:
+            contributors += [FEEDER, *self._save_contributors]
+
+        def complete(barrier: Barrier) -> None:
+            self._callbacks.on_barrier(barrier)
+            if on_complete is not None:
+                on_complete(barrier)
+
+        barrier = Barrier(
+            step=step, seq=seq, version=version, saves=saves, contributors=contributors, on_complete=complete
+        )
+        if saves:
+            self._callbacks.on_saving(barrier)
+        return barrier
+
+    def _on_learned(self, handed: Handed) -> None:
+        self.applied_seq = handed.seq
+        self.learned += handed.fresh
+        self._metrics.samples_learned.inc(handed.fresh)
+
+    def weights(self) -> dict[int, LayerWeights]:
+        """Averaged weights by layer. Before `start` only: then the stages' threads own them."""
+        return {layer.index: layer.averaged() for stage in self.stages for layer in stage.layers}
+
+    def start(self) -> None:
+        """Starts every thread, the last stage first, and returns once they run."""
+        for stage in reversed(self.stages):
+            stage.start()
+        self._feeder.start()
+
+    def stop(self, timeout_s: float, *, save: bool = True) -> bool:
+        """Feeds no more, lets what was fed be learned, sends a last barrier. False if the deadline passed."""
+        deadline = time.monotonic() + timeout_s
+        self._feeder.stop(save=save)
+        for thread in (self._feeder.thread, *(stage.thread for stage in self.stages)):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        alive = self._feeder.thread.is_alive() or any(stage.thread.is_alive() for stage in self.stages)
+        if not alive:
+            self._reader.close()
+        return not alive
+
+    def abort(self, timeout_s: float) -> bool:
+        """Drops what is in the queues and ends the threads as soon as they look up."""
+        for stage in self.stages:
+            stage.inbox.close(drop=True)
+        return self.stop(timeout_s, save=False)
+
+    def pause(self, paused: bool) -> None:
+        """Stops or resumes feeding."""
+        self._feeder.pause(paused)
+
+    @property
+    def paused(self) -> bool:
+        """Whether learning is paused by request."""
+        return self._feeder.paused
+
+    @property
+    def phase(self) -> str:
+        """The phase of the next microbatch."""
+        return self._feeder.state.schedule.polarity
+
+    def request_checkpoint(self, on_complete: Callable[[Barrier], None]) -> None:
+        """Sends a saving barrier now."""
+        self._feeder.request_checkpoint(on_complete)
+
+    def stalled(self, limit_s: float) -> str | None:
+        """Names a thread that has work and made no progress for that long."""
+        now = time.monotonic()
+        for stage in self.stages:
+            if len(stage.inbox) and now - stage.progressed_at > limit_s:
+                return stage.name
+        return None
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Each stage for the status reply."""
+        return [
+            {
+                "name": stage.name,
+                "layers": [layer.index for layer in stage.layers],
+                "queue_depth": len(stage.inbox),
+                "last_seq": stage.last_seq,
+                "skipped": stage.inbox.skipped,
+            }
+            for stage in self.stages
+        ]

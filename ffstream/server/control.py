@@ -1,0 +1,82 @@
+"""The control socket: commands to the daemon. They run beside the loop, which goes on serving."""
+
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from ffstream.errors import BadHeader, FFStreamError, RateLimited
+from ffstream.metrics import Metrics
+from ffstream.server.router import Received, RouterLoop, SocketLimits
+from ffstream.wire import codec
+from ffstream.wire.messages import Reply, Request
+
+log = logging.getLogger(__name__)
+
+Command = Callable[[dict[str, Any]], dict[str, Any]]
+
+_WORKERS = 8
+_WAITING_MAX = 64
+_BUSY_POLL_MS = 5
+
+
+class InternalError(FFStreamError):
+    """A command failed in a way nobody foresaw; the log has the traceback."""
+
+
+class ControlLoop(RouterLoop):
+    """Thread `ff-control`. Commands take the request's arguments and return the reply's result."""
+
+    def __init__(
+        self,
+        commands: Mapping[str, Command],
+        sockets: SocketLimits,
+        metrics: Metrics,
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        super().__init__("control", (Request,), sockets, metrics, on_failure, batch_messages=64, batch_bytes=1 << 20)
+        self._commands = commands
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ff-command")
+        self._waiting: list[tuple[bytes, int, Future[dict[str, Any]]]] = []
+
+    def handle(self, batch: list[Received]) -> None:
+        """Starts each command."""
+        for peer, message, payload in batch:
+            assert isinstance(message, Request)
+            try:
+                codec.expect_payload(payload, 0)
+                command = self._commands.get(message.command)
+                if command is None:
+                    known = ", ".join(sorted(self._commands))
+                    raise BadHeader("unknown command", hint=f"there are {known}")
+                if len(self._waiting) >= _WAITING_MAX:
+                    raise RateLimited(f"{_WAITING_MAX} commands are running", hint="try again later")
+            except FFStreamError as error:
+                self.refuse(peer, error, id=message.id)
+                continue
+            self._waiting.append((peer, message.id, self._workers.submit(command, message.arguments)))
+
+    def idle(self) -> None:
+        """Replies to what has finished."""
+        running = []
+        for peer, id, future in self._waiting:
+            if not future.done():
+                running.append((peer, id, future))
+                continue
+            error = future.exception()
+            if error is None:
+                self.reply(peer, Reply(id=id, result=future.result()))
+            elif isinstance(error, FFStreamError):
+                self.refuse(peer, error, id=id)
+            else:
+                log.error("command failed", exc_info=error)
+                self.refuse(peer, InternalError(repr(error), hint="see the daemon's log"), id=id)
+        self._waiting = running
+
+    def _poll_ms(self) -> int:
+        return _BUSY_POLL_MS if self._waiting else super()._poll_ms()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ends the loop; commands under way are not waited for."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        return super().stop(timeout_s)

@@ -1,0 +1,72 @@
+"""The predict socket: queries that wait together are answered together, each batch from one snapshot."""
+
+import time
+from collections.abc import Callable
+
+from ffstream.errors import FFStreamError
+from ffstream.metrics import Metrics
+from ffstream.server.router import Received, RouterLoop, SocketLimits
+from ffstream.serving.predictor import Answer, Predictor
+from ffstream.threads import use_one_core
+from ffstream.wire import codec
+from ffstream.wire.messages import Predict, Prediction
+
+
+class PredictLoop(RouterLoop):
+    """Thread `ff-predict`."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        checker: codec.ImageChecker,
+        sockets: SocketLimits,
+        *,
+        batch_samples: int,
+        metrics: Metrics,
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        super().__init__(
+            "predict",
+            (Predict,),
+            sockets,
+            metrics,
+            on_failure,
+            batch_messages=batch_samples,
+            batch_bytes=batch_samples * checker.inputs * 4,
+        )
+        self._predictor = predictor
+        self._checker = checker
+
+    def _run(self) -> None:
+        use_one_core()
+        super()._run()
+
+    def handle(self, batch: list[Received]) -> None:
+        """Checks, predicts together, replies one by one."""
+        start = time.perf_counter()
+        good: list[tuple[bytes, int]] = []
+        queries = []
+        for peer, message, payload in batch:
+            assert isinstance(message, Predict)
+            try:
+                (images,) = codec.expect_payload(payload, 1)
+                self._checker.check_images(message, images)
+            except FFStreamError as error:
+                self.refuse(peer, error, id=message.id)
+                continue
+            queries.append(codec.images_to_array(message.dtype, message.count, images))
+            good.append((peer, message.id))
+        if not good:
+            return
+        for (peer, id), answer in zip(good, self._predictor.answer(queries), strict=True):
+            self.reply(peer, _prediction(id, answer), answer.goodness.astype("<f4", copy=False).tobytes())
+        metrics = self._metrics
+        samples = sum(map(len, queries))
+        metrics.predictions.inc(samples)
+        metrics.prediction_batch.observe(samples)
+        metrics.prediction_seconds.observe(time.perf_counter() - start)
+
+
+def _prediction(id: int, answer: Answer) -> Prediction:
+    snapshot = answer.snapshot
+    return Prediction(id=id, labels=answer.labels.tolist(), version=snapshot.version, seq=snapshot.seq)

@@ -1,0 +1,179 @@
+"""What the three sockets share: one thread, one ROUTER socket, batches of messages in, replies out.
+
+The socket belongs to the thread. A message that breaks the protocol is answered and counted here, once, whatever the
+socket; an unexpected exception ends the loop and is reported, because a loop that limps is worse than one that ends.
+"""
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import zmq
+
+from ffstream.errors import BadFrames, ConfigError, FFStreamError, Unavailable
+from ffstream.metrics import Metrics
+from ffstream.wire import codec
+from ffstream.wire.messages import ErrorReply, Message, Ping, Pong
+
+log = logging.getLogger(__name__)
+
+_LINGER_MS = 1000  # for replies under way when the socket closes
+_POLL_MS = 100
+
+
+class SocketLimits(NamedTuple):
+    """Limits that ZeroMQ enforces."""
+
+    message_max_bytes: int
+    reply_queue_messages: int
+    heartbeat_s: float
+
+
+class Received(NamedTuple):
+    """One message: whom to answer, the decoded header, the payload frames."""
+
+    peer: bytes
+    message: Message
+    payload: list[bytes]
+
+
+class RouterLoop(ABC):
+    """A thread that serves one socket. `bind` it, `start` it, `stop` it."""
+
+    def __init__(
+        self,
+        name: str,
+        types: tuple[type[Message], ...],
+        limits: SocketLimits,
+        metrics: Metrics,
+        on_failure: Callable[[Exception], None],
+        *,
+        batch_messages: int,
+        batch_bytes: int,
+    ) -> None:
+        self.name = f"ff-{name}"
+        self.endpoint = ""
+        self._types = codec.table(Ping, *types)
+        self._limits = limits
+        self._metrics = metrics
+        self._on_failure = on_failure
+        self._batch_messages = batch_messages
+        self._batch_bytes = batch_bytes
+        self._stopping = threading.Event()
+        self._started = threading.Event()
+        self.thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+
+    def bind(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> str:
+        """Opens the socket; returns its endpoint, with the port if a wildcard was given. Raises ConfigError."""
+        socket = context.socket(zmq.ROUTER)
+        limits = self._limits
+        socket.setsockopt(zmq.MAXMSGSIZE, limits.message_max_bytes)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reply to nobody is an error, not silence
+        socket.setsockopt(zmq.SNDHWM, limits.reply_queue_messages)
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, int(limits.heartbeat_s * 1000))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(limits.heartbeat_s * 3000))
+        socket.setsockopt(zmq.HEARTBEAT_TTL, int(limits.heartbeat_s * 3000))
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise ConfigError(f"cannot listen on {endpoint}: {error}", hint="another daemon? see [listen]") from error
+        self._socket = socket
+        self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        return self.endpoint
+
+    def start(self) -> None:
+        """Returns once the thread serves."""
+        self.thread.start()
+        self._started.wait()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ends the loop after the batch in hand, and closes the socket. False if the deadline passed."""
+        self._stopping.set()
+        if self.thread.ident is None:
+            self._socket.close()  # bound, never started
+            return True
+        self.thread.join(timeout_s)
+        return not self.thread.is_alive()
+
+    def _run(self) -> None:
+        self._started.set()
+        try:
+            while not self._stopping.is_set():
+                self._turn()
+        except Exception as error:
+            log.exception("loop failed name=%s", self.name)
+            self._on_failure(error)
+        finally:
+            self._socket.close()
+
+    def _turn(self) -> None:
+        if self._socket.poll(self._poll_ms()):
+            batch = self._receive()
+            if batch:
+                self.handle(batch)
+        self.idle()
+
+    def _poll_ms(self) -> int:
+        return _POLL_MS
+
+    def _receive(self) -> list[Received]:
+        """What waits on the socket, up to the batch limits. Bad messages are answered on the way."""
+        batch: list[Received] = []
+        size = 0
+        for _ in range(self._batch_messages):
+            try:
+                peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                received = self._decode(peer, frames)
+            except FFStreamError as error:
+                self.refuse(peer, error)
+                continue
+            if received is None:
+                continue
+            batch.append(received)
+            size += sum(map(len, frames))
+            if size >= self._batch_bytes:
+                break
+        return batch
+
+    def _decode(self, peer: bytes, frames: list[bytes]) -> Received | None:
+        if not frames:
+            raise BadFrames("an empty message", hint="send a header frame; see wire/SPEC.md")
+        message = codec.decode(frames[0], self._types)
+        if isinstance(message, Ping):
+            self.reply(peer, Pong(credit=self.credit()))
+            return None
+        return Received(peer, message, frames[1:])
+
+    def refuse(self, peer: bytes, error: FFStreamError, *, n: int | None = None, id: int | None = None) -> None:
+        """Answers with an error and counts it by its code."""
+        self._metrics.messages_rejected.labels(error.code).inc()
+        retry = isinstance(error, Unavailable)
+        self.reply(peer, ErrorReply(code=error.code, message=error.message, hint=error.hint, retry=retry, n=n, id=id))
+
+    def reply(self, peer: bytes, message: Message, *payload: bytes) -> None:
+        """Sends without waiting. A peer that is gone or does not read loses its reply, and nobody else notices."""
+        try:
+            self._socket.send_multipart([peer, codec.encode(message), *payload], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self._metrics.replies_dropped.inc()
+
+    def credit(self) -> int:
+        """Messages that a client may have unanswered; 0 on sockets without a window."""
+        return 0
+
+    @abstractmethod
+    def handle(self, batch: list[Received]) -> None:
+        """Serves messages that decoded well. Raises nothing for what a client did."""
+
+    def idle(self) -> None:  # noqa: B027 - most loops have nothing to do
+        """Called after each turn."""

@@ -1,0 +1,1 @@
+"""Predictions while learning: snapshots of the weights, and how well they do."""

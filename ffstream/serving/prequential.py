@@ -1,0 +1,193 @@
+"""Prequential evaluation: predict, then learn.
+
+Each microbatch is predicted by the snapshot that the last barrier before it in the stream published: weights that
+have seen everything before that barrier and nothing of the microbatch, whatever the threads are doing. So the error
+of a stream is a figure that can be reproduced.
+
+Evaluation never holds learning up. When it falls behind, whole microbatches are passed over and counted; those that
+are evaluated then stand for them in the error over all samples.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ffstream.metrics import Metrics
+from ffstream.serving.snapshot import Snapshot
+from ffstream.threads import EVALUATION_NICENESS, lower_priority, use_one_core
+
+log = logging.getLogger(__name__)
+
+NAME = "ff-prequential"
+WINDOW_SAMPLES = 10_000
+
+
+class _Batch(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    version: int
+    stands_for: int  # samples, its own and those passed over before it
+
+
+class _Mark(NamedTuple):
+    contribute: Callable[[dict[str, Any]], None]
+
+
+class ErrorRecord:
+    """Errors so far: over the last 10,000 predicted samples, and over all."""
+
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        state = state or {}
+        self._window = deque((int(size), int(wrong)) for size, wrong in state.get("window", ()))
+        self._window_size = sum(size for size, _ in self._window)
+        self._window_wrong = sum(wrong for _, wrong in self._window)
+        self._samples = int(state.get("samples", 0))
+        self._wrong = float(state.get("wrong", 0.0))
+
+    def add(self, size: int, wrong: int, stands_for: int) -> None:
+        """Counts a batch that was predicted before it was learned."""
+        self._window.append((size, wrong))
+        self._window_size += size
+        self._window_wrong += wrong
+        while self._window_size - self._window[0][0] >= WINDOW_SAMPLES:
+            old_size, old_wrong = self._window.popleft()
+            self._window_size -= old_size
+            self._window_wrong -= old_wrong
+        self._samples += stands_for
+        self._wrong += wrong * stands_for / size
+
+    @property
+    def recent(self) -> float | None:
+        """Error over the window, None before the first sample."""
+        return self._window_wrong / self._window_size if self._window_size else None
+
+    @property
+    def total(self) -> float | None:
+        """Error over all samples, None before the first."""
+        return self._wrong / self._samples if self._samples else None
+
+    def state(self) -> dict[str, Any]:
+        """What JSON can say of it."""
+        return {
+            "window": [list(each) for each in self._window],
+            "samples": self._samples,
+            "wrong": self._wrong,
+        }
+
+
+class Prequential:
+    """Thread `ff-prequential`, at a low priority."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        first: Snapshot,
+        *,
+        fraction: float,
+        queue_depth: int,
+        record: ErrorRecord,
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self.record = record
+        self._metrics = metrics
+        self._fraction = fraction
+        self._queue_depth = queue_depth
+        self._on_failure = on_failure
+        self._inbox: deque[_Batch | _Mark] = deque()
+        self._changed = threading.Condition()
+        self._snapshots = {first.version: first}
+        self._passed_over = 0
+        self._credit = 1.0
+        self._stopping = False
+        self._idle = False
+        self._started = threading.Event()
+        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+
+    def start(self) -> None:
+        """Returns once the thread runs."""
+        self.thread.start()
+        self._started.wait()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ends the thread after what is queued, marks included. False if the deadline passed."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self.thread.join(timeout_s)
+        return not self.thread.is_alive()
+
+    def observe(self, images: Tensor, labels: Tensor, version: int) -> None:
+        """Takes a microbatch that is about to be learned; `version` is the last one sent before it."""
+        size = len(labels)
+        self._credit = min(self._credit + self._fraction, 1.0 + self._fraction)
+        with self._changed:
+            if self._credit < 1.0 or len(self._inbox) >= self._queue_depth or not size:
+                self._passed_over += size
+                self._metrics.prequential_skipped.inc(size)
+                return
+            self._credit -= 1.0
+            self._inbox.append(_Batch(images, labels, version, size + self._passed_over))
+            self._passed_over = 0
+            self._changed.notify_all()
+
+    def mark(self, contribute: Callable[[dict[str, Any]], None]) -> None:
+        """Calls back with the record as it is after everything observed so far."""
+        with self._changed:
+            self._inbox.append(_Mark(contribute))
+            self._changed.notify_all()
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Takes a snapshot that batches may wait for."""
+        with self._changed:
+            self._snapshots[snapshot.version] = snapshot
+            if self._idle and not self._inbox:  # whatever is observed from now on comes after this one
+                self._forget_before(snapshot.version)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        use_one_core()
+        lower_priority(EVALUATION_NICENESS)
+        self._started.set()
+        try:
+            while (item := self._next()) is not None:
+                if isinstance(item, _Mark):
+                    item.contribute({"prequential": self.record.state()})
+                else:
+                    self._evaluate(item)
+        except Exception as error:
+            log.exception("prequential evaluation failed")
+            self._on_failure(error)
+
+    def _next(self) -> _Batch | _Mark | None:
+        with self._changed:
+            self._idle = True
+            self._changed.wait_for(lambda: self._inbox or self._stopping)
+            self._idle = False
+            return self._inbox.popleft() if self._inbox else None
+
+    def _evaluate(self, batch: _Batch) -> None:
+        snapshot = self._snapshot(batch.version)
+        if snapshot is None:
+            return
+        prediction = snapshot.classifier.predict(batch.images)
+        wrong = int((prediction.labels_B != batch.labels).sum())
+        size = len(batch.labels)
+        self.record.add(size, wrong, batch.stands_for)
+        self._metrics.prequential_samples.inc(size)
+        self._metrics.prequential_errors.inc(wrong)
+        self._metrics.prequential_error.set(self.record.recent or 0.0)
+
+    def _snapshot(self, version: int) -> Snapshot | None:
+        """The snapshot of that version, once it is published; None if it never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: version in self._snapshots or self._stopping)
+            self._forget_before(version)
+            return self._snapshots.get(version)
+
+    def _forget_before(self, version: int) -> None:
+        for old in [each for each in self._snapshots if each < version]:
+            del self._snapshots[old]

@@ -1,0 +1,41 @@
+"""The weights that predict. A snapshot is immutable; publishing one is replacing a reference."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from ffstream.ff.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Averaged weights of one moment, which have learned every sample up to `seq`."""
+
+    classifier: Classifier
+    version: int
+    seq: int
+    published: float = field(default_factory=time.monotonic)
+
+
+class Snapshots:
+    """The current snapshot, and a way to wait for a later one."""
+
+    def __init__(self, first: Snapshot) -> None:
+        self._current = first
+        self._published = threading.Condition()
+
+    @property
+    def current(self) -> Snapshot:
+        """What predicts now."""
+        return self._current
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Replaces the current snapshot."""
+        with self._published:
+            self._current = snapshot
+            self._published.notify_all()
+
+    def wait_for(self, seq: int, timeout_s: float) -> bool:
+        """True once a snapshot has learned every sample up to `seq`; False after the timeout."""
+        with self._published:
+            return self._published.wait_for(lambda: self._current.seq >= seq, timeout_s)

@@ -1,0 +1,25 @@
+"""How our threads behave on a machine with few cores."""
+
+import logging
+import os
+import threading
+
+import torch
+
+log = logging.getLogger(__name__)
+
+LEARNING_NICENESS = 5
+EVALUATION_NICENESS = 10
+
+
+def use_one_core() -> None:
+    """One intra-op thread: stages are the parallelism, and sums then have one order."""
+    torch.set_num_threads(1)
+
+
+def lower_priority(niceness: int) -> None:
+    """Lets predictions and acks go first when cores are scarce. Linux gives each thread its own niceness."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+    except (AttributeError, OSError):
+        log.debug("thread priority unchanged thread=%s", threading.current_thread().name)

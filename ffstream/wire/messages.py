@@ -1,0 +1,133 @@
+"""The messages of SPEC.md as checked records. Knows no socket and no array.
+
+A header decodes to exactly one of these, or to a ProtocolError that says which field is wrong.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+
+VERSION = 1
+MAX_HEADER_BYTES = 65_536
+LABEL_DTYPE = "<u2"
+
+DEFAULT_LEARN = "tcp://127.0.0.1:5757"
+DEFAULT_PREDICT = "tcp://127.0.0.1:5758"
+DEFAULT_CONTROL = "tcp://127.0.0.1:5759"
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+ClientName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Dimensions = Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_length=1, max_length=4)]
+
+
+class Message(BaseModel):
+    """Base of all headers; `type` and `v` are added on the wire."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    type: ClassVar[str]
+
+
+class Hello(Message):
+    """learn, from a client: who I am."""
+
+    type = "hello"
+    client: ClientName
+
+
+class Welcome(Message):
+    """learn: what the daemon expects of this client."""
+
+    type = "welcome"
+    next: Positive
+    credit: Count
+    max_samples: Positive
+    max_bytes: Positive
+    inputs: Positive
+    labels: Positive
+
+
+class ImageHeader(Message):
+    """What describes the image frame of a message."""
+
+    count: Positive
+    dtype: str
+    shape: Dimensions
+
+
+class Samples(ImageHeader):
+    """learn, from a client: labelled images under the client's message number `n`."""
+
+    type = "samples"
+    client: ClientName
+    n: Positive
+    base: Positive
+    labels: bytes
+
+
+class Ack(Message):
+    """learn: these messages are on disk, as [n, first sequence number, samples]."""
+
+    type = "ack"
+    acks: Sequence[Annotated[tuple[Positive, Positive, Positive], Strict(False)]]  # msgpack knows no tuples
+    credit: Count
+
+
+class Predict(ImageHeader):
+    """predict, from a client: which labels?"""
+
+    type = "predict"
+    id: Count
+
+
+class Prediction(Message):
+    """predict: labels, and in the payload the goodness for each label, from one snapshot."""
+
+    type = "prediction"
+    id: Count
+    labels: list[Count]
+    version: Count
+    seq: Count
+
+
+class Request(Message):
+    """control, from a client."""
+
+    type = "request"
+    id: Count
+    command: Annotated[str, StringConstraints(max_length=64)]
+    arguments: dict[str, Any] = {}
+
+
+class Reply(Message):
+    """control: the request's result."""
+
+    type = "reply"
+    id: Count
+    result: dict[str, Any]
+
+
+class ErrorReply(Message):
+    """Any socket: what was wrong with message `n` (learn) or request `id`, and what to do."""
+
+    type = "error"
+    code: str
+    message: str
+    hint: str = ""
+    retry: bool = False
+    n: Count | None = None
+    id: Count | None = None
+
+
+class Ping(Message):
+    """Any socket, from a client: does the thread that does the work still turn?"""
+
+    type = "ping"
+
+
+class Pong(Message):
+    """Any socket: it does."""
+
+    type = "pong"
+    credit: Count = 0

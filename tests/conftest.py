@@ -1,0 +1,25 @@
+"""What holds for every test."""
+
+import os
+
+import hypothesis
+import pytest
+
+# Before torch is imported: tests run side by side already, and the order of a sum must not hang on how many
+# cores there are. Daemons that a test starts inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A noisy machine is no failure; pytest-timeout stops what hangs.
+hypothesis.settings.register_profile("ffstream", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("ffstream")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

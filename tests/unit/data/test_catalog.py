@@ -1,0 +1,139 @@
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import pytest
+
+from ffstream.data.catalog import FASHION_MNIST, MNIST, Source, cache_folder, load
+from ffstream.data.dataset import Dataset
+from ffstream.data.download import RemoteFile
+from ffstream.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FFSTREAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FFSTREAM_MIRROR", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def sources(tiny_folder: Path, mirror: Any) -> dict[str, Source]:
+    """A catalog whose `mnist` is the tiny dataset, served by the mirror under /own/."""
+    files = []
+    for path in sorted(tiny_folder.iterdir()):
+        content = path.read_bytes()
+        mirror.serve(f"/own/{path.name}", content)
+        files.append(RemoteFile(path.name, (f"sha256:{hashlib.sha256(content).hexdigest()}",)))
+    return {"mnist": Source((f"{mirror.url}/own/",), tuple(files))}
+
+
+def same(read: Dataset, expected: Dataset) -> bool:
+    return np.array_equal(read.train.images, expected.train.images) and np.array_equal(
+        read.test.labels, expected.test.labels
+    )
+
+
+def test_a_name_is_downloaded_once_then_read_from_the_cache(
+    sources: dict[str, Source], mirror: Any, cache: Path, tiny: Dataset
+) -> None:
+    told = set()
+    first = load("mnist", None, lambda file, done, total: told.add(file), sources=sources)
+    second = load("mnist", sources=sources)
+    assert first.name == "mnist"
+    assert same(first, tiny)
+    assert same(second, tiny)
+    assert len(mirror.requests) == 4
+    assert told == {remote.name for remote in sources["mnist"].files}
+    assert {path.name for path in (cache / "mnist").iterdir()} == told
+
+
+def test_a_file_damaged_in_the_cache_is_fetched_again_and_only_that_one(
+    sources: dict[str, Source], mirror: Any, cache: Path, tiny: Dataset
+) -> None:
+    load("mnist", sources=sources)
+    mirror.requests.clear()
+    (cache / "mnist" / "t10k-images-idx3-ubyte.gz").write_bytes(b"rot")
+    assert same(load("mnist", sources=sources), tiny)
+    assert mirror.requests == ["/own/t10k-images-idx3-ubyte.gz"]
+
+
+def test_the_environment_replaces_the_mirrors(
+    sources: dict[str, Source],
+    mirror: Any,
+    second_mirror: Any,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for path in tiny_folder.iterdir():
+        second_mirror.serve(f"/all/mnist/{path.name}", path.read_bytes())
+    monkeypatch.setenv("FFSTREAM_MIRROR", f"{second_mirror.url}/all/")
+    assert len(load("mnist", sources=sources).train) == 7
+    assert len(second_mirror.requests) == 4
+    assert mirror.requests == []
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_a_mirror_with_other_digits_than_the_published_ones_is_refused(
+    name: str, mirror: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in tiny_folder.iterdir():
+        mirror.serve(f"/{name}/{path.name}", path.read_bytes())
+    monkeypatch.setenv("FFSTREAM_MIRROR", mirror.url)
+    with pytest.raises(DataError, match="checksum differs") as caught:
+        load(name)
+    assert "--data" in caught.value.hint
+
+
+@pytest.mark.parametrize("inner", ["", "mnist"])
+def test_data_is_the_folder_or_holds_it_and_nothing_is_fetched(
+    inner: str, sources: dict[str, Source], mirror: Any, tiny: Dataset, tiny_folder: Path
+) -> None:
+    data = tiny_folder
+    if inner:
+        data = tiny_folder.parent / "all"
+        data.mkdir()
+        tiny_folder.rename(data / inner)
+    assert same(load("mnist", data, sources=sources), tiny)
+    assert mirror.requests == []
+
+
+def test_incomplete_data_is_an_error_and_not_a_download(
+    sources: dict[str, Source], mirror: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no file train-images-idx3-ubyte"):
+        load("mnist", tmp_path / "nowhere", sources=sources)
+    assert mirror.requests == []
+
+
+def test_a_folder_is_a_dataset_of_its_own_name(tiny_folder: Path, tiny: Dataset) -> None:
+    read = load(str(tiny_folder))
+    assert read.name == "tiny"
+    assert same(read, tiny)
+
+
+def test_the_embedded_sample_goes_by_its_name() -> None:
+    assert len(load("embedded").train) == 10_000
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(DataError, match="'mnits': no such dataset") as caught:
+        load("mnits")
+    assert "mnist, fashion-mnist, embedded" in caught.value.hint
+
+
+def test_the_cache_lies_in_the_users_cache_folder_unless_moved(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder("mnist") == cache / "mnist"
+    monkeypatch.delenv("FFSTREAM_CACHE")
+    assert cache_folder("mnist") == platformdirs.user_cache_path("ffstream") / "mnist"
+
+
+def test_each_known_dataset_is_four_files_with_well_formed_checksums() -> None:
+    for source in MNIST, FASHION_MNIST:
+        assert len({remote.name for remote in source.files}) == 4
+        for remote in source.files:
+            for checksum in remote.checksums:
+                algorithm, _, digest = checksum.partition(":")
+                assert len(bytes.fromhex(digest)) == hashlib.new(algorithm).digest_size
