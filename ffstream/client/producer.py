@@ -1,7 +1,7 @@
 """Sends labelled images and keeps the promise's other half: what is not acked is sent again.
 
-Messages are numbered 1, 2, 3 … and kept until they are acked or refused for good. After a reconnect, or when
-an answer is overdue, everything unanswered is sent again under its old number; the daemon acks what it already has and
+Messages are numbered 1, 2, 3 … and kept until they are acked or refused for good. After a reconnect, or when an
+answer is overdue, everything unanswered is sent again under its old number; the daemon acks what it already has and
 stores the rest: each sample is learned exactly once.
 
 Invariant: `_unanswered` holds, in order, every message that was sent and has no final answer; its first number is the
@@ -124,7 +124,7 @@ class Producer:
         return len(self._unanswered)
 
     def send(self, images: ArrayLike, labels: ArrayLike, timeout_s: float = 60.0) -> int:
-        """Sends images (B, …; uint8 0 to 255, or float 0.0 to 1.0) with labels (B) as one message; returns its number.
+        """Sends images (B, …; uint8 0 to 255, or float 0.0 to 1.0) and labels (B) as one message; returns its number.
 
         A single image may come without the first dimension if its label is a plain number. Waits while the window is
         full. Raises DeadlineExceeded when it stays full, RequestRefused for an earlier message that was refused.

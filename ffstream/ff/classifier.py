@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ffstream.ff.goodness import make_goodness
-from ffstream.ff.label_layer import ImageRows
+from ffstream.ff.input_layer import prepare, to_unit
 from ffstream.ff.layer import LayerWeights
 from ffstream.ff.normalization import make_normalization, sum_squares
 from ffstream.ff.presets import Recipe
@@ -42,10 +42,11 @@ class Classifier:
 
     def _goodness_by_label(self, images_BI: Tensor) -> Tensor:
         first = self.layers[0]
-        x_BI = torch.empty(images_BI.shape, dtype=first.weight_OI.dtype, device=first.weight_OI.device)
-        image = ImageRows(images_BI, self.recipe, self._normalization, x_BI)
-        term_BO = self._term(x_BI, image.factor_B, first)
-        h_BLO = _with_labels(term_BO, image.gain_B, first)
+        pixels_BI = to_unit(images_BI, first.weight_OI.device)
+        dtype = first.weight_OI.dtype
+        x_BI, factor_B, gain_B = prepare(pixels_BI, first.mean_I, self.recipe, self._normalization, dtype)
+        term_BO = self._term(x_BI, factor_B, first)
+        h_BLO = _with_labels(term_BO, gain_B, first)
         total_BL = self._goodness(h_BLO)
         if not self.recipe.score_first_layer and len(self.layers) > 1:
             total_BL.zero_()

@@ -10,29 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ffstream.ff.labels import clear_label_pixels
 from ffstream.ff.layer import Activities, Layer, Placement, Polarity
 from ffstream.ff.negatives import hardest_wrong_labels, random_wrong_labels
-from ffstream.ff.normalization import Normalization, sum_squares
+from ffstream.ff.normalization import sum_squares
 from ffstream.ff.objective import Paired, Softmax, Threshold
 from ffstream.ff.presets import Recipe
 
 _CHUNK_NUMBERS = 1 << 17  # numbers of a chunk of all labels' activities: half of a core's second-level cache
-
-
-class ImageRows:
-    """Images made ready for the first layer: x (B, I) in the products' precision, x̂ = factor·x.
-
-    uint8 pixels stay 0 to 255 (exact in bfloat16); their 1/255 is part of the factor.
-    """
-
-    def __init__(self, images_BI: Tensor, recipe: Recipe, normalization: Normalization, x_BI: Tensor) -> None:
-        unit = 1 / 255 if images_BI.dtype == torch.uint8 else 1.0
-        self.x_BI = clear_label_pixels(x_BI.copy_(images_BI), recipe.labels)
-        squares_B = sum_squares(self.x_BI).mul_(unit**2).add_(recipe.label_strength**2)
-        factor_B = normalization.factor(squares_B, recipe.inputs)
-        self.gain_B = factor_B * recipe.label_strength  # g: what a label pixel is worth after normalisation
-        self.factor_B = factor_B.mul_(unit)
 
 
 class LabelLayer(Layer):
@@ -148,22 +132,6 @@ class LabelLayer(Layer):
         bias_gradient_O = error_BO.sum(0)
         error_BO.mul_(self._column(self._factor_B))
         self._update(error_BO, self._x_BI, bias_gradient_O, vectors_gradient_LO)
-
-
-class InputLayer(LabelLayer):
-    """The layer that sees the image. The label's pixels are the image's first L."""
-
-    def __init__(self, recipe: Recipe, placement: Placement) -> None:
-        super().__init__(recipe, 0, placement)
-        self._image_BI = self._empty(recipe.rows, self.inputs)
-
-    def forward(self, images_BI: Tensor, labels_B: Tensor, seq: int, polarity: Polarity) -> Activities:
-        """What to hand on for images (B, I; uint8, or float32 in 0 to 1).
-
-        `seq` numbers the microbatch: random wrong labels depend on it and the seed alone.
-        """
-        image = ImageRows(images_BI, self.recipe, self.normalization, self._image_BI[: len(images_BI)])
-        return self._step(image.x_BI, image.factor_B, image.gain_B, labels_B.to(self.device), seq, polarity)
 
 
 class NeutralLayer(LabelLayer):

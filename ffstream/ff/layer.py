@@ -45,6 +45,7 @@ class LayerWeights(NamedTuple):
     weight_OI: Tensor
     bias_O: Tensor
     vectors_LO: Tensor
+    mean_I: Tensor  # of the images that the first layer has seen; empty for later layers
 
 
 class Placement(NamedTuple):
@@ -156,7 +157,10 @@ class Layer:
         """A copy of the averaged weights, in the products' precision."""
         weight_OI, bias_O, vectors_LO = self.parameters.averaged()
         vectors_LO = self._label_vectors(weight_OI, bias_O, vectors_LO)
-        return LayerWeights(*(part.contiguous().to(self.product_dtype) for part in (weight_OI, bias_O, vectors_LO)))
+        weight_OI, bias_O, vectors_LO = (
+            part.contiguous().to(self.product_dtype) for part in (weight_OI, bias_O, vectors_LO)
+        )
+        return LayerWeights(weight_OI, bias_O, vectors_LO, mean_I=torch.empty(0))
 
     def state(self) -> dict[str, Tensor]:
         """A copy of all that later updates depend on."""

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ffstream.ff.classifier import Classifier
-from ffstream.ff.label_layer import InputLayer, NeutralLayer
+from ffstream.ff.input_layer import InputLayer
+from ffstream.ff.label_layer import NeutralLayer
 from ffstream.ff.layer import Placement, Polarity
 from ffstream.ff.presets import Recipe
 from ffstream.ff.row_layer import RowLayer

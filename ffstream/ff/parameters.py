@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ffstream.ff.presets import Recipe
 
+_YOUTH = 5  # updates over which a young average is spread, a fifth of its age later on
+
 
 class Parameters:
     """The learnt numbers of one layer: O outputs, I inputs, L labels (0 without label vectors)."""
@@ -33,6 +35,7 @@ class Parameters:
         self.weight_OI, self.bias_O, _ = self.views
         self.weight_gradient_OI, self.bias_gradient_O, _ = self.gradient_views
         self.updates = 0
+        self._recipe = recipe
         self._decay = recipe.averaging
         self._average = self.flat.clone() if recipe.averaging else self.flat
         self._optimizer = _make_optimizer(self.flat, recipe)
@@ -43,12 +46,21 @@ class Parameters:
 
     def update(self) -> None:
         """One step of the optimiser along the gradient that stands in the gradient's views."""
+        self._optimizer.param_groups[0]["lr"] = self._learning_rate()
         self._optimizer.step()
         self.updates += 1
         if self._decay:
             # Young averages forget faster, so that a first prediction is not made by the random start.
-            decay = min(self._decay, 1 - 1 / (self.updates / 10 + 1))
+            decay = min(self._decay, 1 - 1 / (self.updates / _YOUTH + 1))
             self._average.lerp_(self.flat, 1 - decay)
+
+    def _learning_rate(self) -> float:
+        """Large while everything is new, then falling as 1/√t to a floor: a stream has no end."""
+        recipe = self._recipe
+        if not recipe.learning_rate_halflife:
+            return recipe.learning_rate
+        fall = 1 / math.sqrt(1 + 3 * self.updates / recipe.learning_rate_halflife)
+        return recipe.learning_rate * max(recipe.learning_rate_floor, fall)
 
     def averaged(self) -> list[Tensor]:
         """A copy of weight (O, I), bias (O) and label vectors (L, O) for predictions."""
@@ -82,5 +94,7 @@ class Parameters:
 
 def _make_optimizer(flat: Tensor, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adam":
-        return torch.optim.Adam([flat], lr=recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=True)
+        return torch.optim.Adam(
+            [flat], lr=recipe.learning_rate, betas=(recipe.momentum, recipe.second_moment), fused=True
+        )
     return torch.optim.SGD([flat], lr=recipe.learning_rate, momentum=recipe.momentum, fused=True)

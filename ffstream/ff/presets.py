@@ -27,23 +27,29 @@ class Recipe:
     inputs: int = _option(784, "numbers in an image; every image must have as many")
     widths: tuple[int, ...] = _option((512, 512), "outputs of each layer, first layer first")
     labels: int = _option(10, "number of classes; labels are 0 to labels-1")
-    batch_size: int = _option(32, "samples in a microbatch, one update of every layer")
-    rehearsal: int = _option(32, "remembered samples learned beside each microbatch's fresh ones")
+    batch_size: int = _option(64, "samples in a microbatch, one update of every layer")
+    rehearsal: int = _option(64, "remembered samples learned beside each microbatch's fresh ones")
     rehearsal_jitter: int = _option(1, "pixels that a remembered image is shifted by, at most, each way")
     memory: int = _option(10_000, "recent samples remembered, for rehearsal and for sleep")
+    centering: bool = _option(True, "images are shifted by the running mean of all images seen")
     normalization: NormalizationName = _option("rms", "length of a layer's input: mean(x²)=1, or |x|=1")
     goodness: GoodnessName = _option("sum_squares", "a layer's goodness: Σh² or its mean")
     hand_on: HandOnName = _option("neutral", "activities handed on: of a pass without label, or a row a polarity")
     objective: ObjectiveName = _option("softmax", "loss on goodness: among all labels, a pair, or a threshold")
     smoothing: float = _option(0.2, "share of the softmax objective's target spread over all labels")
-    alpha: float = _option(0.1, "slope of the loss per unit of goodness")
+    alpha: float = _option(0.05, "slope of the loss, per unit of goodness")
     theta: float = _option(0.0, "the threshold objective's threshold, in units of goodness")
     negatives: NegativesName = _option("hardest", "wrong labels: the first layer's best-liked one, or a random one")
     label_strength: float = _option(3.0, "value of a label pixel, for image pixels between 0 and 1")
     label_vectors: bool = _option(True, "later layers learn a vector a label; otherwise only the first layer sees it")
     optimizer: OptimizerName = _option("adam", "fused Adam, or SGD with momentum")
-    learning_rate: float = _option(1e-3, "step size of the optimiser")
-    momentum: float = _option(0.9, "SGD's momentum, Adam's first decay")
+    learning_rate: float = _option(3e-3, "step size of the optimiser at the first update")
+    learning_rate_halflife: float = _option(
+        300.0, "the step size at update t is divided by √(1+3t/this); 0: it is not"
+    )
+    learning_rate_floor: float = _option(0.1, "share of the first step size that it never falls below")
+    momentum: float = _option(0.6, "SGD's momentum, Adam's first decay")
+    second_moment: float = _option(0.99, "Adam's second decay")
     averaging: float = _option(0.995, "decay of the averaged weights that predictions use, an update; 0 is none")
     score_first_layer: bool = _option(True, "the first layer's goodness counts in predictions")
     seed: int = _option(0, "seed of the first weights, of random wrong labels and of rehearsal")
@@ -59,6 +65,7 @@ PRESETS: dict[str, Recipe] = {
     "stream": Recipe(),
     # The recipe of the article that this project began with (Hinton's supervised FF as usually re-implemented).
     "seed": Recipe(
+        centering=False,
         normalization="unit",
         goodness="mean_squares",
         hand_on="labelled",
@@ -70,6 +77,9 @@ PRESETS: dict[str, Recipe] = {
         label_strength=1.0,
         label_vectors=False,
         learning_rate=0.03,
+        learning_rate_halflife=0.0,
+        momentum=0.9,
+        second_moment=0.999,
         averaging=0.0,
         batch_size=256,
         rehearsal=0,

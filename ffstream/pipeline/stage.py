@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ffstream.errors import StageFailed
-from ffstream.ff.label_layer import InputLayer
+from ffstream.ff.input_layer import InputLayer
 from ffstream.ff.network import LaterLayer
 from ffstream.metrics import Metrics
 from ffstream.pipeline.channel import Channel, Closed
