@@ -4,6 +4,7 @@ A classifier is an immutable set of weights. The first layer's image product is 
 Shapes: B samples, I inputs, O outputs, L labels.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from ffstream.ff.goodness import make_goodness
 from ffstream.ff.input_layer import prepare, to_unit
+from ffstream.ff.kernels import all_label_squares
 from ffstream.ff.layer import LayerWeights
 from ffstream.ff.normalization import make_normalization, sum_squares
 from ffstream.ff.presets import Recipe
 
-_CHUNK = 32  # samples at a time: L rows each, so that a chunk's activities stay in a core's cache
+_CHUNK = 256  # samples at a time, so that a large query needs no more memory than a microbatch
 
 
 class Prediction(NamedTuple):
@@ -45,36 +47,40 @@ class Classifier:
         pixels_BI = to_unit(images_BI, first.weight_OI.device)
         dtype = first.weight_OI.dtype
         x_BI, factor_B, gain_B = prepare(pixels_BI, first.mean_I, self.recipe, self._normalization, dtype)
-        term_BO = self._term(x_BI, factor_B, first)
-        h_BLO = _with_labels(term_BO, gain_B, first)
-        total_BL = self._goodness(h_BLO)
-        if not self.recipe.score_first_layer and len(self.layers) > 1:
-            total_BL.zero_()
-        for weights in self.layers[1:]:
-            if self.recipe.hand_on == "neutral":
-                x_BI = term_BO.clamp_min_(0)
-                factor_B = self._normalization.factor(sum_squares(x_BI), x_BI.shape[1])
-                term_BO = self._term(x_BI, factor_B, weights)
-                h_BLO = _with_labels(term_BO, torch.ones_like(factor_B), weights)
-            else:
-                h_BLO = self._labelled(h_BLO, weights)
-            total_BL += self._goodness(h_BLO)
-        return total_BL
+        term_BO = _term(x_BI, factor_B, first)
+        if self.recipe.hand_on == "neutral":
+            goodness = [self._of_all_labels(term_BO, gain_B, first)]
+            goodness += self._neutral(term_BO, self.layers[1:])
+        else:
+            h_BLO = torch.addcmul(term_BO[:, None], gain_B[:, None, None], first.vectors_LO).clamp_min_(0)
+            goodness = [self._goodness(h_BLO), *self._labelled(h_BLO, self.layers[1:])]
+        scored = goodness if self.recipe.score_first_layer or len(goodness) == 1 else goodness[1:]
+        return torch.stack(scored).sum(0)
 
-    def _term(self, x_NI: Tensor, factor_N: Tensor, weights: LayerWeights) -> Tensor:
-        """x̂Wᵀ + b: what a row's pre-activation is without a label."""
-        product_NO = x_NI @ weights.weight_OI.t()
-        return torch.addcmul(weights.bias_O, product_NO, factor_N.to(x_NI.dtype)[:, None], out=product_NO)
+    def _of_all_labels(self, term_BO: Tensor, gain_B: Tensor, weights: LayerWeights) -> Tensor:
+        squares_BL = all_label_squares(term_BO, gain_B, weights.vectors_LO)
+        return self._goodness.of_squares(squares_BL, term_BO.shape[1])
 
-    def _labelled(self, h_BLI: Tensor, weights: LayerWeights) -> Tensor:
-        """Activities of a layer whose input differs from label to label."""
-        x_NI = h_BLI.flatten(0, 1)
-        factor_N = self._normalization.factor(sum_squares(x_NI), x_NI.shape[1])
-        z_BLO = self._term(x_NI, factor_N, weights).view(*h_BLI.shape[:2], -1)
-        return (z_BLO.add_(weights.vectors_LO) if len(weights.vectors_LO) else z_BLO).clamp_min_(0)
+    def _neutral(self, term_BO: Tensor, layers: list[LayerWeights]) -> Iterator[Tensor]:
+        """Goodness for all labels of layers that are fed without a label: one product each."""
+        for weights in layers:
+            x_BI = term_BO.clamp_min_(0).to(weights.weight_OI.dtype)
+            factor_B = self._normalization.factor(sum_squares(x_BI), x_BI.shape[1])
+            term_BO = _term(x_BI, factor_B, weights)
+            yield self._of_all_labels(term_BO, torch.ones_like(factor_B), weights)
+
+    def _labelled(self, h_BLO: Tensor, layers: list[LayerWeights]) -> Iterator[Tensor]:
+        """Goodness for all labels of layers whose input differs from label to label: L products each."""
+        for weights in layers:
+            x_NI = h_BLO.flatten(0, 1).to(weights.weight_OI.dtype)
+            factor_N = self._normalization.factor(sum_squares(x_NI), x_NI.shape[1])
+            h_BLO = _term(x_NI, factor_N, weights).view(*h_BLO.shape[:2], -1)
+            if len(weights.vectors_LO):
+                h_BLO.add_(weights.vectors_LO)
+            yield self._goodness(h_BLO.clamp_min_(0))
 
 
-def _with_labels(term_BO: Tensor, gain_B: Tensor, weights: LayerWeights) -> Tensor:
-    """relu(term + g E[l]) for every label l."""
-    gain_B11 = gain_B.to(term_BO.dtype)[:, None, None]
-    return torch.addcmul(term_BO[:, None, :], gain_B11, weights.vectors_LO).clamp_min_(0)
+def _term(x_NI: Tensor, factor_N: Tensor, weights: LayerWeights) -> Tensor:
+    """x̂Wᵀ + b in float32: what a row's pre-activation is without a label."""
+    product_NO = (x_NI @ weights.weight_OI.t()).to(torch.float32)
+    return torch.addcmul(weights.bias_O, product_NO, factor_N[:, None], out=product_NO)

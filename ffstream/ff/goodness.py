@@ -3,12 +3,10 @@
 Shapes: N rows, O outputs.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-GoodnessName = Literal["sum_squares", "mean_squares"]
+from ffstream.ff.presets import GoodnessName
 
 
 class SumSquares:
@@ -23,6 +21,10 @@ class SumSquares:
         norm_N: Tensor = torch.linalg.vector_norm(h_NO, dim=-1, dtype=torch.float32)
         return norm_N.square_()
 
+    def of_squares(self, squares: Tensor, width: int) -> Tensor:
+        """Goodness of a layer that is `width` wide, from Σ_o h_o²."""
+        return squares
+
     def slope(self, width: int) -> float:
         """The c in ∂G/∂h = c·h."""
         return 2.0
@@ -36,7 +38,10 @@ class MeanSquares(SumSquares):
     """
 
     def __call__(self, h_NO: Tensor) -> Tensor:
-        return super().__call__(h_NO).div_(h_NO.shape[-1])
+        return self.of_squares(super().__call__(h_NO), h_NO.shape[-1])
+
+    def of_squares(self, squares: Tensor, width: int) -> Tensor:
+        return squares.div_(width)
 
     def slope(self, width: int) -> float:
         return 2.0 / width

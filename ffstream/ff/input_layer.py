@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ffstream.ff.labels import clear_label_pixels
 from ffstream.ff.label_layer import LabelLayer
+from ffstream.ff.labels import clear_label_pixels
 from ffstream.ff.layer import Activities, LayerWeights, Placement, Polarity
 from ffstream.ff.normalization import Normalization, sum_squares
 from ffstream.ff.presets import Recipe

@@ -5,18 +5,15 @@ labels' goodness is elementwise work, and for ∂L/∂W the errors of a sample's
 two products of B rows learn from a positive and from any number of negatives.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from ffstream.ff.kernels import all_label_errors, all_label_squares
 from ffstream.ff.layer import Activities, Layer, Placement, Polarity
 from ffstream.ff.negatives import hardest_wrong_labels, random_wrong_labels
 from ffstream.ff.normalization import sum_squares
-from ffstream.ff.objective import Paired, Softmax, Threshold
+from ffstream.ff.objective import Softmax, make_contrast
 from ffstream.ff.presets import Recipe
-
-_CHUNK_NUMBERS = 1 << 17  # numbers of a chunk of all labels' activities: half of a core's second-level cache
 
 
 class LabelLayer(Layer):
@@ -25,113 +22,74 @@ class LabelLayer(Layer):
     def __init__(self, recipe: Recipe, index: int, placement: Placement) -> None:
         super().__init__(recipe, index, placement)
         self._softmax = Softmax(recipe.alpha, recipe.smoothing) if recipe.objective == "softmax" else None
-        self._contrast = (
-            Threshold(recipe.alpha, recipe.theta) if recipe.objective == "threshold" else Paired(recipe.alpha)
-        )
-        size, labels = recipe.rows, recipe.labels
-        self._term_BO = self._empty(size, self.outputs)
-        self._error_BO = self._empty(size, self.outputs)
-        self._scratch_BO = self._empty(size, self.outputs)
-        self._chunk = max(1, _CHUNK_NUMBERS // (labels * self.outputs))
-        self._all_labels_BLO = self._empty(min(self._chunk, size), labels, self.outputs)
+        self._contrast = make_contrast(recipe)
+        self._product_BO = self._empty(recipe.rows, self.outputs)
+        self._term_BO = torch.empty(recipe.rows, self.outputs, device=self.device)
+        self._error_BO = torch.empty(recipe.rows, self.outputs, device=self.device)
 
     def _step(
         self, x_BI: Tensor, factor_B: Tensor, gain_B: Tensor, labels_B: Tensor, seq: int, polarity: Polarity
     ) -> Activities:
         size = len(x_BI)
-        term_BO = torch.mm(x_BI, self._weight_OI.t(), out=self._term_BO[:size])
-        torch.addcmul(self._bias_O, term_BO, self._column(factor_B), out=term_BO)
-        self._x_BI, self._factor_B, self._gain_B = x_BI, factor_B, gain_B
+        product_BO = torch.mm(x_BI, self._weight_OI.t(), out=self._product_BO[:size])
+        term_BO = self._term_BO[:size].copy_(product_BO)
+        torch.addcmul(self.parameters.bias_O, term_BO, factor_B[:, None], out=term_BO)
+        self._x_BI, self._factor_B, self._gain_B, self._rows_BO = x_BI, factor_B, gain_B, term_BO
         self._own_B, self._seq, self._polarity = labels_B, seq, polarity
+        self._goodness_BL: Tensor | None = None
         if self.recipe.hand_on == "neutral":
-            self._rows: list[Tensor] = []
-            h_BO = torch.clamp(term_BO, min=0, out=self._out(size))
-            return Activities(h_BO, labels_B, seq, polarity)
-        self._labels = self._polarity_labels()
-        h_NO = self._out(size * len(self._labels))
-        self._rows = list(h_NO.split(size))
-        for rows_BO, row_labels_B in zip(self._rows, self._labels, strict=True):
-            self._activities(row_labels_B, out=rows_BO)
-        return Activities(h_NO, torch.cat(self._labels), seq, polarity)
+            return Activities(self._out(size).copy_(term_BO).clamp_min_(0), labels_B, seq, polarity)
+        self._wrong_B = self._wrong_labels()
+        labels = {"interleaved": [labels_B, self._wrong_B], "wake": [labels_B], "sleep": [self._wrong_B]}[polarity]
+        h_NO = self._out(size * len(labels))
+        for rows_BO, row_labels_B in zip(h_NO.split(size), labels, strict=True):
+            rows_BO.copy_(torch.addcmul(term_BO, self._vectors_LO[row_labels_B], gain_B[:, None])).clamp_min_(0)
+        return Activities(h_NO, torch.cat(labels), seq, polarity)
 
-    def _activities(self, labels_B: Tensor, out: Tensor) -> Tensor:
-        """relu(z) of each sample with the label given to it."""
-        vectors_BO = torch.index_select(self._vectors_LO, 0, labels_B, out=self._scratch_BO[: len(labels_B)])
-        return torch.addcmul(
-            self._term_BO[: len(labels_B)], vectors_BO, self._column(self._gain_B), out=out
-        ).clamp_min_(0)
-
-    def _polarity_labels(self) -> list[Tensor]:
-        """The labels to learn with: the samples' own, wrong ones, or both."""
-        labels = [self._own_B] if self._polarity != "sleep" else []
-        if self._polarity != "wake":
-            labels.append(self._wrong_labels())
-        return labels
+    def _all_goodness(self) -> Tensor:
+        """Goodness for every label (B, L), computed once a step."""
+        if self._goodness_BL is None:
+            squares_BL = all_label_squares(self._rows_BO, self._gain_B, self._vectors_LO)
+            self._goodness_BL = self.goodness.of_squares(squares_BL, self.outputs)
+        return self._goodness_BL
 
     def _wrong_labels(self) -> Tensor:
         if self.recipe.negatives == "random":
             return random_wrong_labels(self._own_B, self.recipe.labels, self.recipe.seed, self._seq)
-        goodness = [self.goodness(h_BLO) for _, h_BLO in self._all_labels()]
-        return hardest_wrong_labels(torch.cat(goodness), self._own_B)
-
-    def _all_labels(self) -> Iterator[tuple[slice, Tensor]]:
-        """Activities with every label, a chunk of samples at a time, in one buffer."""
-        gain_B11 = self._column(self._gain_B)[:, None]
-        for start in range(0, len(self._own_B), self._chunk):
-            part = slice(start, min(start + self._chunk, len(self._own_B)))
-            out = self._all_labels_BLO[: part.stop - part.start]
-            torch.addcmul(self._term_BO[part, None], self._vectors_LO, gain_B11[part], out=out)
-            yield part, out.clamp_min_(0)
+        return hardest_wrong_labels(self._all_goodness(), self._own_B)
 
     def update(self) -> None:
         """Learns from the samples of the last forward."""
-        if self._softmax is not None:
-            self._update_softmax(self._softmax)
-        else:
-            self._update_contrast()
-
-    def _update_softmax(self, objective: Softmax) -> None:
-        size = len(self._own_B)
-        error_BO = self._error_BO[:size]
-        vectors_gradient_LO = torch.zeros_like(self._vectors_LO)
-        gain_1B = self._column(self._gain_B).t()
-        for part, h_BLO in self._all_labels():
-            goodness_BL = self.goodness(h_BLO)
-            own_B = self._own_B[part]
-            slope_BL, loss = objective.slopes(goodness_BL, own_B)
-            own = goodness_BL.gather(1, own_B[:, None])
-            self._count(own[:, 0], (goodness_BL.sum(1) - own[:, 0]) / (goodness_BL.shape[1] - 1), loss)
-            weight = self.slope * len(own_B) / size
-            h_BLO.mul_(slope_BL.mul_(weight).to(self.product_dtype)[:, :, None])  # ∂L/∂z for each label
-            torch.sum(h_BLO, 1, out=error_BO[part])
-            vectors_gradient_LO.add_((gain_1B[:, part] @ h_BLO.flatten(1)).view_as(vectors_gradient_LO))
+        slope_BL = self._softmax_slopes(self._softmax) if self._softmax else self._contrast_slopes()
+        error_BO = self._error_BO[: len(self._own_B)]
+        slope_BL.mul_(self.slope)
+        gradient_LO = all_label_errors(self._rows_BO, self._gain_B, self._vectors_LO, slope_BL, error_BO)
         bias_gradient_O = error_BO.sum(0)
-        error_BO.mul_(self._column(self._factor_B))
-        self._update(error_BO, self._x_BI, bias_gradient_O, vectors_gradient_LO)
+        scaled_BO = torch.mul(error_BO, self._factor_B[:, None], out=self._product_BO[: len(error_BO)])
+        self._update(scaled_BO, self._x_BI, bias_gradient_O, gradient_LO)
 
-    def _update_contrast(self) -> None:
-        size = len(self._own_B)
-        if self.recipe.hand_on == "neutral":
-            self._labels = self._polarity_labels()
-            self._rows = [
-                self._activities(labels_B, out=torch.empty_like(self._term_BO[:size])) for labels_B in self._labels
-            ]
-        goodness = [self.goodness(rows_BO) for rows_BO in self._rows]
-        positive_B = goodness[0] if self._polarity != "sleep" else None
-        negative_B = goodness[-1] if self._polarity != "wake" else None
+    def _softmax_slopes(self, objective: Softmax) -> Tensor:
+        goodness_BL, own_B1 = self._all_goodness(), self._own_B[:, None]
+        slope_BL, loss = objective.slopes(goodness_BL, self._own_B)
+        own_B = goodness_BL.gather(1, own_B1)[:, 0]
+        self._count(own_B, (goodness_BL.sum(1) - own_B).div_(self.recipe.labels - 1), loss)
+        return slope_BL
+
+    def _contrast_slopes(self) -> Tensor:
+        goodness_BL = self._all_goodness()
+        wrong_B = self._wrong_labels() if self.recipe.hand_on == "neutral" else self._wrong_B
+        chosen = {"positive": self._own_B[:, None], "negative": wrong_B[:, None]}
+        left_out = {"interleaved": "", "wake": "negative", "sleep": "positive"}[self._polarity]
+        chosen.pop(left_out, None)
+        goodness = {name: goodness_BL.gather(1, labels_B1)[:, 0] for name, labels_B1 in chosen.items()}
+        positive_B, negative_B = goodness.get("positive"), goodness.get("negative")
         slopes = self._contrast.slopes(positive_B, negative_B)
         self._count(positive_B, negative_B, slopes.loss)
-        error_BO = self._error_BO[:size].zero_()
-        vectors_gradient_LO = torch.zeros_like(self._vectors_LO)
-        gain_B1 = self._column(self._gain_B)
-        row_slopes = [each for each in (slopes.positive_B, slopes.negative_B) if each is not None]
-        for rows_BO, labels_B, slope_B in zip(self._rows, self._labels, row_slopes, strict=True):
-            row_error_BO = torch.mul(rows_BO, self._column(slope_B.mul_(self.slope)), out=self._scratch_BO[:size])
-            error_BO.add_(row_error_BO)
-            vectors_gradient_LO.index_add_(0, labels_B, row_error_BO.mul_(gain_B1))
-        bias_gradient_O = error_BO.sum(0)
-        error_BO.mul_(self._column(self._factor_B))
-        self._update(error_BO, self._x_BI, bias_gradient_O, vectors_gradient_LO)
+        slope_BL = torch.zeros_like(goodness_BL)
+        for name, slope_B in (("positive", slopes.positive_B), ("negative", slopes.negative_B)):
+            if slope_B is not None:
+                slope_BL.scatter_(1, chosen[name], slope_B[:, None])
+        return slope_BL
 
 
 class NeutralLayer(LabelLayer):

@@ -12,9 +12,3 @@ def clear_label_pixels(images_BI: Tensor, labels: int) -> Tensor:
     """Darkens the first `labels` pixels in place, where the label will be written."""
     images_BI[:, :labels] = 0
     return images_BI
-
-
-def one_hot(labels_N: Tensor, labels: int, value_N: Tensor) -> Tensor:
-    """Rows with `value` at the label, in value's dtype."""
-    rows_NL = value_N.new_zeros(len(labels_N), labels)
-    return rows_NL.scatter_(1, labels_N[:, None], value_N[:, None])

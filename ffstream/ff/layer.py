@@ -40,7 +40,7 @@ class Activities(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """One layer's weights for predictions, in the products' precision."""
+    """One layer's weights for predictions: float32, but the product's matrix in the products' precision."""
 
     weight_OI: Tensor
     bias_O: Tensor
@@ -90,8 +90,7 @@ class Layer:
         self._weight_gradient_OI = (
             self._empty(self.outputs, self.inputs) if casts else self.parameters.weight_gradient_OI
         )
-        self._vectors_LO = self._empty(len(self._label_vectors(*self.parameters.views)), self.outputs)
-        self._bias_O = self._empty(self.outputs)
+        self._vectors_LO = self._label_vectors(*self.parameters.views).contiguous()
         self._figures = torch.zeros(5, device=self.device)  # Σ G⁺, rows, Σ G⁻, rows, Σ loss
         self._readings = 0
         self._refresh()
@@ -104,21 +103,17 @@ class Layer:
         buffer = next(self._handed_on)
         return self._empty(rows, self.outputs) if buffer is None else buffer[:rows]
 
-    def _column(self, values_N: Tensor) -> Tensor:
-        """One value a row, ready to multiply rows in the products' precision."""
-        return values_N.to(self.product_dtype)[:, None]
-
     def _label_vectors(self, weight_OI: Tensor, bias_O: Tensor, vectors_LO: Tensor) -> Tensor:
         """What E is for this layer: the parameter, or the columns behind the label pixels."""
         return vectors_LO if self.index else weight_OI[:, : self.recipe.labels].t()
 
     def _refresh(self) -> None:
-        """Takes the parameters over into the products' precision."""
+        """Takes new parameters over into what is kept beside them."""
         own = self.parameters
         if self._weight_OI is not own.weight_OI:
             self._weight_OI.copy_(own.weight_OI)
-        self._bias_O.copy_(own.bias_O)
-        self._vectors_LO.copy_(self._label_vectors(*own.views))
+        if not self.index:  # columns of the weights: a contiguous copy
+            self._vectors_LO.copy_(self._label_vectors(*own.views))
 
     def _update(self, error_NO: Tensor, x_NI: Tensor, bias_gradient_O: Tensor, vectors_gradient_LO: Tensor) -> None:
         """The optimiser's step, from r·∂L/∂z of the input's rows and the other gradients."""
@@ -154,13 +149,10 @@ class Layer:
         )
 
     def averaged(self) -> LayerWeights:
-        """A copy of the averaged weights, in the products' precision."""
+        """A copy of the averaged weights."""
         weight_OI, bias_O, vectors_LO = self.parameters.averaged()
-        vectors_LO = self._label_vectors(weight_OI, bias_O, vectors_LO)
-        weight_OI, bias_O, vectors_LO = (
-            part.contiguous().to(self.product_dtype) for part in (weight_OI, bias_O, vectors_LO)
-        )
-        return LayerWeights(weight_OI, bias_O, vectors_LO, mean_I=torch.empty(0))
+        vectors_LO = self._label_vectors(weight_OI, bias_O, vectors_LO).contiguous()
+        return LayerWeights(weight_OI.to(self.product_dtype), bias_O, vectors_LO, mean_I=bias_O.new_empty(0))
 
     def state(self) -> dict[str, Tensor]:
         """A copy of all that later updates depend on."""

@@ -4,12 +4,12 @@ A layer needs only the factor: with x̂ = r·x, x̂Wᵀ = r·(xWᵀ), so no scal
 Shapes: N rows, I inputs.
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-NormalizationName = Literal["rms", "unit"]
+from ffstream.ff.presets import NormalizationName
 
 
 class Normalization(Protocol):

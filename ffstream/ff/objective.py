@@ -4,13 +4,13 @@ Contrasts compare positive rows with negative rows; the softmax compares all lab
 Shapes: B samples, L labels. Each loss is the mean over samples, so a learning rate does not depend on B.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-ObjectiveName = Literal["softmax", "paired", "threshold"]
+from ffstream.ff.presets import Recipe
 
 
 class Slopes(NamedTuple):
@@ -65,6 +65,11 @@ class Threshold:
 
 
 Contrast = Paired | Threshold
+
+
+def make_contrast(recipe: Recipe) -> Contrast:
+    """The recipe's objective on positive and negative rows."""
+    return Threshold(recipe.alpha, recipe.theta) if recipe.objective == "threshold" else Paired(recipe.alpha)
 
 
 class Softmax:

@@ -7,10 +7,9 @@ documentation read it from here.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ffstream.ff.goodness import GoodnessName
-from ffstream.ff.normalization import NormalizationName
-from ffstream.ff.objective import ObjectiveName
-
+GoodnessName = Literal["sum_squares", "mean_squares"]
+NormalizationName = Literal["rms", "unit"]
+ObjectiveName = Literal["softmax", "paired", "threshold"]
 NegativesName = Literal["hardest", "random"]
 HandOnName = Literal["neutral", "labelled"]
 OptimizerName = Literal["adam", "sgd"]
@@ -53,6 +52,12 @@ class Recipe:
     averaging: float = _option(0.995, "decay of the averaged weights that predictions use, an update; 0 is none")
     score_first_layer: bool = _option(True, "the first layer's goodness counts in predictions")
     seed: int = _option(0, "seed of the first weights, of random wrong labels and of rehearsal")
+
+    def __post_init__(self) -> None:
+        if self.objective == "softmax" and self.hand_on == "labelled" and len(self.widths) > 1:
+            raise ValueError("the softmax objective compares all labels, so hand_on must be neutral")
+        if self.hand_on == "neutral" and not self.label_vectors and len(self.widths) > 1:
+            raise ValueError("later layers see a label only through label_vectors when hand_on is neutral")
 
     @property
     def rows(self) -> int:
