@@ -3,6 +3,7 @@
 Later sources win: defaults, the file, `FFSTREAM_SECTION__KEY` in the environment, `--set section.key=value`.
 """
 
+import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -102,7 +103,7 @@ class PrequentialSection(_Section):
     """Predicting each microbatch before it is learned."""
 
     fraction: float = Field(1.0, ge=0, le=1, description="share of microbatches that are predicted first")
-    queue_depth: int = Field(64, ge=1, description="microbatches that may wait for it; more are passed over")
+    queue_depth: int = Field(16, ge=1, description="microbatches that may wait for it; more are passed over")
 
 
 class Shutdown(_Section):
@@ -135,7 +136,7 @@ def load(
     if file is not None:
         try:
             tree = tomllib.loads(file.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:  # not TOML, or not UTF-8
             raise ConfigError(f"{file}: {error}", hint="ffstream config show prints a file to begin with") from error
     for name, value in (os.environ if environment is None else environment).items():
         if name.startswith(_ENVIRONMENT) and "__" in name:
@@ -172,7 +173,7 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(each) for each in value)}]"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return json.dumps(str(value), ensure_ascii=False)  # JSON's escapes are TOML's
 
 
 def describe(config: Config) -> str:

@@ -4,8 +4,9 @@ Each microbatch is predicted by the snapshot that the last barrier before it in 
 have seen everything before that barrier and nothing of the microbatch, whatever the threads are doing. So the error
 of a stream is a figure that can be reproduced.
 
-Evaluation never holds learning up. When it falls behind, whole microbatches are passed over and counted; those that
-are evaluated then stand for them in the error over all samples.
+Evaluation never holds learning up. When it falls behind, it looks at every second microbatch, every fourth, and so
+on, until it keeps up; what is passed over is counted, and the microbatch evaluated next stands for it in the error
+over all samples. A snapshot is kept for as long as a waiting microbatch needs it.
 """
 
 import logging
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 NAME = "ff-prequential"
 WINDOW_SAMPLES = 10_000
+_STRIDE_MAX = 1024
 
 
 class _Batch(NamedTuple):
@@ -101,9 +103,10 @@ class Prequential:
         self._changed = threading.Condition()
         self._snapshots = {first.version: first}
         self._passed_over = 0
-        self._credit = 1.0
+        self._due = 1.0
+        self._stride = 1
         self._stopping = False
-        self._idle = False
+        self._wanted: int | None = None
         self._started = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
 
@@ -123,16 +126,28 @@ class Prequential:
     def observe(self, images: Tensor, labels: Tensor, version: int) -> None:
         """Takes a microbatch that is about to be learned; `version` is the last one sent before it."""
         size = len(labels)
-        self._credit = min(self._credit + self._fraction, 1.0 + self._fraction)
         with self._changed:
-            if self._credit < 1.0 or len(self._inbox) >= self._queue_depth or not size:
+            if not size or not self._takes_next():
                 self._passed_over += size
                 self._metrics.prequential_skipped.inc(size)
                 return
-            self._credit -= 1.0
             self._inbox.append(_Batch(images, labels, version, size + self._passed_over))
             self._passed_over = 0
             self._changed.notify_all()
+
+    def _takes_next(self) -> bool:
+        """Whether the next microbatch is one of those to evaluate."""
+        if len(self._inbox) >= self._queue_depth:
+            self._stride = min(2 * self._stride, _STRIDE_MAX)
+            self._due = 0.0
+            return False
+        if not self._inbox:
+            self._stride = max(1, self._stride // 2)
+        self._due += self._fraction / self._stride
+        if self._due < 1.0:
+            return False
+        self._due -= 1.0
+        return True
 
     def mark(self, contribute: Callable[[dict[str, Any]], None]) -> None:
         """Calls back with the record as it is after everything observed so far."""
@@ -144,8 +159,7 @@ class Prequential:
         """Takes a snapshot that batches may wait for."""
         with self._changed:
             self._snapshots[snapshot.version] = snapshot
-            if self._idle and not self._inbox:  # whatever is observed from now on comes after this one
-                self._forget_before(snapshot.version)
+            self._forget_unneeded(snapshot.version)  # what is observed from now on needs this one or a later one
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -164,10 +178,10 @@ class Prequential:
 
     def _next(self) -> _Batch | _Mark | None:
         with self._changed:
-            self._idle = True
             self._changed.wait_for(lambda: self._inbox or self._stopping)
-            self._idle = False
-            return self._inbox.popleft() if self._inbox else None
+            item = self._inbox.popleft() if self._inbox else None
+            self._wanted = item.version if isinstance(item, _Batch) else None
+            return item
 
     def _evaluate(self, batch: _Batch) -> None:
         snapshot = self._snapshot(batch.version)
@@ -185,9 +199,9 @@ class Prequential:
         """The snapshot of that version, once it is published; None if it never will be."""
         with self._changed:
             self._changed.wait_for(lambda: version in self._snapshots or self._stopping)
-            self._forget_before(version)
             return self._snapshots.get(version)
 
-    def _forget_before(self, version: int) -> None:
-        for old in [each for each in self._snapshots if each < version]:
+    def _forget_unneeded(self, newest: int) -> None:
+        needed = {item.version for item in self._inbox if isinstance(item, _Batch)} | {self._wanted}
+        for old in [each for each in self._snapshots if each < newest and each not in needed]:
             del self._snapshots[old]

@@ -23,6 +23,7 @@ class Snapshots:
     def __init__(self, first: Snapshot) -> None:
         self._current = first
         self._published = threading.Condition()
+        self._closed = False
 
     @property
     def current(self) -> Snapshot:
@@ -36,6 +37,13 @@ class Snapshots:
             self._published.notify_all()
 
     def wait_for(self, seq: int, timeout_s: float) -> bool:
-        """True once a snapshot has learned every sample up to `seq`; False after the timeout."""
+        """True once a snapshot has learned every sample up to `seq`; False after the timeout, or once closed."""
         with self._published:
-            return self._published.wait_for(lambda: self._current.seq >= seq, timeout_s)
+            self._published.wait_for(lambda: self._current.seq >= seq or self._closed, timeout_s)
+            return self._current.seq >= seq
+
+    def close(self) -> None:
+        """No later snapshot comes: whoever waits for one stops waiting."""
+        with self._published:
+            self._closed = True
+            self._published.notify_all()

@@ -1,0 +1,1 @@
+"""The measurements, each beside its peer in the same run. `tools/bench` is the way in."""

@@ -1,0 +1,100 @@
+"""How fast a separate producer process gets samples acked, and learned; and what memory the daemon needs for it.
+
+The peer of the acks is SQLite alone: the same rows committed by the same journal in a process that does nothing else.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ffstream.client import Control
+from ffstream.journal.journal import Entry, Journal
+from tools.benchmarks.report import Report, rate
+from tools.benchmarks.served import served
+
+# A producer in a process of its own. Prints samples acked a second.
+_PRODUCER = """
+import sys, time
+import numpy as np
+from ffstream.client import Producer
+endpoint, samples, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+images = np.random.default_rng(0).integers(0, 256, (4096, 28, 28), dtype=np.uint8)
+labels = np.random.default_rng(1).integers(0, 10, 4096)
+single = [(images[at], int(labels[at])) for at in range(4096)]
+producer = Producer(endpoint)
+start = time.perf_counter()
+for first in range(0, samples, batch):
+    at = first % 4096
+    if batch == 1:
+        producer.send(*single[at])
+    else:
+        producer.send(images[at : at + batch], labels[at : at + batch])
+producer.flush(300)
+print(producer.counts.acked / (time.perf_counter() - start))
+producer.close()
+"""
+
+
+def run(report: Report, rounds: int, *, long: bool) -> None:
+    """Batches of 64, single samples, and with `long` the memory at sample 600,000."""
+    for _ in range(rounds):
+        _batches(report, 60_000, 64)
+        _singles(report, 60_000)
+    if long:
+        _memory(report)
+
+
+def _produce(endpoint: str, samples: int, batch: int) -> float:
+    command = [sys.executable, "-c", _PRODUCER, endpoint, str(samples), str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    return float(done.stdout)
+
+
+def _batches(report: Report, samples: int, batch: int) -> None:
+    with served("network.preset=fast") as daemon, Control(daemon.endpoints["control"]) as control:
+        _produce(daemon.endpoints["learn"], 5_120, batch)  # every thread warm, every buffer there
+        control.wait_idle(60)
+        start = time.perf_counter()
+        acked = _produce(daemon.endpoints["learn"], samples, batch)
+        control.wait_idle(300)
+        # The producer's own start, about half a second, counts as learning time: what a user would see.
+        learned = samples / (time.perf_counter() - start)
+        report.add(f"ingest/batch{batch}/acked", acked, "samples/s", "journal_alone", _journal_rate(samples, batch))
+        report.add(f"ingest/batch{batch}/acked_and_learned", learned, "samples/s")
+        report.add("ingest/resident_memory_60k", daemon.resident_mb(), "MB")
+
+
+def _singles(report: Report, samples: int) -> None:
+    with served("network.preset=fast") as daemon:
+        acked = _produce(daemon.endpoints["learn"], samples, 1)
+        report.add("ingest/single/acked", acked, "samples/s", "journal_alone", _journal_rate(samples, 1))
+
+
+def _memory(report: Report) -> None:
+    with served("network.preset=fast") as daemon, Control(daemon.endpoints["control"]) as control:
+        _produce(daemon.endpoints["learn"], 60_032, 64)
+        control.wait_idle(300)
+        early = daemon.resident_mb()
+        _produce(daemon.endpoints["learn"], 540_032, 64)
+        control.wait_idle(600)
+        report.add("ingest/resident_memory_60k", early, "MB")
+        report.add("ingest/resident_memory_600k_growth", daemon.resident_mb() - early, "MB")
+
+
+def _journal_rate(samples: int, batch: int) -> float:
+    """The journal without sockets and learning, as many messages a commit as a busy daemon groups."""
+    image, label = bytes(784 * batch), bytes(2 * batch)
+    group = max(1, 512 // batch)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder, "journal.sqlite"), inputs=784, labels=10)
+
+        def work() -> None:
+            for first in range(1, samples // batch + 1, group):
+                numbers = range(first, first + group)
+                journal.append([Entry("bench", n, n, batch, "uint8", label, image) for n in numbers])
+
+        result = rate(samples, work)
+        journal.close()
+        return result

@@ -1,0 +1,136 @@
+"""How fast layers learn: the pipeline beside the serial reference and its peers.
+
+The pipeline is the whole learner: it reads a real journal, forms microbatches, publishes snapshots. Samples are
+random numbers: the products do not care, and no data set is needed.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ffstream.ff.layer import Placement
+from ffstream.ff.network import Network
+from ffstream.ff.presets import PRESETS, Recipe
+from ffstream.journal.journal import Entry, Journal
+from ffstream.metrics import Metrics
+from ffstream.pipeline.feeder import FeederOptions
+from ffstream.pipeline.messages import Barrier
+from ffstream.pipeline.pipeline import Callbacks, Pipeline, PipelineOptions, StartingPoint
+from tools.benchmarks import peers
+from tools.benchmarks.report import Report, in_turn, rate
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DEADLINE_S = 300.0
+
+
+def run(report: Report, rounds: int) -> None:
+    """All networks in all precisions."""
+    cores = os.cpu_count() or 1
+    for widths, batches, name in (((512, 512), 200, "784-512-512"), ((2000,) * 4, 16, "784-2000x4")):
+        for precision in _DTYPES:
+            _measure(report, replace(PRESETS["fast"], widths=widths), batches, precision, name, rounds, cores)
+
+
+def _measure(
+    report: Report, recipe: Recipe, batches: int, precision: str, network: str, rounds: int, cores: int
+) -> None:
+    widths, batch, dtype = (recipe.inputs, *recipe.widths), recipe.batch_size, _DTYPES[precision]
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (batch, recipe.inputs), dtype=np.uint8)
+    labels = generator.integers(0, 10, batch)
+    serial, pipeline, gemm = in_turn(
+        rounds,
+        lambda: _serial_rate(recipe, dtype, images, labels, max(4, batches // 2)),
+        lambda: _pipeline_rate(recipe, precision, images, labels, batches),
+        lambda: peers.gemm_roofline(widths, batch, dtype, cores, 1.0),
+    )
+    prefix = f"learn/{network}/{precision}"
+    report.add(f"{prefix}/pipeline_over_serial", pipeline, "samples/s", "serial", serial)
+    achieved = pipeline * peers.flops(widths) / 1e9
+    report.add(f"{prefix}/share_of_gemm", achieved, "GFLOP/s", "gemm_roofline", gemm / 1e9)
+    if network == "784-512-512":
+        with peers.intra_op_threads(cores):
+            report.add(f"{prefix}/over_seed_method", pipeline, "samples/s", "seed_method", _seed_rate(widths))
+            report.add(f"{prefix}/over_backprop", pipeline, "samples/s", "backprop_mlp", _backprop_rate(widths, batch))
+
+
+def _serial_rate(
+    recipe: Recipe, dtype: torch.dtype, images: np.ndarray, labels: np.ndarray, batches: int
+) -> float:
+    network = Network(recipe, Placement(product_dtype=dtype))
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    network.learn(x, y, 0)
+
+    def work() -> None:
+        for step in range(batches):
+            network.learn(x, y, step)
+
+    return rate(batches * len(labels), work)
+
+
+def _pipeline_rate(recipe: Recipe, precision: str, images: np.ndarray, labels: np.ndarray, batches: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "journal.sqlite")
+        journal = Journal(path, inputs=recipe.inputs, labels=recipe.labels)
+        label_bytes = labels.astype("<u2").tobytes()
+        for n in range(1, batches + 1):
+            journal.append([Entry("bench", n, n, len(labels), "uint8", label_bytes, images.tobytes())])
+        learned = threading.Event()
+        failures: list[Exception] = []
+
+        def on_barrier(barrier: Barrier) -> None:
+            if barrier.seq == batches * len(labels):
+                learned.set()
+
+        def on_failure(error: Exception) -> None:
+            failures.append(error)
+            learned.set()
+
+        pipeline = Pipeline(
+            recipe,
+            PipelineOptions(device="cpu", precision=precision),
+            FeederOptions(recipe.batch_size, rehearsal=recipe.rehearsal),
+            journal=path,
+            head=journal.head,
+            start=StartingPoint(),
+            callbacks=Callbacks(on_barrier, on_failure),
+            metrics=Metrics(),
+        )
+
+        def work() -> None:
+            pipeline.start()
+            if not learned.wait(_DEADLINE_S) or failures:
+                raise RuntimeError(f"the pipeline did not learn its samples: {failures}")
+
+        result = rate(batches * len(labels), work)
+        pipeline.stop(10.0, save=False)
+        journal.close()
+        return result
+
+
+def _seed_rate(widths: tuple[int, ...], samples: int = 10_000, updates: int = 4) -> float:
+    method = peers.SeedMethod(widths)
+    images, labels = torch.rand(samples, widths[0]), torch.randint(0, 10, (samples,))
+    method.update(images, labels)
+    return rate(samples * updates, _repeat(updates, lambda: method.update(images, labels)))
+
+
+def _backprop_rate(widths: tuple[int, ...], batch: int, updates: int = 60) -> float:
+    mlp = peers.BackpropMlp(widths)
+    images, labels = torch.rand(batch, widths[0]), torch.randint(0, 10, (batch,))
+    mlp.learn(images, labels)
+    return rate(batch * updates, _repeat(updates, lambda: mlp.learn(images, labels)))
+
+
+def _repeat(times: int, work: Callable[[], None]) -> Callable[[], None]:
+    def repeated() -> None:
+        for _ in range(times):
+            work()
+
+    return repeated

@@ -1,0 +1,133 @@
+"""What ffstream is measured against. None of this is in the product.
+
+Shapes: B samples, I inputs, O outputs.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def intra_op_threads(count: int) -> Iterator[None]:
+    """Torch's own parallelism for as long as a peer that depends on it runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def gemm_roofline(widths: tuple[int, ...], batch: int, dtype: torch.dtype, threads: int, seconds: float) -> float:
+    """FLOP/s of the machine's own matrix products, at a network's shapes, on `threads` threads at once.
+
+    Each thread does, over and over, the forward and the weight-gradient product of every layer.
+    """
+    done = [0.0] * threads
+    start_line = threading.Barrier(threads + 1)
+    stop = threading.Event()
+
+    def work(which: int) -> None:
+        torch.set_num_threads(1)
+        shapes = []
+        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+            x, w, e = (torch.randn(*s).to(dtype) for s in ((batch, inputs), (outputs, inputs), (batch, outputs)))
+            shapes.append((x, w, e, torch.empty_like(e), torch.empty_like(w)))
+        start_line.wait()
+        while not stop.is_set():
+            for x, w, e, z, gradient in shapes:
+                torch.mm(x, w.t(), out=z)
+                torch.mm(e.t(), x, out=gradient)
+            done[which] += flops(widths) * batch
+
+    workers = [threading.Thread(target=work, args=(which,)) for which in range(threads)]
+    for worker in workers:
+        worker.start()
+    start_line.wait()
+    start = time.perf_counter()
+    stop.wait(seconds)
+    stop.set()
+    for worker in workers:
+        worker.join()
+    return sum(done) / (time.perf_counter() - start)
+
+
+def flops(widths: tuple[int, ...]) -> float:
+    """Floating-point operations of the two products that a sample costs in every layer."""
+    return 4.0 * sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+
+class SeedMethod:
+    """The seed article's method: autograd, full batch, layer after layer; label in the first ten pixels,
+    unit-length input, mean goodness, θ = 3, Adam 0.03."""
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        self.layers = [nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]
+        self.optimizers = [torch.optim.Adam(layer.parameters(), lr=0.03) for layer in self.layers]
+
+    def update(self, images_BI: Tensor, labels_B: Tensor) -> None:
+        """One full-batch update of every layer."""
+        wrong_B = (labels_B + torch.randint(1, 10, labels_B.shape)) % 10
+        positive, negative = overlay(images_BI, labels_B), overlay(images_BI, wrong_B)
+        for layer, optimizer in zip(self.layers, self.optimizers, strict=True):
+            h_positive, h_negative = self._forward(layer, positive), self._forward(layer, negative)
+            goodness_positive, goodness_negative = h_positive.square().mean(1), h_negative.square().mean(1)
+            loss = nn.functional.softplus(torch.cat((3 - goodness_positive, goodness_negative - 3))).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            positive, negative = h_positive.detach(), h_negative.detach()
+
+    def _forward(self, layer: nn.Linear, x_BI: Tensor) -> Tensor:
+        direction = x_BI / (x_BI.norm(2, 1, keepdim=True) + 1e-4)
+        return torch.relu(layer(direction))
+
+    def error(self, images_BI: Tensor, labels_B: Tensor) -> float:
+        """Test error."""
+        goodness = []
+        with torch.no_grad():
+            for label in range(10):
+                h = overlay(images_BI, torch.full_like(labels_B, label))
+                total = torch.zeros(len(h))
+                for layer in self.layers:
+                    h = self._forward(layer, h)
+                    total += h.square().mean(1)
+                goodness.append(total)
+        return float((torch.stack(goodness, 1).argmax(1) != labels_B).float().mean())
+
+
+def overlay(images_BI: Tensor, labels_B: Tensor) -> Tensor:
+    """The label as one bright pixel among the first ten."""
+    x_BI = images_BI.clone()
+    x_BI[:, :10] = 0
+    x_BI[torch.arange(len(x_BI)), labels_B] = images_BI.max()
+    return x_BI
+
+
+class BackpropMlp:
+    """A multi-layer perceptron of the same widths, trained by backpropagation with Adam."""
+
+    def __init__(self, widths: tuple[int, ...], seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        parts: list[nn.Module] = []
+        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+            parts += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.model = nn.Sequential(*parts, nn.Linear(widths[-1], 10))
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
+
+    def learn(self, images_BI: Tensor, labels_B: Tensor) -> None:
+        """One update."""
+        loss = nn.functional.cross_entropy(self.model(images_BI), labels_B)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+    def wrong(self, images_BI: Tensor, labels_B: Tensor) -> int:
+        """How many are predicted wrong."""
+        with torch.no_grad():
+            return int((self.model(images_BI).argmax(1) != labels_B).sum())

@@ -1,0 +1,80 @@
+"""How long a client waits for a prediction: idle, and while the daemon learns at full speed.
+
+The peer is the same prediction without a daemon: the classifier called in this process.
+"""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+
+from ffstream.client import Control, Predictor
+from ffstream.ff.network import Network
+from ffstream.ff.presets import PRESETS
+from tools.benchmarks.ingest import _PRODUCER
+from tools.benchmarks.report import Report
+from tools.benchmarks.served import served
+
+_QUERIES = 2000
+
+
+def run(report: Report, rounds: int) -> None:
+    """Single-image queries, one at a time."""
+    for _ in range(rounds):
+        alone = _percentile(_times_alone(), 50)
+        with served("network.preset=fast") as daemon, Control(daemon.endpoints["control"]) as control:
+            endpoints = daemon.endpoints
+            _times(endpoints["predict"], 100)
+            idle = _times(endpoints["predict"], _QUERIES)
+            report.add("predict/idle/p50", _percentile(idle, 50), "ms", "classifier_alone", alone)
+            report.add("predict/idle/p99", _percentile(idle, 99), "ms", "classifier_alone", alone)
+            command = [sys.executable, "-c", _PRODUCER, endpoints["learn"], "600000", "64"]
+            producer = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            try:
+                _until_backlog(control, 20_000)
+                busy = _times(endpoints["predict"], _QUERIES)
+                backlog = control.status()["backlog"]
+                if backlog == 0:
+                    raise RuntimeError("the backlog ran out: the daemon was not learning at full speed")
+                report.add("predict/learning/p50", _percentile(busy, 50), "ms", "classifier_alone", alone)
+                report.add("predict/learning/p99", _percentile(busy, 99), "ms", "classifier_alone", alone)
+            finally:
+                producer.terminate()
+                producer.wait(30)
+                control.request("pause")  # no need to learn the backlog before the stop
+
+
+def _until_backlog(control: Control, samples: int) -> None:
+    deadline = time.monotonic() + 60
+    while control.status()["backlog"] < samples:
+        if time.monotonic() > deadline:
+            raise RuntimeError("no backlog: the daemon learns as fast as the producer sends")
+        time.sleep(0.02)
+
+
+def _times(endpoint: str, queries: int) -> list[float]:
+    images = np.random.default_rng(0).integers(0, 256, (queries, 1, 28, 28), dtype=np.uint8)
+    times = []
+    with Predictor(endpoint) as predictor:
+        for image in images:
+            start = time.perf_counter()
+            predictor.predict(image)
+            times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def _times_alone() -> list[float]:
+    classifier = Network(PRESETS["fast"]).classifier()
+    image = torch.randint(0, 256, (1, 784), dtype=torch.uint8)
+    times = []
+    for _ in range(200):
+        start = time.perf_counter()
+        classifier.predict(image)
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def _percentile(times: list[float], percent: float) -> float:
+    return float(np.percentile(times, percent))
