@@ -75,7 +75,7 @@ class Learning(_Section):
     partial: Literal["flush", "wait"] = Field(
         "flush", description="then learn it as it is, or wait for ever: same input, same microbatches"
     )
-    publish_every: int = Field(8, ge=1, description="microbatches between two snapshots")
+    publish_every: int = Field(4, ge=1, description="microbatches between two snapshots")
     wake: int = Field(0, ge=0, description="microbatches of a wake phase; 0: positive and negative interleaved")
     sleep: int = Field(0, ge=0, description="microbatches of a sleep phase")
 

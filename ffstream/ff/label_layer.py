@@ -66,7 +66,7 @@ class LabelLayer(Layer):
         gradient_LO = all_label_errors(self._rows_BO, self._gain_B, self._vectors_LO, slope_BL, error_BO)
         bias_gradient_O = error_BO.sum(0)
         scaled_BO = torch.mul(error_BO, self._factor_B[:, None], out=self._product_BO[: len(error_BO)])
-        self._update(scaled_BO, self._x_BI, bias_gradient_O, gradient_LO)
+        self._update(len(scaled_BO), scaled_BO, self._x_BI, bias_gradient_O, gradient_LO)
 
     def _softmax_slopes(self, objective: Softmax) -> Tensor:
         goodness_BL, own_B1 = self._all_goodness(), self._own_B[:, None]

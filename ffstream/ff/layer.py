@@ -115,7 +115,9 @@ class Layer:
         if not self.index:  # columns of the weights: a contiguous copy
             self._vectors_LO.copy_(self._label_vectors(*own.views))
 
-    def _update(self, error_NO: Tensor, x_NI: Tensor, bias_gradient_O: Tensor, vectors_gradient_LO: Tensor) -> None:
+    def _update(
+        self, samples: int, error_NO: Tensor, x_NI: Tensor, bias_gradient_O: Tensor, vectors_gradient_LO: Tensor
+    ) -> None:
         """The optimiser's step, from r·∂L/∂z of the input's rows and the other gradients."""
         own = self.parameters
         torch.mm(error_NO.t(), x_NI, out=self._weight_gradient_OI)
@@ -124,7 +126,7 @@ class Layer:
         own.bias_gradient_O.copy_(bias_gradient_O)
         if len(vectors_gradient_LO):
             self._label_vectors(*own.gradient_views).copy_(vectors_gradient_LO)
-        own.update()
+        own.update(samples)
         self._refresh()
 
     def _count(self, positive_B: Tensor | None, negative_B: Tensor | None, loss: Tensor) -> None:

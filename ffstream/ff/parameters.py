@@ -4,7 +4,7 @@ One vector, because then an update, the average, a copy for a snapshot and a cop
 memory-bound pass each. `views` are its weight (O, I), bias (O) and label vectors (L, O).
 
 State, valid if and only if all of it comes from after the same update:
-`parameters`, `average` (absent without averaging), `updates`, and the optimiser's own vectors.
+`parameters`, `average` (absent without averaging), `samples`, and the optimiser's own vectors.
 """
 
 import math
@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from ffstream.ff.presets import Recipe
-
-_YOUTH = 5  # updates over which a young average is spread, a fifth of its age later on
 
 
 class Parameters:
@@ -34,33 +32,38 @@ class Parameters:
         self.gradient_views = self._split(self.gradient)
         self.weight_OI, self.bias_O, _ = self.views
         self.weight_gradient_OI, self.bias_gradient_O, _ = self.gradient_views
-        self.updates = 0
+        self.samples = 0.0
         self._recipe = recipe
-        self._decay = recipe.averaging
-        self._average = self.flat.clone() if recipe.averaging else self.flat
+        self._average = self.flat.clone() if recipe.averaging_samples else self.flat
         self._optimizer = _make_optimizer(self.flat, recipe)
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         sizes = [math.prod(shape) for shape in self._shapes]
         return [part.view(shape) for part, shape in zip(flat.split(sizes), self._shapes, strict=True)]
 
-    def update(self) -> None:
-        """One step of the optimiser along the gradient that stands in the gradient's views."""
-        self._optimizer.param_groups[0]["lr"] = self._learning_rate()
-        self._optimizer.step()
-        self.updates += 1
-        if self._decay:
-            # Young averages forget faster, so that a first prediction is not made by the random start.
-            decay = min(self._decay, 1 - 1 / (self.updates / _YOUTH + 1))
-            self._average.lerp_(self.flat, 1 - decay)
+    def update(self, rows: int) -> None:
+        """One step of the optimiser along the gradient that stands in the gradient's views.
 
-    def _learning_rate(self) -> float:
-        """Large while everything is new, then falling as 1/√t to a floor: a stream has no end."""
+        `rows` is how many of the recipe's rows the gradient is the mean of.
+        """
         recipe = self._recipe
-        if not recipe.learning_rate_halflife:
-            return recipe.learning_rate
-        fall = 1 / math.sqrt(1 + 3 * self.updates / recipe.learning_rate_halflife)
-        return recipe.learning_rate * max(recipe.learning_rate_floor, fall)
+        share = rows / recipe.rows
+        # The fewer rows, the noisier their mean: the step goes with the root of their number.
+        self._optimizer.param_groups[0]["lr"] = recipe.learning_rate * math.sqrt(share) * self._fall()
+        self._optimizer.step()
+        fresh = share * recipe.batch_size
+        self.samples += fresh
+        if recipe.averaging_samples:
+            # A young average reaches back over a fifth of what was learned, lest the random start predict.
+            reach = min(recipe.averaging_samples, self.samples / 5)
+            self._average.lerp_(self.flat, fresh / (fresh + reach))
+
+    def _fall(self) -> float:
+        """Steps are large while everything is new, then fall as 1/√n to a floor: a stream has no end."""
+        recipe = self._recipe
+        if not recipe.learning_rate_samples:
+            return 1.0
+        return max(recipe.learning_rate_floor, 1 / math.sqrt(1 + self.samples / recipe.learning_rate_samples))
 
     def averaged(self) -> list[Tensor]:
         """A copy of weight (O, I), bias (O) and label vectors (L, O) for predictions."""
@@ -68,8 +71,8 @@ class Parameters:
 
     def state(self) -> dict[str, Tensor]:
         """A copy of everything that the next update depends on."""
-        state = {"parameters": self.flat.clone(), "updates": torch.tensor(self.updates)}
-        if self._decay:
+        state = {"parameters": self.flat.clone(), "samples": torch.tensor(self.samples, dtype=torch.float64)}
+        if self._recipe.averaging_samples:
             state["average"] = self._average.clone()
         for name, value in self._optimizer.state[self.flat].items():
             if isinstance(value, Tensor):
@@ -79,8 +82,8 @@ class Parameters:
     def load(self, state: dict[str, Tensor]) -> None:
         """Continues from a state as if the updates since had happened here. Raises KeyError or RuntimeError."""
         self.flat.copy_(state["parameters"])
-        self.updates = int(state["updates"])
-        if self._decay:
+        self.samples = float(state["samples"])
+        if self._recipe.averaging_samples:
             self._average.copy_(state["average"])
         prefix = "optimizer."
         saved = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -26,8 +26,10 @@ class Recipe:
     inputs: int = _option(784, "numbers in an image; every image must have as many")
     widths: tuple[int, ...] = _option((512, 512), "outputs of each layer, first layer first")
     labels: int = _option(10, "number of classes; labels are 0 to labels-1")
-    batch_size: int = _option(64, "samples in a microbatch, one update of every layer")
-    rehearsal: int = _option(64, "remembered samples learned beside each microbatch's fresh ones")
+    batch_size: int = _option(128, "samples in a microbatch, one update of every layer")
+    young_batch_size: int = _option(32, "the same while the stream is young: then many small steps learn faster")
+    young_samples: int = _option(8192, "samples for which the stream is young")
+    rehearsal: int = _option(128, "remembered samples learned beside each microbatch's fresh ones")
     rehearsal_jitter: int = _option(1, "pixels that a remembered image is shifted by, at most, each way")
     memory: int = _option(10_000, "recent samples remembered, for rehearsal and for sleep")
     centering: bool = _option(True, "images are shifted by the running mean of all images seen")
@@ -42,14 +44,12 @@ class Recipe:
     label_strength: float = _option(3.0, "value of a label pixel, for image pixels between 0 and 1")
     label_vectors: bool = _option(True, "later layers learn a vector a label; otherwise only the first layer sees it")
     optimizer: OptimizerName = _option("adam", "fused Adam, or SGD with momentum")
-    learning_rate: float = _option(3e-3, "step size of the optimiser at the first update")
-    learning_rate_halflife: float = _option(
-        300.0, "the step size at update t is divided by √(1+3t/this); 0: it is not"
-    )
+    learning_rate: float = _option(4e-3, "step size of a whole microbatch at the stream's start")
+    learning_rate_samples: float = _option(6400.0, "step sizes fall as 1/√(1+n/this) with n samples; 0: they do not")
     learning_rate_floor: float = _option(0.1, "share of the first step size that it never falls below")
-    momentum: float = _option(0.6, "SGD's momentum, Adam's first decay")
-    second_moment: float = _option(0.99, "Adam's second decay")
-    averaging: float = _option(0.995, "decay of the averaged weights that predictions use, an update; 0 is none")
+    momentum: float = _option(0.5, "SGD's momentum, Adam's first decay")
+    second_moment: float = _option(0.95, "Adam's second decay")
+    averaging_samples: float = _option(50_000.0, "reach of the averaged weights that predict, in samples; 0: none")
     score_first_layer: bool = _option(True, "the first layer's goodness counts in predictions")
     seed: int = _option(0, "seed of the first weights, of random wrong labels and of rehearsal")
 
@@ -58,6 +58,21 @@ class Recipe:
             raise ValueError("the softmax objective compares all labels, so hand_on must be neutral")
         if self.hand_on == "neutral" and not self.label_vectors and len(self.widths) > 1:
             raise ValueError("later layers see a label only through label_vectors when hand_on is neutral")
+
+        young = self.young_samples
+        if young and (young % self.batch_size or self.batch_size % self.young_batch_size):
+            raise ValueError("young_samples must be whole microbatches, and those whole young ones")
+
+    def whole_up_to(self, seq: int) -> int:
+        """The last sample of whole microbatches up to `seq`: microbatches lie on a fixed grid."""
+        return seq - seq % self._batch_size_after(seq)
+
+    def batch_end(self, seq: int) -> int:
+        """The last sample of the microbatch that `seq` + 1 belongs to."""
+        return self.whole_up_to(seq) + self._batch_size_after(seq)
+
+    def _batch_size_after(self, seq: int) -> int:
+        return self.young_batch_size if seq < self.young_samples else self.batch_size
 
     @property
     def rows(self) -> int:
@@ -68,9 +83,10 @@ class Recipe:
 PRESETS: dict[str, Recipe] = {
     # The best one-pass recipe that we measured; see the README's results.
     "stream": Recipe(),
+    # Several times the samples a second: large microbatches, nothing rehearsed.
+    "fast": Recipe(batch_size=256, rehearsal=0, learning_rate=5e-3),
     # The recipe of the article that this project began with (Hinton's supervised FF as usually re-implemented).
     "seed": Recipe(
-        centering=False,
         normalization="unit",
         goodness="mean_squares",
         hand_on="labelled",
@@ -82,11 +98,12 @@ PRESETS: dict[str, Recipe] = {
         label_strength=1.0,
         label_vectors=False,
         learning_rate=0.03,
-        learning_rate_halflife=0.0,
+        learning_rate_samples=0.0,
         momentum=0.9,
         second_moment=0.999,
-        averaging=0.0,
+        averaging_samples=0.0,
         batch_size=256,
+        young_samples=0,
         rehearsal=0,
     ),
 }

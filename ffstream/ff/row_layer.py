@@ -45,4 +45,5 @@ class RowLayer(Layer):
         if len(gradient_LO):
             gradient_LO.index_add_(0, given.labels_N, error_NO)
         scaled_NO = torch.mul(error_NO, self._factor_N[:, None], out=self._product_NO[:rows])
-        self._update(scaled_NO, given.h_NO, bias_gradient_O, gradient_LO)
+        samples = rows // 2 if given.polarity == "interleaved" else rows
+        self._update(samples, scaled_NO, given.h_NO, bias_gradient_O, gradient_LO)

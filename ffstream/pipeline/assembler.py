@@ -1,7 +1,7 @@
 """Stored messages to microbatches, on a fixed grid.
 
-Microbatch k ends at sample k·B, whatever messages the samples came in. A flush may cut one short when the stream
-pauses; the next one ends on the grid again.
+Where a microbatch ends depends on the recipe and the sequence number alone, whatever messages the samples came in. A
+flush may cut one short when the stream pauses; the next one ends on the grid again.
 """
 
 from collections import deque
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ffstream.ff.presets import Recipe
 from ffstream.journal.reader import Reader
 from ffstream.wire.codec import bytes_to_labels, images_to_array
 
@@ -26,9 +27,9 @@ class _Piece(NamedTuple):
 class Assembler:
     """Reads the journal beyond `seq`. Owned by the feeder's thread."""
 
-    def __init__(self, reader: Reader, batch_size: int, seq: int) -> None:
+    def __init__(self, reader: Reader, recipe: Recipe, seq: int) -> None:
         self._reader = reader
-        self._batch_size = batch_size
+        self._recipe = recipe
         self._pieces: deque[_Piece] = deque()
         self._held = 0
         self.seq = seq  # of the last sample given out
@@ -43,9 +44,9 @@ class Assembler:
 
         With `flush` an incomplete one will do. Raises JournalDamaged.
         """
-        wanted = self._batch_size - self.seq % self._batch_size
+        wanted = self._recipe.batch_end(self.seq) - self.seq
         if self._held < wanted:
-            self._read(_READ_AHEAD * self._batch_size)
+            self._read(_READ_AHEAD * self._recipe.batch_size)
         if not self._held or (self._held < wanted and not flush):
             return None
         return self._take(min(wanted, self._held))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from ffstream.errors import FFStreamError, StageFailed
+from ffstream.ff.presets import Recipe
 from ffstream.journal.journal import Head
 from ffstream.pipeline.assembler import Assembler
 from ffstream.pipeline.channel import Channel, Closed
@@ -33,9 +34,7 @@ _IDLE_WAIT_S = 0.5
 class FeederOptions:
     """How the stream is cut. Counts are microbatches unless they say otherwise."""
 
-    batch_size: int
-    rehearsal: int = 0  # remembered samples beside a microbatch's fresh ones
-    publish_every: int = 8
+    publish_every: int = 4
     checkpoint_every_samples: int = 0
     checkpoint_every_s: float = 0.0
     linger_s: float = 1.0
@@ -60,6 +59,7 @@ class Feeder:
 
     def __init__(
         self,
+        recipe: Recipe,
         state: FeederState,
         options: FeederOptions,
         *,
@@ -73,6 +73,7 @@ class Feeder:
     ) -> None:
         self.state = state
         self.options = options
+        self._recipe = recipe
         self._assembler = assembler
         self._head = head
         self._memory = memory
@@ -154,7 +155,7 @@ class Feeder:
         state = self.state
         polarity = state.schedule.polarity
         if polarity == "sleep" and len(self._memory):
-            images, labels = self._memory.draw(self.options.batch_size, state.step)
+            images, labels = self._memory.draw(self._recipe.batch_size, state.step)
             fresh = 0
         else:
             batch = self._assembler.next(flush=self._flush_is_due())
@@ -177,7 +178,7 @@ class Feeder:
 
     def _rehearse(self, micro: MicroBatch) -> MicroBatch:
         """Puts remembered samples beside the fresh ones, so that one update learns from both."""
-        count = self.options.rehearsal * micro.fresh // self.options.batch_size
+        count = self._recipe.rehearsal * micro.fresh // self._recipe.batch_size
         if not count or not len(self._memory):
             return micro
         images, labels = self._memory.draw(count, micro.step)

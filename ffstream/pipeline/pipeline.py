@@ -133,9 +133,10 @@ class Pipeline:
             memory.load(dict(start.tensors), start.progress["memory.added"])
         state = FeederState(start.progress.get("step", 0), start.seq, start.progress.get("version", 0), schedule)
         return Feeder(
+            recipe,
             state,
             cuts,
-            assembler=Assembler(self._reader, recipe.batch_size, start.seq),
+            assembler=Assembler(self._reader, recipe, start.seq),
             head=head,
             memory=memory,
             out=self.stages[0].inbox,

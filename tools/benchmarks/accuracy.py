@@ -24,7 +24,9 @@ def run(report: Report, dataset: Dataset, seeds: int, settings: tuple[str, ...] 
         test, prequential = _daemon(dataset, seed, settings)
         mlp_test, mlp_prequential = _backprop(dataset, seed)
         report.add(f"accuracy/{dataset.name}/test/seed{seed}", test, "%", "backprop_mlp", mlp_test)
-        report.add(f"accuracy/{dataset.name}/prequential/seed{seed}", prequential, "%", "backprop_mlp", mlp_prequential)
+        report.add(
+            f"accuracy/{dataset.name}/prequential/seed{seed}", prequential, "%", "backprop_mlp", mlp_prequential
+        )
         tests.append(test)
         prequentials.append(prequential)
         mlp_tests.append(mlp_test)
@@ -58,7 +60,9 @@ def _daemon(dataset: Dataset, seed: int, settings: tuple[str, ...]) -> tuple[flo
             control.request("checkpoint", {"timeout_s": 600}, 610)  # complete only once the evaluator has caught up
             prequential = control.status()["prequential_error_total"]
         with Predictor(daemon.endpoints["predict"]) as predictor:
-            labels = np.concatenate([predictor.predict(part).labels for part in np.array_split(dataset.test.images, 20)])
+            labels = np.concatenate(
+                [predictor.predict(part).labels for part in np.array_split(dataset.test.images, 20)]
+            )
     return 100 * float((labels != dataset.test.labels).mean()), 100 * prequential
 
 

@@ -34,7 +34,15 @@ def run(report: Report, rounds: int) -> None:
     cores = os.cpu_count() or 1
     for widths, batches, name in (((512, 512), 200, "784-512-512"), ((2000,) * 4, 16, "784-2000x4")):
         for precision in _DTYPES:
-            _measure(report, replace(PRESETS["fast"], widths=widths), batches, precision, name, rounds, cores)
+            _measure(
+                report,
+                replace(PRESETS["fast"], widths=widths, young_samples=0),
+                batches,
+                precision,
+                name,
+                rounds,
+                cores,
+            )
 
 
 def _measure(
@@ -57,12 +65,12 @@ def _measure(
     if network == "784-512-512":
         with peers.intra_op_threads(cores):
             report.add(f"{prefix}/over_seed_method", pipeline, "samples/s", "seed_method", _seed_rate(widths))
-            report.add(f"{prefix}/over_backprop", pipeline, "samples/s", "backprop_mlp", _backprop_rate(widths, batch))
+            report.add(
+                f"{prefix}/over_backprop", pipeline, "samples/s", "backprop_mlp", _backprop_rate(widths, batch)
+            )
 
 
-def _serial_rate(
-    recipe: Recipe, dtype: torch.dtype, images: np.ndarray, labels: np.ndarray, batches: int
-) -> float:
+def _serial_rate(recipe: Recipe, dtype: torch.dtype, images: np.ndarray, labels: np.ndarray, batches: int) -> float:
     network = Network(recipe, Placement(product_dtype=dtype))
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     network.learn(x, y, 0)
@@ -95,7 +103,7 @@ def _pipeline_rate(recipe: Recipe, precision: str, images: np.ndarray, labels: n
         pipeline = Pipeline(
             recipe,
             PipelineOptions(device="cpu", precision=precision),
-            FeederOptions(recipe.batch_size, rehearsal=recipe.rehearsal),
+            FeederOptions(),
             journal=path,
             head=journal.head,
             start=StartingPoint(),

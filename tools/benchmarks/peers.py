@@ -3,6 +3,7 @@
 Shapes: B samples, I inputs, O outputs.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def gemm_roofline(widths: tuple[int, ...], batch: int, dtype: torch.dtype, threa
     def work(which: int) -> None:
         torch.set_num_threads(1)
         shapes = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(widths):
             x, w, e = (torch.randn(*s).to(dtype) for s in ((batch, inputs), (outputs, inputs), (batch, outputs)))
             shapes.append((x, w, e, torch.empty_like(e), torch.empty_like(w)))
         start_line.wait()
@@ -59,7 +60,7 @@ def gemm_roofline(widths: tuple[int, ...], batch: int, dtype: torch.dtype, threa
 
 def flops(widths: tuple[int, ...]) -> float:
     """Floating-point operations of the two products that a sample costs in every layer."""
-    return 4.0 * sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return 4.0 * sum(a * b for a, b in itertools.pairwise(widths))
 
 
 class SeedMethod:
@@ -67,7 +68,7 @@ class SeedMethod:
     unit-length input, mean goodness, θ = 3, Adam 0.03."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
-        self.layers = [nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)]
+        self.layers = [nn.Linear(i, o) for i, o in itertools.pairwise(widths)]
         self.optimizers = [torch.optim.Adam(layer.parameters(), lr=0.03) for layer in self.layers]
 
     def update(self, images_BI: Tensor, labels_B: Tensor) -> None:
@@ -79,7 +80,7 @@ class SeedMethod:
             goodness_positive, goodness_negative = h_positive.square().mean(1), h_negative.square().mean(1)
             loss = nn.functional.softplus(torch.cat((3 - goodness_positive, goodness_negative - 3))).mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             positive, negative = h_positive.detach(), h_negative.detach()
 
@@ -115,7 +116,7 @@ class BackpropMlp:
     def __init__(self, widths: tuple[int, ...], seed: int = 0) -> None:
         torch.manual_seed(seed)
         parts: list[nn.Module] = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(widths):
             parts += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.model = nn.Sequential(*parts, nn.Linear(widths[-1], 10))
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
@@ -124,7 +125,7 @@ class BackpropMlp:
         """One update."""
         loss = nn.functional.cross_entropy(self.model(images_BI), labels_B)
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimizer.step()
 
     def wrong(self, images_BI: Tensor, labels_B: Tensor) -> int:

@@ -30,7 +30,7 @@ class Served:
 
 @contextmanager
 def served(*settings: str) -> Iterator[Served]:
-    """Serves until the block ends, then stops cleanly. Raises RuntimeError with the log's end if it does not start."""
+    """Serves until the block ends, then stops cleanly. Raises RuntimeError if it does not start."""
     with tempfile.TemporaryDirectory() as folder:
         state, log = Path(folder, "state"), Path(folder, "log")
         own = [f"listen.{name}=tcp://127.0.0.1:*" for name in ("learn", "predict", "control")]
