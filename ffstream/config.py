@@ -64,7 +64,7 @@ class Limits(_Section):
     query_batch_max_samples: int = Field(1024, ge=1, description="samples of queries predicted at once")
     reply_queue_messages: int = Field(1000, ge=1, description="replies that wait for one peer to read them")
     heartbeat_s: float = Field(
-        5.0, gt=0, description="seconds between ZMTP heartbeats; a peer silent for three is gone"
+        5.0, ge=0.01, le=600, description="seconds between ZMTP heartbeats; a peer silent for three is gone"
     )
 
 

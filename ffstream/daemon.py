@@ -8,6 +8,7 @@ says up to which one they were learned; recovery begins there. Nothing else is d
 """
 
 import fcntl
+import gc
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ from dataclasses import asdict
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import IO, Any, NamedTuple
 
 import zmq
@@ -24,7 +26,7 @@ from ffstream import __version__
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
-from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed, Unavailable
+from ffstream.errors import ConfigError, DeadlineExceeded, JournalDamaged, StageFailed, Unavailable
 from ffstream.ff.classifier import Classifier
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
@@ -53,9 +55,11 @@ class _Order(IntEnum):
     LEARN_WHAT_IS_QUEUED = 2  # the last barrier takes the state
     EVALUATE_WHAT_IS_QUEUED = 3  # the evaluator's part completes the last barrier
     WRITE_CHECKPOINT = 4
-    ANSWER_NO_MORE = 5  # predictions and control went on until here
-    CLOSE_CONTEXT = 6
-    RELEASE_STATE = 7
+    END_COMMANDS = 5  # those that wait get an answer
+    ANSWER_NO_MORE = 6  # predictions and control went on until here
+    CLOSE_CONTEXT = 7
+    CLOSE_JOURNAL = 8
+    RELEASE_STATE = 9
 
 
 class _Step(NamedTuple):
@@ -75,7 +79,9 @@ class Daemon:
         self.state = "starting"
         self.failure: Exception | None = None
         self._steps: list[_Step] = []
-        self._wake = threading.Event()
+        # Not an Event: a signal handler that sets one deadlocks if its thread is just about to wait for it.
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._ending = False  # commands that wait must end
         self._checkpointed = threading.Condition()
         self._last_written: Written | None = None
         self._oldest_checkpoint = 0  # the journal may forget what lies below
@@ -92,6 +98,9 @@ class Daemon:
         except BaseException:
             self.stop()
             raise
+        # What exists now lives as long as the daemon: the collector need not walk over it again and again.
+        gc.collect()
+        gc.freeze()
         self.state = "ready"
         log.info(
             "ready version=%s learn=%s predict=%s control=%s http=%s seq=%d applied=%d precision=%s device=%s",
@@ -108,18 +117,24 @@ class Daemon:
 
     def _open_state(self) -> None:
         state = self.config.state
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = _lock(state / "lock")
+        self._lock = _lock(state)
+        self._steps.append(_Step(_Order.RELEASE_STATE, "lock", self._unlock))
         recipe = self.config.network
         self.store = CheckpointStore(state / "checkpoints", keep=self.config.checkpoint.keep, recipe=asdict(recipe))
         self.journal = Journal(state / "journal.sqlite", inputs=recipe.inputs, labels=recipe.labels)
-        self._steps.append(_Step(_Order.RELEASE_STATE, "state", self._close_state))
+        self._steps.append(_Step(_Order.CLOSE_JOURNAL, "journal", self._close_journal))
 
     def _recover(self) -> None:
         checkpoint, damages = self.store.newest()
         self.metrics.checkpoints_damaged.inc(len(damages))
         if checkpoint is None:
             start = StartingPoint()
+        elif checkpoint.seq > self.journal.head.seq:
+            # New samples would get numbers that count as learned: acked, and never learned.
+            raise JournalDamaged(
+                f"{self.journal.path} ends at sample {self.journal.head.seq}, before checkpoint {checkpoint.seq}",
+                hint="put the journal back that belongs to the checkpoints, or use another --state folder",
+            )
         else:
             start = StartingPoint(checkpoint.seq, checkpoint.tensors, checkpoint.progress)
             log.info("recovered checkpoint=%d journal=%d", checkpoint.seq, self.journal.head.seq)
@@ -158,8 +173,6 @@ class Daemon:
                 sleep=learning.sleep,
             ),
             FeederOptions(
-                batch_size=config.network.batch_size,
-                rehearsal=config.network.rehearsal,
                 publish_every=learning.publish_every,
                 checkpoint_every_samples=checkpoint.every_samples,
                 checkpoint_every_s=checkpoint.every_s,
@@ -217,6 +230,7 @@ class Daemon:
             "config": lambda arguments: {"config": self.config.model_dump(mode="json")},
         }
         self.control = ControlLoop(commands, sockets, self.metrics, self._fail)
+        self._steps.append(_Step(_Order.END_COMMANDS, "commands", self._end_commands))
         for loop, endpoint, order in (
             (self.learn, config.listen.learn, _Order.ACCEPT_NO_MORE),
             (self.predict, config.listen.predict, _Order.ANSWER_NO_MORE),
@@ -273,10 +287,11 @@ class Daemon:
         self.prequential.mark(lambda progress: barrier.contribute(PREQUENTIAL, Part({}, progress)))
 
     def _on_barrier(self, barrier: Barrier) -> None:
+        snapshot = Snapshot(self._classifier(barrier.weights), barrier.version, barrier.seq)
         if barrier.version > self.snapshots.current.version:
-            snapshot = Snapshot(self._classifier(barrier.weights), barrier.version, barrier.seq)
             self.snapshots.publish(snapshot)
-            self.prequential.publish(snapshot)
+        # A saving barrier waits for the evaluator, so later ones may overtake it; its snapshot is wanted too.
+        self.prequential.publish(snapshot)
         if barrier.saves:
             self.writer.submit(Checkpoint(barrier.seq, barrier.tensors, barrier.progress))
 
@@ -300,7 +315,7 @@ class Daemon:
             self.failure = error
             self.state = "failed"
             log.error("failed error=%s", error)
-        self._wake.set()
+        self._wake.put(None)
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
@@ -338,10 +353,13 @@ class Daemon:
         timeout_s = _seconds(arguments, default=60.0)
         target = self.journal.head.seq
         if self.config.learning.partial == "wait":
-            target -= target % self.config.network.batch_size
+            target = self.config.network.whole_up_to(target)
         if not self.snapshots.wait_for(target, timeout_s):
+            missing = target - self.snapshots.current.seq
+            if self._ending:
+                raise _stops(f"{missing} samples wait on disk")
             raise DeadlineExceeded(
-                f"{target - self.snapshots.current.seq} samples are not learned after {timeout_s:g} s",
+                f"{missing} samples are not learned after {timeout_s:g} s",
                 hint="wait longer, or see ffstream status",
             )
         return self.status()
@@ -352,7 +370,10 @@ class Daemon:
         sequence: list[int] = []
         with self._checkpointed:
             self.learner.request_checkpoint(lambda barrier: sequence.append(barrier.seq))
-            while not (sequence and self._last_written and self._last_written.seq == sequence[0]):
+            # A later one may be written before this thread looks; it holds what this one holds, and more.
+            while not (sequence and self._last_written and self._last_written.seq >= sequence[0]):
+                if self._ending:
+                    raise _stops("it takes a last checkpoint by itself")
                 if time.monotonic() >= deadline:
                     raise DeadlineExceeded("the checkpoint is not written yet", hint="see the daemon's log")
                 self._checkpointed.wait(0.1)
@@ -371,26 +392,35 @@ class Daemon:
         self.state = "draining"
         self.learn.draining = True
         result = self._wait_idle(arguments)
-        self._wake.set()
+        self._wake.put(None)
         return result
 
     def _request_stop(self) -> dict[str, Any]:
-        self._wake.set()
+        self._wake.put(None)
         return {"stopping": True}
 
     # --- serve and stop ---------------------------------------------------------------------------------------------
 
-    def wait(self) -> None:
-        """Returns when a stop was requested or something failed. Watches over the stages meanwhile."""
+    def wait(self, heartbeat: Callable[[], None] = lambda: None) -> None:
+        """Returns when a stop was requested or something failed. Calls `heartbeat` each second while all is well."""
         limit_s = self.config.pipeline.stall_timeout_s
-        while not self._wake.wait(1.0):
+        while not self._is_woken(1.0):
             stuck = self.learner.stalled(limit_s)
             if stuck is not None:
                 self._fail(StageFailed(f"{stuck} made no progress for {limit_s:g} s", hint="restart; see the log"))
+            else:
+                heartbeat()
+
+    def _is_woken(self, timeout_s: float) -> bool:
+        try:
+            self._wake.get(timeout=timeout_s)
+        except Empty:
+            return False
+        return True
 
     def request_stop(self) -> None:
         """Sets a flag; safe in a signal handler."""
-        self._wake.set()
+        self._wake.put(None)
 
     def stop(self) -> None:
         """Ends what was started, in order, each step with a deadline. Raises what failed, if anything did."""
@@ -411,6 +441,12 @@ class Daemon:
         """After a failure there is no state worth keeping: recovery begins at the last checkpoint."""
         return self.learner.stop(timeout_s) if self.failure is None else self.learner.abort(timeout_s)
 
+    def _end_commands(self, timeout_s: float) -> bool:
+        """A command that waits holds a thread, and Python does not exit before its threads."""
+        self._ending = True
+        self.snapshots.close()
+        return True
+
     def _end_context(self, timeout_s: float) -> bool:
         """Sends what lingers, at most a second long. A loop that is still alive has a socket: then it stays open."""
         if any(loop.thread.is_alive() for loop in (self.learn, self.predict, self.control)):
@@ -418,21 +454,32 @@ class Daemon:
         self._context.term()
         return True
 
-    def _close_state(self, timeout_s: float) -> bool:
+    def _close_journal(self, timeout_s: float) -> bool:
         self.journal.close()
+        return True
+
+    def _unlock(self, timeout_s: float) -> bool:
         self._lock.close()
         return True
 
 
-def _lock(path: Path) -> IO[str]:
-    """Holds the state folder for this process. Raises ConfigError when another one has it."""
-    file = path.open("w")
+def _lock(state: Path) -> IO[str]:
+    """Makes the state folder and holds it for this process. Raises ConfigError when another one has it."""
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = (state / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{state}: {error.strerror}", hint="--state names a folder to write to") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise ConfigError(f"{path.parent} is in use by another daemon", hint="stop it, or use --state") from error
+        raise ConfigError(f"{state} is in use by another daemon", hint="stop it, or use --state") from error
     return file
+
+
+def _stops(state: str) -> Unavailable:
+    return Unavailable(f"the daemon stops; {state}", hint="ask again after its restart")
 
 
 def _seconds(arguments: dict[str, Any], *, default: float) -> float:

@@ -93,6 +93,12 @@ class NotFinite(ProtocolError):
     code = "not_finite"
 
 
+class ValueOutOfRange(ProtocolError):
+    """A float image holds a number below 0 or above 1."""
+
+    code = "value_out_of_range"
+
+
 class TooLarge(ProtocolError):
     """A message is over a limit: bytes, or samples."""
 

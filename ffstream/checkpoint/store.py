@@ -3,8 +3,8 @@
     checkpoints/00000000000000041200/state.safetensors   every tensor of the learner's state
     checkpoints/00000000000000041200/manifest.json       what belongs to it, and its checksums
 
-A checkpoint is valid if and only if its manifest is there and every file in it has the size and the SHA-256
-that the manifest states. The order of writing keeps this true at every instant:
+A checkpoint is valid if and only if its manifest is there, has the SHA-256 that stands in it as `check`, and every
+file in it has the size and the SHA-256 that the manifest states. The order of writing keeps this true at all times:
 
     1. state into `.writing-SEQ/`, fsync file and folder     2. rename to `SEQ/`, fsync the parent
     3. manifest into `SEQ/.manifest`, fsync                  4. rename to `SEQ/manifest.json`, fsync the folder
@@ -69,10 +69,15 @@ class CheckpointStore:
         final = self.folder / f"{checkpoint.seq:020d}"
         aside = self.folder / f"{_WRITING}{checkpoint.seq}"
         self._sweep()
-        if (final / _MANIFEST).exists():
+        if self._is_whole(checkpoint.seq):
             return 0  # the same samples lead to the same state
+        if final.exists():  # damaged: recovery began before it and has come here again
+            self._remove(checkpoint.seq)
         aside.mkdir()
-        save_file(dict(checkpoint.tensors), aside / _STATE)
+        try:
+            save_file(dict(checkpoint.tensors), aside / _STATE)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{aside / _STATE}: {error}") from error
         self._at("checkpoint.written")
         _fsync(aside / _STATE)
         _fsync(aside)
@@ -90,7 +95,7 @@ class CheckpointStore:
             "files": {_STATE: {"bytes": size, "sha256": _sha256(final / _STATE)}},
         }
         draft = final / ".manifest"
-        draft.write_text(json.dumps(manifest, indent=1))
+        draft.write_text(json.dumps(manifest | {"check": _check(manifest)}, indent=1))
         _fsync(draft)
         self._at("checkpoint.before_manifest")
         draft.rename(final / _MANIFEST)
@@ -102,7 +107,7 @@ class CheckpointStore:
 
     def seqs(self) -> list[int]:
         """Sequence numbers of the checkpoints that have a manifest, oldest first."""
-        return sorted(int(each.parent.name) for each in self.folder.glob(f"[0-9]*/{_MANIFEST}"))
+        return sorted(int(each.parent.name) for each in self.folder.glob(f"{'[0-9]' * 20}/{_MANIFEST}"))
 
     def load(self, seq: int) -> Checkpoint:
         """Reads one. Raises CheckpointDamaged or CheckpointIncompatible."""
@@ -143,14 +148,25 @@ class CheckpointStore:
             manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
             if manifest["format"] != FORMAT or manifest["seq"] != seq:
                 raise _damaged(seq, "the manifest is of another format or checkpoint")
+            if manifest.pop("check") != _check(manifest):
+                raise _damaged(seq, f"{_MANIFEST}: checksum differs")
             manifest["recipe"].get, manifest["progress"].get
             for name, expected in manifest["files"].items():
                 path = folder / Path(name).name
                 if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
                     raise _damaged(seq, f"{name}: checksum differs")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(seq, f"unreadable: {error}") from error
         return manifest
+
+    def _is_whole(self, seq: int) -> bool:
+        if not (self.folder / f"{seq:020d}" / _MANIFEST).exists():
+            return False
+        try:
+            self.verify(seq)
+        except CheckpointDamaged:
+            return False
+        return True
 
     def discard_after(self, seq: int) -> None:
         """Removes every checkpoint that has learned more than `seq`."""
@@ -172,6 +188,10 @@ class CheckpointStore:
 
 def _damaged(seq: int, what: str) -> CheckpointDamaged:
     return CheckpointDamaged(f"checkpoint {seq}: {what}", hint="ffstream checkpoint verify; an older one is used")
+
+
+def _check(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

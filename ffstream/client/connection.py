@@ -5,7 +5,7 @@ from typing import Self
 
 import zmq
 
-from ffstream.errors import DeadlineExceeded, RequestRefused
+from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused
 from ffstream.wire import codec
 from ffstream.wire.messages import ErrorReply, Message
 
@@ -15,20 +15,28 @@ _RECONNECT_MAX_MS = 1_000
 
 
 class Connection:
-    """A DEALER on an endpoint. Not for sharing between threads, nor across a fork."""
+    """A DEALER on an endpoint. Not for sharing between threads, nor across a fork. Raises ConfigError.
 
-    def __init__(self, endpoint: str, answers: tuple[type[Message], ...], *, send_queue: int = 0) -> None:
+    With `immediate`, sending without a connection raises zmq.Again, and what a broken one did not take is gone.
+    """
+
+    def __init__(self, endpoint: str, answers: tuple[type[Message], ...], *, immediate: bool = False) -> None:
         self.endpoint = endpoint
         self._types = codec.table(ErrorReply, *answers)
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)  # what is not acked is the caller's to resend, not the socket's
-        self.socket.setsockopt(zmq.SNDHWM, send_queue)
+        self.socket.setsockopt(zmq.IMMEDIATE, int(immediate))
+        self.socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the callers
         self.socket.setsockopt(zmq.RCVHWM, 0)  # bounded by what we asked for
         self.socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
         self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        self.socket.connect(endpoint)
+        try:
+            self.socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.socket.close()
+            raise ConfigError(f"cannot connect to {endpoint}: {error}", hint="write tcp://HOST:PORT") from error
 
     def send(self, message: Message, *payload: bytes) -> None:
         """Sends without waiting: what can be under way is bounded by the callers."""

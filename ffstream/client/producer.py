@@ -2,10 +2,11 @@
 
 Messages are numbered 1, 2, 3 … and kept until they are acked or refused for good. After a reconnect, or when an
 answer is overdue, everything unanswered is sent again under its old number; the daemon acks what it already has and
-stores the rest: each sample is learned exactly once.
+stores the rest: each sample is learned exactly once, and a lost connection does not change the order.
 
-Invariant: `_unanswered` holds, in order, every message that was sent and has no final answer; its first number is the
-`base` that the next message declares.
+Invariants: `_unanswered` holds, in order, every message that was sent and has no final answer; its first number is
+the `base` that the next message declares. On each connection, a message goes out only after all unanswered ones
+before it: without a connection nothing is handed to the socket, and when there is one again it all is, in order.
 """
 
 import logging
@@ -20,16 +21,18 @@ import msgpack
 import numpy as np
 import zmq
 from numpy.typing import ArrayLike, NDArray
+from zmq.utils.monitor import parse_monitor_message
 
 from ffstream.client.connection import Connection
-from ffstream.errors import DeadlineExceeded, RequestRefused
+from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused, TooLarge
 from ffstream.wire import codec
-from ffstream.wire.messages import DEFAULT_LEARN, VERSION, Ack, ErrorReply, Hello, Ping, Pong, Welcome
+from ffstream.wire.messages import DEFAULT_LEARN, VERSION, Ack, ErrorReply, Hello, Message, Ping, Pong, Welcome
 
 log = logging.getLogger(__name__)
 
 _PING_S = 1.0
 _RETRY_S = 0.1
+_LOOK_S = 0.01  # well below the time that a connection takes to come up again
 
 
 class Refused(NamedTuple):
@@ -77,6 +80,8 @@ class Producer:
         on_refused: Callable[[Refused], None] | None = None,
     ) -> None:
         self.client = client or uuid.uuid4().hex
+        if len(self.client.encode()) > 64:
+            raise ConfigError("the client's name is longer than 64 bytes", hint="take a shorter one")
         self.counts = Counts()
         self.last_seq = 0
         self._window_messages = window_messages
@@ -88,18 +93,23 @@ class Producer:
         self._retry: deque[int] = deque()
         self._retry_at = 0.0
         self._credit = 1
-        self._connection = Connection(endpoint, (Welcome, Ack, Pong))
-        self._monitor = self._connection.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self._handshakes = 0
+        self._up = True
+        self._looked_at = 0.0
+        self._connection = Connection(endpoint, (Welcome, Ack, Pong), immediate=True)
+        self._monitor = self._connection.socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
         try:
             self._next_n = self._greet(connect_timeout_s)
+            self._reconnected()  # the first handshake, if the monitor was there in time to see it
         except BaseException:
             self.close()
             raise
 
     def _greet(self, timeout_s: float) -> int:
         deadline = time.monotonic() + timeout_s
-        self._connection.send(Hello(client=self.client))
+        if self._connection.socket.poll(max(0, int(timeout_s * 1000)), zmq.POLLOUT):
+            self._say(Hello(client=self.client))
         while (left_s := deadline - time.monotonic()) > 0:
             received = self._connection.receive(left_s)
             if received is None:
@@ -108,6 +118,7 @@ class Producer:
                 raise RequestRefused(received[0].code, received[0].message, hint=received[0].hint)
             if isinstance(received[0], Welcome):
                 self._heard(received[0].credit)
+                self._limits = received[0]
                 return received[0].next
         raise DeadlineExceeded(
             f"no welcome from {self._connection.endpoint} in {timeout_s:g} s",
@@ -127,14 +138,18 @@ class Producer:
         """Sends images (B, …; uint8 0 to 255, or float 0.0 to 1.0) and labels (B) as one message; returns its number.
 
         A single image may come without the first dimension if its label is a plain number. Waits while the window is
-        full. Raises DeadlineExceeded when it stays full, RequestRefused for an earlier message that was refused.
+        full. Raises DeadlineExceeded when it stays full, RequestRefused for an earlier message that was refused, and
+        BadDtype, BadShape, LabelOutOfRange or TooLarge for what cannot be sent.
         """
         array: NDArray[Any] = np.asarray(images)
         if np.ndim(labels) == 0:
             array = array[None]
         dtype, shape, frame = codec.array_to_images(array)
         label_bytes = codec.labels_to_bytes(np.asarray(labels), len(array))
+        self._check_size(len(array), len(frame))
         self._await_window(len(frame), timeout_s)
+        if time.monotonic() - self._looked_at > _LOOK_S and self._reconnected():
+            self._resend_all()
         n = self._next_n
         self._next_n += 1
         header = {
@@ -159,6 +174,15 @@ class Producer:
     def flush(self, timeout_s: float = 60.0) -> None:
         """Returns once every message has a final answer. Raises DeadlineExceeded, RequestRefused."""
         self._work_until(lambda: not self._unanswered, timeout_s, "unanswered messages remain")
+
+    def _check_size(self, samples: int, size: int) -> None:
+        # The daemon cannot answer a message over its byte limit: the connection breaks, and would again and again.
+        limits = self._limits
+        if samples > limits.max_samples or size > limits.max_bytes:
+            raise TooLarge(
+                f"{samples} samples, {size} bytes in a message",
+                hint=f"at most {limits.max_samples} samples, {limits.max_bytes} bytes",
+            )
 
     def _await_window(self, size: int, timeout_s: float) -> None:
         if self._has_room(size):
@@ -191,14 +215,15 @@ class Producer:
             self._take(received[0])
             received = self._connection.receive(0.0)
         now = time.monotonic()
-        if self._reconnected() or (self._unanswered and now - self._heard_at > self._ack_timeout_s):
+        overdue = self._up and self._unanswered and now - self._heard_at > self._ack_timeout_s
+        if self._reconnected() or overdue:
             self._resend_all()
         elif self._retry and now >= self._retry_at:
             self._resend(self._retry)
             self._retry.clear()
         if self._credit == 0 and now - self._asked_at > _PING_S:
             self._asked_at = now
-            self._connection.send(Ping())
+            self._say(Ping())
 
     def _take(self, answer: Any) -> None:
         if isinstance(answer, Ack):
@@ -232,15 +257,17 @@ class Producer:
         return message
 
     def _reconnected(self) -> bool:
-        """Whether the connection came up again since the last look. The first time is not again."""
-        before = self._handshakes
+        """Whether the connection came up again since the last look."""
+        self._looked_at = time.monotonic()
+        again = False
         while self._monitor.poll(0):
-            self._monitor.recv_multipart(zmq.NOBLOCK)
-            self._handshakes += 1
-        return self._handshakes > max(before, 1)
+            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            self._up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            again = again or self._up
+        return again and self._up
 
     def _resend_all(self) -> None:
-        self._connection.send(Hello(client=self.client))
+        self._say(Hello(client=self.client))
         self._heard_at = time.monotonic()
         self._retry.clear()
         self._resend(list(self._unanswered))
@@ -253,9 +280,20 @@ class Producer:
                 self._transmit(message)
 
     def _transmit(self, message: _Message) -> None:
+        if not self._up:
+            return
         message.header["base"] = next(iter(self._unanswered))
         header = msgpack.packb(message.header)
-        self._connection.socket.send_multipart((header, message.frame), zmq.NOBLOCK)
+        try:
+            self._connection.socket.send_multipart((header, message.frame), zmq.NOBLOCK)
+        except zmq.Again:
+            self._up = False
+
+    def _say(self, message: Message) -> None:
+        try:
+            self._connection.send(message)
+        except zmq.Again:
+            self._up = False
 
     def close(self) -> None:
         """Closes the connection. What is unanswered may or may not have been stored: `flush` first."""

@@ -52,7 +52,7 @@ class Placement(NamedTuple):
     """Where and in which precision a layer computes.
 
     `buffers` is how many handed-on activities may be alive at once: those in the queue behind the layer, one
-    in the next layer's hands, one being written. CUDA's caching allocator does better than such a ring.
+    in the next layer's hands, one being written; 0: no limit. CUDA's caching allocator does better than such a ring.
     """
 
     device: torch.device = torch.device("cpu")
@@ -83,7 +83,8 @@ class Layer:
         self.goodness = make_goodness(recipe.goodness)
         self.slope = self.goodness.slope(self.outputs)
         self.rows = recipe.rows * (1 if recipe.hand_on == "neutral" else 2)
-        ring = [self._empty(self.rows, self.outputs) for _ in range(buffers)] if self.device.type == "cpu" else [None]
+        rings = self.device.type == "cpu" and buffers > 0
+        ring = [self._empty(self.rows, self.outputs) for _ in range(buffers)] if rings else [None]
         self._handed_on = cycle(ring)
         casts = self.product_dtype != torch.float32
         self._weight_OI = self._empty(self.outputs, self.inputs) if casts else self.parameters.weight_OI

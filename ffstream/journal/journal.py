@@ -7,7 +7,6 @@ this object remembers has changed, so a failed commit leaves it as it was.
 import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +135,7 @@ class Journal:
         bases: dict[str, int] = {}
         for client, n, base, count, dtype, labels, images in entries:
             receipts.append(Receipt(n, seq, count))
-            crc = zlib.crc32(images, zlib.crc32(labels))
+            crc = schema.checksum(seq, count, dtype, labels, images)
             rows.append((seq, count, client, n, dtype, crc, labels, images))
             bases[client] = max(base, bases.get(client, 0))
             seq += count

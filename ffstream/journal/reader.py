@@ -1,12 +1,10 @@
 """The reading side: rows in sequence order. Each reader is owned by one thread and holds no lock between calls."""
 
 import sqlite3
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ffstream.errors import JournalDamaged
 from ffstream.journal import schema
 
 
@@ -45,22 +43,20 @@ class Reader:
                 if row.first_seq + row.samples - 1 - beyond >= max_samples:
                     break
             cursor.close()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, TypeError) as error:  # TypeError: text or nothing where a number or bytes were
             raise schema.damaged(self.path, str(error)) from error
         return rows
 
     def _checked(self, cursor: sqlite3.Cursor, beyond: int) -> Iterator[Row]:
         expected = None
         for first_seq, count, dtype, crc, labels, images in cursor:
-            if first_seq + count - 1 <= beyond:
-                continue
+            last_seq = first_seq + count - 1
             if first_seq > (beyond + 1 if expected is None else expected):
                 raise schema.damaged(self.path, f"samples {expected or beyond + 1} to {first_seq - 1} are missing")
-            if zlib.crc32(images, zlib.crc32(labels)) != crc:
-                raise JournalDamaged(
-                    f"{self.path}: samples {first_seq} to {first_seq + count - 1} have a wrong checksum",
-                    hint=f"ffstream journal verify --state {self.path.parent}",
-                )
+            if schema.checksum(first_seq, count, dtype, labels, images) != crc:
+                raise schema.damaged(self.path, f"samples {first_seq} to {last_seq} have a wrong checksum")
+            if last_seq <= beyond:
+                continue
             expected = first_seq + count
             yield Row(first_seq, count, dtype, labels, images)
 

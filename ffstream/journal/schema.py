@@ -2,7 +2,7 @@
 
 messages  one row an accepted message, in sequence order. Row r holds the samples first_seq … first_seq+count−1.
           Valid if and only if: the rows present follow one another without a gap, each row's blobs have the
-          lengths that count and dtype promise, and crc is the CRC-32 of labels then images.
+          lengths that count and dtype promise, and crc is `checksum` of the rest.
 receipts  messages whose row was deleted but whose sender may still ask about them.
 clients   for each client the lowest message number that it may still send (`base`).
 meta      `version` of this schema; `next_seq`, so that numbers are never given twice when all rows are gone;
@@ -14,6 +14,7 @@ WAL with synchronous=FULL: a commit returns after fsync of the log, so what was 
 """
 
 import sqlite3
+import zlib
 from pathlib import Path
 
 from ffstream.errors import JournalDamaged
@@ -80,6 +81,11 @@ def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int)
                 f"{path}: {key} is {found.get(key)}, this daemon wants {value}",
                 hint="use the network that the journal was begun with, or another --state folder",
             )
+
+
+def checksum(first_seq: int, count: int, dtype: str, labels: bytes, images: bytes) -> int:
+    """CRC-32 of what a reader takes from a row."""
+    return zlib.crc32(images, zlib.crc32(labels, zlib.crc32(f"{first_seq} {count} {dtype}".encode())))
 
 
 def damaged(path: Path, what: str) -> JournalDamaged:

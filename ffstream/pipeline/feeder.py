@@ -233,7 +233,8 @@ class Feeder:
             self._send_barrier(saves=False)
         self.idle = True
         held = self._assembler.pending
-        timeout_s = min(_IDLE_WAIT_S, self.options.linger_s) if held else _IDLE_WAIT_S
+        lingers = held and self.options.partial == "flush"
+        timeout_s = min(_IDLE_WAIT_S, self.options.linger_s) if lingers else _IDLE_WAIT_S
         if self._paused:
             self._stopping.wait(0.05)
         else:

@@ -90,7 +90,9 @@ class Pipeline:
         self._feeder = self._build_feeder(options, cuts, head, start)
 
     def _build_stages(self, options: PipelineOptions, start: StartingPoint) -> list[Stage]:
-        placement = Placement(self.device, self.product_dtype, options.queue_depth + 2)
+        # A stage that skips keeps an activity for longer than any ring lasts: the stage before does not wait for it.
+        buffers = 0 if options.overflow == "skip" else options.queue_depth + 2
+        placement = Placement(self.device, self.product_dtype, buffers)
         first, later = build_layers(self.recipe, placement)
         layers = [first, *later]
         for layer in layers:
@@ -129,7 +131,7 @@ class Pipeline:
             )
         wants_memory = recipe.rehearsal > 0 or schedule.separate
         memory = Memory(recipe.memory if wants_memory else 0, recipe.inputs, recipe.seed, recipe.rehearsal_jitter)
-        if "memory.added" in start.progress:
+        if memory.capacity and "memory.added" in start.progress:
             memory.load(dict(start.tensors), start.progress["memory.added"])
         state = FeederState(start.progress.get("step", 0), start.seq, start.progress.get("version", 0), schedule)
         return Feeder(
@@ -217,7 +219,7 @@ class Pipeline:
     def stalled(self, limit_s: float) -> str | None:
         """Names a thread that has work and made no progress for that long."""
         now = time.monotonic()
-        for stage in self.stages:
+        for stage in reversed(self.stages):  # those before it only wait for it
             if len(stage.inbox) and now - stage.progressed_at > limit_s:
                 return stage.name
         return None

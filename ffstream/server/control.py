@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from ffstream.errors import BadHeader, FFStreamError, RateLimited
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 Command = Callable[[dict[str, Any]], dict[str, Any]]
 
-_WORKERS = 8
-_WAITING_MAX = 64
+_WAITING_MAX = 64  # a thread each, made when needed: clients that wait keep nobody from asking
 _BUSY_POLL_MS = 5
+_LAST_ANSWERS_S = 1.0
 
 
 class InternalError(FFStreamError):
@@ -36,7 +36,7 @@ class ControlLoop(RouterLoop):
     ) -> None:
         super().__init__("control", (Request,), sockets, metrics, on_failure, batch_messages=64, batch_bytes=1 << 20)
         self._commands = commands
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ff-command")
+        self._workers = ThreadPoolExecutor(_WAITING_MAX, thread_name_prefix="ff-command")
         self._waiting: list[tuple[bytes, int, Future[dict[str, Any]]]] = []
 
     def handle(self, batch: list[Received]) -> None:
@@ -76,7 +76,13 @@ class ControlLoop(RouterLoop):
     def _poll_ms(self) -> int:
         return _BUSY_POLL_MS if self._waiting else super()._poll_ms()
 
+    def finish(self) -> None:
+        """Answers what is under way: when the daemon stops, a command ends soon, or is not waited for."""
+        wait([future for _, _, future in self._waiting], _LAST_ANSWERS_S)
+        self.idle()
+
     def stop(self, timeout_s: float) -> bool:
-        """Ends the loop; commands under way are not waited for."""
+        """Ends the loop, then the workers: nothing is submitted to them any more."""
+        stopped = super().stop(timeout_s)
         self._workers.shutdown(wait=False, cancel_futures=True)
-        return super().stop(timeout_s)
+        return stopped

@@ -57,7 +57,7 @@ class HttpServer:
         host, _, port = address.rpartition(":")
         try:
             self._listener = socket.create_server((host.strip("[]"), int(port)))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise ConfigError(f"cannot listen on {address}: {error}", hint="set listen.http to host:port") from error
         self.address = "{}:{}".format(*self._listener.getsockname()[:2])
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=5)

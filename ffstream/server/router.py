@@ -68,6 +68,17 @@ class RouterLoop(ABC):
     def bind(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> str:
         """Opens the socket; returns its endpoint, with the port if a wildcard was given. Raises ConfigError."""
         socket = context.socket(zmq.ROUTER)
+        try:
+            self._set_options(socket)
+            socket.bind(endpoint)
+        except (zmq.ZMQError, OverflowError) as error:
+            socket.close()  # an open one would keep the context from ending
+            raise ConfigError(f"cannot listen on {endpoint}: {error}", hint="another daemon? see [listen]") from error
+        self._socket = socket
+        self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        return self.endpoint
+
+    def _set_options(self, socket: zmq.Socket[bytes]) -> None:
         limits = self._limits
         socket.setsockopt(zmq.MAXMSGSIZE, limits.message_max_bytes)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reply to nobody is an error, not silence
@@ -77,14 +88,6 @@ class RouterLoop(ABC):
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(limits.heartbeat_s * 3000))
         socket.setsockopt(zmq.HEARTBEAT_TTL, int(limits.heartbeat_s * 3000))
         socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
-        try:
-            socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            socket.close()
-            raise ConfigError(f"cannot listen on {endpoint}: {error}", hint="another daemon? see [listen]") from error
-        self._socket = socket
-        self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        return self.endpoint
 
     def start(self) -> None:
         """Returns once the thread serves."""
@@ -105,6 +108,7 @@ class RouterLoop(ABC):
         try:
             while not self._stopping.is_set():
                 self._turn()
+            self.finish()
         except Exception as error:
             log.exception("loop failed name=%s", self.name)
             self._on_failure(error)
@@ -177,3 +181,6 @@ class RouterLoop(ABC):
 
     def idle(self) -> None:  # noqa: B027 - most loops have nothing to do
         """Called after each turn."""
+
+    def finish(self) -> None:  # noqa: B027
+        """Called after the last turn, while replies can still be sent."""

@@ -22,8 +22,11 @@ from ffstream.errors import (
     TooLarge,
     UnknownType,
     UnsupportedVersion,
+    ValueOutOfRange,
 )
 from ffstream.wire.messages import LABEL_DTYPE, MAX_HEADER_BYTES, VERSION, ImageHeader, Message, Samples
+
+_NAME_MAX = 100  # characters of a field's name, which may come from the sender, in an error
 
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
 
@@ -51,17 +54,20 @@ def decode(header: bytes, types: dict[str, type[Message]]) -> Message:
         raise BadHeader("the first frame is not msgpack", hint="send the header as a msgpack map") from error
     if not isinstance(fields, dict):
         raise BadHeader("the header is not a map", hint="send the header as a msgpack map")
-    if fields.get("v") != VERSION:
+    version = fields.get("v")
+    if type(version) is not int or version != VERSION:  # 1.0 and true equal 1
         raise UnsupportedVersion("unknown protocol version", hint=f"this daemon speaks v={VERSION}")
     name = fields.get("type")
     kind = types.get(name) if isinstance(name, str) else None
     if kind is None:
         raise UnknownType("unknown message type", hint=f"this socket understands {', '.join(sorted(types))}")
     try:
-        return kind.model_validate(fields)
+        # model_validate, without its detour in Python.
+        message: Message = kind.__pydantic_validator__.validate_python(fields)
+        return message
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"])[:_NAME_MAX]
         raise BadHeader(f"{kind.type}.{field}: {first['msg']}", hint="see wire/SPEC.md") from error
 
 
@@ -97,8 +103,8 @@ class ImageChecker:
         expected = header.count * size * dtype.itemsize
         if len(frame) != expected:
             raise BadSize(f"{len(frame)} bytes of images", hint=f"the header promises {expected}")
-        if dtype.kind == "f" and not np.isfinite(np.frombuffer(frame, dtype)).all():
-            raise NotFinite("an image holds NaN or infinity", hint="send finite numbers, 0.0 to 1.0")
+        if dtype.kind == "f":
+            _check_range(np.frombuffer(frame, dtype))
 
     def check_samples(self, header: Samples, frame: bytes) -> None:
         """The same for labelled images."""
@@ -113,18 +119,30 @@ class ImageChecker:
             raise LabelOutOfRange(f"label {highest}", hint=f"labels are 0 to {self.labels - 1}")
 
 
+def _check_range(numbers: NDArray[Any]) -> None:
+    # One huge number would make every weight NaN, for everybody and for good.
+    low, high = numbers.min(), numbers.max()  # NaN if any number is
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise NotFinite("an image holds NaN or infinity", hint="send finite numbers, 0.0 to 1.0")
+    if low < 0.0 or high > 1.0:
+        raise ValueOutOfRange(f"an image holds numbers from {low:g} to {high:g}", hint="scale them to 0.0 to 1.0")
+
+
 def images_to_array(dtype: str, count: int, frame: bytes) -> NDArray[Any]:
     """Checked images as a (count, inputs) array that shares the frame's memory."""
     return np.frombuffer(frame, DTYPES[dtype]).reshape(count, -1)
 
 
 def array_to_images(images: NDArray[Any]) -> tuple[str, list[int], bytes]:
-    """dtype, shape of one image, and frame of images (count, …). Raises BadDtype for what cannot travel."""
+    """dtype, shape of one image, and frame of images (count, …). Raises BadDtype or BadShape."""
+    if not 2 <= images.ndim <= 5 or not images.size:
+        raise BadShape(f"images of shape {images.shape}", hint="send an array (count, …) of one image at least")
     if images.dtype == np.float64:
         images = images.astype("<f4")
-    if images.dtype.name not in DTYPES:
+    name = images.dtype.name
+    if name not in DTYPES:
         raise BadDtype(f"images of dtype {images.dtype}", hint="use uint8 or float32")
-    return images.dtype.name, list(images.shape[1:]), images.tobytes()
+    return name, list(images.shape[1:]), images.astype(DTYPES[name], copy=False).tobytes()  # little-endian
 
 
 def labels_to_bytes(labels: Iterable[int] | NDArray[Any], count: int) -> bytes:

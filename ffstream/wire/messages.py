@@ -6,7 +6,7 @@ A header decodes to exactly one of these, or to a ProtocolError that says which 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
 
 VERSION = 1
 MAX_HEADER_BYTES = 65_536
@@ -18,7 +18,16 @@ DEFAULT_CONTROL = "tcp://127.0.0.1:5759"
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
-ClientName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MessageNumber = Annotated[int, Field(ge=1, lt=2**62)]  # so that the one after it is a number too
+
+
+def _at_most_64_bytes(name: str) -> str:
+    if len(name.encode()) > 64:
+        raise ValueError("longer than 64 bytes")
+    return name
+
+
+ClientName = Annotated[str, StringConstraints(min_length=1), AfterValidator(_at_most_64_bytes)]
 Dimensions = Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_length=1, max_length=4)]
 
 
@@ -61,8 +70,8 @@ class Samples(ImageHeader):
 
     type = "samples"
     client: ClientName
-    n: Positive
-    base: Positive
+    n: MessageNumber
+    base: MessageNumber
     labels: bytes
 
 

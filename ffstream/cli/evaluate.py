@@ -1,0 +1,67 @@
+"""`ffstream evaluate`: error and latency on the test split, as a client sees them."""
+
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from ffstream.cli import options
+from ffstream.cli.output import download_bar, print_json, progress_bar
+from ffstream.client import Predictor
+from ffstream.data import Split, load
+from ffstream.wire.messages import DEFAULT_PREDICT
+
+
+@click.command()
+@options.dataset
+@options.data_folder
+@click.option("--at", "endpoint", metavar="URL", default=DEFAULT_PREDICT, show_default=True, help="Predict socket.")
+@click.option("--limit", type=click.IntRange(min=1), help="Images; all of the test split without it.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Images in a query. Latencies are those of whole queries: take 1 for that of a single image.",
+)
+@options.timeout(10.0)
+@options.as_json
+def evaluate(
+    dataset: str,
+    data: Path | None,
+    endpoint: str,
+    limit: int | None,
+    batch: int,
+    timeout_s: float,
+    as_json: bool,
+) -> None:
+    """Ask a daemon for the labels of a test split, one query after the other."""
+    with download_bar(quiet=as_json) as on_bytes:
+        test = load(dataset, data, on_bytes).test
+    n = min(len(test), limit or len(test))
+    with Predictor(endpoint) as predictor:
+        wrong, seconds = _ask(predictor, test, n, batch, timeout_s, quiet=as_json)
+    p50_ms, p99_ms = (float(np.percentile(seconds, which)) * 1e3 for which in (50, 99))
+    if as_json:
+        print_json({"n": n, "error": wrong / n, "p50_ms": p50_ms, "p99_ms": p99_ms, "batch": batch})
+    else:
+        click.echo(f"error {wrong / n:.2%} of {n:,} images; a query of {batch}: {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms")
+
+
+def _ask(
+    predictor: Predictor, test: Split, n: int, batch: int, timeout_s: float, *, quiet: bool
+) -> tuple[int, list[float]]:
+    """How many labels were wrong, and the seconds that each query took."""
+    wrong = 0
+    seconds = []
+    with progress_bar(quiet=quiet) as bar:
+        task = bar.add_task("evaluating", total=n)
+        for first in range(0, n, batch):
+            window = slice(first, min(first + batch, n))
+            start = time.perf_counter()
+            labels = predictor.predict(test.images[window], timeout_s).labels
+            seconds.append(time.perf_counter() - start)
+            wrong += int((labels != test.labels[window]).sum())
+            bar.update(task, completed=window.stop)
+    return wrong, seconds

@@ -1,0 +1,220 @@
+"""`ffstream replay`: a producer that streams a dataset."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self, get_args
+
+import click
+from rich.progress import Progress, TaskID
+
+from ffstream.cli import options
+from ffstream.cli.output import download_bar, print_json, progress_bar
+from ffstream.client import Control, Producer
+from ffstream.client.producer import Refused
+from ffstream.data import Order, UInt8Array, batches, load
+from ffstream.errors import DeadlineExceeded, FFStreamError
+from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN
+
+_PATIENCE_S = 60.0  # a daemon that restarts is back by then
+_LAST_FLUSH_S = 5.0  # after Ctrl-C
+_LOOK_S = 0.1  # between two looks at whether Ctrl-C was pressed
+_POLL_S = 1.0
+_INTERRUPTED = 130
+
+Batches = Iterable[tuple[UInt8Array, UInt8Array]]
+
+
+class Interrupt:
+    """While entered, Ctrl-C sets `raised`; a second one interrupts as usual."""
+
+    def __init__(self) -> None:
+        self.raised = False
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._raise)
+        return self
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self.raised = True
+        signal.signal(signal.SIGINT, self._before)
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+
+class ErrorWatch:
+    """Asks the daemon each second how well it predicts what it is about to learn, if `wanted`. Thread `ff-watch`."""
+
+    def __init__(self, endpoint: str, *, wanted: bool) -> None:
+        self.text = ""
+        self._wanted = wanted
+        self._endpoint = endpoint
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ff-watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._wanted:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        if self._wanted:
+            self._thread.join(2 * _POLL_S)
+
+    def _run(self) -> None:
+        with Control(self._endpoint) as control:
+            while not self._ended.wait(_POLL_S):
+                try:
+                    error = control.status(_POLL_S).get("prequential_error")
+                except FFStreamError:
+                    error = None  # a bar without a figure is still a bar
+                self.text = "" if error is None else f"prequential error {error:.2%}"
+
+
+class Replay:
+    """Sends batches through a producer, at a rate if there is one."""
+
+    def __init__(self, producer: Producer, interrupt: Interrupt, rate: float | None) -> None:
+        self._producer = producer
+        self._interrupt = interrupt
+        self._rate = rate
+        self.started = time.monotonic()
+
+    def run(self, stream: Batches, bar: Progress, task: TaskID, watch: ErrorWatch) -> None:
+        """Returns when everything is answered, or soon after Ctrl-C. Raises DeadlineExceeded."""
+        counts = self._producer.counts
+        self.started = time.monotonic()
+        for images, labels in stream:
+            self._await_turn(counts.sent)
+            if self._interrupt.raised or not self._send(images, labels):
+                break
+            rate = counts.acked / max(time.monotonic() - self.started, 1e-9)
+            bar.update(task, completed=counts.acked, rate=f"{rate:,.0f}/s", error=watch.text)
+        self._producer.flush(_LAST_FLUSH_S if self._interrupt.raised else _PATIENCE_S)
+        bar.update(task, completed=counts.acked)
+
+    def _await_turn(self, sent: int) -> None:
+        """Turns are counted from the start, so that lateness does not add up. Reads answers meanwhile."""
+        due = self.started + (sent / self._rate if self._rate else 0.0)
+        while not self._interrupt.raised and (left_s := due - time.monotonic()) > 0:
+            if self._producer.unanswered:
+                with suppress(DeadlineExceeded):
+                    self._producer.flush(min(left_s, _LOOK_S))
+            else:
+                time.sleep(min(left_s, _LOOK_S))
+
+    def _send(self, images: UInt8Array, labels: UInt8Array) -> bool:
+        """False if interrupted while the window was full. Raises DeadlineExceeded."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while not self._interrupt.raised:
+            try:
+                self._producer.send(images, labels, _LOOK_S)
+            except DeadlineExceeded:
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                return True
+        return False
+
+
+@click.command()
+@options.dataset
+@options.data_folder
+@click.option("--to", "endpoint", metavar="URL", default=DEFAULT_LEARN, show_default=True, help="Learn socket.")
+@click.option("--rate", type=click.FloatRange(min=0), help="Samples a second; 0 or absent: as fast as it goes.")
+@click.option("--limit", type=click.IntRange(min=1), help="Samples over all passes.")
+@click.option("--passes", type=click.IntRange(min=1), default=1, show_default=True, help="Times through the data.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the shuffles.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Samples in a message.")
+@click.option("--client", metavar="NAME", help="Name under which the daemon remembers; a new one without it.")
+@click.option("--order", type=click.Choice(get_args(Order)), default="shuffled", show_default=True)
+@click.option(
+    "--control",
+    "control_endpoint",
+    metavar="URL",
+    default=DEFAULT_CONTROL,
+    show_default=True,
+    help="Control socket, asked for the error that the progress bar shows.",
+)
+@options.as_json
+@click.pass_context
+def replay(
+    context: click.Context,
+    dataset: str,
+    data: Path | None,
+    endpoint: str,
+    rate: float | None,
+    limit: int | None,
+    passes: int,
+    seed: int,
+    batch: int,
+    client: str | None,
+    order: Order,
+    control_endpoint: str,
+    as_json: bool,
+) -> None:
+    """Stream a training split to a daemon.
+
+    In the JSON line, `duplicates` are samples that were sent again because no answer had come; none is learned twice.
+    Exit code 0 means that every sample sent is acked.
+    """
+    with download_bar(quiet=as_json) as on_bytes:
+        train = load(dataset, data, on_bytes).train
+    stream = batches(train, batch, passes=passes, seed=seed, limit=limit, order=order)
+    total = min(passes * len(train), limit or passes * len(train))
+    refused: list[Refused] = []
+    late: DeadlineExceeded | None = None
+    with (
+        closing(Producer(endpoint, client=client, on_refused=refused.append)) as producer,
+        Interrupt() as interrupt,
+        progress_bar("rate", "error", quiet=as_json) as bar,
+        ErrorWatch(control_endpoint, wanted=not bar.disable) as watch,
+    ):
+        task = bar.add_task(f"replaying {dataset}", total=total, rate="", error="")
+        run = Replay(producer, interrupt, rate)
+        try:
+            run.run(stream, bar, task, watch)
+        except DeadlineExceeded as error:
+            late = error
+        seconds = time.monotonic() - run.started
+        result = _result(producer, seconds)
+    _report(result, refused, as_json)
+    if late is not None:
+        raise late
+    if interrupt.raised:
+        context.exit(_INTERRUPTED)
+    if result["acked"] < result["sent"]:
+        context.exit(1)
+
+
+def _result(producer: Producer, seconds: float) -> dict[str, Any]:
+    counts = producer.counts
+    return {
+        "sent": counts.sent,
+        "acked": counts.acked,
+        "duplicates": counts.resent,
+        "rejected": counts.rejected,
+        "seconds": seconds,
+        "samples_per_second": counts.acked / seconds,
+    }
+
+
+def _report(result: dict[str, Any], refused: list[Refused], as_json: bool) -> None:
+    if refused:
+        first = refused[0]
+        click.echo(f"{result['rejected']} samples were refused, first: {first.message} [{first.code}]", err=True)
+        if first.hint:
+            click.echo(f"hint: {first.hint}", err=True)
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(
+            "{acked:,} of {sent:,} samples acked in {seconds:.1f} s, {samples_per_second:,.0f}/s; "
+            "{duplicates:,} sent again, {rejected:,} rejected".format(**result)
+        )

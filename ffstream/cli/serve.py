@@ -1,0 +1,95 @@
+"""`ffstream serve`: the daemon in the foreground.
+
+`endpoints.json` in the state folder says where the daemon with that `pid` listens. It is whole whenever it is there;
+it is there while the daemon serves, and after a kill until the next start.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+import sdnotify
+
+from ffstream.cli import options
+
+if TYPE_CHECKING:
+    from ffstream.daemon import Daemon
+
+ENDPOINTS = "endpoints.json"
+_FORCED = b"second signal: exit at once; nothing acked is lost\n"
+
+
+@click.command()
+@options.config_file
+@click.option("--state", type=click.Path(path_type=Path), help="Folder of journal and checkpoints.")
+@options.settings
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="The log goes to stderr, one line an event.",
+)
+def serve(file: Path | None, state: Path | None, settings: Iterable[str], log_level: str) -> None:
+    """Run the daemon in the foreground.
+
+    SIGTERM and Ctrl-C stop it in order: learn what is queued, checkpoint, exit code 0. A second one exits at once.
+    """
+    from ffstream.config import load
+    from ffstream.daemon import Daemon
+
+    # JSON's strings are TOML's: a folder named 2024 stays a name.
+    own = [] if state is None else [f"state={json.dumps(str(state), ensure_ascii=False)}"]
+    config = load(file, [*settings, *own])
+    logging.basicConfig(
+        stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    daemon = Daemon(config)
+    _stop_on_signals(daemon)
+    _run(daemon, config.state / ENDPOINTS)
+
+
+def _stop_on_signals(daemon: "Daemon") -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, exit_at_once)
+        signal.signal(signal.SIGINT, exit_at_once)
+        daemon.request_stop()
+
+    def exit_at_once(number: int, frame: FrameType | None) -> None:
+        os.write(2, _FORCED)
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _run(daemon: "Daemon", endpoints: Path) -> None:
+    service_manager = sdnotify.SystemdNotifier()  # says nothing where there is none
+    daemon.start()
+    try:
+        listens = daemon.status()["endpoints"]
+        _write_whole(endpoints, json.dumps({"pid": os.getpid(), **listens}) + "\n")
+        click.echo(
+            "ffstream listens: learn {learn}  predict {predict}  control {control}  page http://{http}/".format(
+                **listens
+            )
+        )
+        service_manager.notify("READY=1")
+        daemon.wait(lambda: service_manager.notify("WATCHDOG=1"))
+    finally:
+        service_manager.notify("STOPPING=1")
+        endpoints.unlink(missing_ok=True)  # before the lock is released: later it may be another daemon's
+        daemon.stop()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)

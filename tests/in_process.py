@@ -1,0 +1,192 @@
+"""Daemons in this process, on free ports of loopback, with a network that learns in no time."""
+
+import random
+import socket
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import msgpack
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from ffstream.client import Control, Predictor, Producer
+from ffstream.config import Config, load
+from ffstream.daemon import Daemon
+
+INPUTS = 16
+ANSWER_S = 20.0
+SMALL = (
+    "listen.learn=tcp://127.0.0.1:*",
+    "listen.predict=tcp://127.0.0.1:*",
+    "listen.control=tcp://127.0.0.1:*",
+    "listen.http=127.0.0.1:0",
+    f"network.inputs={INPUTS}",
+    "network.widths=[32,32]",
+    "network.labels=4",
+    "network.batch_size=8",
+    "network.young_batch_size=4",
+    "network.young_samples=32",
+    "network.rehearsal=0",
+    "network.rehearsal_jitter=0",
+    "network.memory=100",
+    "pipeline.device=cpu",
+    "pipeline.precision=fp32",
+    "learning.linger_s=0.01",
+    "checkpoint.every_s=0",
+    "checkpoint.every_samples=0",
+)
+
+
+def config(state: Path, *settings: str) -> Config:
+    """Free ports and a small network, unless the settings say otherwise."""
+    return load(settings=[f"state={state}", *SMALL, *settings], environment={})
+
+
+def free_port() -> int:
+    """A port that a daemon can have again after a restart.
+
+    Outside the range that connections get theirs from, so that no other program takes it meanwhile and no client that
+    reconnects meets itself there.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+
+
+def images(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Random images."""
+    return np.random.default_rng(seed).integers(0, 256, (count, INPUTS), np.uint8)
+
+
+def labels(count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Random labels."""
+    return np.random.default_rng(seed).integers(0, 4, count)
+
+
+class Peer:
+    """A client that says what it is told to say, frame by frame."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.connect(endpoint)
+
+    def say(self, *frames: bytes) -> None:
+        """Sends frames."""
+        self._socket.send_multipart(frames)
+
+    def send(self, type: str, *payload: bytes, **fields: Any) -> None:
+        """Sends a message with a good version."""
+        self.say(msgpack.packb({"v": 1, "type": type, **fields}), *payload)
+
+    def samples(self, n: int, **fields: Any) -> None:
+        """One good sample under that number, unless the fields say otherwise."""
+        payload = fields.pop("payload", [bytes(INPUTS)])
+        good = {"client": "peer", "n": n, "base": 1, "count": 1, "dtype": "uint8", "shape": [INPUTS]}
+        self.send("samples", *payload, **(good | {"labels": b"\0\0"} | fields))
+
+    def hear(self, timeout_s: float = ANSWER_S) -> tuple[dict[str, Any], list[bytes]]:
+        """The next answer and its payload."""
+        assert self._socket.poll(int(timeout_s * 1000)), f"no answer within {timeout_s:g} s"
+        header, *payload = self._socket.recv_multipart()
+        fields = msgpack.unpackb(header)
+        assert fields["v"] == 1
+        return fields, payload
+
+    def answer(self, timeout_s: float = ANSWER_S) -> dict[str, Any]:
+        """The next answer's header."""
+        return self.hear(timeout_s)[0]
+
+    def acked(self, count: int) -> dict[int, tuple[int, int]]:
+        """The next that many acks: first sequence number and samples by message."""
+        found: dict[int, tuple[int, int]] = {}
+        heard = 0
+        while heard < count:
+            answer = self.answer()
+            assert answer["type"] == "ack", answer
+            heard += len(answer["acks"])
+            found |= {n: (first_seq, samples) for n, first_seq, samples in answer["acks"]}
+        return found
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Running:
+    """A daemon that serves, and who talks to it. Everything is closed at the end of the block."""
+
+    def __init__(self, state: Path, *settings: str) -> None:
+        self.state = state
+        self.settings: Sequence[str] = settings
+        self._open: list[Producer | Predictor | Control | Peer] = []
+        self._start()
+
+    def _start(self) -> None:
+        self.daemon = Daemon(config(self.state, *self.settings))
+        self.daemon.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for each in self._open:
+            each.close()
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the daemon in good order, if it runs."""
+        if self.daemon.state != "stopping":
+            self.daemon.stop()
+
+    def restart(self) -> None:
+        """Stops, and starts another on the same state. Give it ports of its own, or clients lose it."""
+        self.stop()
+        self._start()
+
+    def producer(self, **options: Any) -> Producer:
+        """A new producer."""
+        self._open.append(producer := Producer(self.daemon.learn.endpoint, **options))
+        return producer
+
+    def predictor(self) -> Predictor:
+        """A new predictor."""
+        self._open.append(predictor := Predictor(self.daemon.predict.endpoint))
+        return predictor
+
+    def control(self) -> Control:
+        """A new control connection."""
+        self._open.append(control := Control(self.daemon.control.endpoint))
+        return control
+
+    def peer(self, socket: str = "learn") -> Peer:
+        """A new raw client of one of the sockets."""
+        self._open.append(peer := Peer(getattr(self.daemon, socket).endpoint))
+        return peer
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric's value, 0 before it has one."""
+        return self.daemon.metrics.registry.get_sample_value(f"ffstream_{name}", labels) or 0.0
+
+    def stored(self) -> list[tuple[str, int, int, int]]:
+        """client, message number, first sequence number and samples of each journaled message, in order."""
+        query = "SELECT client, n, first_seq, count FROM messages ORDER BY first_seq"
+        connection = sqlite3.connect(self.state / "journal.sqlite")
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()

@@ -1,0 +1,158 @@
+"""The commands, as somebody at a shell meets them: real processes, real sockets."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ffstream import __version__
+from ffstream.client import Control
+from ffstream.client.connection import Connection
+from ffstream.wire.messages import ErrorReply, Reply, Request
+from tests.daemons import COMMAND_S, DaemonProcess, Daemons, run_cli, run_json, serve_arguments
+from tests.support import wait_until
+
+NOBODY = "tcp://127.0.0.1:1"
+
+
+def replay(daemon: DaemonProcess, *arguments: str) -> dict[str, object]:
+    return run_json("replay", "embedded", "--to", daemon.learn, *arguments)
+
+
+def test_a_stream_is_learned_evaluated_checkpointed_and_the_daemon_stopped(daemons: Daemons) -> None:
+    daemon = daemons.start()
+    assert daemon.status()["prequential_error"] is None
+
+    sent = replay(daemon, "--limit", "2000")
+    assert (sent["sent"], sent["acked"], sent["rejected"]) == (2000, 2000, 0)
+
+    status = daemon.status(idle=True)
+    assert (status["accepted"], status["learned"], status["applied_seq"]) == (2000, 2000, 2000)
+    assert [stage["last_seq"] for stage in status["stages"]] == [2000, 2000]
+
+    result = run_json("evaluate", "embedded", "--at", daemon.predict, "--limit", "500")
+    assert result["n"] == 500
+    assert result["error"] < 0.25  # a network that guesses errs on nine of ten
+    assert 0 < result["p50_ms"] <= result["p99_ms"]
+
+    assert run_json("checkpoint", "--at", daemon.control)["seq"] == 2000
+
+    # While it is paused, samples are acked and wait.
+    run_json("pause", "--at", daemon.control)
+    assert replay(daemon, "--limit", "320")["acked"] == 320
+    status = daemon.status()
+    assert (status["state"], status["learned"], status["backlog"]) == ("paused", 2000, 320)
+    late = run_cli("status", "--at", daemon.control, "--wait-idle", "0.1")
+    assert late.returncode == 1
+    assert "320 samples are not learned" in late.stderr
+    run_json("resume", "--at", daemon.control)
+    assert daemon.status(idle=True)["learned"] == 2320
+
+    assert run_json("stop", "--at", daemon.control) == {"stopping": True}
+    assert daemon.wait() == 0
+    assert not (daemon.state / "endpoints.json").exists()
+
+
+def test_a_restarted_daemon_goes_on_where_it_stopped(daemons: Daemons) -> None:
+    first = daemons.start()
+    acked = _replay_until_ctrl_c(first)
+    assert first.status(idle=True)["learned"] == acked
+
+    # A second daemon on its state is refused, and does it no harm.
+    second = run_cli(*serve_arguments(first.state))
+    assert second.returncode == 2
+    assert f"error: {first.state} is in use by another daemon [config]\nhint: " in second.stderr
+    assert "Traceback" not in second.stderr
+    assert json.loads((first.state / "endpoints.json").read_text())["pid"] == first.process.pid
+    assert first.status()["state"] == "ready"
+
+    assert first.terminate() == 0
+    again = daemons.start()
+    assert f"recovered checkpoint={acked}" in again.log_text()
+    assert again.status()["learned"] == acked
+    assert run_json("drain", "--at", again.control)["learned"] == acked
+    assert again.wait() == 0
+
+
+def _replay_until_ctrl_c(daemon: DaemonProcess) -> int:
+    command = [sys.executable, "-m", "ffstream.cli", "replay", "embedded", "--to", daemon.learn]
+    replaying = subprocess.Popen([*command, "--rate", "200", "--json"], stdout=subprocess.PIPE, text=True)
+    try:
+        with Control(daemon.control) as control:
+            wait_until(lambda: control.status(COMMAND_S)["accepted"] > 0, COMMAND_S, "the replay has begun")
+        replaying.send_signal(signal.SIGINT)
+        stdout, _ = replaying.communicate(timeout=COMMAND_S)
+    finally:
+        replaying.kill()
+        replaying.wait(COMMAND_S)
+    assert replaying.returncode == 130
+    result = json.loads(stdout)
+    assert 0 < result["acked"] == result["sent"] < 10_000
+    assert daemon.status()["accepted"] == result["acked"]
+    return int(result["acked"])
+
+
+def test_refused_samples_are_counted_and_who_waits_is_told_of_the_stop(daemons: Daemons) -> None:
+    daemon = daemons.start("network.labels=5")
+    run_json("pause", "--at", daemon.control)
+    refused = run_cli("replay", "embedded", "--to", daemon.learn, "--limit", "40", "--batch", "1", "--json")
+    assert refused.returncode == 1
+    result = json.loads(refused.stdout)
+    assert result["sent"] == 40
+    assert 0 < result["rejected"] == 40 - result["acked"] < 40
+    first, hint = refused.stderr.splitlines()
+    assert first.startswith(f"{result['rejected']} samples were refused, first: ")
+    assert first.endswith("[label_out_of_range]")
+    assert hint.startswith("hint: ")
+
+    with Connection(daemon.control, (Reply,)) as connection:
+        connection.send(Request(id=1, command="wait_idle", arguments={"timeout_s": 600}))
+        connection.ask(2, Request(id=2, command="status"), (), COMMAND_S)  # answered: so the first has begun
+        assert daemon.terminate() == 0
+        received = connection.receive(COMMAND_S)
+    assert received is not None
+    error = received[0]
+    assert isinstance(error, ErrorReply)
+    assert (error.id, error.code) == (1, "unavailable")
+    assert f"{result['acked']} samples wait on disk" in error.message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (["serve", "--set", "learning.lingr_s=3"], 2, "learning.lingr_s"),
+        (["config", "check", "--set", "learning.linger_s=long"], 2, "learning.linger_s"),
+        (["config", "show", "--config", "/no/such/file"], 2, "/no/such/file"),
+        (["serve", "--state", "/proc/none"], 2, "/proc/none"),
+        (["status", "--at", "nonsense"], 2, "nonsense"),
+        (["status", "--at", NOBODY, "--timeout", "0.2"], 1, "no answer"),
+        (["evaluate", "embedded", "--at", NOBODY, "--timeout", "0.2"], 1, "no answer"),
+        (["evaluate", "no-such-dataset"], 1, "no-such-dataset"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_two_lines(arguments: list[str], code: int, error: str) -> None:
+    done = run_cli(*arguments)
+    assert done.returncode == code
+    *_, first, hint = done.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert error in first
+    assert hint.startswith("hint: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_what_config_show_prints_is_a_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "ffstream.toml"
+    file.write_text(run_cli("config", "show", "--set", "learning.linger_s=0.25").stdout)
+    assert "linger_s = 0.25" in file.read_text()
+    assert run_cli("config", "check", "--config", str(file)).returncode == 0
+    assert run_cli("config", "show", "--config", str(file)).stdout == file.read_text()
+
+
+def test_client_commands_do_not_import_torch() -> None:
+    done = run_cli("--version")
+    assert done.stdout == f"ffstream, version {__version__}\n"
+    code = "import sys, ffstream.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=COMMAND_S, check=False).returncode == 0

@@ -1,0 +1,366 @@
+import hashlib
+import json
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ffstream.checkpoint.store import Checkpoint, CheckpointStore
+from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
+
+RECIPE = {"inputs": 4, "widths": (32, 32), "alpha": 0.05, "goodness": "sum_squares"}
+MOMENTS = (
+    "checkpoint.written",
+    "checkpoint.fsynced",
+    "checkpoint.renamed",
+    "checkpoint.before_manifest",
+    "checkpoint.after_manifest",
+)
+
+
+class Death(BaseException):
+    """What SIGKILL is to a process."""
+
+
+def checkpoint(seq: int) -> Checkpoint:
+    generator = torch.Generator().manual_seed(seq)
+    return Checkpoint(
+        seq,
+        {
+            "layers.0.W": torch.randn(5, 4, generator=generator),
+            "layers.0.step": torch.tensor(seq, dtype=torch.int64),
+            "memory.images": torch.randint(0, 256, (7, 4), generator=generator, dtype=torch.uint8),
+            "layers.1.half": torch.randn(3, generator=generator).to(torch.bfloat16),
+        },
+        {"step": seq // 4, "version": 3, "window": [[4, 1], [4, 0]], "wrong": 0.1, "name": "é", "nothing": None},
+    )
+
+
+def make(
+    folder: Path, *, keep: int = 3, at: Callable[[str], None] = lambda moment: None, **recipe: Any
+) -> CheckpointStore:
+    return CheckpointStore(folder / "checkpoints", keep=keep, recipe=RECIPE | recipe, at=at)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return make(tmp_path)
+
+
+def the_same(found: Checkpoint | None, wanted: Checkpoint) -> bool:
+    return (
+        found is not None
+        and found.seq == wanted.seq
+        and dict(found.progress) == dict(wanted.progress)
+        and found.tensors.keys() == wanted.tensors.keys()
+        and all(
+            found.tensors[name].dtype == value.dtype and torch.equal(found.tensors[name], value)
+            for name, value in wanted.tensors.items()
+        )
+    )
+
+
+def folder_of(store: CheckpointStore, seq: int) -> Path:
+    return store.folder / f"{seq:020d}"
+
+
+# --- writing and reading --------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_back(store: CheckpointStore) -> None:
+    size = store.write(checkpoint(100))
+    assert store.seqs() == [100]
+    assert the_same(store.load(100), checkpoint(100))
+    assert size == (folder_of(store, 100) / "state.safetensors").stat().st_size
+    assert sorted(path.name for path in folder_of(store, 100).iterdir()) == ["manifest.json", "state.safetensors"]
+
+
+def test_the_manifest_says_what_it_stands_for(store: CheckpointStore) -> None:
+    store.write(checkpoint(100))
+    manifest = json.loads((folder_of(store, 100) / "manifest.json").read_text())
+    state = (folder_of(store, 100) / "state.safetensors").read_bytes()
+    assert manifest["files"] == {
+        "state.safetensors": {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    }
+    assert (manifest["format"], manifest["seq"]) == (1, 100)
+    assert manifest["recipe"] == RECIPE | {"widths": [32, 32]}
+
+
+def test_an_empty_folder_has_none(store: CheckpointStore) -> None:
+    assert store.seqs() == []
+    assert store.newest() == (None, [])
+
+
+def test_the_newest_by_number_not_by_time(store: CheckpointStore) -> None:
+    for seq in (9, 1000, 100):
+        store.write(checkpoint(seq))
+    assert store.seqs() == [9, 100, 1000]
+    assert the_same(store.newest()[0], checkpoint(1000))
+    assert the_same(store.newest(at_most=999)[0], checkpoint(100))
+    assert the_same(store.newest(at_most=100)[0], checkpoint(100))
+    assert store.newest(at_most=8) == (None, [])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_as_many_are_kept_as_wanted(tmp_path: Path, keep: int) -> None:
+    store = make(tmp_path, keep=keep)
+    for seq in range(10, 60, 10):
+        store.write(checkpoint(seq))
+    assert store.seqs() == [10, 20, 30, 40, 50][-keep:]
+    assert len(list(store.folder.iterdir())) == keep, "nothing else is left"
+
+
+def test_the_same_samples_need_no_second_checkpoint(store: CheckpointStore) -> None:
+    store.write(checkpoint(100))
+    manifest = folder_of(store, 100) / "manifest.json"
+    before = manifest.read_bytes()
+    assert store.write(checkpoint(100)) == 0
+    assert manifest.read_bytes() == before
+
+
+def test_discarding_goes_back(store: CheckpointStore) -> None:
+    for seq in (10, 20, 30):
+        store.write(checkpoint(seq))
+    store.discard_after(20)
+    assert store.seqs() == [10, 20]
+    store.discard_after(0)
+    assert store.seqs() == []
+
+
+def test_what_does_not_belong_there_is_left_out_of_account(store: CheckpointStore) -> None:
+    store.write(checkpoint(100))
+    for name in ("notes", f"{100:020d}.bak", "100", "0x10", "²" * 20):
+        (store.folder / name).mkdir()
+        (store.folder / name / "manifest.json").write_text("{}")
+    (store.folder / "README").write_text("hello")
+    assert store.seqs() == [100]
+    store.write(checkpoint(200))
+    assert store.seqs() == [100, 200]
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x20
+    path.write_bytes(content)
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Another manifest with a good checksum of its own: damage that only a look at the fields can find."""
+    manifest = json.loads(path.read_text()) | changes
+    manifest = {key: value for key, value in manifest.items() if value is not ... and key != "check"}
+    check = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest | {"check": check}))
+
+
+STATE, MANIFEST = "state.safetensors", "manifest.json"
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "state is missing": lambda folder: (folder / STATE).unlink(),
+    "state is empty": lambda folder: (folder / STATE).write_bytes(b""),
+    "state is cut": lambda folder: os.truncate(folder / STATE, 100),
+    "state is a byte longer": lambda folder: (folder / STATE).write_bytes((folder / STATE).read_bytes() + b"\0"),
+    "state: first byte": lambda folder: flip(folder / STATE, 0),
+    "state: in its header": lambda folder: flip(folder / STATE, 30),
+    "state: last byte": lambda folder: flip(folder / STATE, -1),
+    "state is a folder": lambda folder: ((folder / STATE).unlink(), (folder / STATE).mkdir()),
+    "manifest is empty": lambda folder: (folder / MANIFEST).write_bytes(b""),
+    "manifest is cut": lambda folder: os.truncate(folder / MANIFEST, 100),
+    "manifest is no JSON": lambda folder: (folder / MANIFEST).write_text("hello"),
+    "manifest is no UTF-8": lambda folder: (folder / MANIFEST).write_bytes(b'{"seq": "\xff\xfe"}'),
+    "manifest is deep": lambda folder: (folder / MANIFEST).write_text("[" * 100_000),
+    "manifest is a list": lambda folder: (folder / MANIFEST).write_text("[]"),
+    "manifest is null": lambda folder: (folder / MANIFEST).write_text("null"),
+    "manifest is a folder": lambda folder: ((folder / MANIFEST).unlink(), (folder / MANIFEST).mkdir()),
+    "manifest without a check": lambda folder: (folder / MANIFEST).write_text(
+        json.dumps({k: v for k, v in json.loads((folder / MANIFEST).read_text()).items() if k != "check"})
+    ),
+    "another's manifest": lambda folder: (folder / MANIFEST).write_bytes(
+        (folder.parent / f"{10:020d}" / MANIFEST).read_bytes()
+    ),
+    "another format": lambda folder: rewrite(folder / MANIFEST, format=2),
+    "another seq": lambda folder: rewrite(folder / MANIFEST, seq=21),
+    "no format": lambda folder: rewrite(folder / MANIFEST, format=...),
+    "no seq": lambda folder: rewrite(folder / MANIFEST, seq=...),
+    "no files": lambda folder: rewrite(folder / MANIFEST, files=...),
+    "files is a list": lambda folder: rewrite(folder / MANIFEST, files=[]),
+    "file without a size": lambda folder: rewrite(folder / MANIFEST, files={STATE: {}}),
+    "file is a number": lambda folder: rewrite(folder / MANIFEST, files={STATE: 5}),
+    "no recipe": lambda folder: rewrite(folder / MANIFEST, recipe=...),
+    "recipe is a list": lambda folder: rewrite(folder / MANIFEST, recipe=[]),
+    "no progress": lambda folder: rewrite(folder / MANIFEST, progress=...),
+    "progress is a number": lambda folder: rewrite(folder / MANIFEST, progress=5),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_one_is_named_and_the_one_before_is_used(store: CheckpointStore, name: str) -> None:
+    store.write(checkpoint(10))
+    store.write(checkpoint(20))
+    DAMAGES[name](folder_of(store, 20))
+    with pytest.raises(CheckpointDamaged, match="checkpoint 20") as caught:
+        store.load(20)
+    assert caught.value.hint
+    found, damages = store.newest()
+    assert the_same(found, checkpoint(10))
+    assert [damage.code for damage in damages] == ["checkpoint_damaged"]
+
+
+def test_any_flipped_bit_in_the_manifest_is_damage_or_harmless(store: CheckpointStore) -> None:
+    store.write(checkpoint(20))
+    path = folder_of(store, 20) / MANIFEST
+    good = path.read_bytes()
+    for at in range(len(good)):
+        spoiled = bytearray(good)
+        spoiled[at] ^= 1 << at % 7
+        path.write_bytes(spoiled)
+        try:
+            found = store.load(20)
+        except CheckpointDamaged:
+            continue
+        assert the_same(found, checkpoint(20)), f"byte {at}: {good[at : at + 1]!r}"
+
+
+def test_all_damaged_is_told_for_each(store: CheckpointStore) -> None:
+    for seq in (10, 20, 30):
+        store.write(checkpoint(seq))
+        flip(folder_of(store, seq) / STATE, -1)
+    found, damages = store.newest()
+    assert found is None
+    assert len(damages) == 3
+
+
+def test_a_damaged_one_is_written_again_when_learning_comes_by(store: CheckpointStore) -> None:
+    store.write(checkpoint(10))
+    store.write(checkpoint(20))
+    flip(folder_of(store, 20) / STATE, -1)
+    assert store.write(checkpoint(20)) > 0
+    found, damages = store.newest()
+    assert the_same(found, checkpoint(20))
+    assert damages == []
+
+
+def test_nothing_in_a_checkpoint_leads_out_of_its_folder(store: CheckpointStore) -> None:
+    store.write(checkpoint(10))
+    outside = store.folder / "outside"
+    outside.write_bytes(b"x")
+    files = {"../outside": {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}}
+    rewrite(folder_of(store, 10) / MANIFEST, files=files)
+    with pytest.raises(CheckpointDamaged):
+        store.load(10)
+
+
+def test_another_recipe_names_what_changed(store: CheckpointStore, tmp_path: Path) -> None:
+    store.write(checkpoint(10))
+    other = make(tmp_path, alpha=0.5, widths=(32,), new=1)
+    with pytest.raises(CheckpointIncompatible, match=r"\(alpha, new, widths\)") as caught:
+        other.load(10)
+    assert caught.value.hint
+    with pytest.raises(CheckpointIncompatible):
+        other.newest()
+    assert the_same(make(tmp_path, widths=[32, 32]).load(10), checkpoint(10)), "a list is a tuple"
+
+
+# --- sudden death and a full disk -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_death_at_any_moment_leaves_a_whole_one_and_the_next_write_works(tmp_path: Path, moment: str) -> None:
+    def die(now: str) -> None:
+        if now == moment:
+            raise Death
+
+    make(tmp_path, keep=2).write(checkpoint(10))
+    with pytest.raises(Death):
+        make(tmp_path, keep=2, at=die).write(checkpoint(20))
+    store = make(tmp_path, keep=2)
+    found, damages = store.newest()
+    assert the_same(found, checkpoint(20 if moment == "checkpoint.after_manifest" else 10))
+    assert damages == []
+    store.write(checkpoint(20))
+    store.write(checkpoint(30))
+    assert store.seqs() == [20, 30]
+    assert all(the_same(store.load(seq), checkpoint(seq)) for seq in (20, 30))
+    assert len(list(store.folder.iterdir())) == 2, "what death left is swept away"
+
+
+def test_every_moment_is_passed_in_order(tmp_path: Path) -> None:
+    passed: list[str] = []
+    make(tmp_path, at=passed.append).write(checkpoint(10))
+    assert passed == list(MOMENTS)
+
+
+def test_death_while_an_old_one_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make(tmp_path, keep=1)
+    store.write(checkpoint(10))
+
+    def die(*arguments: Any, **options: Any) -> None:
+        raise Death
+
+    with monkeypatch.context() as context:
+        context.setattr("shutil.rmtree", die)
+        with pytest.raises(Death):
+            store.write(checkpoint(20))
+    assert the_same(store.newest()[0], checkpoint(20))
+    assert store.seqs() == [20]
+
+
+def test_power_loss_finds_everything_in_the_right_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content before name, the state before the manifest, and no step before the one that it rests on is synced."""
+    done: list[str] = []
+    names = {tmp_path / "checkpoints": "parent"}
+
+    def name(path: Path) -> str:
+        return names.get(path, path.name.replace(".writing-10", "aside").replace(f"{10:020d}", "folder"))
+
+    fsync, rename = os.fsync, Path.rename
+
+    def record_fsync(descriptor: int) -> None:
+        done.append(f"fsync {name(Path(f'/proc/self/fd/{descriptor}').readlink())}")
+        fsync(descriptor)
+
+    def record_rename(self: Path, target: Path) -> Path:
+        done.append(f"rename {name(self)} {name(target)}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    make(tmp_path).write(checkpoint(10))
+    assert done == [
+        "fsync state.safetensors",
+        "fsync aside",
+        "rename aside folder",
+        "fsync parent",
+        "fsync .manifest",
+        "rename .manifest manifest.json",
+        "fsync folder",
+    ]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A disk that refuses what is larger."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("refused", [STATE, MANIFEST])
+def test_a_disk_that_refuses_is_an_os_error_and_the_one_before_stays(store: CheckpointStore, refused: str) -> None:
+    store.write(checkpoint(10))
+    state, manifest = ((folder_of(store, 10) / name).stat().st_size for name in (STATE, MANIFEST))
+    assert state < manifest
+    with files_of_at_most(100 if refused == STATE else state), pytest.raises(OSError, match=r"[tT]oo large"):
+        store.write(checkpoint(20))
+    assert the_same(store.newest()[0], checkpoint(10))
+    assert store.write(checkpoint(20)) > 0
+    assert the_same(store.newest()[0], checkpoint(20))

@@ -1,0 +1,70 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ffstream.checkpoint.store import Checkpoint, CheckpointStore
+from ffstream.checkpoint.writer import CheckpointWriter, Written
+from tests.support import wait_until
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.store = CheckpointStore(folder / "checkpoints", keep=5, recipe={})
+        self.written: list[Written] = []
+        self.writer = CheckpointWriter(self.store, self.written.append)
+        self.writer.start()
+
+    def submit(self, seq: int) -> None:
+        self.writer.submit(Checkpoint(seq, {"x": torch.zeros(100)}, {}))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    assert bench.writer.stop(10)
+
+
+def test_what_is_submitted_is_written_and_told(bench: Bench) -> None:
+    bench.submit(1)
+    wait_until(lambda: bench.written, 10, "the checkpoint is written")
+    (written,) = bench.written
+    assert (written.seq, written.error) == (1, None)
+    assert written.bytes > 400
+    assert written.seconds > 0
+    assert bench.store.seqs() == [1]
+
+
+def test_a_stop_writes_what_was_submitted(bench: Bench) -> None:
+    for seq in (1, 2, 3):
+        bench.submit(seq)
+    assert bench.writer.stop(10)
+    assert bench.store.seqs() == [1, 2, 3]
+    assert [written.seq for written in bench.written] == [1, 2, 3]
+
+
+def test_a_stop_has_a_deadline(tmp_path: Path) -> None:
+    slow = threading.Event()
+    store = CheckpointStore(tmp_path, keep=1, recipe={}, at=lambda moment: slow.wait(10) and None)
+    writer = CheckpointWriter(store, lambda written: None)
+    writer.start()
+    writer.submit(Checkpoint(1, {"x": torch.zeros(1)}, {}))
+    assert not writer.stop(0.05)
+    slow.set()
+    assert writer.stop(10)
+    assert store.seqs() == [1]
+
+
+def test_a_write_that_fails_is_told_and_the_next_one_works(bench: Bench) -> None:
+    bench.store.folder.rename(bench.store.folder.with_name("away"))
+    bench.submit(1)
+    wait_until(lambda: bench.written, 10, "the failure is told")
+    assert isinstance(bench.written[0].error, OSError)
+    bench.store.folder.mkdir()
+    bench.submit(2)
+    wait_until(lambda: len(bench.written) == 2, 10, "the next one is written")
+    assert bench.written[1].error is None
+    assert bench.store.seqs() == [2]

@@ -1,0 +1,344 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from ffstream.client import Producer
+from ffstream.client.producer import Counts, Refused
+from ffstream.errors import (
+    BadDtype,
+    BadShape,
+    DeadlineExceeded,
+    LabelOutOfRange,
+    ProtocolError,
+    RequestRefused,
+    TooLarge,
+)
+from ffstream.wire.codec import encode
+from ffstream.wire.messages import Hello
+from tests.in_process import free_port
+from tests.support import wait_until
+from tests.unit.client.scripted import Scripted, ack_all
+
+IMAGE = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
+Script = Callable[..., Scripted]
+Connect = Callable[..., Producer]
+
+
+def silence(daemon: Scripted, fields: dict[str, Any]) -> None:
+    pass
+
+
+# --- greeting -------------------------------------------------------------------------------------------------------
+
+
+def test_it_greets_and_goes_on_at_the_number_it_is_told(scripted: Script, connect: Connect) -> None:
+    daemon = scripted(next=41)
+    producer = connect(daemon)
+    assert producer.send(IMAGE, [3]) == 41
+    producer.flush(10)
+    assert daemon.heard[0] == {"v": 1, "type": "hello", "client": "me"}
+    assert daemon.heard[1] == {
+        "v": 1,
+        "type": "samples",
+        "client": "me",
+        "n": 41,
+        "base": 41,
+        "count": 1,
+        "dtype": "uint8",
+        "shape": [2, 3],
+        "labels": b"\3\0",
+    }
+    assert daemon.payloads == [[bytes(range(6))]]
+
+
+def test_without_a_name_each_gets_its_own(scripted: Script, connect: Connect) -> None:
+    daemon = scripted()
+    names = {connect(daemon, client=None).client for _ in range(3)}
+    assert len(names) == 3
+    assert all(1 <= len(name.encode()) <= 64 for name in names)
+
+
+def test_nobody_there(scripted: Script) -> None:
+    with pytest.raises(DeadlineExceeded, match="no welcome") as caught:
+        Producer(f"tcp://127.0.0.1:{free_port()}", connect_timeout_s=0.1)
+    assert caught.value.hint
+
+
+def test_a_greeting_that_is_refused(scripted: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = scripted()
+    monkeypatch.setattr(daemon, "_answer", lambda fields, payload: daemon.error(None, "draining"))
+    with pytest.raises(RequestRefused) as caught:
+        Producer(daemon.endpoint)
+    assert caught.value.remote_code == "draining"
+
+
+# --- sending --------------------------------------------------------------------------------------------------------
+
+
+def test_counts_and_the_last_sequence_number(scripted: Script, connect: Connect) -> None:
+    producer = connect(scripted())
+    for n in (1, 2, 3):
+        assert producer.send(IMAGE, [n]) == n
+    producer.flush(10)
+    assert producer.counts == Counts(sent=3, acked=3)
+    assert (producer.last_seq, producer.unanswered) == (30, 0)
+
+
+def test_one_image_may_come_alone(scripted: Script, connect: Connect) -> None:
+    daemon = scripted()
+    producer = connect(daemon)
+    producer.send(IMAGE[0], 7)
+    producer.flush(10)
+    (fields,) = daemon.of_type("samples")
+    assert (fields["count"], fields["shape"], fields["labels"]) == (1, [2, 3], b"\7\0")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "error"),
+    [
+        (np.zeros((2, 6), np.uint8), [1], BadShape),
+        (np.zeros((0, 6), np.uint8), np.zeros(0, np.int64), BadShape),
+        (np.zeros((1, 6), np.int64), [1], BadDtype),
+        (np.zeros((1, 6), np.uint8), [-1], LabelOutOfRange),
+        (np.zeros((11, 6), np.uint8), [1] * 11, TooLarge),
+        (np.zeros((10, 61), np.uint8), [1] * 10, TooLarge),
+    ],
+)
+def test_what_the_daemon_could_not_take_is_not_sent(
+    scripted: Script, connect: Connect, images: Any, labels: Any, error: type[ProtocolError]
+) -> None:
+    daemon = scripted()
+    producer = connect(daemon)
+    with pytest.raises(error) as caught:
+        producer.send(images, labels)
+    assert caught.value.hint
+    assert producer.unanswered == 0
+    assert producer.send(np.zeros((10, 6), np.uint8), [1] * 10) == 1, "no number is lost"
+    producer.flush(10)
+    assert daemon.numbers == [1]
+
+
+def test_the_base_is_the_lowest_number_without_an_answer(scripted: Script, connect: Connect) -> None:
+    def ack_two_last(daemon: Scripted, fields: dict[str, Any]) -> None:
+        if fields["n"] == 6:
+            daemon.ack(6, 2)
+        elif fields["n"] != 2:
+            daemon.ack(fields["n"])
+
+    daemon = scripted(ack_two_last)
+    producer = connect(daemon, window_messages=2, ack_timeout_s=60)
+    for label in range(7):
+        producer.send(IMAGE, [label], timeout_s=10)
+    producer.flush(10)
+    bases = {fields["n"]: fields["base"] for fields in daemon.of_type("samples")}
+    assert [bases[n] for n in (1, 3, 4, 5, 6)] == [1, 2, 2, 2, 2]
+    assert bases[7] > 2
+    assert daemon.numbers == [1, 2, 3, 4, 5, 6, 7]
+
+
+# --- the window -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("window", "credit", "expected"), [(3, 8, 3), (8, 3, 3), (1, 1, 1)])
+def test_no_more_is_under_way_than_the_window_and_the_credit_allow(
+    scripted: Script, connect: Connect, window: int, credit: int, expected: int
+) -> None:
+    daemon = scripted(silence, credit=credit)
+    producer = connect(daemon, window_messages=window, ack_timeout_s=60)
+    for label in range(expected):
+        producer.send(IMAGE, [label])
+    with pytest.raises(DeadlineExceeded, match="window stays full") as caught:
+        producer.send(IMAGE, [0], timeout_s=0.05)
+    assert caught.value.hint
+    assert producer.unanswered == expected
+    assert producer.counts.sent == expected
+
+
+def test_bytes_under_way_are_limited_but_one_message_always_goes(scripted: Script, connect: Connect) -> None:
+    producer = connect(scripted(silence), window_bytes=10, ack_timeout_s=60)
+    producer.send(np.zeros((3, 6), np.uint8), [1, 2, 3])
+    with pytest.raises(DeadlineExceeded):
+        producer.send(IMAGE, [0], timeout_s=0.05)
+
+
+def test_an_ack_makes_room(scripted: Script, connect: Connect) -> None:
+    daemon = scripted()
+    producer = connect(daemon, window_messages=1)
+    for label in range(9):
+        producer.send(IMAGE, [label], timeout_s=10)
+    producer.flush(10)
+    assert daemon.numbers == list(range(1, 10))
+    assert producer.counts.resent == 0
+
+
+def test_without_credit_it_waits_and_asks(scripted: Script, connect: Connect) -> None:
+    def ack_and_stop(daemon: Scripted, fields: dict[str, Any]) -> None:
+        daemon.ack(fields["n"], credit=0 if fields["n"] == 1 else 8)
+
+    daemon = scripted(ack_and_stop)
+    daemon.pong = 0
+    producer = connect(daemon)
+    producer.send(IMAGE, [1])
+    producer.flush(10)
+    with pytest.raises(DeadlineExceeded):
+        producer.send(IMAGE, [2], timeout_s=0.05)
+    daemon.pong = 5
+    producer.send(IMAGE, [2], timeout_s=10)
+    producer.flush(10)
+    assert len(daemon.of_type("ping")) >= 1
+    assert daemon.numbers == [1, 2]
+
+
+# --- answers that are late, or missing ------------------------------------------------------------------------------
+
+
+def test_what_is_not_answered_in_time_is_sent_again_under_its_number(scripted: Script, connect: Connect) -> None:
+    def ack_the_second_time(daemon: Scripted, fields: dict[str, Any]) -> None:
+        if daemon.numbers.count(fields["n"]) > 1:
+            daemon.ack(fields["n"])
+
+    daemon = scripted(ack_the_second_time)
+    producer = connect(daemon, ack_timeout_s=0.1)
+    for label in range(3):
+        producer.send(IMAGE, [label])
+    producer.flush(20)
+    assert daemon.numbers[:6] == [1, 2, 3, 1, 2, 3]
+    assert producer.counts.acked == 3
+    assert producer.counts.resent >= 3
+    same = [fields for fields in daemon.of_type("samples") if fields["n"] == 2]
+    assert same[0]["labels"] == same[1]["labels"] == b"\1\0"
+    assert len(daemon.of_type("hello")) >= 2, "it greets again: the daemon may be another one"
+
+
+def test_an_ack_twice_counts_once(scripted: Script, connect: Connect) -> None:
+    def ack_twice(daemon: Scripted, fields: dict[str, Any]) -> None:
+        daemon.ack(fields["n"], fields["n"])
+        daemon.ack(fields["n"], 77)
+
+    producer = connect(scripted(ack_twice))
+    producer.send(IMAGE, [1])
+    producer.flush(10)
+    producer.send(IMAGE, [2])
+    producer.flush(10)
+    assert producer.counts.acked == 2
+
+
+def test_a_daemon_that_comes_back_gets_what_was_not_answered(scripted: Script, connect: Connect) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    first = scripted(silence, endpoint)
+    producer = connect(first, ack_timeout_s=60)
+    for label in range(3):
+        producer.send(IMAGE, [label])
+    wait_until(lambda: first.numbers == [1, 2, 3], 10, "all have come")
+    first.close()
+    second = scripted(ack_all, endpoint)
+    producer.flush(20)
+    assert sorted(set(second.numbers)) == [1, 2, 3]
+    assert producer.counts.acked == 3
+
+
+def test_a_connection_that_was_quicker_than_its_monitor(
+    scripted: Script, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first handshake was not seen; the second one must still count as the connection coming up again."""
+    attach = zmq.Socket.get_monitor_socket
+
+    def attach_late(self: Any, *arguments: Any) -> Any:
+        self.send_multipart([encode(Hello(client="me"))])
+        assert self.poll(10_000)
+        return attach(self, *arguments)
+
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    first = scripted(silence, endpoint)
+    with monkeypatch.context() as context:
+        context.setattr(zmq.Socket, "get_monitor_socket", attach_late)
+        producer = connect(first, ack_timeout_s=60)
+    producer.send(IMAGE, [1])
+    wait_until(lambda: first.numbers == [1], 10, "it has come")
+    first.close()
+    scripted(ack_all, endpoint)
+    producer.flush(20)
+    assert producer.counts.resent == 1
+
+
+def test_flush_has_a_deadline(scripted: Script, connect: Connect) -> None:
+    producer = connect(scripted(silence), ack_timeout_s=60)
+    producer.send(IMAGE, [1])
+    with pytest.raises(DeadlineExceeded, match="1 messages") as caught:
+        producer.flush(0.05)
+    assert caught.value.hint
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_not_now_is_sent_again_until_it_is_taken(scripted: Script, connect: Connect) -> None:
+    def refuse_twice(daemon: Scripted, fields: dict[str, Any]) -> None:
+        if daemon.numbers.count(fields["n"]) <= 2:
+            daemon.error(fields["n"])
+        else:
+            daemon.ack(fields["n"])
+
+    daemon = scripted(refuse_twice)
+    producer = connect(daemon)
+    for label in range(3):
+        producer.send(IMAGE, [label])
+    producer.flush(20)
+    assert [daemon.numbers.count(n) for n in (1, 2, 3)] == [3, 3, 3]
+    assert producer.counts == Counts(sent=3, acked=3, resent=6)
+
+
+def test_refused_for_good_is_raised(scripted: Script, connect: Connect) -> None:
+    producer = connect(scripted(lambda daemon, fields: daemon.error(fields["n"], "bad_shape", retry=False)))
+    producer.send(IMAGE, [1])
+    with pytest.raises(RequestRefused, match="bad_shape") as caught:
+        producer.flush(10)
+    assert (caught.value.remote_code, caught.value.hint) == ("bad_shape", "how")
+    assert producer.unanswered == 0
+    assert producer.counts == Counts(sent=1, rejected=1)
+
+
+def test_or_told_to_whoever_wants_to_know(scripted: Script, connect: Connect) -> None:
+    def refuse_even(daemon: Scripted, fields: dict[str, Any]) -> None:
+        if fields["n"] % 2:
+            daemon.ack(fields["n"])
+        else:
+            daemon.error(fields["n"], "label_out_of_range", retry=False)
+
+    told: list[Refused] = []
+    producer = connect(scripted(refuse_even), on_refused=told.append)
+    for label in range(5):
+        producer.send(IMAGE, [label])
+    producer.flush(10)
+    assert told == [Refused(n, 1, "label_out_of_range", "what", "how") for n in (2, 4)]
+    assert producer.counts == Counts(sent=5, acked=3, rejected=2)
+
+
+def test_an_error_about_no_message_is_raised(scripted: Script, connect: Connect) -> None:
+    producer = connect(scripted(lambda daemon, fields: daemon.error(None, "bad_header", retry=False)))
+    producer.send(IMAGE, [1])
+    with pytest.raises(RequestRefused, match="bad_header"):
+        producer.flush(10)
+
+
+def test_leaving_the_block_waits_for_every_answer(scripted: Script) -> None:
+    daemon = scripted()
+    with Producer(daemon.endpoint) as producer:
+        for label in range(3):
+            producer.send(IMAGE, [label])
+    assert producer.counts.acked == 3
+
+
+def test_leaving_the_block_by_an_exception_does_not(scripted: Script) -> None:
+    daemon = scripted(silence)
+
+    def leave() -> None:
+        with Producer(daemon.endpoint) as producer:
+            producer.send(IMAGE, [1])
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        leave()

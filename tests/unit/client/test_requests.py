@@ -1,0 +1,131 @@
+"""Predictor and Control against a daemon whose every answer the test writes."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ffstream.client import Control, Predictor
+from ffstream.errors import BadDtype, BadFrames, BadSize, ConfigError, DeadlineExceeded, RequestRefused, UnknownType
+from tests.in_process import free_port
+from tests.unit.client.scripted import Scripted
+
+Script = Callable[..., Scripted]
+IMAGES = np.zeros((2, 6), np.uint8)
+
+
+def predict(daemon: Scripted, fields: dict[str, Any], *, of: int | None = None, **other: Any) -> None:
+    good = {"id": fields["id"] if of is None else of, "labels": [3, 1], "version": 5, "seq": 9}
+    payload = other.pop("payload", [np.arange(8, dtype="<f4").tobytes()])
+    daemon.say("prediction", *payload, **(good | other))
+
+
+def test_labels_goodness_and_the_snapshot(scripted: Script) -> None:
+    daemon = scripted(predict)
+    with Predictor(daemon.endpoint) as predictor:
+        answer = predictor.predict(IMAGES, 10)
+    assert answer.labels.tolist() == [3, 1]
+    assert answer.goodness.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert (answer.version, answer.seq) == (5, 9)
+    (fields,) = daemon.heard
+    assert (fields["count"], fields["dtype"], fields["shape"]) == (2, "uint8", [6])
+
+
+def test_a_late_answer_is_not_taken_for_the_next_one(scripted: Script) -> None:
+    def late(daemon: Scripted, fields: dict[str, Any]) -> None:
+        if fields["id"] == 2:
+            predict(daemon, fields, of=1, seq=1)
+            daemon.error(None, "bad_header", id=1)
+            predict(daemon, fields, seq=2)
+
+    with Predictor(scripted(late).endpoint) as predictor:
+        with pytest.raises(DeadlineExceeded, match=r"no answer from tcp://.* in 0\.05 s") as caught:
+            predictor.predict(IMAGES, 0.05)
+        assert caught.value.hint
+        assert predictor.predict(IMAGES, 10).seq == 2
+
+
+@pytest.mark.parametrize("id", [1, None])
+def test_a_refusal_is_raised(scripted: Script, id: int | None) -> None:
+    def refuse(daemon: Scripted, fields: dict[str, Any]) -> None:
+        daemon.error(None, "bad_shape", retry=False, id=id)
+
+    with Predictor(scripted(refuse).endpoint) as predictor, pytest.raises(RequestRefused) as caught:
+        predictor.predict(IMAGES, 10)
+    assert (caught.value.remote_code, caught.value.hint) == ("bad_shape", "how")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ({"labels": [1]}, BadSize),
+        ({"payload": [bytes(7)]}, BadSize),
+        ({"payload": []}, BadFrames),
+        ({"payload": [bytes(8)] * 2}, BadFrames),
+    ],
+)
+def test_a_daemon_that_answers_nonsense(scripted: Script, answer: dict[str, Any], error: type[Exception]) -> None:
+    daemon = scripted(lambda daemon, fields: predict(daemon, fields, **answer))
+    with Predictor(daemon.endpoint) as predictor, pytest.raises(error):
+        predictor.predict(IMAGES, 10)
+
+
+def test_an_answer_of_another_kind(scripted: Script) -> None:
+    daemon = scripted(lambda daemon, fields: daemon.say("reply", id=1, result={}))
+    with Predictor(daemon.endpoint) as predictor, pytest.raises(UnknownType):
+        predictor.predict(IMAGES, 10)
+
+
+def test_images_that_cannot_travel(scripted: Script) -> None:
+    daemon = scripted(predict)
+    with Predictor(daemon.endpoint) as predictor, pytest.raises(BadDtype):
+        predictor.predict(np.zeros((1, 6), np.int32))
+    assert daemon.heard == []
+
+
+def test_commands_and_their_results(scripted: Script) -> None:
+    def echo(daemon: Scripted, fields: dict[str, Any]) -> None:
+        daemon.say("reply", id=fields["id"], result={"got": fields["arguments"]})
+
+    daemon = scripted(echo)
+    with Control(daemon.endpoint) as control:
+        assert control.request("rollback", {"to": 5}) == {"got": {"to": 5}}
+        assert control.status() == {"got": {}}
+        assert control.wait_idle(2.5) == {"got": {"timeout_s": 2.5}}
+    assert [(fields["id"], fields["command"]) for fields in daemon.heard] == [
+        (1, "rollback"),
+        (2, "status"),
+        (3, "wait_idle"),
+    ]
+
+
+def test_a_command_that_is_refused_or_not_answered(scripted: Script) -> None:
+    def refuse_first(daemon: Scripted, fields: dict[str, Any]) -> None:
+        if fields["id"] == 1:
+            daemon.error(None, "draining", id=1)
+
+    with Control(scripted(refuse_first).endpoint) as control:
+        with pytest.raises(RequestRefused, match="draining"):
+            control.request("checkpoint")
+        with pytest.raises(DeadlineExceeded):
+            control.request("checkpoint", timeout_s=0.05)
+
+
+def test_nobody_there() -> None:
+    with Control(f"tcp://127.0.0.1:{free_port()}") as control, pytest.raises(DeadlineExceeded):
+        control.status(0.05)
+
+
+@pytest.mark.parametrize("endpoint", ["", "localhost", "tcp://", "tcp://127.0.0.1", "http://127.0.0.1:1"])
+def test_an_endpoint_that_is_none(endpoint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Control(endpoint)
+    assert caught.value.hint
+
+
+def test_a_client_needs_no_torch() -> None:
+    code = "import sys, ffstream.client; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -1,0 +1,25 @@
+"""Messages to store, and a picture of a journal as a crash leaves it."""
+
+import shutil
+from pathlib import Path
+
+from ffstream.journal.journal import Entry
+
+INPUTS, LABELS = 4, 10
+
+
+def entry(client: str = "a", n: int = 1, *, base: int | None = None, samples: int = 1, size: int = INPUTS) -> Entry:
+    """A message whose bytes tell which one it is. `base` is `n` unless given: all before it is answered."""
+    labels = bytes(byte for index in range(samples) for byte in ((n + index) % LABELS, 0))
+    images = bytes((n * 7 + index) % 251 for index in range(samples * size))
+    return Entry(client, n, n if base is None else base, samples, "uint8", labels, images)
+
+
+def crash_image(journal: Path, folder: Path) -> Path:
+    """The journal's files as they are on disk now: what a machine that lost its power would find."""
+    folder.mkdir()
+    for suffix in ("", "-wal"):
+        source = journal.with_name(journal.name + suffix)
+        if source.exists():
+            shutil.copy(source, folder / source.name)
+    return folder / journal.name

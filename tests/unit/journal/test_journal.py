@@ -1,0 +1,358 @@
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ffstream.errors import DiskFull, JournalDamaged, StaleSequence
+from ffstream.journal.journal import Head, Journal, Receipt
+from ffstream.journal.reader import Reader
+from tests.support import wait_until
+from tests.unit.journal.entries import INPUTS, LABELS, crash_image, entry
+
+OpenJournal = Callable[..., Journal]
+OpenReader = Callable[[Path], Reader]
+
+
+def stored(path: Path) -> list[tuple[Any, ...]]:
+    """Everything in the file but the times, for comparison."""
+    connection = sqlite3.connect(path)
+    tables = ("messages", "receipts", "meta")
+    rows = [row for table in tables for row in connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2")]
+    rows += connection.execute("SELECT client, base FROM clients ORDER BY 1").fetchall()
+    connection.close()
+    return rows
+
+
+def remembered(journal: Journal) -> dict[str, Any]:
+    """Everything that a journal says of itself."""
+    names = sorted(journal._clients)
+    clients = [journal._clients[name] for name in names]
+    return {
+        "head": journal.head.seq,
+        "backlog": journal.backlog(0),
+        "clients": names,
+        "next": [journal.next_n(name) for name in names],
+        "base": [client.base for client in clients],
+        "receipts": [
+            [receipt for n, receipt in sorted(client.receipts.items()) if n >= client.base] for client in clients
+        ],
+    }
+
+
+# --- append, receipts, numbers -------------------------------------------------------------------------------------
+
+
+def test_samples_are_numbered_from_one_without_a_gap(journal: Journal) -> None:
+    first = journal.append([entry("a", 1, samples=3), entry("b", 1, samples=2)])
+    assert first == [Receipt(1, 1, 3), Receipt(1, 4, 2)]
+    assert journal.append([entry("a", 2)]) == [Receipt(2, 6, 1)]
+    assert journal.head.seq == 6
+    assert journal.backlog(4) == 2
+
+
+def test_what_was_stored_has_a_receipt_and_what_was_not_has_none(journal: Journal) -> None:
+    assert journal.receipt("a", 1) is None
+    journal.append([entry("a", 1, samples=3, base=1), entry("a", 3, base=1)])
+    assert journal.receipt("a", 1) == Receipt(1, 1, 3)
+    assert journal.receipt("a", 2) is None, "skipped, and may still come"
+    assert journal.receipt("a", 3) == Receipt(3, 4, 1)
+    assert journal.receipt("b", 1) is None, "another client's numbers are its own"
+
+
+def test_below_its_base_a_message_is_stale(journal: Journal) -> None:
+    journal.append([entry("a", n, base=1) for n in (1, 2, 3)])
+    journal.append([entry("a", 4, base=3)])
+    for n in (1, 2):
+        with pytest.raises(StaleSequence, match=f"message {n} of client 'a' is below its base 3") as caught:
+            journal.receipt("a", n)
+        assert caught.value.hint
+    assert journal.receipt("a", 3) == Receipt(3, 3, 1)
+
+
+def test_a_base_never_goes_back(journal: Journal, open_journal: OpenJournal) -> None:
+    journal.append([entry("a", 5, base=5)])
+    journal.append([entry("a", 6, base=2)])
+    journal.close()
+    for each in (journal, open_journal()):
+        with pytest.raises(StaleSequence):
+            each.receipt("a", 4)
+
+
+def test_the_next_number_is_above_every_one_that_was_used(journal: Journal) -> None:
+    assert journal.next_n("a") == 1
+    journal.append([entry("a", 7, base=1), entry("a", 3, base=1)])
+    assert journal.next_n("a") == 8
+    journal.append([entry("a", 8, base=8)])
+    assert journal.next_n("a") == 9
+    assert journal.knows("a")
+    assert not journal.knows("b")
+    assert journal.next_n("b") == 1
+    assert journal.clients == 1
+
+
+def test_receipts_below_the_base_are_forgotten(journal: Journal) -> None:
+    for n in range(1, 200):
+        journal.append([entry("a", n, base=max(1, n - 3))])
+    assert sorted(journal._clients["a"].receipts) == [196, 197, 198, 199]
+
+
+def test_whoever_waits_for_more_is_woken_by_the_commit(journal: Journal) -> None:
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(journal.head.wait(0, 30)))
+    thread.start()
+    journal.append([entry()])
+    thread.join(10)
+    assert found == [True]
+    assert not journal.head.wait(1, 0.0)
+
+
+def test_a_wake_up_ends_a_wait_without_more() -> None:
+    head = Head(3)
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(head.wait(3, 30)))
+    thread.start()
+    wait_until(lambda: head._grown._waiters, 10, "the thread waits")  # type: ignore[attr-defined]
+    head.wake()
+    thread.join(10)
+    assert found == [False]
+
+
+# --- a transaction that fails ---------------------------------------------------------------------------------------
+
+
+def fill(journal: Journal, pages: int) -> None:
+    """From now on the file may have that many pages more."""
+    (count,) = journal._db.execute("PRAGMA page_count").fetchone()
+    journal._db.execute(f"PRAGMA max_page_count = {count + pages}")
+
+
+def test_a_full_disk_leaves_memory_and_file_as_they_were_and_later_it_works(
+    journal: Journal, open_reader: OpenReader
+) -> None:
+    journal.append([entry("a", 1), entry("b", 1)])
+    before, file_before = remembered(journal), stored(journal.path)
+    fill(journal, 4)
+    group = [entry("a", n, base=2, samples=100, size=1000) for n in (2, 3)] + [entry("new", 1)]
+    with pytest.raises(DiskFull, match=r"journal\.sqlite") as caught:
+        journal.append([entry("b", 2, base=2), *group])
+    assert caught.value.hint
+    assert caught.value.code == "disk_full"
+    assert remembered(journal) == before
+    assert stored(journal.path) == file_before
+    assert not journal.knows("new")
+    assert journal.receipt("b", 2) is None, "the small message of the group went with it"
+    journal._db.execute("PRAGMA max_page_count = 1073741823")
+    assert journal.append([entry("b", 2, base=2), *group])[0] == Receipt(2, 3, 1), "no number was lost"
+    assert [row.first_seq for row in open_reader(journal.path).read(0, 1000)] == [1, 2, 3, 4, 104, 204]
+
+
+def test_other_errors_undo_everything_as_well(journal: Journal) -> None:
+    journal.append([entry("a", 1)])
+    before, file_before = remembered(journal), stored(journal.path)
+    with pytest.raises(TypeError):
+        journal.append([entry("b", 1), entry("a", 2)._replace(images=None)])  # type: ignore[arg-type]
+    with pytest.raises(sqlite3.Error, match="not supported"):  # the row before it is in the transaction by then
+        journal.append([entry("b", 1), entry("a", 2)._replace(dtype=object())])  # type: ignore[arg-type]
+    assert remembered(journal) == before
+    assert stored(journal.path) == file_before
+    assert journal.append([entry("b", 1)]) == [Receipt(1, 2, 1)]
+
+
+def test_a_trim_that_fails_for_space_deletes_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal.append([entry("a" * 64, n, base=1) for n in range(1, 400)])
+    before, file_before = remembered(journal), stored(journal.path)
+    fill(journal, 0)
+    with pytest.raises(DiskFull):
+        journal.trim(399)
+    assert remembered(journal) == before
+    assert stored(journal.path) == file_before
+    journal._db.execute("PRAGMA max_page_count = 1073741823")
+    assert not journal.trim(399)
+    assert remembered(journal) == before
+
+
+def test_commits_are_synced() -> None:
+    """What a SIGKILL cannot show: without this, power loss would take acked samples."""
+    journal = Journal(Path(":memory:"), inputs=INPUTS, labels=LABELS)
+    assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    journal.close()
+
+
+# --- recovery -------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_there_after_closing_and_opening(journal: Journal, open_journal: OpenJournal) -> None:
+    journal.append([entry("a", 1, base=1, samples=3), entry("b", 4, base=2), entry("a", 2, base=1)])
+    before, file_before = remembered(journal), stored(journal.path)
+    journal.close()
+    again = open_journal()
+    assert remembered(again) == before
+    assert stored(again.path) == file_before
+    assert again.append([entry("a", 3, base=1)]) == [Receipt(3, 6, 1)]
+
+
+def test_everything_committed_is_in_a_crash_image(
+    journal: Journal, open_journal: OpenJournal, open_reader: OpenReader, tmp_path: Path
+) -> None:
+    for n in range(1, 30):
+        journal.append([entry("a", n, base=max(1, n - 2), samples=n % 4 + 1), entry("b", n)])
+        if n % 10 == 0:
+            journal.trim(20)
+        image = crash_image(journal.path, tmp_path / f"crash{n}")
+        again = open_journal(image)
+        assert remembered(again) == remembered(journal)
+        beyond = 20 if n >= 10 else 0
+        rows = open_reader(image).read(beyond, 10_000)
+        assert rows == open_reader(journal.path).read(beyond, 10_000)
+        assert rows[-1].first_seq + rows[-1].samples - 1 == journal.head.seq
+        again.close()
+
+
+def test_a_torn_end_of_the_log_loses_only_what_was_not_committed(
+    journal: Journal, open_journal: OpenJournal, tmp_path: Path
+) -> None:
+    """The last commit's frames are half on disk: it was never acked. Everything before it is."""
+    journal.append([entry("a", 1, samples=50, size=1000)])
+    whole = journal.path.with_name("journal.sqlite-wal").stat().st_size
+    journal.append([entry("a", 2, samples=50, size=1000)])
+    image = crash_image(journal.path, tmp_path / "crash")
+    log = image.with_name("journal.sqlite-wal")
+    torn = log.stat().st_size
+    assert torn > whole
+    with log.open("r+b") as file:
+        file.truncate((whole + torn) // 2)
+    again = open_journal(image)
+    assert again.head.seq == 50
+    assert again.receipt("a", 2) is None
+    assert again.append([entry("a", 2)]) == [Receipt(2, 51, 1)]
+
+
+# --- trimming -------------------------------------------------------------------------------------------------------
+
+
+def test_trimming_takes_whole_rows_only(journal: Journal, open_reader: OpenReader) -> None:
+    journal.append([entry("a", 1, samples=10), entry("a", 2, samples=10), entry("a", 3, samples=10)])
+    journal.trim(9)
+    assert [row.first_seq for row in open_reader(journal.path).read(0, 100)] == [1, 11, 21]
+    journal.trim(19)
+    reader = open_reader(journal.path)
+    assert [row.first_seq for row in reader.read(19, 100)] == [11, 21]
+    with pytest.raises(JournalDamaged):
+        reader.read(5, 100)
+    journal.trim(20)
+    assert [row.first_seq for row in reader.read(20, 100)] == [21]
+
+
+def test_trimming_goes_in_small_steps(journal: Journal) -> None:
+    journal.append([entry("a", n) for n in range(1, 26)])
+    assert journal.trim(25, rows=10)
+    assert journal.trim(25, rows=10)
+    assert not journal.trim(25, rows=10)
+    assert not journal.trim(25, rows=10)
+    assert [row for row in stored(journal.path) if len(row) == 8] == []
+
+
+def test_a_trimmed_message_may_still_be_asked_for(journal: Journal, open_journal: OpenJournal) -> None:
+    journal.append([entry("a", n, base=1, samples=2) for n in range(1, 6)])
+    journal.append([entry("a", 6, base=4)])
+    journal.trim(11)
+    for each in (journal, open_journal(journal.path)):
+        assert [each.receipt("a", n) for n in (4, 5, 6)] == [Receipt(4, 7, 2), Receipt(5, 9, 2), Receipt(6, 11, 1)]
+        with pytest.raises(StaleSequence):
+            each.receipt("a", 3)
+        assert each.next_n("a") == 7
+
+
+def test_receipts_on_disk_go_when_nobody_can_ask_any_more(journal: Journal) -> None:
+    journal.append([entry("a", n, base=1) for n in range(1, 6)])
+    journal.trim(5)
+    assert len(journal._db.execute("SELECT * FROM receipts").fetchall()) == 5
+    journal.append([entry("a", 6, base=6)])
+    journal.trim(6)
+    assert journal._db.execute("SELECT n FROM receipts").fetchall() == [(6,)]
+
+
+def test_no_number_is_given_twice_though_all_rows_are_gone(journal: Journal, open_journal: OpenJournal) -> None:
+    journal.append([entry("a", 1, samples=7)])
+    assert not journal.trim(7)
+    journal.close()
+    again = open_journal()
+    assert again.head.seq == 7
+    assert again.append([entry("a", 2)]) == [Receipt(2, 8, 1)]
+    again.trim(8)
+    again.trim(8)
+    again.close()
+    third = open_journal()
+    assert third.append([entry("b", 1)]) == [Receipt(1, 9, 1)]
+    third.close()
+    assert open_journal().head.seq == 9, "the row is above the number stored at the last trim"
+
+
+def test_freed_space_is_used_again(journal: Journal) -> None:
+    sizes, used = [], []
+    seq = 0
+    for n in range(1, 41):
+        receipts = journal.append([entry("a", 3 * n + k, base=3 * n, samples=50, size=784) for k in range(3)])
+        seq = receipts[-1].first_seq + receipts[-1].samples - 1
+        journal.trim(seq)
+        journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        sizes.append(journal.path.stat().st_size)
+        used.append(journal.bytes_used())
+    assert seq == 40 * 150
+    assert max(sizes) == sizes[2], "the file does not grow"
+    assert max(sizes) < 3 * 150 * 784
+    assert max(used) < 20 * 8192, "what is free does not count as used"
+
+
+def test_bytes_used_grow_with_what_is_stored(journal: Journal) -> None:
+    before = journal.bytes_used()
+    journal.append([entry("a", 1, samples=100, size=784)])
+    assert 78_400 - 8192 <= journal.bytes_used() - before <= 78_400 + 2 * 8192
+
+
+# --- files that are something else ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"This is no database.\n" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_file_that_is_no_database(content: bytes, tmp_path: Path, open_journal: OpenJournal) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(JournalDamaged, match=r"journal\.sqlite") as caught:
+        open_journal()
+    assert caught.value.hint
+    with pytest.raises(JournalDamaged):
+        Reader(path)
+    assert path.read_bytes() == content, "left for whoever wants to look at it"
+
+
+def test_a_reader_does_not_make_a_journal(tmp_path: Path) -> None:
+    with pytest.raises(JournalDamaged):
+        Reader(tmp_path / "none.sqlite")
+    assert not (tmp_path / "none.sqlite").exists()
+
+
+@pytest.mark.parametrize(("other", "named"), [({"inputs": 5}, "inputs is 4"), ({"labels": 3}, "labels is 10")])
+def test_a_journal_of_another_network(journal: Journal, other: dict[str, int], named: str) -> None:
+    journal.close()
+    with pytest.raises(JournalDamaged, match=named) as caught:
+        Journal(journal.path, **({"inputs": INPUTS, "labels": LABELS} | other))
+    assert "network" in caught.value.hint
+
+
+def test_a_journal_of_another_version(journal: Journal, open_journal: OpenJournal) -> None:
+    journal._db.execute("UPDATE meta SET value = 2 WHERE key = 'version'")
+    journal.close()
+    with pytest.raises(JournalDamaged, match="version is 2"):
+        open_journal()
+
+
+def test_odd_names_of_clients(journal: Journal, open_journal: OpenJournal) -> None:
+    names = ["a\0b", "a", "A", " a", "é", "e\u0301", "'; DROP TABLE messages; --", "𝔽", "\x7f" * 64]
+    journal.append([entry(name, 1) for name in names])
+    journal.close()
+    again = open_journal()
+    assert again.clients == len(names)
+    assert [again.receipt(name, 1) for name in names] == [Receipt(1, seq, 1) for seq in range(1, len(names) + 1)]

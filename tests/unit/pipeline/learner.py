@@ -1,0 +1,238 @@
+"""A pipeline on a real journal, with what it reports kept; and the same stream learned serially."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ffstream.errors import StageFailed
+from ffstream.ff.layer import Polarity
+from ffstream.ff.network import Network
+from ffstream.ff.presets import Recipe
+from ffstream.journal.journal import Entry, Journal
+from ffstream.metrics import Metrics
+from ffstream.pipeline.feeder import FeederOptions
+from ffstream.pipeline.memory import Memory
+from ffstream.pipeline.messages import Barrier, MicroBatch
+from ffstream.pipeline.pipeline import Callbacks, Pipeline, PipelineOptions, StartingPoint
+from tests.support import wait_until
+
+DEADLINE_S = 30.0
+INPUTS, LABELS, BATCH = 16, 4, 4
+
+RECIPE = replace(
+    Recipe(),
+    inputs=INPUTS,
+    widths=(8, 7, 6),
+    labels=LABELS,
+    batch_size=BATCH,
+    young_batch_size=2,
+    young_samples=0,
+    rehearsal=0,
+    memory=20,
+    negatives="random",
+    learning_rate=0.01,
+)
+LABELLED = replace(RECIPE, hand_on="labelled", objective="threshold")
+QUIET = PipelineOptions(device="cpu", precision="fp32", queue_depth=2)
+
+
+def cuts(**options: Any) -> FeederOptions:
+    """Cuts that depend on counts alone."""
+    given: dict[str, Any] = {"publish_every": 3, "partial": "wait", "linger_s": 0.05}
+    return FeederOptions(**given | options)
+
+
+class Stream(NamedTuple):
+    """Samples in order: images (N, inputs), labels (N)."""
+
+    images: NDArray[Any]
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def random(cls, samples: int, seed: int = 0, inputs: int = INPUTS, labels: int = LABELS) -> "Stream":
+        rng = np.random.default_rng(seed)
+        return cls(rng.integers(0, 256, (samples, inputs), np.uint8), rng.integers(0, labels, samples))
+
+
+class Store:
+    """A journal that messages of any size are written to."""
+
+    def __init__(self, folder: Path, inputs: int = INPUTS, labels: int = LABELS) -> None:
+        self.journal = Journal(folder / "journal.sqlite", inputs=inputs, labels=labels)
+        self.runs: list[Run] = []
+        self._n = 0
+
+    def write(self, images: NDArray[Any], labels: NDArray[Any], size: int = 3) -> None:
+        """Appends samples, `size` a message, in one commit."""
+        entries = []
+        for at in range(0, len(images), size):
+            self._n += 1
+            part = images[at : at + size]
+            label_bytes = labels[at : at + size].astype("<u2").tobytes()
+            entries.append(Entry("test", self._n, 1, len(part), part.dtype.name, label_bytes, part.tobytes()))
+        self.journal.append(entries)
+
+
+class Run:
+    """One pipeline from start to stop."""
+
+    def __init__(
+        self,
+        store: Store,
+        recipe: Recipe,
+        options: PipelineOptions = QUIET,
+        *,
+        start: StartingPoint | None = None,
+        contributors: tuple[str, ...] = (),
+        **cut_options: Any,
+    ) -> None:
+        self._started = False
+        self.barriers: list[Barrier] = []
+        self.failures: list[StageFailed] = []
+        self.observed: list[tuple[MicroBatch, int]] = []
+        self.saving: list[Barrier] = []
+        self.events: list[tuple[str, int]] = []
+        self.pipeline = Pipeline(
+            recipe,
+            options,
+            cuts(**cut_options),
+            journal=store.journal.path,
+            head=store.journal.head,
+            start=start or StartingPoint(),
+            callbacks=Callbacks(
+                self.barriers.append,
+                self.failures.append,
+                observe=self._observe,
+                on_saving=self._on_saving,
+            ),
+            metrics=Metrics(),
+            save_contributors=contributors,
+        )
+        store.runs.append(self)
+
+    def _observe(self, micro: MicroBatch, version: int) -> None:
+        self.observed.append((micro, version))
+        self.events.append(("observed", micro.seq))
+
+    def _on_saving(self, barrier: Barrier) -> None:
+        self.saving.append(barrier)
+        self.events.append(("saving", barrier.seq))
+
+    def start(self) -> "Run":
+        self.pipeline.start()
+        self._started = True
+        return self
+
+    def end(self) -> None:
+        """Ends what a failed test left running."""
+        if self._started:
+            assert self.pipeline.abort(DEADLINE_S)
+
+    def wait_applied(self, seq: int) -> None:
+        wait_until(lambda: self.pipeline.applied_seq >= seq or self.failures, DEADLINE_S, f"applied {seq}")
+        assert not self.failures
+
+    def save(self) -> Barrier:
+        """A saving barrier, complete."""
+        done = threading.Event()
+        self.pipeline.request_checkpoint(lambda barrier: done.set())
+        assert done.wait(DEADLINE_S), "no checkpoint"
+        return next(each for each in reversed(self.barriers) if each.saves)
+
+    def stop(self) -> Barrier:
+        """Stops; the last barrier, which saves."""
+        assert self.pipeline.stop(DEADLINE_S)
+        assert not self.failures
+        assert self.barriers[-1].saves
+        return self.barriers[-1]
+
+
+def starting_point(barrier: Barrier) -> StartingPoint:
+    """What a checkpoint of that barrier would hold."""
+    return StartingPoint(barrier.seq, barrier.tensors, barrier.progress)
+
+
+class Serial:
+    """The serial reference, fed with microbatches composed here. `states[k]` is the state after k steps."""
+
+    def __init__(self, recipe: Recipe, stream: Stream, *, wake: int = 0, sleep: int = 0) -> None:
+        torch.set_num_threads(1)
+        self.recipe = recipe
+        self.network = Network(recipe)
+        self.states = [_copy(self.network.state())]
+        self.polarities: list[Polarity] = []
+        self.seqs = [0]
+        self._memory = Memory(recipe.memory, recipe.inputs, recipe.seed, recipe.rehearsal_jitter)
+        self._images = torch.from_numpy(stream.images)
+        self._labels = torch.from_numpy(stream.labels)
+        seq = 0
+        while True:
+            step = len(self.polarities)
+            polarity: Polarity = "interleaved"
+            if wake:
+                polarity = "wake" if step % (wake + sleep) < wake else "sleep"
+            fresh = recipe.young_batch_size if seq < recipe.young_samples else recipe.batch_size
+            if polarity == "sleep":
+                images, labels = self._memory.draw(recipe.batch_size, step)
+            elif seq + fresh > len(stream.images):
+                break
+            else:
+                images, labels = self._wake(seq, fresh, step)
+                seq += fresh
+            self.network.learn(images, labels, step, polarity)
+            self.states.append(_copy(self.network.state()))
+            self.polarities.append(polarity)
+            self.seqs.append(seq)
+
+    def _wake(self, seq: int, count: int, step: int) -> tuple[Tensor, Tensor]:
+        recipe, fresh = self.recipe, slice(seq, seq + count)
+        images, labels = self._images[fresh], self._labels[fresh]
+        given = images, labels
+        if recipe.rehearsal and len(self._memory):
+            old_images, old_labels = self._memory.draw(recipe.rehearsal * count // recipe.batch_size, step)
+            given = torch.cat((images, old_images)), torch.cat((labels, old_labels))
+        self._memory.add(images, labels)
+        return given
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}
+
+
+def assert_same(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> None:
+    """Raises AssertionError unless all layers' tensors are equal bit for bit."""
+    layers = {name: value for name, value in got.items() if name.startswith("layers.")}
+    assert layers.keys() == want.keys()
+    different = [name for name in want if not torch.equal(layers[name], want[name])]
+    assert not different, f"different: {different}"
+
+
+def running() -> list[str]:
+    """Names of our threads that are alive."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ff-")]
+
+
+class Gated:
+    """Holds a layer's update until opened. `entered` says that it waits there."""
+
+    def __init__(self, layer: Any) -> None:
+        self.entered = threading.Event()
+        self._open = threading.Event()
+        update = layer.update
+
+        def wait_then_update() -> None:
+            self.entered.set()
+            assert self._open.wait(DEADLINE_S), "the test never opened the gate"
+            update()
+
+        layer.update = wait_then_update
+
+    def open(self) -> None:
+        self._open.set()

@@ -1,0 +1,169 @@
+"""The pipeline's weights are the serial reference's, bit for bit."""
+
+from dataclasses import replace
+
+import pytest
+
+from ffstream.ff.presets import Recipe
+from ffstream.pipeline.pipeline import PipelineOptions
+from tests.support import wait_until
+from tests.unit.ff.formulas import variant
+from tests.unit.pipeline.learner import (
+    BATCH,
+    DEADLINE_S,
+    LABELLED,
+    QUIET,
+    RECIPE,
+    Run,
+    Serial,
+    Store,
+    Stream,
+    assert_same,
+    starting_point,
+)
+
+SAMPLES = 30 * BATCH
+
+GROUPINGS = [
+    (1, ()),
+    (2, ()),
+    (2, (2,)),
+    (3, ()),
+    (3, (3,)),
+    (3, (1, 2)),
+    (3, (2, 1)),
+]
+
+
+def pipelined(recipe: Recipe, store: Store, stream: Stream, options: PipelineOptions, serial: Serial) -> None:
+    """Learns the stream until the learner idles, and compares the state."""
+    store.write(stream.images, stream.labels)
+    run = Run(store, recipe, options).start()
+    steps = len(serial.polarities)
+    wait_until(lambda: run.failures or (run.barriers and run.barriers[-1].step == steps), DEADLINE_S, "all steps")
+    last = run.stop()
+    assert last.step == steps
+    assert last.seq == serial.seqs[-1]
+    assert_same(last.tensors, serial.states[last.step])
+
+
+@pytest.mark.parametrize("rehearsal", [0, 3])
+@pytest.mark.parametrize("base", [RECIPE, LABELLED], ids=["neutral", "labelled"])
+@pytest.mark.parametrize(("layers", "stages"), GROUPINGS)
+def test_weights_are_the_serial_references(
+    store: Store, layers: int, stages: tuple[int, ...], base: Recipe, rehearsal: int
+) -> None:
+    recipe = variant(base, widths=base.widths[:layers], rehearsal=rehearsal)
+    stream = Stream.random(SAMPLES)
+    pipelined(recipe, store, stream, replace(QUIET, stages=stages), Serial(recipe, stream))
+
+
+@pytest.mark.parametrize("rehearsal", [0, 6])
+def test_a_young_stream_makes_smaller_microbatches(store: Store, rehearsal: int) -> None:
+    recipe = variant(RECIPE, young_batch_size=2, young_samples=5 * BATCH, rehearsal=rehearsal)
+    stream = Stream.random(SAMPLES)
+    serial = Serial(recipe, stream)
+    assert serial.seqs[10:12] == [5 * BATCH, 6 * BATCH]
+    pipelined(recipe, store, stream, QUIET, serial)
+
+
+@pytest.mark.parametrize("queue_depth", [1, 3, 40])
+def test_weights_do_not_depend_on_the_queues(store: Store, queue_depth: int) -> None:
+    stream = Stream.random(SAMPLES)
+    for_each = replace(QUIET, queue_depth=queue_depth)
+    pipelined(LABELLED, store, stream, for_each, Serial(LABELLED, stream))
+
+
+@pytest.mark.parametrize("rehearsal", [0, 3])
+@pytest.mark.parametrize("hand_on", ["neutral", "labelled"])
+@pytest.mark.parametrize(("wake", "sleep"), [(3, 2), (1, 1), (4, 0)])
+def test_wake_and_sleep(store: Store, wake: int, sleep: int, hand_on: str, rehearsal: int) -> None:
+    recipe = variant(LABELLED, hand_on=hand_on, rehearsal=rehearsal)
+    stream = Stream.random(SAMPLES)
+    serial = Serial(recipe, stream, wake=wake, sleep=sleep)
+    assert serial.polarities.count("sleep") == 30 // wake * sleep
+    pipelined(recipe, store, stream, replace(QUIET, wake=wake, sleep=sleep), serial)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        (RECIPE, QUIET),
+        (variant(RECIPE, rehearsal=3, optimizer="sgd"), replace(QUIET, stages=(2, 1))),
+        (variant(LABELLED, rehearsal=3), QUIET),
+        (variant(RECIPE, young_samples=9 * BATCH), QUIET),
+        (LABELLED, replace(QUIET, wake=3, sleep=2)),
+        (variant(LABELLED, rehearsal=3, memory=9), replace(QUIET, wake=2, sleep=2)),
+    ],
+    ids=["plain", "rehearsal", "labelled", "young", "sleep", "sleep and rehearsal"],
+)
+def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: PipelineOptions) -> None:
+    """Five learners after one another, each from the state that the one before left, with samples coming in."""
+    stream = Stream.random(SAMPLES)
+    serial = Serial(recipe, stream, wake=options.wake, sleep=options.sleep)
+    start = None
+    for at in range(0, SAMPLES, 24):
+        part = slice(at, at + 24)
+        store.write(stream.images[part], stream.labels[part], size=5)
+        run = Run(store, recipe, options, start=start).start()
+        target = store.journal.head.seq // BATCH * BATCH - (BATCH if at % 48 else 0)
+        run.wait_applied(target)
+        last = run.stop()
+        assert_same(last.tensors, serial.states[last.step])
+        assert last.seq == serial.seqs[last.step]
+        start = starting_point(last)
+    run = Run(store, recipe, options, start=start).start()
+    run.wait_applied(SAMPLES)
+    last = run.stop()
+    assert_same(last.tensors, serial.states[last.step])
+    assert last.seq == SAMPLES
+
+
+def test_resumed_from_the_middle_after_a_crash(store: Store) -> None:
+    """What was learned after the last saving barrier is learned again, the same."""
+    recipe = variant(LABELLED, rehearsal=3)
+    stream = Stream.random(SAMPLES)
+    serial = Serial(recipe, stream, wake=3, sleep=1)
+    store.write(stream.images, stream.labels)
+    options = replace(QUIET, wake=3, sleep=1)
+    crashed = Run(store, recipe, options, checkpoint_every_samples=28).start()
+    crashed.wait_applied(SAMPLES // 2)
+    assert crashed.pipeline.abort(DEADLINE_S)
+    saving = [each for each in crashed.barriers if each.saves]
+    assert len(saving) >= 2
+    for barrier in saving:
+        assert_same(barrier.tensors, serial.states[barrier.step])
+    resumed = Run(store, recipe, options, start=starting_point(saving[-1])).start()
+    resumed.wait_applied(SAMPLES)
+    last = resumed.stop()
+    assert_same(last.tensors, serial.states[last.step])
+    assert last.seq == SAMPLES
+
+
+def test_an_incomplete_microbatch_waits_in_deterministic_mode(store: Store) -> None:
+    stream = Stream.random(4 * BATCH + 3)
+    serial = Serial(RECIPE, stream)
+    store.write(stream.images, stream.labels, size=7)
+    run = Run(store, RECIPE, linger_s=0.0).start()
+    run.wait_applied(4 * BATCH)
+    last = run.stop()
+    assert last.seq == 4 * BATCH
+    assert_same(last.tensors, serial.states[4])
+
+
+def test_an_incomplete_microbatch_is_learned_when_the_stream_pauses(store: Store) -> None:
+    """And the next one ends on the grid again."""
+    stream = Stream.random(4 * BATCH)
+    part = 2 * BATCH + 1
+    store.write(stream.images[:part], stream.labels[:part])
+    run = Run(store, RECIPE, partial="flush", linger_s=0.01).start()
+    run.wait_applied(part)
+    store.write(stream.images[part:], stream.labels[part:])
+    run.wait_applied(4 * BATCH)
+    run.stop()
+    sizes = [len(micro.labels) for micro, _ in run.observed]
+    assert sum(sizes) == 4 * BATCH
+    ends = [micro.seq for micro, _ in run.observed]
+    assert {BATCH, 2 * BATCH, part, 3 * BATCH, 4 * BATCH} <= set(ends)
+    labels = [int(label) for micro, _ in run.observed for label in micro.labels]
+    assert labels == stream.labels.tolist()

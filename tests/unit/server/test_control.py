@@ -1,0 +1,138 @@
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from ffstream.errors import SequenceUnknown, Unavailable
+from ffstream.metrics import Metrics
+from ffstream.server.control import ControlLoop
+from ffstream.server.router import SocketLimits
+from tests.in_process import Peer
+from tests.support import wait_until
+
+
+class Desk:
+    """A control socket with commands that a test holds and lets go."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.started = 0
+        self.failures: list[Exception] = []
+        self.metrics = Metrics()
+        commands = {"echo": self._echo, "hold": self._hold, "refuse": self._refuse, "break": self._break}
+        self.loop = ControlLoop(commands, SocketLimits(1 << 20, 100, 5.0), self.metrics, self.failures.append)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.loop.bind(self._context, "tcp://127.0.0.1:*")
+        self.loop.start()
+        self.peer = Peer(self.loop.endpoint)
+
+    def _echo(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return arguments
+
+    def _hold(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        self.started += 1
+        assert self.gate.wait(30)
+        return {"held": True}
+
+    def _refuse(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments:
+            raise Unavailable("not now", hint="later")
+        raise SequenceUnknown("no such number", hint="another")
+
+    def _break(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"never": 1 // 0}
+
+    def ask(self, id: int, command: str, **arguments: Any) -> None:
+        self.peer.send("request", id=id, command=command, arguments=arguments)
+
+    def rejected(self, reason: str) -> float:
+        return self.metrics.registry.get_sample_value("ffstream_messages_rejected_total", {"reason": reason}) or 0.0
+
+    def close(self) -> None:
+        self.gate.set()
+        assert self.loop.stop(10)
+        self.peer.close()
+        self._context.term()
+        assert self.failures == []
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.close()
+
+
+def test_a_command_gets_the_arguments_and_its_result_is_the_reply(desk: Desk) -> None:
+    desk.ask(7, "echo", a=[1, {"b": None}], c="é")
+    assert desk.peer.answer() == {"v": 1, "type": "reply", "id": 7, "result": {"a": [1, {"b": None}], "c": "é"}}
+
+
+def test_commands_that_wait_hold_up_no_other(desk: Desk) -> None:
+    """As many as may wait: even then somebody can ask for the status, or a stop."""
+    for id in range(40):
+        desk.ask(id, "hold")
+    wait_until(lambda: desk.started == 40, 10, "all of them run")
+    desk.ask(100, "echo")
+    assert desk.peer.answer()["id"] == 100
+    desk.gate.set()
+    assert {desk.peer.answer()["id"] for _ in range(40)} == set(range(40))
+
+
+def test_what_is_too_much_is_refused(desk: Desk) -> None:
+    for id in range(65):
+        desk.ask(id, "hold")
+    answer = desk.peer.answer()
+    assert (answer["code"], answer["id"], answer["retry"]) == ("rate_limited", 64, True)
+    desk.gate.set()
+    assert len({desk.peer.answer()["id"] for _ in range(64)}) == 64
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "retry"),
+    [
+        ("nothing", {}, "bad_header", False),
+        ("", {}, "bad_header", False),
+        ("refuse", {}, "sequence_unknown", False),
+        ("refuse", {"now": 1}, "unavailable", True),
+        ("break", {}, "internal", False),
+    ],
+)
+def test_a_command_that_fails_is_an_error_with_its_id(
+    desk: Desk, command: str, arguments: dict[str, Any], code: str, retry: bool
+) -> None:
+    desk.ask(3, command, **arguments)
+    answer = desk.peer.answer()
+    assert (answer["type"], answer["id"], answer["code"], answer["retry"]) == ("error", 3, code, retry)
+    assert answer["message"]
+    assert answer["hint"]
+    assert desk.rejected(code) == 1
+    desk.ask(4, "echo")
+    assert desk.peer.answer()["id"] == 4
+
+
+def test_an_unknown_command_is_told_which_there_are(desk: Desk) -> None:
+    desk.ask(1, "help")
+    assert desk.peer.answer()["hint"] == "there are break, echo, hold, refuse"
+
+
+def test_a_payload_is_refused(desk: Desk) -> None:
+    desk.peer.send("request", b"frame", id=5, command="echo", arguments={})
+    answer = desk.peer.answer()
+    assert (answer["code"], answer["id"]) == ("bad_frames", 5)
+
+
+def test_a_ping_is_answered_while_commands_wait(desk: Desk) -> None:
+    desk.ask(1, "hold")
+    desk.peer.send("ping")
+    assert desk.peer.answer() == {"v": 1, "type": "pong", "credit": 0}
+
+
+def test_a_stop_with_commands_waiting_is_no_failure(desk: Desk) -> None:
+    for id in range(10):
+        desk.ask(id, "hold")
+    wait_until(lambda: desk.started == 10, 10, "all of them run")
+    assert desk.loop.stop(10)
+    assert desk.failures == []

@@ -1,0 +1,394 @@
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ffstream.errors import ConfigError
+from ffstream.metrics import Metrics
+from ffstream.server.control import ControlLoop
+from ffstream.server.router import Received, SocketLimits
+from ffstream.wire.messages import Pong, Samples
+from tests.in_process import INPUTS
+from tests.support import wait_until
+from tests.unit.server.ingest import LIMITS, Ingest
+
+Serve = Callable[..., Ingest]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Makes an ingest; its failures, if any, fail the test at the end."""
+    made: list[Ingest] = []
+
+    def make(**limits: int) -> Ingest:
+        made.append(Ingest(tmp_path, **limits))
+        return made[-1].start()
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def ingest(serve: Serve) -> Ingest:
+    return serve()
+
+
+def on_disk(ingest: Ingest) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(ingest.journal.path)
+    rows = connection.execute("SELECT client, n, first_seq, count FROM messages ORDER BY first_seq").fetchall()
+    connection.close()
+    return rows
+
+
+# --- greeting -------------------------------------------------------------------------------------------------------
+
+
+def test_a_welcome_says_what_the_daemon_takes(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    peer.send("hello", client="peer")
+    assert peer.answer() == {
+        "v": 1,
+        "type": "welcome",
+        "next": 1,
+        "credit": LIMITS["window_messages"],
+        "max_samples": 10,
+        "max_bytes": LIMITS["message_max_bytes"],
+        "inputs": INPUTS,
+        "labels": 4,
+    }
+
+
+def test_a_client_goes_on_where_it_was(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    peer.samples(3)
+    peer.acked(1)
+    for name, expected in (("peer", 4), ("other", 1)):
+        peer.send("hello", client=name)
+        assert peer.answer()["next"] == expected
+
+
+def test_the_highest_number_harms_nobody(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    highest = 2**62 - 1
+    peer.samples(highest, base=highest)
+    assert peer.acked(1) == {highest: (1, 1)}
+    peer.send("hello", client="peer")
+    assert peer.answer()["next"] == 2**62
+
+
+def test_a_ping_is_answered_with_the_credit(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    peer.send("ping")
+    assert peer.answer() == {"v": 1, "type": "pong", "credit": LIMITS["window_messages"]}
+
+
+# --- an ack is a promise --------------------------------------------------------------------------------------------
+
+
+def test_what_is_acked_is_on_disk(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    for n in range(1, 21):
+        peer.samples(n, count=2, labels=bytes(4), payload=[bytes([n]) * 2 * INPUTS])
+    acks = peer.acked(20)
+    assert acks == {n: (2 * n - 1, 2) for n in range(1, 21)}
+    assert on_disk(ingest) == [("peer", n, 2 * n - 1, 2) for n in range(1, 21)]
+    assert ingest.metric("samples_acked_total") == ingest.metric("samples_received_total") == 40
+    assert ingest.metric("journal_commit_messages_sum") == 20
+    assert ingest.metric("journal_commit_seconds_count") == ingest.metric("journal_commit_messages_count") <= 20
+
+
+def test_no_ack_before_the_commit(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ack's sequence numbers are readable by somebody else at the moment that the ack is sent."""
+    reply, seen = ingest.loop.reply, []
+
+    def look(peer: bytes, message: Any, *payload: bytes) -> None:
+        if message.type == "ack":
+            seen.append((len(message.acks), len(on_disk(ingest))))
+        reply(peer, message, *payload)
+
+    monkeypatch.setattr(ingest.loop, "reply", look)
+    peer = ingest.peer()
+    for n in range(1, 11):
+        peer.samples(n)
+    peer.acked(10)
+    total = 0
+    for acked, stored in seen:
+        total += acked
+        assert stored >= total
+    assert total == 10
+
+
+def test_sent_again_is_acked_again_and_not_stored_again(ingest: Ingest) -> None:
+    peer, again = ingest.peer(), ingest.peer()
+    peer.samples(1)
+    first = peer.acked(1)
+    again.samples(1)
+    again.samples(1, labels=b"\1\0", payload=[b"\xff" * INPUTS])
+    assert again.acked(2) == first, "the number decides, whatever comes with it"
+    assert on_disk(ingest) == [("peer", 1, 1, 1)]
+    assert ingest.metric("samples_duplicate_total") == 2
+    assert ingest.metric("samples_acked_total") == 1
+
+
+def test_the_same_number_twice_in_a_group_is_stored_once_and_the_later_sender_is_acked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that has reconnected meanwhile: nobody listens at the old address."""
+    ingest = Ingest(tmp_path)
+    replies: list[tuple[bytes, Any]] = []
+    monkeypatch.setattr(ingest.loop, "reply", lambda peer, message: replies.append((peer, message)))
+    first, second = (
+        Samples(client="a", n=n, base=1, count=1, dtype="uint8", shape=[INPUTS], labels=b"\0\0") for n in (1, 2)
+    )
+    group = [(b"old", first), (b"old", second), (b"new", first)]
+    ingest.loop.handle([Received(peer, message, [bytes(INPUTS)]) for peer, message in group])
+    assert {peer: list(ack.acks) for peer, ack in replies} == {b"new": [(1, 1, 1)], b"old": [(2, 2, 1)]}
+    assert on_disk(ingest) == [("a", 1, 1, 1), ("a", 2, 2, 1)]
+    assert ingest.metric("samples_duplicate_total") == 1
+    ingest.close()
+
+
+def test_clients_do_not_share_numbers(ingest: Ingest) -> None:
+    one, two = ingest.peer(), ingest.peer()
+    one.samples(1, client="one")
+    two.samples(1, client="two")
+    assert set(one.acked(1).values()) | set(two.acked(1).values()) == {(1, 1), (2, 1)}
+
+
+def test_a_stale_number_is_refused(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    for n in (1, 2, 3):
+        peer.samples(n, base=n)
+    peer.acked(3)
+    peer.samples(2)
+    answer = peer.answer()
+    assert (answer["code"], answer["n"], answer["retry"]) == ("stale_sequence", 2, False)
+    assert answer["hint"]
+    assert len(on_disk(ingest)) == 3
+
+
+def test_a_base_above_the_number_is_refused(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    peer.samples(1, base=2)
+    answer = peer.answer()
+    assert (answer["code"], answer["n"], answer["retry"]) == ("bad_header", 1, False)
+    assert on_disk(ingest) == []
+
+
+def test_a_good_message_in_a_group_with_bad_ones_is_stored(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    for n in range(1, 31):
+        peer.samples(n, **({} if n % 3 == 0 else {"labels": b"\x09\0"} if n % 3 == 1 else {"shape": [3]}))
+    answers = [peer.answer() for _ in range(20)]
+    errors = {answer["n"]: answer["code"] for answer in answers if answer["type"] == "error"}
+    while len(errors) < 20:
+        answer = peer.answer()
+        if answer["type"] == "error":
+            errors[answer["n"]] = answer["code"]
+    assert errors == {n: "label_out_of_range" if n % 3 == 1 else "bad_shape" for n in range(1, 31) if n % 3}
+    wait_until(lambda: len(on_disk(ingest)) == 10, 10, "the good ones are stored")
+    assert [row[1] for row in on_disk(ingest)] == list(range(3, 31, 3))
+
+
+# --- obstacles ------------------------------------------------------------------------------------------------------
+
+
+def refused(answer: dict[str, Any]) -> tuple[str, str, bool]:
+    assert answer["message"]
+    assert answer["hint"]
+    return answer["type"], answer["code"], answer["retry"]
+
+
+def test_a_full_backlog_refuses_until_learning_has_caught_up(serve: Serve) -> None:
+    ingest = serve(backlog_max_samples=4)
+    peer = ingest.peer()
+    for n in range(1, 5):
+        peer.samples(n)
+        peer.acked(1)
+    peer.send("ping")
+    assert peer.answer()["credit"] == 0
+    peer.samples(5)
+    assert refused(peer.answer()) == ("error", "journal_full", True)
+    peer.samples(2)
+    assert peer.acked(1) == {2: (2, 1)}, "what is stored is acked, full or not"
+    ingest.applied_seq = 1
+    peer.send("ping")
+    assert peer.answer()["credit"] == LIMITS["window_messages"]
+    peer.samples(5)
+    assert peer.acked(1) == {5: (5, 1)}
+    assert ingest.rejected("journal_full") == 1
+
+
+def test_the_last_ack_of_a_full_backlog_says_so(serve: Serve) -> None:
+    peer = serve(backlog_max_samples=1).peer()
+    peer.samples(1)
+    assert peer.answer()["credit"] == 0
+
+
+def test_a_journal_over_its_size_refuses_until_it_is_trimmed(serve: Serve) -> None:
+    """The size is looked at once a second."""
+    ingest = serve(journal_max_bytes=100_000, backlog_max_samples=1_000_000)
+    peer = ingest.peer()
+    n = 0
+    while True:
+        n += 1
+        peer.samples(n, base=n, count=10, labels=bytes(20), payload=[bytes(10 * INPUTS)])
+        answer = peer.answer()
+        if answer["type"] == "error":
+            break
+        assert n < 20_000
+    assert refused(answer) == ("error", "journal_full", True)
+    peer.send("ping")
+    assert peer.answer()["credit"] == 0
+    ingest.applied_seq = ingest.trim_to = ingest.journal.head.seq
+
+    def has_credit() -> bool:
+        peer.send("ping")
+        return bool(peer.answer()["credit"])
+
+    wait_until(has_credit, 20, "there is room again")
+    wait_until(lambda: on_disk(ingest) == [], 10, "all rows are deleted")
+    peer.samples(n, base=n)
+    assert peer.acked(1)[n][0] == ingest.journal.head.seq
+    assert ingest.metric("journal_used_bytes") < 100_000
+
+
+def test_a_full_disk_refuses_the_group_and_the_next_one_is_stored(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    peer.samples(1)
+    peer.acked(1)
+    database = ingest.journal._db
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    n, answer = 1, {"type": "ack"}
+    while answer["type"] == "ack":
+        n += 1
+        peer.samples(n, count=10, labels=bytes(20), payload=[bytes(10 * INPUTS)])
+        answer = peer.answer()
+        assert n < 1000
+    assert refused(answer) == ("error", "disk_full", True)
+    assert ingest.rejected("disk_full") == 1
+    assert len(on_disk(ingest)) == n - 1
+    database.execute("PRAGMA max_page_count = 1073741823")
+    peer.samples(n)
+    assert set(peer.acked(1)) == {n}
+
+
+def test_too_many_clients(serve: Serve) -> None:
+    ingest = serve(clients_max=2)
+    peer = ingest.peer()
+    for name in ("a", "b"):
+        peer.samples(1, client=name)
+        peer.acked(1)
+    peer.samples(1, client="c")
+    assert refused(peer.answer()) == ("error", "too_many_clients", True)
+    peer.samples(2, client="a")
+    assert set(peer.acked(1)) == {2}
+    assert ingest.rejected("too_many_clients") == 1
+
+
+def test_draining_takes_nothing_new(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    peer.samples(1)
+    peer.acked(1)
+    ingest.loop.draining = True
+    peer.samples(1)
+    ack = peer.answer()
+    assert (ack["type"], ack["credit"]) == ("ack", 0)
+    peer.samples(2)
+    assert refused(peer.answer()) == ("error", "draining", True)
+    peer.send("hello", client="peer")
+    assert peer.answer()["credit"] == 0
+
+
+# --- housekeeping, limits, failures ---------------------------------------------------------------------------------
+
+
+def test_rows_that_no_checkpoint_needs_are_deleted(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    for n in range(1, 21):
+        peer.samples(n)
+    peer.acked(20)
+    ingest.trim_to = 15
+    wait_until(lambda: len(on_disk(ingest)) == 5, 10, "rows are deleted")
+    peer.samples(3)
+    assert peer.acked(1) == {3: (3, 1)}, "its receipt is still there"
+    ingest.trim_to = 20
+    wait_until(lambda: on_disk(ingest) == [], 10, "the rest is deleted")
+
+
+def test_a_message_over_the_byte_limit_closes_its_connection_and_no_other(ingest: Ingest) -> None:
+    good, bad = ingest.peer(), ingest.peer()
+    for peer in (good, bad):
+        peer.send("ping")
+        peer.answer()
+    monitor = bad._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    bad.samples(1, client="bad", payload=[bytes(LIMITS["message_max_bytes"] + 1)])
+    assert monitor.poll(10_000), "it is still connected"
+    assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
+    bad._socket.disable_monitor()
+    good.samples(1)
+    assert good.acked(1) == {1: (1, 1)}
+
+
+def test_a_second_loop_cannot_have_the_same_endpoint(ingest: Ingest, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Ingest(tmp_path / "other")
+    with pytest.raises(ConfigError, match="cannot listen on") as caught:
+        other.loop.bind(other._context, ingest.loop.endpoint)
+    assert caught.value.hint
+    other.close()
+
+
+@pytest.mark.parametrize("heartbeat_s", [1e4, 1e9])
+def test_an_option_that_the_socket_refuses_leaves_no_socket(heartbeat_s: float) -> None:
+    """An open one would keep the context from ending, for ever."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    loop = ControlLoop({}, SocketLimits(1 << 20, 100, heartbeat_s), Metrics(), lambda error: None)
+    with pytest.raises(ConfigError, match="cannot listen on"):
+        loop.bind(context, "tcp://127.0.0.1:*")
+    ended = threading.Thread(target=context.term, daemon=True)
+    ended.start()
+    ended.join(10)
+    assert not ended.is_alive()
+
+
+def test_a_reply_to_nobody_is_counted(tmp_path: Path) -> None:
+    ingest = Ingest(tmp_path)
+    ingest.loop.reply(b"nobody", Pong(credit=1))
+    assert ingest.metric("replies_dropped_total") == 1
+    ingest.close()
+
+
+def test_an_error_that_nobody_foresaw_ends_the_loop_and_is_told(tmp_path: Path) -> None:
+    ingest = Ingest(tmp_path).start()
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    ingest.loop.journal.append = fail  # type: ignore[method-assign,assignment]
+    ingest.peer().samples(1)
+    wait_until(lambda: ingest.failures, 10, "the failure is told")
+    ingest.loop.thread.join(10)
+    assert [str(failure) for failure in ingest.failures] == ["nobody foresaw this"]
+    ingest.failures.clear()
+    ingest.close()
+
+
+def test_a_peer_that_is_gone_or_does_not_read_stops_nobody(serve: Serve) -> None:
+    ingest = serve()
+    gone = ingest.peer()
+    for n in range(1, 200):
+        gone.samples(n, labels=b"\x09\0")
+    wait_until(lambda: ingest.rejected("label_out_of_range") > 0, 10, "it is being answered")
+    gone.close()
+    good = ingest.peer()
+    for n in range(1, 11):
+        good.samples(n)
+    assert len(good.acked(10)) == 10

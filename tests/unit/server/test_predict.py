@@ -1,0 +1,128 @@
+"""The predict socket over a small network; what it answers is held against the classifier itself."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zmq
+
+from ffstream.config import load
+from ffstream.ff.classifier import Classifier
+from ffstream.ff.layer import Placement
+from ffstream.ff.network import build_layers
+from ffstream.metrics import Metrics
+from ffstream.server.predict import PredictLoop
+from ffstream.server.router import SocketLimits
+from ffstream.serving.predictor import Predictor
+from ffstream.serving.snapshot import Snapshot, Snapshots
+from ffstream.wire.codec import ImageChecker
+from tests.in_process import INPUTS, SMALL, Peer, images
+from tests.support import wait_until
+
+RECIPE = load(settings=SMALL, environment={}).network
+
+
+class Oracle:
+    def __init__(self) -> None:
+        first, later = build_layers(RECIPE, Placement(torch.device("cpu"), torch.float32, 4))
+        self.classifier = Classifier(RECIPE, [layer.averaged() for layer in (first, *later)])
+        self.snapshots = Snapshots(Snapshot(self.classifier, 3, 17))
+        self.metrics = Metrics()
+        self.failures: list[Exception] = []
+        self.loop = PredictLoop(
+            Predictor(self.snapshots),
+            ImageChecker(INPUTS, 4, 50),
+            SocketLimits(1 << 20, 100, 5.0),
+            batch_samples=16,
+            metrics=self.metrics,
+            on_failure=self.failures.append,
+        )
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.loop.bind(self._context, "tcp://127.0.0.1:*")
+        self.loop.start()
+        self.peer = Peer(self.loop.endpoint)
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"ffstream_{name}", labels) or 0.0
+
+    def close(self) -> None:
+        self.peer.close()
+        assert self.loop.stop(10)
+        self._context.term()
+        assert self.failures == []
+
+
+@pytest.fixture
+def oracle() -> Iterator[Oracle]:
+    oracle = Oracle()
+    yield oracle
+    oracle.close()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("count", [1, 5, 50])
+def test_an_answer_is_what_the_classifier_says(oracle: Oracle, dtype: str, count: int) -> None:
+    query = images(count) if dtype == "uint8" else (images(count) / 255).astype("<f4")
+    oracle.peer.send("predict", query.tobytes(), id=9, count=count, dtype=dtype, shape=[4, 4])
+    header, (goodness,) = oracle.peer.hear()
+    labels_B, goodness_BL = oracle.classifier.predict(torch.from_numpy(query))
+    assert header == {
+        "v": 1,
+        "type": "prediction",
+        "id": 9,
+        "labels": labels_B.tolist(),
+        "version": 3,
+        "seq": 17,
+    }
+    found = np.frombuffer(goodness, "<f4").reshape(count, 4)
+    assert np.allclose(found, goodness_BL.numpy(), rtol=1e-5)
+    assert found.argmax(1).tolist() == header["labels"]
+
+
+def test_queries_of_both_dtypes_that_wait_together_get_their_own_answers(oracle: Oracle) -> None:
+    queries = {id: images(id % 4 + 1, seed=id) for id in range(30)}
+    for id, query in queries.items():
+        frame = query.tobytes() if id % 2 else (query / 255).astype("<f4").tobytes()
+        oracle.peer.send(
+            "predict", frame, id=id, count=len(query), dtype="uint8" if id % 2 else "float32", shape=[INPUTS]
+        )
+    for _ in queries:
+        header, (goodness,) = oracle.peer.hear()
+        expected = oracle.classifier.predict(torch.from_numpy(queries[header["id"]])).goodness_BL.numpy()
+        assert np.allclose(np.frombuffer(goodness, "<f4").reshape(-1, 4), expected, rtol=1e-4)
+    total = sum(map(len, queries.values()))
+    wait_until(lambda: oracle.metric("prediction_batch_samples_sum") == total, 10, "the answers are counted")
+    assert oracle.metric("predictions_total") == total
+
+
+BAD: dict[str, tuple[dict[str, Any], list[bytes], str]] = {
+    "no image": ({}, [], "bad_frames"),
+    "two frames": ({}, [bytes(INPUTS)] * 2, "bad_frames"),
+    "size": ({}, [bytes(INPUTS + 1)], "bad_size"),
+    "shape": ({"shape": [3, 3]}, [bytes(9)], "bad_shape"),
+    "dtype": ({"dtype": "int8"}, [bytes(INPUTS)], "bad_dtype"),
+    "too many": ({"count": 51}, [bytes(51 * INPUTS)], "too_large"),
+    "NaN": ({"dtype": "float32"}, [b"\xff" * 4 * INPUTS], "not_finite"),
+    "huge": ({"dtype": "float32"}, [np.full(INPUTS, 3e38, "<f4").tobytes()], "value_out_of_range"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_query_gets_an_error_with_its_id_and_a_good_one_beside_it_an_answer(oracle: Oracle, name: str) -> None:
+    fields, payload, code = BAD[name]
+    good: dict[str, Any] = {"count": 1, "dtype": "uint8", "shape": [INPUTS]}
+    oracle.peer.send("predict", *payload, id=1, **(good | fields))
+    oracle.peer.send("predict", bytes(INPUTS), id=2, **good)
+    answers = {answer["id"]: answer for answer in (oracle.peer.answer() for _ in range(2))}
+    assert (answers[1]["type"], answers[1]["code"], answers[1]["retry"]) == ("error", code, False)
+    assert answers[1]["hint"]
+    assert answers[2]["type"] == "prediction"
+    assert oracle.metric("messages_rejected_total", reason=code) == 1
+    wait_until(lambda: oracle.metric("predictions_total") == 1, 10, "the answer is counted")
+
+
+def test_a_ping_is_answered(oracle: Oracle) -> None:
+    oracle.peer.send("ping")
+    assert oracle.peer.answer() == {"v": 1, "type": "pong", "credit": 0}

@@ -1,0 +1,437 @@
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ffstream.errors import (
+    BadDtype,
+    BadFrames,
+    BadHeader,
+    BadShape,
+    BadSize,
+    LabelOutOfRange,
+    NotFinite,
+    ProtocolError,
+    TooLarge,
+    UnknownType,
+    UnsupportedVersion,
+    ValueOutOfRange,
+)
+from ffstream.wire.codec import (
+    ImageChecker,
+    array_to_images,
+    bytes_to_labels,
+    decode,
+    encode,
+    expect_payload,
+    images_to_array,
+    labels_to_bytes,
+    table,
+)
+from ffstream.wire.messages import (
+    MAX_HEADER_BYTES,
+    Ack,
+    ErrorReply,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Predict,
+    Prediction,
+    Reply,
+    Request,
+    Samples,
+    Welcome,
+)
+
+ALL = table(Hello, Welcome, Samples, Ack, Predict, Prediction, Request, Reply, ErrorReply, Ping, Pong)
+
+counts = st.integers(0, 2**63 - 1)
+positives = st.integers(1, 2**63 - 1)
+numbers = st.integers(1, 2**62 - 1)
+names = st.text(min_size=1, max_size=64).filter(lambda name: len(name.encode()) <= 64)
+texts = st.text(max_size=200)
+shapes = st.lists(st.integers(1, 2**31), min_size=1, max_size=4)
+plain = st.recursive(
+    st.none() | st.booleans() | counts | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=8,
+)
+maps = st.dictionaries(texts, plain, max_size=4)
+MESSAGES: st.SearchStrategy[Message] = st.one_of(
+    st.builds(Hello, client=names),
+    st.builds(
+        Welcome,
+        next=positives,
+        credit=counts,
+        max_samples=positives,
+        max_bytes=positives,
+        inputs=positives,
+        labels=positives,
+    ),
+    st.builds(
+        Samples,
+        client=names,
+        n=numbers,
+        base=numbers,
+        count=positives,
+        dtype=texts,
+        shape=shapes,
+        labels=st.binary(max_size=200),
+    ),
+    st.builds(Ack, acks=st.lists(st.tuples(positives, positives, positives), max_size=8), credit=counts),
+    st.builds(Predict, id=counts, count=positives, dtype=texts, shape=shapes),
+    st.builds(Prediction, id=counts, labels=st.lists(counts, max_size=8), version=counts, seq=counts),
+    st.builds(Request, id=counts, command=st.text(max_size=64), arguments=maps),
+    st.builds(Reply, id=counts, result=maps),
+    st.builds(
+        ErrorReply,
+        code=texts,
+        message=texts,
+        hint=texts,
+        retry=st.booleans(),
+        n=st.none() | counts,
+        id=st.none() | counts,
+    ),
+    st.builds(Ping),
+    st.builds(Pong, credit=counts),
+)
+
+
+def pack(**fields: Any) -> bytes:
+    packed: bytes = msgpack.packb({"v": 1, **fields})
+    return packed
+
+
+@given(MESSAGES)
+def test_every_message_comes_back_as_it_was(message: Message) -> None:
+    again = decode(encode(message), ALL)
+    assert type(again) is type(message)
+    assert again == message
+
+
+def test_a_header_spelled_out_by_hand() -> None:
+    by_hand = b"\x83\xa1v\x01\xa4type\xa5hello\xa6client\xa3abc"
+    assert decode(by_hand, ALL) == Hello(client="abc")
+    assert encode(Hello(client="abc")) == by_hand
+
+
+# --- headers that are wrong ---------------------------------------------------------------------------------------
+
+PING = pack(type="ping")
+DEEP = 20_000
+BAD_HEADERS: dict[str, tuple[bytes, type[ProtocolError]]] = {
+    "empty": (b"", BadHeader),
+    "reserved byte": (b"\xc1", BadHeader),
+    "text": (b"GET / HTTP/1.1\r\n", BadHeader),
+    "a number": (b"\x01", BadHeader),
+    "a list": (msgpack.packb(["v", 1]), BadHeader),
+    "nil": (b"\xc0", BadHeader),
+    "cut short": (PING[:-1], BadHeader),
+    "something behind": (PING + b"\xc0", BadHeader),
+    "twice": (PING * 2, BadHeader),
+    "int key": (msgpack.packb({"v": 1, "type": "ping", 3: 1}), BadHeader),
+    "nil key": (msgpack.packb({None: 1}), BadHeader),
+    "list as key": (b"\x81\x91\x01\x01", BadHeader),
+    "ext": (pack(type="ping", x=msgpack.ExtType(5, b"abc")), BadHeader),
+    "timestamp": (pack(type="ping", x=msgpack.Timestamp(2**40, 5)), BadHeader),
+    "timestamp as key": (b"\x81\xd6\xff\xff\xff\xff\xff\x01", BadHeader),
+    "impossible timestamp": (b"\x81\xa1x\xd7\xff" + b"\xff" * 8, BadHeader),
+    "deep lists": (b"\x91" * DEEP + b"\x90", BadHeader),
+    "deep maps": (b"\x81\xa1a" * DEEP + b"\x80", BadHeader),
+    "deep arguments": (
+        b"\x85\xa1v\x01\xa4type\xa7request\xa2id\x01\xa7command\xa1x\xa9arguments" + b"\x81\xa1a" * DEEP + b"\x80",
+        BadHeader,
+    ),
+    "2^32 map entries": (b"\xdf\xff\xff\xff\xff", BadHeader),
+    "2^32 list entries": (b"\xdd\xff\xff\xff\xff", BadHeader),
+    "2^32 bytes": (b"\x81\xa1v\xc6\xff\xff\xff\xff", BadHeader),
+    "2^32 characters": (b"\x81\xa1v\xdb\xff\xff\xff\xff", BadHeader),
+    "2^32 bytes of ext": (b"\x81\xa1v\xc9\xff\xff\xff\xff\x05", BadHeader),
+    "65 keys": (msgpack.packb({"v": 1, "type": "ping"} | {f"k{n}": n for n in range(63)}), BadHeader),
+    "not UTF-8": (b"\x83\xa1v\x01\xa4type\xa5hello\xa6client\xa2\xff\xfe", BadHeader),
+    "surrogate": (b"\x83\xa1v\x01\xa4type\xa5hello\xa6client\xa3\xed\xa0\x80", BadHeader),
+    "too long": (pack(type="ping", x="x" * MAX_HEADER_BYTES), TooLarge),
+    "no version": (msgpack.packb({"type": "ping"}), UnsupportedVersion),
+    "version 2": (msgpack.packb({"v": 2, "type": "ping"}), UnsupportedVersion),
+    "version 0": (msgpack.packb({"v": 0, "type": "ping"}), UnsupportedVersion),
+    "version '1'": (msgpack.packb({"v": "1", "type": "ping"}), UnsupportedVersion),
+    "version 1.0": (msgpack.packb({"v": 1.0, "type": "ping"}), UnsupportedVersion),
+    "version true": (msgpack.packb({"v": True, "type": "ping"}), UnsupportedVersion),
+    "version NaN": (msgpack.packb({"v": float("nan"), "type": "ping"}), UnsupportedVersion),
+    "version as bytes": (msgpack.packb({b"v": 1, "type": "ping"}), UnsupportedVersion),
+    "no type": (msgpack.packb({"v": 1}), UnknownType),
+    "unknown type": (pack(type="samplez"), UnknownType),
+    "type of another case": (pack(type="PING"), UnknownType),
+    "empty type": (pack(type=""), UnknownType),
+    "type is a number": (pack(type=1), UnknownType),
+    "type is a list": (pack(type=["ping"]), UnknownType),
+    "type is a map": (pack(type={"ping": 1}), UnknownType),
+    "type is bytes": (pack(type=b"ping"), UnknownType),
+    "client is empty": (pack(type="hello", client=""), BadHeader),
+    "client of 65 bytes": (pack(type="hello", client="x" * 65), BadHeader),
+    "client of 33 characters, 66 bytes": (pack(type="hello", client="é" * 33), BadHeader),
+    "command of 65": (pack(type="request", id=1, command="x" * 65), BadHeader),
+    "bytes as key of arguments": (pack(type="request", id=1, command="x", arguments={b"a" * 60_000: 1}), BadHeader),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HEADERS)
+def test_a_bad_header_gets_the_error_that_fits(name: str) -> None:
+    header, kind = BAD_HEADERS[name]
+    with pytest.raises(ProtocolError) as caught:
+        decode(header, ALL)
+    assert type(caught.value) is kind
+    assert caught.value.hint
+    answer = encode(ErrorReply(code=caught.value.code, message=caught.value.message, hint=caught.value.hint))
+    assert len(answer) < 1024, "the answer is short, whatever the sender wrote"
+
+
+def test_a_header_at_the_limits_is_good() -> None:
+    padding = MAX_HEADER_BYTES - len(pack(type="ping", x="x" * 60_000)) + 60_000
+    header = pack(type="ping", x="x" * padding)
+    assert len(header) == MAX_HEADER_BYTES
+    assert decode(header, ALL) == Ping()
+    with pytest.raises(TooLarge):
+        decode(pack(type="ping", x="x" * (padding + 1)), ALL)
+    assert decode(pack(type="hello", client="é" * 32), ALL) == Hello(client="é" * 32)
+    many = {"v": 1, "type": "ping"} | {f"k{n}": n for n in range(62)}
+    assert decode(msgpack.packb(many), ALL) == Ping()
+
+
+def test_a_message_number_leaves_room_for_the_next_one() -> None:
+    fields = {"type": "samples", "client": "a", "base": 1, "count": 1}
+    fields |= {"dtype": "uint8", "shape": [1], "labels": b"\0\0"}
+    good = decode(pack(**fields, n=2**62 - 1), ALL)
+    assert isinstance(good, Samples)
+    for n in (0, 2**62, 2**63 - 1):
+        with pytest.raises(BadHeader, match=r"samples\.n"):
+            decode(pack(**fields, n=n), ALL)
+
+
+@pytest.mark.parametrize("shape", [[], [0], [28, 0], [-1], [2**31 + 1], [1, 1, 1, 1, 1], [2**63], "28", [28.0], None])
+def test_a_shape_that_is_none(shape: Any) -> None:
+    with pytest.raises(BadHeader, match=r"predict\.shape"):
+        decode(pack(type="predict", id=1, count=1, dtype="uint8", shape=shape), ALL)
+
+
+def test_a_type_of_another_socket_is_unknown_and_the_hint_lists_this_ones() -> None:
+    with pytest.raises(UnknownType) as caught:
+        decode(encode(Hello(client="a")), table(Ping, Predict))
+    assert "ping, predict" in caught.value.hint
+
+
+# --- anything at all ----------------------------------------------------------------------------------------------
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=80)
+    | st.binary(max_size=80),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.text(max_size=9) | st.binary(max_size=9) | st.integers(0, 9), inner, max_size=5)
+    ),
+    max_leaves=10,
+)
+
+
+def only_protocol_errors(header: bytes) -> None:
+    try:
+        message = decode(header, ALL)
+    except ProtocolError as protocol_error:
+        found = protocol_error
+        assert (found.message != "", found.hint != "", len(found.message) < 500) == (True, True, True)
+    else:
+        assert decode(encode(message), ALL) == message
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300)
+@example(b"\x81\xa1v\xd7\xff\xff\xff\xff\xff\xff\xff\xff\xff")
+def test_random_bytes_give_a_protocol_error(header: bytes) -> None:
+    only_protocol_errors(header)
+
+
+@given(
+    st.sampled_from(sorted(ALL)),
+    st.dictionaries(
+        st.sampled_from(sorted({key for each in ALL.values() for key in each.model_fields})), anything, max_size=8
+    ),
+)
+@settings(max_examples=150)
+def test_random_fields_give_a_protocol_error(name: str, fields: dict[str, Any]) -> None:
+    only_protocol_errors(pack(type=name, **fields))
+
+
+@given(message=MESSAGES, data=st.data())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+def test_mutated_headers_give_a_protocol_error(message: Message, data: st.DataObject) -> None:
+    header = bytearray(encode(message))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(header)))
+        cut = data.draw(st.integers(0, 3))
+        header[at : at + cut] = data.draw(st.binary(max_size=3))
+    only_protocol_errors(bytes(header))
+
+
+LARGEST: dict[str, Callable[[], bytes]] = {
+    "acks": lambda: pack(type="ack", credit=1, acks=[[0, 0, 0]] * 16_000),
+    "labels": lambda: pack(type="prediction", id=1, version=1, seq=1, labels=["x"] * 32_000),
+    "shape": lambda: pack(type="predict", id=1, count=1, dtype="uint8", shape=[-1] * 65_000),
+    "arguments": lambda: pack(type="request", id=1, command="x", arguments={"a": [[]] * 65_000}),
+    "nested": lambda: b"\x91" * 65_000 + b"\x90",
+}
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_header_is_judged_quickly(name: str) -> None:
+    header = LARGEST[name]()
+    assert len(header) <= MAX_HEADER_BYTES
+    start = time.process_time()
+    only_protocol_errors(header)
+    assert time.process_time() - start < 2.0
+
+
+# --- frames and images ---------------------------------------------------------------------------------------------
+
+CHECKER = ImageChecker(inputs=6, labels=10, max_samples=100)
+
+
+def samples(**other: Any) -> Samples:
+    fields = {"client": "a", "n": 1, "base": 1, "count": 2, "dtype": "uint8", "shape": [2, 3], "labels": b"\1\0\2\0"}
+    return Samples(**(fields | other))
+
+
+@pytest.mark.parametrize(("there", "wanted"), [(0, 1), (2, 1), (1, 0), (100, 1)])
+def test_frames_are_counted(there: int, wanted: int) -> None:
+    with pytest.raises(BadFrames, match=str(there)) as caught:
+        expect_payload([b""] * there, wanted)
+    assert str(wanted) in caught.value.hint
+    assert expect_payload([b"x"] * wanted, wanted) == [b"x"] * wanted
+
+
+@pytest.mark.parametrize("shape", [[2, 3], [6], [1, 6, 1], [3, 2, 1, 1]])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_images_of_any_shape_with_as_many_numbers_are_taken(shape: list[int], dtype: str) -> None:
+    CHECKER.check_samples(samples(shape=shape, dtype=dtype), bytes(12 if dtype == "uint8" else 48))
+
+
+def floats(*values: float) -> bytes:
+    return np.array([*values, *[0.5] * (12 - len(values))], "<f4").tobytes()
+
+
+BAD_IMAGES: dict[str, tuple[dict[str, Any], bytes, type[ProtocolError]]] = {
+    "dtype unknown": ({"dtype": "float64"}, bytes(96), BadDtype),
+    "dtype empty": ({"dtype": ""}, bytes(12), BadDtype),
+    "dtype in numpy's short form": ({"dtype": "<f4"}, bytes(48), BadDtype),
+    "dtype of the other byte order": ({"dtype": ">f4"}, bytes(48), BadDtype),
+    "101 samples": ({"count": 101, "labels": bytes(202)}, bytes(606), TooLarge),
+    "2^63-1 samples": ({"count": 2**63 - 1}, bytes(12), TooLarge),
+    "five numbers": ({"shape": [5]}, bytes(10), BadShape),
+    "seven numbers": ({"shape": [7]}, bytes(14), BadShape),
+    "a product that wraps at 64 bits": ({"shape": [2**31, 2**31, 4, 3]}, bytes(12), BadShape),
+    "a product of 6 modulo 2^32": ({"shape": [2**31, 2, 1, 6]}, bytes(12), BadShape),
+    "no bytes": ({}, b"", BadSize),
+    "a byte short": ({}, bytes(11), BadSize),
+    "a byte more": ({}, bytes(13), BadSize),
+    "uint8 said, float32 sent": ({}, bytes(48), BadSize),
+    "float32 said, uint8 sent": ({"dtype": "float32"}, bytes(12), BadSize),
+    "NaN": ({"dtype": "float32"}, floats(float("nan")), NotFinite),
+    "NaN at the end": ({"dtype": "float32"}, floats(*[0.0] * 11, float("nan")), NotFinite),
+    "infinity": ({"dtype": "float32"}, floats(float("inf")), NotFinite),
+    "minus infinity": ({"dtype": "float32"}, floats(0.0, float("-inf")), NotFinite),
+    "the largest float": ({"dtype": "float32"}, floats(3.4e38), ValueOutOfRange),
+    "a little over one": ({"dtype": "float32"}, floats(0.0, np.nextafter(np.float32(1), 2)), ValueOutOfRange),
+    "below zero": ({"dtype": "float32"}, floats(0.0, -1e-30), ValueOutOfRange),
+    "a byte of labels short": ({"labels": bytes(3)}, bytes(12), BadSize),
+    "a label short": ({"labels": bytes(2)}, bytes(12), BadSize),
+    "a label more": ({"labels": bytes(6)}, bytes(12), BadSize),
+    "no labels": ({"labels": b""}, bytes(12), BadSize),
+    "label 10 of 10": ({"labels": b"\0\0\x0a\0"}, bytes(12), LabelOutOfRange),
+    "label 256: the second byte counts": ({"labels": b"\0\0\0\1"}, bytes(12), LabelOutOfRange),
+    "label 65535": ({"labels": b"\xff\xff\0\0"}, bytes(12), LabelOutOfRange),
+    "label 10, alone": ({"count": 1, "labels": b"\x0a\0"}, bytes(6), LabelOutOfRange),
+    "label 256, alone": ({"count": 1, "labels": b"\0\1"}, bytes(6), LabelOutOfRange),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bad_images_and_labels_get_the_error_that_fits(name: str) -> None:
+    fields, frame, kind = BAD_IMAGES[name]
+    with pytest.raises(ProtocolError) as caught:
+        CHECKER.check_samples(samples(**fields), frame)
+    assert type(caught.value) is kind
+    assert caught.value.hint
+
+
+def test_values_at_the_limits_are_taken() -> None:
+    CHECKER.check_samples(samples(dtype="float32"), floats(0.0, -0.0, 1.0, np.nextafter(np.float32(0), 1)))
+    CHECKER.check_samples(samples(labels=b"\x09\0\0\0"), b"\xff" * 12)
+    CHECKER.check_samples(samples(count=1, labels=b"\x09\0"), bytes(6))
+    CHECKER.check_samples(samples(count=100, labels=bytes(200)), bytes(600))
+
+
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(2), st.just(3)))
+    | hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.just(6)), elements=st.floats(0, 1, width=32))
+)
+def test_images_come_back_as_they_were(images: Any) -> None:
+    dtype, shape, frame = array_to_images(images)
+    CHECKER.check_images(Predict(id=1, count=len(images), dtype=dtype, shape=shape), frame)
+    assert shape == list(images.shape[1:])
+    again = images_to_array(dtype, len(images), frame)
+    assert again.dtype == images.dtype
+    assert np.array_equal(again, images.reshape(len(images), -1))
+
+
+def test_arrays_that_are_not_laid_out_in_row_order_travel_in_row_order() -> None:
+    images = np.arange(12, dtype=np.uint8).reshape(2, 2, 3).transpose(0, 2, 1)
+    _, shape, frame = array_to_images(images)
+    assert shape == [3, 2]
+    assert list(frame) == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+
+
+def test_big_endian_floats_travel_little_endian() -> None:
+    dtype, _, frame = array_to_images(np.array([[0.5]], ">f4"))
+    assert (dtype, frame) == ("float32", np.array([0.5], "<f4").tobytes())
+
+
+def test_doubles_are_rounded_and_other_dtypes_refused() -> None:
+    assert array_to_images(np.array([[0.1]]))[2] == np.array([0.1], "<f4").tobytes()
+    for dtype in (np.int64, np.float16, np.bool_, np.complex64, np.str_, object):
+        with pytest.raises(BadDtype) as caught:
+            array_to_images(np.zeros((1, 6), dtype))
+        assert caught.value.hint
+
+
+@given(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=50))
+def test_labels_come_back_as_they_were(labels: list[int]) -> None:
+    packed = labels_to_bytes(labels, len(labels))
+    assert len(packed) == 2 * len(labels)
+    assert bytes_to_labels(packed).tolist() == labels
+
+
+@pytest.mark.parametrize("labels", [[-1], [2**16], [0.5], ["1"], [None], [True], [1j]])
+def test_labels_that_are_none(labels: list[Any]) -> None:
+    with pytest.raises(LabelOutOfRange) as caught:
+        labels_to_bytes(labels, 1)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("labels", "count"), [([1, 2], 1), ([1], 2), ([[1]], 1), ([], 1)])
+def test_as_many_labels_as_images(labels: list[int], count: int) -> None:
+    with pytest.raises(BadShape):
+        labels_to_bytes(labels, count)
+
+
+def test_a_plain_number_is_one_label() -> None:
+    assert labels_to_bytes(7, 1) == b"\7\0"  # type: ignore[arg-type]
