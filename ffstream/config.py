@@ -103,6 +103,8 @@ class PrequentialSection(_Section):
     """Predicting each microbatch before it is learned."""
 
     fraction: float = Field(1.0, ge=0, le=1, description="share of microbatches that are predicted first")
+    busy_fraction: float = Field(0.125, ge=0, le=1, description="the same while learning is behind the stream")
+    busy_backlog_samples: int = Field(8192, ge=0, description="samples on disk from which learning counts as behind")
     queue_depth: int = Field(16, ge=1, description="microbatches that may wait for it; more are passed over")
 
 

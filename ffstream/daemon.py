@@ -145,7 +145,6 @@ class Daemon:
         self.prequential = Prequential(
             self.metrics,
             first,
-            fraction=options.fraction,
             queue_depth=options.queue_depth,
             record=ErrorRecord(start.progress.get("prequential")),
             on_failure=self._fail,
@@ -281,7 +280,10 @@ class Daemon:
         return Classifier(self.config.network, [weights[index] for index in sorted(weights)])
 
     def _observe(self, micro: MicroBatch, version: int) -> None:
-        self.prequential.observe(micro.images, micro.labels, version)
+        options = self.config.prequential
+        behind = self.journal.head.seq - micro.seq > options.busy_backlog_samples
+        fraction = min(options.fraction, options.busy_fraction) if behind else options.fraction
+        self.prequential.observe(micro.images[: micro.fresh], micro.labels[: micro.fresh], version, fraction)
 
     def _on_saving(self, barrier: Barrier) -> None:
         self.prequential.mark(lambda progress: barrier.contribute(PREQUENTIAL, Part({}, progress)))

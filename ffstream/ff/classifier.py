@@ -44,7 +44,7 @@ class Classifier:
 
     def _goodness_by_label(self, images_BI: Tensor) -> Tensor:
         first = self.layers[0]
-        pixels_BI = to_unit(images_BI, first.weight_OI.device)
+        pixels_BI = to_unit(images_BI, torch.empty(images_BI.shape, device=first.weight_OI.device))
         dtype = first.weight_OI.dtype
         x_BI, factor_B, gain_B = prepare(pixels_BI, first.mean_I, self.recipe, self._normalization, dtype)
         term_BO = _term(x_BI, factor_B, first)

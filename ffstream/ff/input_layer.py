@@ -26,17 +26,17 @@ class ImageRows(NamedTuple):
     gain_B: Tensor
 
 
-def to_unit(images_BI: Tensor, device: torch.device) -> Tensor:
+def to_unit(images_BI: Tensor, out_BI: Tensor) -> Tensor:
     """float32 pixels between 0 and 1, whatever they came as."""
-    pixels_BI = images_BI.to(device=device, dtype=torch.float32)
-    return pixels_BI.mul_(1 / 255) if images_BI.dtype == torch.uint8 else pixels_BI
+    out_BI.copy_(images_BI)
+    return out_BI.mul_(1 / 255) if images_BI.dtype == torch.uint8 else out_BI
 
 
 def prepare(
     pixels_BI: Tensor, mean_I: Tensor, recipe: Recipe, normalization: Normalization, dtype: torch.dtype
 ) -> ImageRows:
-    """Centred rows with dark label pixels, and the factors that their length and the label's give."""
-    x_BI = clear_label_pixels(pixels_BI - mean_I, recipe.labels)
+    """Centres rows in place, darkens label pixels, and finds the factors that their length and the label's give."""
+    x_BI = clear_label_pixels(pixels_BI.sub_(mean_I), recipe.labels)
     squares_B = sum_squares(x_BI).add_(recipe.label_strength**2)
     factor_B = normalization.factor(squares_B, recipe.inputs)
     return ImageRows(x_BI.to(dtype), factor_B, factor_B * recipe.label_strength)
@@ -48,6 +48,7 @@ class InputLayer(LabelLayer):
     def __init__(self, recipe: Recipe, placement: Placement) -> None:
         super().__init__(recipe, 0, placement)
         self._mean_I = torch.zeros(self.inputs, device=self.device)
+        self._pixels_BI = torch.empty(recipe.rows, self.inputs, device=self.device)
         self._seen = 0
 
     def forward(self, images_BI: Tensor, labels_B: Tensor, seq: int, polarity: Polarity) -> Activities:
@@ -55,7 +56,7 @@ class InputLayer(LabelLayer):
 
         `seq` numbers the microbatch: random wrong labels depend on it and the seed alone.
         """
-        pixels_BI = to_unit(images_BI, self.device)
+        pixels_BI = to_unit(images_BI, self._pixels_BI[: len(images_BI)])
         if self.recipe.centering:
             self._seen += len(pixels_BI)
             self._mean_I.lerp_(pixels_BI.mean(0), max(len(pixels_BI) / self._seen, _MEMORY_OF_MEAN))

@@ -49,6 +49,32 @@ def _errors(
                 gradient_LO[label, o] += gain * error
 
 
+@numba.njit("f4(f4[:,::1], i8[::1], f4, f4, f4[:,::1])", nogil=True, cache=True)
+def _softmax(
+    goodness_BL: _Array, labels_B: NDArray[np.int64], alpha: float, smoothing: float, out_BL: _Array
+) -> float:
+    size, labels = goodness_BL.shape
+    loss = 0.0
+    for b in range(size):
+        top = goodness_BL[b].max()
+        total = 0.0
+        for label in range(labels):
+            total += np.exp(alpha * (goodness_BL[b, label] - top))
+        for label in range(labels):
+            log_p = alpha * (goodness_BL[b, label] - top) - np.log(total)
+            target = smoothing / labels + (1.0 - smoothing if label == labels_B[b] else 0.0)
+            out_BL[b, label] = alpha * (np.exp(log_p) - target) / size
+            loss -= target * log_p / size
+    return loss
+
+
+def softmax_slopes(goodness_BL: Tensor, labels_B: Tensor, alpha: float, smoothing: float) -> tuple[Tensor, Tensor]:
+    """`objective.Softmax` on the CPU: a dozen small tensor operations as one loop."""
+    slope_BL = torch.empty_like(goodness_BL)
+    loss = _softmax(goodness_BL.numpy(), labels_B.numpy(), alpha, smoothing, slope_BL.numpy())
+    return slope_BL, torch.tensor(loss)
+
+
 def all_label_squares(term_BO: Tensor, gain_B: Tensor, vectors_LO: Tensor) -> Tensor:
     """Σ_o relu(a + g E[l])² for every sample and label, (B, L)."""
     if term_BO.device.type == "cpu":

@@ -5,11 +5,13 @@ labels' goodness is elementwise work, and for ∂L/∂W the errors of a sample's
 two products of B rows learn from a positive and from any number of negatives.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ffstream.ff.kernels import all_label_errors, all_label_squares
-from ffstream.ff.layer import Activities, Layer, Placement, Polarity
+from ffstream.ff.layer import Activities, Layer, Outcome, Placement, Polarity
 from ffstream.ff.negatives import hardest_wrong_labels, random_wrong_labels
 from ffstream.ff.normalization import sum_squares
 from ffstream.ff.objective import Softmax, make_contrast
@@ -69,10 +71,15 @@ class LabelLayer(Layer):
         self._update(len(scaled_BO), scaled_BO, self._x_BI, bias_gradient_O, gradient_LO)
 
     def _softmax_slopes(self, objective: Softmax) -> Tensor:
-        goodness_BL, own_B1 = self._all_goodness(), self._own_B[:, None]
-        slope_BL, loss = objective.slopes(goodness_BL, self._own_B)
-        own_B = goodness_BL.gather(1, own_B1)[:, 0]
-        self._count(own_B, (goodness_BL.sum(1) - own_B).div_(self.recipe.labels - 1), loss)
+        goodness_BL, own_B = self._all_goodness(), self._own_B
+        slope_BL, loss = objective.slopes(goodness_BL, own_B)
+
+        def outcome() -> Outcome:
+            positive_B = goodness_BL.gather(1, own_B[:, None])[:, 0]
+            negative_B = (goodness_BL.sum(1) - positive_B) / (goodness_BL.shape[1] - 1)
+            return Outcome(positive_B, negative_B, loss)
+
+        self._unread.append(outcome)
         return slope_BL
 
     def _contrast_slopes(self) -> Tensor:
@@ -84,7 +91,7 @@ class LabelLayer(Layer):
         goodness = {name: goodness_BL.gather(1, labels_B1)[:, 0] for name, labels_B1 in chosen.items()}
         positive_B, negative_B = goodness.get("positive"), goodness.get("negative")
         slopes = self._contrast.slopes(positive_B, negative_B)
-        self._count(positive_B, negative_B, slopes.loss)
+        self._unread.append(partial(Outcome, positive_B, negative_B, slopes.loss))
         slope_BL = torch.zeros_like(goodness_BL)
         for name, slope_B in (("positive", slopes.positive_B), ("negative", slopes.negative_B)):
             if slope_B is not None:

@@ -12,6 +12,8 @@ gradients and the optimiser are float32.
 Shapes: B samples, N rows, I inputs, O outputs, L labels.
 """
 
+from collections import deque
+from collections.abc import Callable
 from itertools import cycle
 from typing import Literal, NamedTuple
 
@@ -22,6 +24,8 @@ from ffstream.ff.goodness import make_goodness
 from ffstream.ff.normalization import make_normalization
 from ffstream.ff.parameters import Parameters
 from ffstream.ff.presets import Recipe
+
+_UNREAD_MAX = 64
 
 Polarity = Literal["interleaved", "wake", "sleep"]
 
@@ -68,6 +72,14 @@ class LayerFigures(NamedTuple):
     loss: float
 
 
+class Outcome(NamedTuple):
+    """Goodness of a microbatch's positive and negative rows, and its loss (a scalar)."""
+
+    positive_B: Tensor | None
+    negative_B: Tensor | None
+    loss: Tensor
+
+
 class Layer:
     """What all layers share: parameters, their copies for the products, the update, the figures."""
 
@@ -92,8 +104,8 @@ class Layer:
             self._empty(self.outputs, self.inputs) if casts else self.parameters.weight_gradient_OI
         )
         self._vectors_LO = self._label_vectors(*self.parameters.views).contiguous()
-        self._figures = torch.zeros(5, device=self.device)  # Σ G⁺, rows, Σ G⁻, rows, Σ loss
-        self._readings = 0
+        # Looked at when somebody asks: figures cost the step nothing, and a GPU need not wait for them.
+        self._unread: deque[Callable[[], Outcome]] = deque(maxlen=_UNREAD_MAX)
         self._refresh()
 
     def _empty(self, *shape: int) -> Tensor:
@@ -130,25 +142,14 @@ class Layer:
         own.update(samples)
         self._refresh()
 
-    def _count(self, positive_B: Tensor | None, negative_B: Tensor | None, loss: Tensor) -> None:
-        # Sums stay on the device: reading them out each step would make a GPU wait.
-        for at, goodness_B in ((0, positive_B), (2, negative_B)):
-            if goodness_B is not None:
-                self._figures[at] += goodness_B.sum()
-                self._figures[at + 1] += len(goodness_B)
-        self._figures[4] += loss
-        self._readings += 1
-
     def figures(self) -> LayerFigures:
-        """Mean goodness of each polarity and mean loss since the last call."""
-        positive, positives, negative, negatives, loss = self._figures.tolist()
-        readings, self._readings = self._readings, 0
-        self._figures.zero_()
-        nan = float("nan")
+        """Mean goodness of each polarity and mean loss of the microbatches since the last call (the last 64)."""
+        read = [each() for each in self._unread]
+        self._unread.clear()
         return LayerFigures(
-            positive / positives if positives else nan,
-            negative / negatives if negatives else nan,
-            loss / readings if readings else nan,
+            _mean([outcome.positive_B for outcome in read]),
+            _mean([outcome.negative_B for outcome in read]),
+            _mean([outcome.loss.view(1) for outcome in read]),
         )
 
     def averaged(self) -> LayerWeights:
@@ -165,3 +166,8 @@ class Layer:
         """Continues from a state."""
         self.parameters.load(state)
         self._refresh()
+
+
+def _mean(parts: list[Tensor | None]) -> float:
+    present = [part for part in parts if part is not None]
+    return float(torch.cat(present).mean()) if present else float("nan")

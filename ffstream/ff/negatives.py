@@ -3,13 +3,20 @@
 Random ones come from the seed and the microbatch's sequence number, so a replay draws the same.
 """
 
+import zlib
+
 import torch
 from torch import Tensor
 
 
+def generator_for(purpose: str, seed: int, position: int) -> torch.Generator:
+    """Its own generator for each purpose, seed and position in the stream; torch looks at 32 bits of a seed."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{purpose} {seed} {position}".encode()))
+
+
 def random_wrong_labels(labels_B: Tensor, labels: int, seed: int, seq: int) -> Tensor:
     """A label other than the sample's own, uniformly."""
-    generator = torch.Generator().manual_seed((seed << 40) ^ seq)
+    generator = generator_for("negatives", seed, seq)
     offset_B = torch.randint(1, labels, labels_B.shape, generator=generator)
     return (labels_B + offset_B.to(labels_B.device)).remainder_(labels)
 

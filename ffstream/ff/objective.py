@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ffstream.ff.kernels import softmax_slopes
 from ffstream.ff.presets import Recipe
 
 
@@ -87,6 +88,8 @@ class Softmax:
 
     def slopes(self, goodness_BL: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """∂L/∂G (B, L) = α (softmax(αG) − target) / B, and the loss."""
+        if goodness_BL.device.type == "cpu":
+            return softmax_slopes(goodness_BL, labels_B, self.alpha, self.smoothing)
         size, labels = goodness_BL.shape
         log_BL = (goodness_BL * self.alpha).log_softmax(1)
         own_B1 = labels_B[:, None]

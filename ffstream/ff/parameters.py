@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from ffstream.ff.optimizer import make_optimizer
 from ffstream.ff.presets import Recipe
 
 
@@ -27,7 +28,6 @@ class Parameters:
         flat[outputs * inputs :] = 0
         self.flat = flat.to(device)
         self.gradient = torch.zeros_like(self.flat)
-        self.flat.grad = self.gradient
         self.views = self._split(self.flat)
         self.gradient_views = self._split(self.gradient)
         self.weight_OI, self.bias_O, _ = self.views
@@ -35,7 +35,7 @@ class Parameters:
         self.samples = 0.0
         self._recipe = recipe
         self._average = self.flat.clone() if recipe.averaging_samples else self.flat
-        self._optimizer = _make_optimizer(self.flat, recipe)
+        self._optimizer = make_optimizer(self.flat, recipe)
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         sizes = [math.prod(shape) for shape in self._shapes]
@@ -49,8 +49,8 @@ class Parameters:
         recipe = self._recipe
         share = rows / recipe.rows
         # The fewer rows, the noisier their mean: the step goes with the root of their number.
-        self._optimizer.param_groups[0]["lr"] = recipe.learning_rate * math.sqrt(share) * self._fall()
-        self._optimizer.step()
+        learning_rate = recipe.learning_rate * math.sqrt(share) * self._fall()
+        self._optimizer.step(self.flat, self.gradient, learning_rate)
         fresh = share * recipe.batch_size
         self.samples += fresh
         if recipe.averaging_samples:
@@ -74,9 +74,7 @@ class Parameters:
         state = {"parameters": self.flat.clone(), "samples": torch.tensor(self.samples, dtype=torch.float64)}
         if self._recipe.averaging_samples:
             state["average"] = self._average.clone()
-        for name, value in self._optimizer.state[self.flat].items():
-            if isinstance(value, Tensor):
-                state[f"optimizer.{name}"] = value.clone()
+        state |= {f"optimizer.{name}": value.clone() for name, value in self._optimizer.state.items()}
         return state
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -85,19 +83,5 @@ class Parameters:
         self.samples = float(state["samples"])
         if self._recipe.averaging_samples:
             self._average.copy_(state["average"])
-        prefix = "optimizer."
-        saved = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        self._optimizer.state.clear()
-        if saved:
-            self._optimizer.state[self.flat] = {
-                name: value.clone().to(self.flat.device) if value.ndim else value.clone()
-                for name, value in saved.items()
-            }
-
-
-def _make_optimizer(flat: Tensor, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(
-            [flat], lr=recipe.learning_rate, betas=(recipe.momentum, recipe.second_moment), fused=True
-        )
-    return torch.optim.SGD([flat], lr=recipe.learning_rate, momentum=recipe.momentum, fused=True)
+        for name, value in self._optimizer.state.items():
+            value.copy_(state[f"optimizer.{name}"])

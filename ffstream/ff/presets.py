@@ -4,6 +4,7 @@ Each field's help text is the only place where the option is described; configur
 documentation read it from here.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +18,24 @@ OptimizerName = Literal["adam", "sgd"]
 
 def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
+
+
+def _check_ranges(recipe: "Recipe") -> None:
+    counts = {"inputs": recipe.inputs, "batch_size": recipe.batch_size, "young_batch_size": recipe.young_batch_size}
+    for name, value in {**counts, "widths": min(recipe.widths, default=0)}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1")
+    if not recipe.labels >= 2 or recipe.labels > recipe.inputs:
+        raise ValueError("labels must be at least 2, and at most as many as inputs: each has a pixel")
+    if min(recipe.rehearsal, recipe.rehearsal_jitter, recipe.young_samples) < 0:
+        raise ValueError("rehearsal, rehearsal_jitter and young_samples must not be negative")
+    if recipe.memory < recipe.batch_size:
+        raise ValueError("memory must hold a microbatch")
+    reals = (recipe.alpha, recipe.learning_rate, recipe.learning_rate_samples, recipe.averaging_samples)
+    if not all(math.isfinite(value) and value >= 0 for value in reals):
+        raise ValueError("alpha, learning_rate and the two reaches in samples must be finite and not negative")
+    if not all(0 <= share < 1 for share in (recipe.momentum, recipe.second_moment, recipe.smoothing)):
+        raise ValueError("momentum, second_moment and smoothing must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,7 @@ class Recipe:
         if self.hand_on == "neutral" and not self.label_vectors and len(self.widths) > 1:
             raise ValueError("later layers see a label only through label_vectors when hand_on is neutral")
 
+        _check_ranges(self)
         young = self.young_samples
         if young and (young % self.batch_size or self.batch_size % self.young_batch_size):
             raise ValueError("young_samples must be whole microbatches, and those whole young ones")

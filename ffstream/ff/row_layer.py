@@ -1,8 +1,10 @@
 """Later layers when labelled activities are handed on: a row for each polarity, with a learned label vector."""
 
+from functools import partial
+
 import torch
 
-from ffstream.ff.layer import Activities, Layer, Placement
+from ffstream.ff.layer import Activities, Layer, Outcome, Placement
 from ffstream.ff.normalization import sum_squares
 from ffstream.ff.objective import make_contrast
 from ffstream.ff.presets import Recipe
@@ -37,7 +39,7 @@ class RowLayer(Layer):
         positive_B = goodness_N[:positives] if positives else None
         negative_B = goodness_N[positives:] if positives < rows else None
         slopes = self._objective.slopes(positive_B, negative_B)
-        self._count(positive_B, negative_B, slopes.loss)
+        self._unread.append(partial(Outcome, positive_B, negative_B, slopes.loss))
         slope_N = torch.cat([each for each in (slopes.positive_B, slopes.negative_B) if each is not None])
         error_NO = h_NO.mul_(slope_N.mul_(self.slope)[:, None])
         bias_gradient_O = error_NO.sum(0)

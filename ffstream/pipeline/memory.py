@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ffstream.errors import ConfigError
+from ffstream.ff.negatives import generator_for
 
 
 class Memory:
@@ -21,8 +22,8 @@ class Memory:
         self._seed = seed
         self._jitter = jitter
         self._side = math.isqrt(inputs)
-        if jitter and self._side**2 != inputs:
-            raise ConfigError(f"rehearsal.jitter with {inputs} inputs", hint="only square images can be shifted")
+        if capacity and jitter and self._side**2 != inputs:
+            raise ConfigError(f"network.rehearsal_jitter with {inputs} inputs", hint="only squares can be shifted")
         self._images_MI = torch.zeros(capacity, inputs, dtype=torch.uint8)
         self._labels_M = torch.zeros(capacity, dtype=torch.int64)
         self._added = 0
@@ -43,7 +44,7 @@ class Memory:
 
     def draw(self, count: int, step: int) -> tuple[Tensor, Tensor]:
         """`count` remembered samples, drawn with replacement, as (count, inputs) uint8 and (count) int64."""
-        generator = torch.Generator().manual_seed((self._seed << 40) ^ step)
+        generator = generator_for("rehearsal", self._seed, step)
         at_B = torch.randint(0, len(self), (count,), generator=generator)
         images_BI = self._images_MI[at_B]
         if self._jitter:

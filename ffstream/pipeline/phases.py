@@ -19,7 +19,9 @@ class PhaseSchedule:
 
     def __post_init__(self) -> None:
         if self.sleep and not self.wake:
-            raise ConfigError("phases.sleep without phases.wake", hint="set phases.wake to a count of microbatches")
+            raise ConfigError(
+                "learning.sleep without learning.wake", hint="set learning.wake to a count of microbatches"
+            )
 
     @property
     def separate(self) -> bool:

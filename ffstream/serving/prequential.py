@@ -89,21 +89,19 @@ class Prequential:
         metrics: Metrics,
         first: Snapshot,
         *,
-        fraction: float,
         queue_depth: int,
         record: ErrorRecord,
         on_failure: Callable[[Exception], None],
     ) -> None:
         self.record = record
         self._metrics = metrics
-        self._fraction = fraction
         self._queue_depth = queue_depth
         self._on_failure = on_failure
         self._inbox: deque[_Batch | _Mark] = deque()
         self._changed = threading.Condition()
         self._snapshots = {first.version: first}
         self._passed_over = 0
-        self._due = 1.0
+        self._due = 0.0
         self._stride = 1
         self._stopping = False
         self._wanted: int | None = None
@@ -123,11 +121,14 @@ class Prequential:
         self.thread.join(timeout_s)
         return not self.thread.is_alive()
 
-    def observe(self, images: Tensor, labels: Tensor, version: int) -> None:
-        """Takes a microbatch that is about to be learned; `version` is the last one sent before it."""
+    def observe(self, images: Tensor, labels: Tensor, version: int, fraction: float = 1.0) -> None:
+        """Takes a microbatch that is about to be learned; `version` is the last one sent before it.
+
+        Only a `fraction` of microbatches is evaluated, at most.
+        """
         size = len(labels)
         with self._changed:
-            if not size or not self._takes_next():
+            if not size or not self._takes_next(fraction):
                 self._passed_over += size
                 self._metrics.prequential_skipped.inc(size)
                 return
@@ -135,7 +136,7 @@ class Prequential:
             self._passed_over = 0
             self._changed.notify_all()
 
-    def _takes_next(self) -> bool:
+    def _takes_next(self, fraction: float) -> bool:
         """Whether the next microbatch is one of those to evaluate."""
         if len(self._inbox) >= self._queue_depth:
             self._stride = min(2 * self._stride, _STRIDE_MAX)
@@ -143,7 +144,7 @@ class Prequential:
             return False
         if not self._inbox:
             self._stride = max(1, self._stride // 2)
-        self._due += self._fraction / self._stride
+        self._due += fraction / self._stride
         if self._due < 1.0:
             return False
         self._due -= 1.0

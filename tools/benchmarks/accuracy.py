@@ -51,7 +51,8 @@ def seed_method(report: Report, dataset: Dataset, updates: int) -> None:
 
 def _daemon(dataset: Dataset, seed: int, settings: tuple[str, ...]) -> tuple[float, float]:
     # Every microbatch is to be predicted first, so the evaluator may queue as many as the pass has.
-    with served(f"network.seed={seed}", "prequential.queue_depth=100000", *settings) as daemon:
+    every = ("prequential.busy_fraction=1", "prequential.queue_depth=100000")
+    with served(f"network.seed={seed}", *every, *settings) as daemon:
         with Producer(daemon.endpoints["learn"]) as producer:
             for images, labels in batches(dataset.train, 64, seed=seed):
                 producer.send(images, labels)

@@ -122,7 +122,7 @@ def _pipeline_rate(recipe: Recipe, precision: str, images: np.ndarray, labels: n
         return result
 
 
-def _seed_rate(widths: tuple[int, ...], samples: int = 10_000, updates: int = 4) -> float:
+def _seed_rate(widths: tuple[int, ...], samples: int = 50_000, updates: int = 2) -> float:
     method = peers.SeedMethod(widths)
     images, labels = torch.rand(samples, widths[0]), torch.randint(0, 10, (samples,))
     method.update(images, labels)
