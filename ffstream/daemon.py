@@ -145,6 +145,8 @@ class Daemon:
         self.prequential = Prequential(
             self.metrics,
             first,
+            fraction=options.fraction,
+            busy_fraction=options.busy_fraction,
             queue_depth=options.queue_depth,
             record=ErrorRecord(start.progress.get("prequential")),
             on_failure=self._fail,
@@ -280,10 +282,8 @@ class Daemon:
         return Classifier(self.config.network, [weights[index] for index in sorted(weights)])
 
     def _observe(self, micro: MicroBatch, version: int) -> None:
-        options = self.config.prequential
-        behind = self.journal.head.seq - micro.seq > options.busy_backlog_samples
-        fraction = min(options.fraction, options.busy_fraction) if behind else options.fraction
-        self.prequential.observe(micro.images[: micro.fresh], micro.labels[: micro.fresh], version, fraction)
+        behind = self.journal.head.seq - micro.seq > self.config.prequential.busy_backlog_samples
+        self.prequential.observe(micro.images, micro.labels, version, behind=behind)
 
     def _on_saving(self, barrier: Barrier) -> None:
         self.prequential.mark(lambda progress: barrier.contribute(PREQUENTIAL, Part({}, progress)))

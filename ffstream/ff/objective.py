@@ -88,7 +88,7 @@ class Softmax:
 
     def slopes(self, goodness_BL: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """∂L/∂G (B, L) = α (softmax(αG) − target) / B, and the loss."""
-        if goodness_BL.device.type == "cpu":
+        if goodness_BL.device.type == "cpu" and goodness_BL.dtype == torch.float32:
             return softmax_slopes(goodness_BL, labels_B, self.alpha, self.smoothing)
         size, labels = goodness_BL.shape
         log_BL = (goodness_BL * self.alpha).log_softmax(1)

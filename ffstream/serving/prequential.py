@@ -89,12 +89,16 @@ class Prequential:
         metrics: Metrics,
         first: Snapshot,
         *,
+        fraction: float,
+        busy_fraction: float = 1.0,
         queue_depth: int,
         record: ErrorRecord,
         on_failure: Callable[[Exception], None],
     ) -> None:
         self.record = record
         self._metrics = metrics
+        self._fraction = fraction
+        self._busy_fraction = min(fraction, busy_fraction)
         self._queue_depth = queue_depth
         self._on_failure = on_failure
         self._inbox: deque[_Batch | _Mark] = deque()
@@ -121,14 +125,14 @@ class Prequential:
         self.thread.join(timeout_s)
         return not self.thread.is_alive()
 
-    def observe(self, images: Tensor, labels: Tensor, version: int, fraction: float = 1.0) -> None:
+    def observe(self, images: Tensor, labels: Tensor, version: int, *, behind: bool = False) -> None:
         """Takes a microbatch that is about to be learned; `version` is the last one sent before it.
 
-        Only a `fraction` of microbatches is evaluated, at most.
+        While learning is `behind` the stream, the busy fraction is evaluated at most.
         """
         size = len(labels)
         with self._changed:
-            if not size or not self._takes_next(fraction):
+            if not size or not self._takes_next(self._busy_fraction if behind else self._fraction):
                 self._passed_over += size
                 self._metrics.prequential_skipped.inc(size)
                 return

@@ -36,5 +36,5 @@ def test_resumed_from_its_position(wake: int, sleep: int, before: int) -> None:
 
 
 def test_sleep_without_wake_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"phases\.sleep"):
+    with pytest.raises(ConfigError, match=r"learning\.sleep"):
         PhaseSchedule(0, 3)

@@ -167,7 +167,6 @@ def test_a_fraction_of_the_microbatches_is_predicted_and_stands_for_all(make: Ma
     assert 600 - 3 / fraction - 3 <= prequential.record.state()["samples"] <= 600
 
 
-@pytest.mark.xfail(reason="the first microbatch is predicted even so")
 def test_a_fraction_of_zero_predicts_nothing(make: Make) -> None:
     prequential = make(fraction=0.0)
     prequential.start()
