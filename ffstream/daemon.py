@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 import zmq
 
 from ffstream import __version__
-from ffstream.checkpoint.store import Checkpoint, CheckpointStore
+from ffstream.checkpoint.store import Checkpoint, CheckpointStore, fsync
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
 from ffstream.errors import ConfigError, DeadlineExceeded, JournalDamaged, StageFailed, Unavailable
@@ -83,7 +83,8 @@ class Daemon:
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._ending = False  # commands that wait must end
         self._checkpointed = threading.Condition()
-        self._last_written: Written | None = None
+        self._last_written = Written(0, 0, 0.0, None)
+        self._writes = 0
         self._oldest_checkpoint = 0  # the journal may forget what lies below
 
     # --- start -------------------------------------------------------------------------------------------------
@@ -123,6 +124,8 @@ class Daemon:
         self.store = CheckpointStore(state / "checkpoints", keep=self.config.checkpoint.keep, recipe=asdict(recipe))
         self.journal = Journal(state / "journal.sqlite", inputs=recipe.inputs, labels=recipe.labels)
         self._steps.append(_Step(_Order.CLOSE_JOURNAL, "journal", self._close_journal))
+        for folder in (state, state.absolute().parent):
+            fsync(folder)  # an ack must not depend on a folder that power loss can take away
 
     def _recover(self) -> None:
         checkpoint, damages = self.store.newest()
@@ -151,7 +154,7 @@ class Daemon:
             record=ErrorRecord(start.progress.get("prequential")),
             on_failure=self._fail,
         )
-        self.writer = CheckpointWriter(self.store, self._on_written)
+        self.writer = CheckpointWriter(self.store, self._on_written, self._fail)
         self.writer.start()
         self._steps.append(_Step(_Order.WRITE_CHECKPOINT, "checkpoint", self.writer.stop))
         self.prequential.start()
@@ -309,6 +312,7 @@ class Daemon:
             self._oldest_checkpoint = oldest
         with self._checkpointed:
             self._last_written = written
+            self._writes += 1
             self._checkpointed.notify_all()
 
     def _fail(self, error: Exception) -> None:
@@ -371,9 +375,10 @@ class Daemon:
         deadline = time.monotonic() + _seconds(arguments, default=60.0)
         sequence: list[int] = []
         with self._checkpointed:
+            earlier = self._writes  # an outcome from before is none of ours
             self.learner.request_checkpoint(lambda barrier: sequence.append(barrier.seq))
             # A later one may be written before this thread looks; it holds what this one holds, and more.
-            while not (sequence and self._last_written and self._last_written.seq >= sequence[0]):
+            while not (sequence and self._writes > earlier and self._last_written.seq >= sequence[0]):
                 if self._ending:
                     raise _stops("it takes a last checkpoint by itself")
                 if time.monotonic() >= deadline:
@@ -393,7 +398,11 @@ class Daemon:
         """Accepts no more samples, learns what is acked, then stops."""
         self.state = "draining"
         self.learn.draining = True
-        result = self._wait_idle(arguments)
+        try:
+            result = self._wait_idle(arguments)
+        except DeadlineExceeded:
+            self.state, self.learn.draining = "ready", False
+            raise
         self._wake.put(None)
         return result
 

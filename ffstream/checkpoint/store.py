@@ -70,7 +70,7 @@ class CheckpointStore:
         aside = self.folder / f"{_WRITING}{checkpoint.seq}"
         self._sweep()
         if self._is_whole(checkpoint.seq):
-            return 0  # the same samples lead to the same state
+            return int((final / _STATE).stat().st_size)  # the same samples lead to the same state
         if final.exists():  # damaged: recovery began before it and has come here again
             self._remove(checkpoint.seq)
         aside.mkdir()
@@ -79,11 +79,11 @@ class CheckpointStore:
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(f"{aside / _STATE}: {error}") from error
         self._at("checkpoint.written")
-        _fsync(aside / _STATE)
-        _fsync(aside)
+        fsync(aside / _STATE)
+        fsync(aside)
         self._at("checkpoint.fsynced")
         aside.rename(final)
-        _fsync(self.folder)
+        fsync(self.folder)
         self._at("checkpoint.renamed")
         size = (final / _STATE).stat().st_size
         manifest = {
@@ -96,10 +96,10 @@ class CheckpointStore:
         }
         draft = final / ".manifest"
         draft.write_text(json.dumps(manifest | {"check": _check(manifest)}, indent=1))
-        _fsync(draft)
+        fsync(draft)
         self._at("checkpoint.before_manifest")
         draft.rename(final / _MANIFEST)
-        _fsync(final)
+        fsync(final)
         self._at("checkpoint.after_manifest")
         for old in self.seqs()[: -self.keep]:
             self._remove(old)
@@ -177,7 +177,7 @@ class CheckpointStore:
         folder = self.folder / f"{seq:020d}"
         (folder / _MANIFEST).unlink(missing_ok=True)  # first: a folder without a manifest is no checkpoint
         shutil.rmtree(folder, ignore_errors=True)
-        _fsync(self.folder)
+        fsync(self.folder)
 
     def _sweep(self) -> None:
         """Removes what a death left half written."""
@@ -187,7 +187,7 @@ class CheckpointStore:
 
 
 def _damaged(seq: int, what: str) -> CheckpointDamaged:
-    return CheckpointDamaged(f"checkpoint {seq}: {what}", hint="ffstream checkpoint verify; an older one is used")
+    return CheckpointDamaged(f"checkpoint {seq}: {what}", hint="an older one is used, and the journal from there on")
 
 
 def _check(manifest: Mapping[str, Any]) -> str:
@@ -199,7 +199,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Makes a file's contents, or a folder's entries, survive power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import NamedTuple
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
@@ -22,12 +21,23 @@ class Written(NamedTuple):
 
 
 class CheckpointWriter:
-    """Thread `ff-checkpoint`. `on_written` is called on it after every write, failed ones included."""
+    """Thread `ff-checkpoint`. `on_written` is called on it after every write, failed ones included.
 
-    def __init__(self, store: CheckpointStore, on_written: Callable[[Written], None]) -> None:
+    One cut waits at most: a newer one holds all that an older one does, so it takes its place.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        on_written: Callable[[Written], None],
+        on_failure: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
         self._store = store
         self._on_written = on_written
-        self._inbox: SimpleQueue[Checkpoint | None] = SimpleQueue()
+        self._on_failure = on_failure
+        self._waiting: Checkpoint | None = None
+        self._stopping = False
+        self._changed = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="ff-checkpoint", daemon=True)
 
     def start(self) -> None:
@@ -36,24 +46,43 @@ class CheckpointWriter:
 
     def submit(self, checkpoint: Checkpoint) -> None:
         """Takes a cut; returns at once."""
-        self._inbox.put(checkpoint)
+        with self._changed:
+            if self._waiting is not None:
+                log.warning("checkpoint passed over seq=%d: the disk is slow", self._waiting.seq)
+            self._waiting = checkpoint
+            self._changed.notify_all()
 
     def stop(self, timeout_s: float) -> bool:
-        """Writes what was submitted, then ends. False if the deadline passed."""
-        self._inbox.put(None)
+        """Writes what waits, then ends. False if the deadline passed."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         self.thread.join(timeout_s)
         return not self.thread.is_alive()
 
     def _run(self) -> None:
-        while (checkpoint := self._inbox.get()) is not None:
-            start = time.perf_counter()
-            size, failure = 0, None
-            try:
-                size = self._store.write(checkpoint)
-            except OSError as error:
-                failure = error
-                log.error("checkpoint failed seq=%d error=%r", checkpoint.seq, str(error))
-            seconds = time.perf_counter() - start
-            if failure is None:
-                log.info("checkpoint written seq=%d bytes=%d seconds=%.2f", checkpoint.seq, size, seconds)
-            self._on_written(Written(checkpoint.seq, size, seconds, failure))
+        try:
+            while (checkpoint := self._next()) is not None:
+                self._write(checkpoint)
+        except Exception as error:
+            log.exception("checkpoint writer failed")
+            self._on_failure(error)
+
+    def _next(self) -> Checkpoint | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is not None or self._stopping)
+            checkpoint, self._waiting = self._waiting, None
+            return checkpoint
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        start = time.perf_counter()
+        size, failure = 0, None
+        try:
+            size = self._store.write(checkpoint)
+        except OSError as error:
+            failure = error
+            log.error("checkpoint failed seq=%d error=%r", checkpoint.seq, str(error))
+        seconds = time.perf_counter() - start
+        if failure is None:
+            log.info("checkpoint written seq=%d bytes=%d seconds=%.2f", checkpoint.seq, size, seconds)
+        self._on_written(Written(checkpoint.seq, size, seconds, failure))

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _PING_S = 1.0
 _RETRY_S = 0.1
+_NOW = int(zmq.NOBLOCK)  # as plain numbers: an enum costs as much as the call
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _LOOK_S = 0.01  # well below the time that a connection takes to come up again
 
 
@@ -93,6 +95,7 @@ class Producer:
         self._retry: deque[int] = deque()
         self._retry_at = 0.0
         self._credit = 1
+        self._base = 1
         self._up = True
         self._looked_at = 0.0
         self._connection = Connection(endpoint, (Welcome, Ack, Pong), immediate=True)
@@ -145,7 +148,7 @@ class Producer:
         if np.ndim(labels) == 0:
             array = array[None]
         dtype, shape, frame = codec.array_to_images(array)
-        label_bytes = codec.labels_to_bytes(np.asarray(labels), len(array))
+        label_bytes = codec.labels_to_bytes(labels, len(array))
         self._check_size(len(array), len(frame))
         self._await_window(len(frame), timeout_s)
         if time.monotonic() - self._looked_at > _LOOK_S and self._reconnected():
@@ -218,7 +221,7 @@ class Producer:
         overdue = self._up and self._unanswered and now - self._heard_at > self._ack_timeout_s
         if self._reconnected() or overdue:
             self._resend_all()
-        elif self._retry and now >= self._retry_at:
+        elif self._retry and self._credit and now >= self._retry_at:
             self._resend(self._retry)
             self._retry.clear()
         if self._credit == 0 and now - self._asked_at > _PING_S:
@@ -241,6 +244,7 @@ class Producer:
     def _handle_error(self, error: ErrorReply) -> None:
         if error.retry and error.n in self._unanswered:
             self._retry.append(error.n)
+            self._credit = 0  # until a pong says otherwise
             self._retry_at = time.monotonic() + _RETRY_S
             return
         message = self._settle(error.n) if error.n is not None else None
@@ -282,10 +286,13 @@ class Producer:
     def _transmit(self, message: _Message) -> None:
         if not self._up:
             return
-        message.header["base"] = next(iter(self._unanswered))
-        header = msgpack.packb(message.header)
+        while self._base not in self._unanswered:  # cheaper than the first key of a dict that shrinks from the front
+            self._base += 1
+        message.header["base"] = self._base
+        socket = self._connection.socket
         try:
-            self._connection.socket.send_multipart((header, message.frame), zmq.NOBLOCK)
+            socket.send(msgpack.packb(message.header), _MORE)
+            socket.send(message.frame, _NOW)  # ZeroMQ takes a message whole or not at all
         except zmq.Again:
             self._up = False
 

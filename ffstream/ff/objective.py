@@ -25,8 +25,6 @@ class Slopes(NamedTuple):
 class Paired:
     """L = mean softplus(−α (G⁺ − G⁻)): a sample's own label must beat its wrong one."""
 
-    separable = False
-
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
 
@@ -44,8 +42,6 @@ class Threshold:
 
     Separable: one polarity may come without the other.
     """
-
-    separable = True
 
     def __init__(self, alpha: float, theta: float) -> None:
         self.alpha = alpha
@@ -79,8 +75,6 @@ class Softmax:
     Every wrong label is a negative, weighted by how well the layer likes it: the contrast with the hardest
     label is its limit for large α. Smoothing ends the growth of goodness once a sample is well known.
     """
-
-    separable = False
 
     def __init__(self, alpha: float, smoothing: float) -> None:
         self.alpha = alpha

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides which weights a stream leads to, in one frozen record, and two that ship.
+"""Recipes: everything that decides which weights a stream leads to, in one frozen record, and those that ship.
 
 Each field's help text is the only place where the option is described; configuration, command line and
 documentation read it from here.
@@ -31,6 +31,8 @@ def _check_ranges(recipe: "Recipe") -> None:
         raise ValueError("rehearsal, rehearsal_jitter and young_samples must not be negative")
     if recipe.memory < recipe.batch_size:
         raise ValueError("memory must hold a microbatch")
+    if not all(map(math.isfinite, (recipe.theta, recipe.label_strength, recipe.learning_rate_floor))):
+        raise ValueError("theta, label_strength and learning_rate_floor must be finite")
     reals = (recipe.alpha, recipe.learning_rate, recipe.learning_rate_samples, recipe.averaging_samples)
     if not all(math.isfinite(value) and value >= 0 for value in reals):
         raise ValueError("alpha, learning_rate and the two reaches in samples must be finite and not negative")
@@ -40,7 +42,7 @@ def _check_ranges(recipe: "Recipe") -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is learned and how. Lengths are counts, rates are per update."""
+    """What is learned and how. Lengths are counts, reaches are in samples."""
 
     inputs: int = _option(784, "numbers in an image; every image must have as many")
     widths: tuple[int, ...] = _option((512, 512), "outputs of each layer, first layer first")

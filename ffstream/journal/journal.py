@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,8 +160,8 @@ class Journal:
         client = self._clients[name]
         if base > client.base:
             # n below base will not come again. A producer's numbers come nearly in order: oldest first.
-            while client.receipts and (oldest := next(iter(client.receipts))) < base:
-                del client.receipts[oldest]
+            for resolved in list(takewhile(lambda n: n < base, client.receipts)):
+                del client.receipts[resolved]
             client.base = base
 
     def backlog(self, applied_seq: int) -> int:

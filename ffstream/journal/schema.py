@@ -90,4 +90,4 @@ def checksum(first_seq: int, count: int, dtype: str, labels: bytes, images: byte
 
 def damaged(path: Path, what: str) -> JournalDamaged:
     """The error for a file that SQLite cannot read."""
-    return JournalDamaged(f"{path}: {what}", hint=f"ffstream journal verify --state {path.parent}")
+    return JournalDamaged(f"{path}: {what}", hint="put it back from a copy, or use another --state folder")

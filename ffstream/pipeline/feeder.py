@@ -91,7 +91,6 @@ class Feeder:
         self._partial_since = 0.0
         self._partial_seq = 0
         self.idle = False
-        self.progressed_at = time.monotonic()
         self._started = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
 
@@ -127,7 +126,6 @@ class Feeder:
         self._started.set()
         try:
             while not self._stopping.is_set():
-                self.progressed_at = time.monotonic()
                 if not self._serve_request() and (self._paused or not self._feed()):
                     self._idle()
             self._send_barrier(saves=self._saves_at_end)

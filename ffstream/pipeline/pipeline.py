@@ -155,6 +155,7 @@ class Pipeline:
             contributors += [FEEDER, *self._save_contributors]
 
         def complete(barrier: Barrier) -> None:
+            self.applied_seq = max(self.applied_seq, barrier.seq)  # microbatches skipped before it are done with too
             self._callbacks.on_barrier(barrier)
             if on_complete is not None:
                 on_complete(barrier)
@@ -217,10 +218,11 @@ class Pipeline:
         self._feeder.request_checkpoint(on_complete)
 
     def stalled(self, limit_s: float) -> str | None:
-        """Names a thread that has work and made no progress for that long."""
+        """Names a stage that has had the same item in hand for that long."""
         now = time.monotonic()
         for stage in reversed(self.stages):  # those before it only wait for it
-            if len(stage.inbox) and now - stage.progressed_at > limit_s:
+            since = stage.busy_since
+            if since is not None and now - since > limit_s:
                 return stage.name
         return None
 

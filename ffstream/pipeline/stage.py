@@ -48,7 +48,7 @@ class Stage:
         self.layers = layers
         self.last_seq = 0
         self.steps = 0
-        self.progressed_at = time.monotonic()
+        self.busy_since: float | None = None  # when the item in hand was taken; None while waiting for one
         self.inbox = inbox
         self._outbox = outbox
         self._lane = lane
@@ -81,13 +81,14 @@ class Stage:
 
     def _work(self) -> None:
         while True:
+            self.busy_since = None
             item = self.inbox.get()
+            self.busy_since = time.monotonic()
             if isinstance(item, Barrier):
                 self._pass(item)
             else:
                 self._learn(item)
             self.steps += 1
-            self.progressed_at = time.monotonic()
 
     def _learn(self, item: MicroBatch | Handed) -> None:
         start = time.perf_counter()
@@ -121,7 +122,6 @@ class Stage:
         return Handed(item.step, item.seq, item.fresh, activities, self._lane.hand_over())
 
     def _pass(self, barrier: Barrier) -> None:
-        self._lane.synchronize()
         tensors: dict[str, Tensor] = {}
         metrics = self._wiring.metrics
         for layer in self.layers:
@@ -133,6 +133,7 @@ class Stage:
             metrics.goodness.labels(label, "positive").set(figures.goodness_positive)
             metrics.goodness.labels(label, "negative").set(figures.goodness_negative)
             metrics.loss.labels(label).set(figures.loss)
+        self._lane.synchronize()  # the copies are read by other threads
         if self._outbox is not None:
             self._outbox.put(barrier)
         barrier.contribute(self.name, Part(tensors, {}))

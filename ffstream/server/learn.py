@@ -8,7 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ffstream.errors import BadHeader, Draining, FFStreamError, JournalFull, TooManyClients, Unavailable
+from ffstream.errors import (
+    BadHeader,
+    Draining,
+    FFStreamError,
+    JournalFull,
+    StaleSequence,
+    TooManyClients,
+    Unavailable,
+)
 from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.metrics import Metrics
 from ffstream.server.router import Received, RouterLoop, SocketLimits
@@ -83,14 +91,20 @@ class LearnLoop(RouterLoop):
         """Stores what is new, acks what is stored, refuses the rest."""
         accepted: dict[tuple[str, int], tuple[bytes, Entry]] = {}
         acks: dict[bytes, list[Receipt]] = {}
+        greetings: list[tuple[bytes, Hello]] = []
         obstacle = self._obstacle()
         for peer, message, payload in batch:
             if isinstance(message, Hello):
-                self._welcome(peer, message)
+                greetings.append((peer, message))
                 continue
             assert isinstance(message, Samples)
             try:
                 receipt, entry = self._check(message, payload)
+                if receipt is not None and receipt.samples != message.count:
+                    raise StaleSequence(
+                        f"message {message.n} was stored with {receipt.samples} samples",
+                        hint="a client's name belongs to one producer at a time",
+                    )
                 if receipt is not None:
                     self._metrics.samples_duplicate.inc(receipt.samples)
                     acks.setdefault(peer, []).append(receipt)
@@ -109,6 +123,8 @@ class LearnLoop(RouterLoop):
             except FFStreamError as error:
                 self.refuse(peer, error, n=message.n)
         self._commit(list(accepted.values()), acks)
+        for peer, hello in greetings:
+            self._welcome(peer, hello)  # after the commit: `next` must be above all that came before
         credit = self.credit()
         for peer, receipts in acks.items():
             self.reply(peer, Ack.model_construct(acks=receipts, credit=credit))

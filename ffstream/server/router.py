@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _LINGER_MS = 1000  # for replies under way when the socket closes
 _POLL_MS = 100
+_NOW = int(zmq.NOBLOCK)
 
 
 class SocketLimits(NamedTuple):
@@ -131,7 +132,7 @@ class RouterLoop(ABC):
         size = 0
         for _ in range(self._batch_messages):
             try:
-                peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                peer, frames = self._receive_one()
             except zmq.Again:
                 break
             try:
@@ -146,6 +147,17 @@ class RouterLoop(ABC):
             if size >= self._batch_bytes:
                 break
         return batch
+
+    def _receive_one(self) -> tuple[bytes, list[bytes]]:
+        """One message; zmq.Again if there is none. A frame knows whether more follow; to ask the socket is slower."""
+        peer = self._socket.recv(_NOW)
+        frames = []
+        more = True
+        while more:
+            frame = self._socket.recv(_NOW, copy=False)
+            frames.append(frame.bytes)
+            more = frame.more
+        return peer, frames
 
     def _decode(self, peer: bytes, frames: list[bytes]) -> Received | None:
         if not frames:

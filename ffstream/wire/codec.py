@@ -3,7 +3,7 @@
 Knows no socket: a message is a list of frames, the header first.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -29,6 +29,7 @@ from ffstream.wire.messages import LABEL_DTYPE, MAX_HEADER_BYTES, VERSION, Image
 _NAME_MAX = 100  # characters of a field's name, which may come from the sender, in an error
 
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
+_NAMES = {(dtype.kind, dtype.itemsize): name for name, dtype in DTYPES.items()}
 
 
 def table(*types: type[Message]) -> dict[str, type[Message]]:
@@ -139,14 +140,16 @@ def array_to_images(images: NDArray[Any]) -> tuple[str, list[int], bytes]:
         raise BadShape(f"images of shape {images.shape}", hint="send an array (count, …) of one image at least")
     if images.dtype == np.float64:
         images = images.astype("<f4")
-    name = images.dtype.name
-    if name not in DTYPES:
+    name = _NAMES.get((images.dtype.kind, images.dtype.itemsize))
+    if name is None:
         raise BadDtype(f"images of dtype {images.dtype}", hint="use uint8 or float32")
     return name, list(images.shape[1:]), images.astype(DTYPES[name], copy=False).tobytes()  # little-endian
 
 
-def labels_to_bytes(labels: Iterable[int] | NDArray[Any], count: int) -> bytes:
+def labels_to_bytes(labels: Any, count: int) -> bytes:
     """Labels as the header carries them. Raises LabelOutOfRange or BadShape."""
+    if type(labels) is int and count == 1 and 0 <= labels < 2**16:  # the common single sample, without numpy
+        return labels.to_bytes(2, "little")
     array = np.atleast_1d(np.asarray(labels))
     if array.shape != (count,):
         raise BadShape(f"labels of shape {array.shape} for {count} images", hint="one label an image")

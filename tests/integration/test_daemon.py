@@ -474,7 +474,6 @@ def known_commands(running: Running) -> set[str]:
     return set(re.findall(r"\w+", caught.value.hint.removeprefix("there are")))
 
 
-@pytest.mark.xfail(reason="rollback is specified and not there yet")
 def test_every_command_of_the_specification_is_known(daemon: Running) -> None:
     assert known_commands(daemon) == wire_spec.commands()
 

@@ -116,10 +116,10 @@ def test_as_many_are_kept_as_wanted(tmp_path: Path, keep: int) -> None:
 
 
 def test_the_same_samples_need_no_second_checkpoint(store: CheckpointStore) -> None:
-    store.write(checkpoint(100))
+    size = store.write(checkpoint(100))
     manifest = folder_of(store, 100) / "manifest.json"
     before = manifest.read_bytes()
-    assert store.write(checkpoint(100)) == 0
+    assert store.write(checkpoint(100)) == size
     assert manifest.read_bytes() == before
 
 

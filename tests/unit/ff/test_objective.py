@@ -73,9 +73,3 @@ def test_losses_survive_huge_goodness() -> None:
     ]
     for result in results:
         assert all(part is not None and part.isfinite().all() for part in result)
-
-
-def test_only_the_threshold_takes_one_polarity_alone() -> None:
-    assert Threshold.separable
-    assert not Paired.separable
-    assert not Softmax.separable
