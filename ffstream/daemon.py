@@ -83,7 +83,7 @@ class Daemon:
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._ending = False  # commands that wait must end
         self._checkpointed = threading.Condition()
-        self._last_written = Written(0, 0, 0.0, None)
+        self._last_written = Written(-1, 0, 0.0, None)
         self._writes = 0
         self._oldest_checkpoint = 0  # the journal may forget what lies below
 
@@ -375,10 +375,14 @@ class Daemon:
         deadline = time.monotonic() + _seconds(arguments, default=60.0)
         sequence: list[int] = []
         with self._checkpointed:
-            earlier = self._writes  # an outcome from before is none of ours
+            earlier = self._writes  # a failure from before is none of ours
             self.learner.request_checkpoint(lambda barrier: sequence.append(barrier.seq))
             # A later one may be written before this thread looks; it holds what this one holds, and more.
-            while not (sequence and self._writes > earlier and self._last_written.seq >= sequence[0]):
+            while not (
+                sequence
+                and self._last_written.seq >= sequence[0]
+                and (self._writes > earlier or self._last_written.error is None)
+            ):
                 if self._ending:
                     raise _stops("it takes a last checkpoint by itself")
                 if time.monotonic() >= deadline:
