@@ -308,8 +308,7 @@ class Daemon:
             metrics.checkpoint_seconds.observe(written.seconds)
             metrics.checkpoint_bytes.set(written.bytes)
             metrics.checkpoint_seq.set(written.seq)
-            oldest = self.store.seqs()[0]
-            self._oldest_checkpoint = oldest
+            self._oldest_checkpoint = self.store.seqs()[0]
         with self._checkpointed:
             self._last_written = written
             self._writes += 1

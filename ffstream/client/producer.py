@@ -95,7 +95,6 @@ class Producer:
         self._retry: deque[int] = deque()
         self._retry_at = 0.0
         self._credit = 1
-        self._base = 1
         self._up = True
         self._looked_at = 0.0
         self._connection = Connection(endpoint, (Welcome, Ack, Pong), immediate=True)
@@ -103,7 +102,7 @@ class Producer:
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
         try:
-            self._next_n = self._greet(connect_timeout_s)
+            self._next_n = self._base = self._greet(connect_timeout_s)
             self._reconnected()  # the first handshake, if the monitor was there in time to see it
         except BaseException:
             self.close()

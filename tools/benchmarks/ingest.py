@@ -15,7 +15,7 @@ from tools.benchmarks.report import Report, rate
 from tools.benchmarks.served import served
 
 # A producer in a process of its own. Prints samples acked a second, and when it sent the first.
-_PRODUCER = """
+PRODUCER = """
 import sys, time
 import numpy as np
 from ffstream.client import Producer
@@ -47,7 +47,7 @@ def run(report: Report, rounds: int, *, long: bool) -> None:
 
 
 def _produce(endpoint: str, samples: int, batch: int) -> tuple[float, float]:
-    command = [sys.executable, "-c", _PRODUCER, endpoint, str(samples), str(batch)]
+    command = [sys.executable, "-c", PRODUCER, endpoint, str(samples), str(batch)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     acked, began = map(float, done.stdout.split())
     return acked, began

@@ -13,7 +13,7 @@ import torch
 from ffstream.client import Control, Predictor
 from ffstream.ff.network import Network
 from ffstream.ff.presets import PRESETS
-from tools.benchmarks.ingest import _PRODUCER
+from tools.benchmarks.ingest import PRODUCER
 from tools.benchmarks.report import Report
 from tools.benchmarks.served import served
 
@@ -30,7 +30,7 @@ def run(report: Report, rounds: int) -> None:
             idle = _times(endpoints["predict"], _QUERIES)
             report.add("predict/idle/p50", _percentile(idle, 50), "ms", "classifier_alone", alone)
             report.add("predict/idle/p99", _percentile(idle, 99), "ms", "classifier_alone", alone)
-            command = [sys.executable, "-c", _PRODUCER, endpoints["learn"], "600000", "64"]
+            command = [sys.executable, "-c", PRODUCER, endpoints["learn"], "600000", "64"]
             producer = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             try:
                 _until_backlog(control, 20_000)

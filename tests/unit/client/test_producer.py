@@ -54,6 +54,14 @@ def test_it_greets_and_goes_on_at_the_number_it_is_told(scripted: Script, connec
     assert daemon.payloads == [[bytes(range(6))]]
 
 
+def test_a_number_far_up_costs_no_more_than_the_first(scripted: Script, connect: Connect) -> None:
+    daemon = scripted(next=2**40)
+    producer = connect(daemon)
+    producer.send(IMAGE, [3])
+    producer.flush(10)
+    assert daemon.heard[1]["base"] == daemon.heard[1]["n"] == 2**40
+
+
 def test_without_a_name_each_gets_its_own(scripted: Script, connect: Connect) -> None:
     daemon = scripted()
     names = {connect(daemon, client=None).client for _ in range(3)}
