@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 
 import zmq
 
-from ffstream import __version__
+from ffstream import __version__, moments
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore, fsync
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
@@ -298,6 +298,7 @@ class Daemon:
         # A saving barrier waits for the evaluator, so later ones may overtake it; its snapshot is wanted too.
         self.prequential.publish(snapshot)
         if barrier.saves:
+            moments.reached("cut.complete")
             self.writer.submit(Checkpoint(barrier.seq, barrier.tensors, barrier.progress))
 
     def _on_written(self, written: Written) -> None:

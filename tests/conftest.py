@@ -1,9 +1,13 @@
 """What holds for every test."""
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
+
+from ffstream import moments
+from tests.support import Watch
 
 # Before torch is imported: tests run side by side already, and the order of a sum must not hang on how many
 # cores there are. Daemons that a test starts inherit it.
@@ -12,6 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A noisy machine is no failure; pytest-timeout stops what hangs.
 hypothesis.settings.register_profile("ffstream", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("ffstream")
+
+
+@pytest.fixture
+def watched() -> Iterator[Watch]:
+    """`moments.watch` for one test."""
+    yield moments.watch
+    moments.watch(None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

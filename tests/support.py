@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 POLL_S = 0.01
 
+Watch = Callable[[Callable[[str], object] | None], None]  # what the fixture `watched` is
+
 
 def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
     """Return as soon as `condition()` is true.

@@ -19,7 +19,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ffstream import moments
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
 
 log = logging.getLogger(__name__)
@@ -47,21 +48,14 @@ class Checkpoint:
     progress: Mapping[str, Any]
 
 
-def _nothing(moment: str) -> None:
-    """Where tests and the crash tool put a sudden death."""
-
-
 class CheckpointStore:
     """Writes and reads the checkpoints of one recipe. One writer at a time; readers need no lock."""
 
-    def __init__(
-        self, folder: Path, *, keep: int, recipe: Mapping[str, Any], at: Callable[[str], None] = _nothing
-    ) -> None:
+    def __init__(self, folder: Path, *, keep: int, recipe: Mapping[str, Any]) -> None:
         self.folder = folder
         self.keep = keep
         # As it looks when read back: JSON has lists where Python has tuples.
         self.recipe = json.loads(json.dumps(recipe))
-        self._at = at
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, checkpoint: Checkpoint) -> int:
@@ -78,13 +72,13 @@ class CheckpointStore:
             save_file(dict(checkpoint.tensors), aside / _STATE)
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(f"{aside / _STATE}: {error}") from error
-        self._at("checkpoint.written")
+        moments.reached("checkpoint.write.after")
         fsync(aside / _STATE)
         fsync(aside)
-        self._at("checkpoint.fsynced")
+        moments.reached("checkpoint.fsync.after")
         aside.rename(final)
         fsync(self.folder)
-        self._at("checkpoint.renamed")
+        moments.reached("checkpoint.rename.after")
         size = (final / _STATE).stat().st_size
         manifest = {
             "format": FORMAT,
@@ -97,11 +91,12 @@ class CheckpointStore:
         draft = final / ".manifest"
         draft.write_text(json.dumps(manifest | {"check": _check(manifest)}, indent=1))
         fsync(draft)
-        self._at("checkpoint.before_manifest")
+        moments.reached("checkpoint.manifest.before")
         draft.rename(final / _MANIFEST)
         fsync(final)
-        self._at("checkpoint.after_manifest")
+        moments.reached("checkpoint.manifest.after")
         for old in self.seqs()[: -self.keep]:
+            moments.reached("checkpoint.remove.before")
             self._remove(old)
         return int(size)
 

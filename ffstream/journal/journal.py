@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+from ffstream import moments
 from ffstream.errors import DiskFull, StaleSequence
 from ffstream.journal import schema
 
@@ -141,6 +142,7 @@ class Journal:
             bases[client] = max(base, bases.get(client, 0))
             seq += count
         now = time.time()
+        moments.reached("commit.before")
         with _Transaction(self._db, self.path):
             self._db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany(
@@ -148,6 +150,7 @@ class Journal:
                 " SET base = max(base, excluded.base), seen = excluded.seen",
                 [(client, base, now) for client, base in bases.items()],
             )
+        moments.reached("commit.after")
         self._next_seq = seq
         for entry, receipt in zip(entries, receipts, strict=True):
             self._clients.setdefault(entry.client, _Client()).receipts[entry.n] = receipt
@@ -192,6 +195,7 @@ class Journal:
         still_asked = [
             (client, n, first_seq, count) for first_seq, client, n, count in old if n >= self._clients[client].base
         ]
+        moments.reached("trim.before")
         with _Transaction(self._db, self.path):
             self._db.executemany("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?)", still_asked)
             self._db.execute("DELETE FROM messages WHERE first_seq <= ?", (old[-1][0],))
@@ -199,6 +203,7 @@ class Journal:
             self._db.execute(
                 "DELETE FROM receipts WHERE n < (SELECT base FROM clients WHERE clients.client = receipts.client)"
             )
+        moments.reached("trim.after")
         self._first_seq = old[-1][0] + old[-1][3]
         return len(old) == rows
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ffstream import moments
 from ffstream.errors import StageFailed
 from ffstream.ff.input_layer import InputLayer
 from ffstream.ff.network import LaterLayer
@@ -95,15 +96,18 @@ class Stage:
         handed = self._forward(item)
         waited = 0.0
         if self._outbox is not None:
+            moments.reached("hand_on.before")
             before = time.perf_counter()
             self._outbox.put(handed)  # before the update: no layer waits for this one to learn
             waited = time.perf_counter() - before
+            moments.reached("hand_on.after")
         for layer in self.layers:
             layer.update()
         self._lane.settle()
         self.last_seq = handed.seq
         self._step_seconds.observe(time.perf_counter() - start - waited)
         if self._outbox is None:
+            moments.reached("learned")
             self._wiring.on_learned(handed)
 
     def _forward(self, item: MicroBatch | Handed) -> Handed:

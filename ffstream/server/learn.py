@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ffstream import moments
 from ffstream.errors import (
     BadHeader,
     Draining,
@@ -127,7 +128,9 @@ class LearnLoop(RouterLoop):
             self._welcome(peer, hello)  # after the commit: `next` must be above all that came before
         credit = self.credit()
         for peer, receipts in acks.items():
+            moments.reached("ack.before")
             self.reply(peer, Ack.model_construct(acks=receipts, credit=credit))
+            moments.reached("ack.after")
 
     def _welcome(self, peer: bytes, hello: Hello) -> None:
         limits = self._own_limits

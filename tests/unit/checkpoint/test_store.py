@@ -12,14 +12,15 @@ import torch
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
+from tests.support import Watch
 
 RECIPE = {"inputs": 4, "widths": (32, 32), "alpha": 0.05, "goodness": "sum_squares"}
 MOMENTS = (
-    "checkpoint.written",
-    "checkpoint.fsynced",
-    "checkpoint.renamed",
-    "checkpoint.before_manifest",
-    "checkpoint.after_manifest",
+    "checkpoint.write.after",
+    "checkpoint.fsync.after",
+    "checkpoint.rename.after",
+    "checkpoint.manifest.before",
+    "checkpoint.manifest.after",
 )
 
 
@@ -41,10 +42,8 @@ def checkpoint(seq: int) -> Checkpoint:
     )
 
 
-def make(
-    folder: Path, *, keep: int = 3, at: Callable[[str], None] = lambda moment: None, **recipe: Any
-) -> CheckpointStore:
-    return CheckpointStore(folder / "checkpoints", keep=keep, recipe=RECIPE | recipe, at=at)
+def make(folder: Path, *, keep: int = 3, **recipe: Any) -> CheckpointStore:
+    return CheckpointStore(folder / "checkpoints", keep=keep, recipe=RECIPE | recipe)
 
 
 @pytest.fixture
@@ -271,17 +270,21 @@ def test_another_recipe_names_what_changed(store: CheckpointStore, tmp_path: Pat
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_death_at_any_moment_leaves_a_whole_one_and_the_next_write_works(tmp_path: Path, moment: str) -> None:
+def test_death_at_any_moment_leaves_a_whole_one_and_the_next_write_works(
+    tmp_path: Path, moment: str, watched: Watch
+) -> None:
     def die(now: str) -> None:
         if now == moment:
             raise Death
 
-    make(tmp_path, keep=2).write(checkpoint(10))
-    with pytest.raises(Death):
-        make(tmp_path, keep=2, at=die).write(checkpoint(20))
     store = make(tmp_path, keep=2)
+    store.write(checkpoint(10))
+    watched(die)
+    with pytest.raises(Death):
+        store.write(checkpoint(20))
+    watched(None)
     found, damages = store.newest()
-    assert the_same(found, checkpoint(20 if moment == "checkpoint.after_manifest" else 10))
+    assert the_same(found, checkpoint(20 if moment == "checkpoint.manifest.after" else 10))
     assert damages == []
     store.write(checkpoint(20))
     store.write(checkpoint(30))
@@ -290,9 +293,10 @@ def test_death_at_any_moment_leaves_a_whole_one_and_the_next_write_works(tmp_pat
     assert len(list(store.folder.iterdir())) == 2, "what death left is swept away"
 
 
-def test_every_moment_is_passed_in_order(tmp_path: Path) -> None:
+def test_every_moment_is_passed_in_order(tmp_path: Path, watched: Watch) -> None:
     passed: list[str] = []
-    make(tmp_path, at=passed.append).write(checkpoint(10))
+    watched(passed.append)
+    make(tmp_path).write(checkpoint(10))
     assert passed == list(MOMENTS)
 
 

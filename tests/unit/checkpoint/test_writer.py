@@ -7,7 +7,7 @@ import torch
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.checkpoint.writer import CheckpointWriter, Written
-from tests.support import wait_until
+from tests.support import Watch, wait_until
 
 
 class Bench:
@@ -46,9 +46,10 @@ def test_a_stop_writes_the_newest_that_was_submitted(bench: Bench) -> None:
     assert [written.seq for written in bench.written] == bench.store.seqs()
 
 
-def test_a_stop_has_a_deadline(tmp_path: Path) -> None:
+def test_a_stop_has_a_deadline(tmp_path: Path, watched: Watch) -> None:
     slow = threading.Event()
-    store = CheckpointStore(tmp_path, keep=1, recipe={}, at=lambda moment: slow.wait(10) and None)
+    watched(lambda moment: slow.wait(10) and None)
+    store = CheckpointStore(tmp_path, keep=1, recipe={})
     writer = CheckpointWriter(store, lambda written: None)
     writer.start()
     writer.submit(Checkpoint(1, {"x": torch.zeros(1)}, {}))
