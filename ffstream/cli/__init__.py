@@ -7,7 +7,7 @@ import click
 
 from ffstream import __version__
 from ffstream.cli.config import config
-from ffstream.cli.control import checkpoint, drain, pause, resume, status, stop
+from ffstream.cli.control import checkpoint, drain, pause, resume, rollback, status, stop
 from ffstream.cli.evaluate import evaluate
 from ffstream.cli.output import ErrorBoundary
 from ffstream.cli.replay import replay
@@ -20,5 +20,5 @@ def main() -> None:
     """A network that never stops learning: streaming Forward-Forward training over ZeroMQ."""
 
 
-for _command in (serve, replay, evaluate, status, checkpoint, pause, resume, drain, stop, config):
+for _command in (serve, replay, evaluate, status, checkpoint, rollback, pause, resume, drain, stop, config):
     main.add_command(_command)

@@ -39,7 +39,8 @@ def _facts(result: dict[str, Any]) -> Table:
     snapshot = result["snapshot"]
     rows = {
         "state": f"{result['state']}, {result['phase']}",
-        "samples": f"{result['accepted']:,} accepted, {result['learned']:,} learned, {result['backlog']:,} waiting",
+        "samples": f"{result['accepted']:,} accepted, {result['learned']:,} learned, {result['backlog']:,} waiting"
+        + (f", {result['skipped']:,} skipped" if result["skipped"] else ""),
         "prequential error": f"{_percent(result['prequential_error'])} of the last 10,000, "
         f"{_percent(result['prequential_error_total'])} of all",
         "snapshot": f"{snapshot['age_s']:.1f} s old, learned up to {snapshot['seq']:,}",
@@ -115,6 +116,27 @@ def pause(endpoint: str, timeout_s: float, as_json: bool) -> None:
 def resume(endpoint: str, timeout_s: float, as_json: bool) -> None:
     """Resume learning."""
     _report(_request("resume", endpoint, timeout_s), as_json, "learning goes on")
+
+
+@click.command()
+@options.control_endpoint
+@click.option("--to", metavar="SEQ", type=click.IntRange(0), required=True, help="Last sample to have been learned.")
+@click.option("--relearn", "later", flag_value="relearn", default=True, help="Learn later samples again (default).")
+@click.option("--skip", "later", flag_value="skip", help="Never learn the later samples that are acked by now.")
+@options.timeout(60.0)
+@options.as_json
+def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool) -> None:
+    """Take learning back to sample SEQ while the daemon serves.
+
+    Learning begins at the newest checkpoint at or below SEQ and learns from there to SEQ again; predictions come from
+    that checkpoint at once. What happens to the samples after SEQ is yours to choose; samples sent from now on are
+    learned in any case. What an earlier --skip skipped stays skipped.
+    """
+    arguments = {"to": to, "later": later, "timeout_s": timeout_s}
+    result = _request("rollback", endpoint, timeout_s + 5.0, arguments=arguments)
+    sentence = "learning is back at sample {to}, from checkpoint {checkpoint}; "
+    after = "samples {first} to {last} are {later}" if result["last"] > to else "no sample came after it"
+    _report(result, as_json, sentence + after)
 
 
 @click.command()

@@ -4,7 +4,6 @@ Invariant: `append` returns after the commit, and only then may the caller ack. 
 this object remembers has changed, so a failed commit leaves it as it was.
 """
 
-import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream import moments
-from ffstream.errors import DiskFull, StaleSequence
+from ffstream.errors import StaleSequence
 from ffstream.journal import schema
 
 
@@ -84,6 +83,7 @@ class Journal:
         self._next_seq = self._recover_next_seq()
         self.head = Head(self._next_seq - 1)
         self._first_seq = self._db.execute("SELECT min(first_seq) FROM messages").fetchone()[0] or self._next_seq
+        self._trimmed_to = 0
         self._clients = self._recover_clients()
 
     def _recover_next_seq(self) -> int:
@@ -100,6 +100,11 @@ class Journal:
                 if n >= client.base:
                     client.receipts[n] = Receipt(n, first_seq, count)
         return clients
+
+    @property
+    def first_seq(self) -> int:
+        """Sequence number of the first sample that is still here, or would be the first."""
+        return self._first_seq
 
     @property
     def clients(self) -> int:
@@ -143,7 +148,7 @@ class Journal:
             seq += count
         now = time.time()
         moments.reached("commit.before")
-        with _Transaction(self._db, self.path):
+        with schema.Transaction(self._db, self.path):
             self._db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany(
                 "INSERT INTO clients VALUES (?, ?, ?) ON CONFLICT (client) DO UPDATE"
@@ -183,7 +188,7 @@ class Journal:
 
         What a sender may still ask about stays behind as a receipt. The freed pages are reused.
         """
-        if seq < self._first_seq:
+        if seq < self._first_seq or seq <= self._trimmed_to:
             return False
         old = self._db.execute(
             "SELECT first_seq, client, n, count FROM messages WHERE first_seq + count - 1 <= ? AND first_seq <= ?"
@@ -191,12 +196,13 @@ class Journal:
             (seq, seq, rows),
         ).fetchall()
         if not old:
+            self._trimmed_to = seq  # a message that reaches beyond it stays whole
             return False
         still_asked = [
             (client, n, first_seq, count) for first_seq, client, n, count in old if n >= self._clients[client].base
         ]
         moments.reached("trim.before")
-        with _Transaction(self._db, self.path):
+        with schema.Transaction(self._db, self.path):
             self._db.executemany("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?)", still_asked)
             self._db.execute("DELETE FROM messages WHERE first_seq <= ?", (old[-1][0],))
             self._db.execute("UPDATE meta SET value = ? WHERE key = 'next_seq'", (self._next_seq,))
@@ -210,31 +216,3 @@ class Journal:
     def close(self) -> None:
         """Closes the connection; SQLite folds the log into the file."""
         self._db.close()
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE … COMMIT, with a full disk turned into DiskFull and everything else undone."""
-
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._db = connection
-        self._path = path
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                self._db.execute("COMMIT")
-                return
-        except sqlite3.OperationalError as failure:
-            error = failure
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
-        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _NO_ROOM:
-            raise DiskFull(f"{self._path}: {error}", hint="free disk space; learning goes on by itself") from error
-        if error is not None:
-            raise error
-
-
-_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}

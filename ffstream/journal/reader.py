@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream.journal import schema
+from ffstream.journal.skips import Skips
 
 
 class Row(NamedTuple):
@@ -19,11 +20,16 @@ class Row(NamedTuple):
 
 
 class Reader:
-    """Reads what has been committed."""
+    """Reads what has been committed. `skips` is what was to be skipped when it was opened."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db = schema.connect(path, read_only=True)
+        try:
+            self.skips = Skips(self._db.execute("SELECT first_seq, last_seq FROM skips"))
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise schema.damaged(path, str(error)) from error
 
     def read(self, beyond: int, max_samples: int) -> list[Row]:
         """Rows that hold samples beyond `beyond`, in order, until they hold `max_samples` or no more are there.

@@ -5,6 +5,7 @@ messages  one row an accepted message, in sequence order. Row r holds the sample
           lengths that count and dtype promise, and crc is `checksum` of the rest.
 receipts  messages whose row was deleted but whose sender may still ask about them.
 clients   for each client the lowest message number that it may still send (`base`).
+skips     ranges of samples that are never learned; see skips.py.
 meta      `version` of this schema; `next_seq`, so that numbers are never given twice when all rows are gone;
           `inputs` and `labels` of the network that the images are for.
 
@@ -16,8 +17,9 @@ WAL with synchronous=FULL: a commit returns after fsync of the log, so what was 
 import sqlite3
 import zlib
 from pathlib import Path
+from typing import NoReturn
 
-from ffstream.errors import JournalDamaged
+from ffstream.errors import DiskFull, JournalDamaged
 
 VERSION = 1
 
@@ -39,6 +41,7 @@ CREATE TABLE IF NOT EXISTS receipts (
 CREATE TABLE IF NOT EXISTS clients (
     client TEXT PRIMARY KEY, base INTEGER NOT NULL, seen REAL NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS skips (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 
@@ -81,6 +84,41 @@ def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int)
                 f"{path}: {key} is {found.get(key)}, this daemon wants {value}",
                 hint="use the network that the journal was begun with, or another --state folder",
             )
+
+
+class Transaction:
+    """BEGIN IMMEDIATE … COMMIT, with a full disk turned into DiskFull and everything else undone."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._db = connection
+        self._path = path
+
+    def __enter__(self) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as failure:
+            self._raise(failure)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._db.execute("COMMIT")
+                return
+        except sqlite3.OperationalError as failure:
+            error = failure
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        self._raise(error)
+
+    def _raise(self, error: BaseException | None) -> NoReturn:
+        assert error is not None
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _NO_ROOM:
+            raise DiskFull(f"{self._path}: {error}", hint="free disk space; learning goes on by itself") from error
+        raise error
+
+
+# IOERR and CANTOPEN: what SQLite makes of a quota, and of too many open files.
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 
 
 def checksum(first_seq: int, count: int, dtype: str, labels: bytes, images: bytes) -> int:

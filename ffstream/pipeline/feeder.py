@@ -85,7 +85,7 @@ class Feeder:
         self._stopping = threading.Event()
         self._saves_at_end = True
         self._paused = False
-        self._published_step = state.step
+        self._published = (state.step, state.seq)
         self._saved_seq = state.seq
         self._saved_at = time.monotonic()
         self._partial_since = 0.0
@@ -157,11 +157,11 @@ class Feeder:
             fresh = 0
         else:
             batch = self._assembler.next(flush=self._flush_is_due())
+            state.seq = self._assembler.seq  # samples that are skipped are done with, too
             if batch is None:
                 return False
             images, labels = batch
             fresh = len(labels)
-        state.seq = self._assembler.seq
         micro = MicroBatch(state.step, state.seq, polarity, images, labels, fresh)
         if fresh:
             self._observe(micro, state.version)
@@ -209,7 +209,7 @@ class Feeder:
         barrier = self._make_barrier(
             step=state.step, seq=state.seq, version=state.version, saves=saves, on_complete=on_complete
         )
-        self._published_step = state.step
+        self._published = (state.step, state.seq)
         if saves:
             self._saved_seq, self._saved_at = state.seq, time.monotonic()
             barrier.contribute(NAME, self._part())
@@ -227,7 +227,7 @@ class Feeder:
 
     def _idle(self) -> None:
         """Nothing to feed: publishes what was learned since the last snapshot, then waits for more."""
-        if self._published_step != self.state.step:
+        if self._published != (self.state.step, self.state.seq):
             self._send_barrier(saves=False)
         self.idle = True
         held = self._assembler.pending

@@ -84,9 +84,9 @@ class Pipeline:
         self._metrics = metrics
         self._save_contributors = save_contributors
         self.applied_seq = start.seq
+        self.stages = self._build_stages(options, start)
         self.learned = 0
         self._reader = Reader(journal)
-        self.stages = self._build_stages(options, start)
         self._feeder = self._build_feeder(options, cuts, head, start)
 
     def _build_stages(self, options: PipelineOptions, start: StartingPoint) -> list[Stage]:
@@ -198,6 +198,11 @@ class Pipeline:
         for stage in self.stages:
             stage.inbox.close(drop=True)
         return self.stop(timeout_s, save=False)
+
+    @property
+    def skipped(self) -> int:
+        """How many of the samples up to `applied_seq` were not to be learned."""
+        return self._reader.skips.count(self.applied_seq)
 
     def pause(self, paused: bool) -> None:
         """Stops or resumes feeding."""

@@ -49,7 +49,7 @@ class LearnLoop(RouterLoop):
         sockets: SocketLimits,
         *,
         applied_seq: Callable[[], int],
-        trim_to: Callable[[], int],
+        trim: Callable[[], bool],
         metrics: Metrics,
         on_failure: Callable[[Exception], None],
     ) -> None:
@@ -66,8 +66,8 @@ class LearnLoop(RouterLoop):
         self._checker = checker
         self._own_limits = limits
         self._applied_seq = applied_seq
-        self._trim_to = trim_to
-        self._trimmed = 0
+        self._trim = trim
+        self._trims = False
         self._measured = 0.0
         self._journal_bytes = 0
         self.draining = False
@@ -177,13 +177,10 @@ class LearnLoop(RouterLoop):
 
     def idle(self) -> None:
         """Deletes a few rows that no kept checkpoint needs, and looks at sizes now and then."""
-        seq = self._trim_to()
-        if seq > self._trimmed:
-            try:
-                if not self.journal.trim(seq):
-                    self._trimmed = seq
-            except Unavailable:
-                self._trimmed = seq  # tried again after the next checkpoint
+        try:
+            self._trims = self._trim()
+        except Unavailable:
+            self._trims = False  # no room to note what is deleted: tried again at the next turn
         now = time.monotonic()
         if now - self._measured > 1.0:
             self._measured = now
@@ -192,4 +189,4 @@ class LearnLoop(RouterLoop):
             self._metrics.clients.set(self.journal.clients)
 
     def _poll_ms(self) -> int:
-        return 0 if self._trim_to() > self._trimmed else super()._poll_ms()
+        return 0 if self._trims else super()._poll_ms()

@@ -51,6 +51,18 @@ def test_a_stream_is_learned_evaluated_checkpointed_and_the_daemon_stopped(daemo
     run_json("resume", "--at", daemon.control)
     assert daemon.status(idle=True)["learned"] == 2320
 
+    # What came last is taken back while the daemon serves; what comes next is learned.
+    back = run_json("rollback", "--to", "2000", "--skip", "--at", daemon.control)
+    assert back == {"to": 2000, "checkpoint": 2000, "first": 2001, "last": 2320, "later": "skipped"}
+    assert "rolled back to=2000 checkpoint=2000 first=2001 last=2320 later=skipped" in daemon.log_text()
+    assert replay(daemon, "--limit", "64")["acked"] == 64
+    status = daemon.status(idle=True)
+    assert (status["accepted"], status["learned"], status["skipped"]) == (2384, 2064, 320)
+    unknown = run_cli("rollback", "--to", "9999", "--at", daemon.control)
+    assert unknown.returncode == 1
+    assert "sample 9999 is not learned" in unknown.stderr
+    assert "sequence_unknown" in unknown.stderr
+
     assert run_json("stop", "--at", daemon.control) == {"stopping": True}
     assert daemon.wait() == 0
     assert not (daemon.state / "endpoints.json").exists()

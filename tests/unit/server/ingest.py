@@ -37,7 +37,7 @@ class Ingest:
             LearnLimits(**wanted),
             SocketLimits(wanted["message_max_bytes"], 1000, 5.0),
             applied_seq=lambda: self.applied_seq,
-            trim_to=lambda: self.trim_to,
+            trim=lambda: self.journal.trim(self.trim_to),
             metrics=self.metrics,
             on_failure=self.failures.append,
         )
