@@ -27,10 +27,12 @@ from ffstream.errors import BadHeader, ConfigError, DeadlineExceeded, StageFaile
 from ffstream.journal.journal import Journal
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
+from ffstream.server.admission import Admission, AdmissionLimits
 from ffstream.server.control import ControlLoop
 from ffstream.server.http import HttpServer, make_app
-from ffstream.server.learn import LearnLimits, LearnLoop
+from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
+from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit
 from ffstream.server.router import SocketLimits
 from ffstream.serving.predictor import Predictor
 from ffstream.threads import use_one_core
@@ -80,6 +82,7 @@ class Daemon:
     def start(self) -> None:
         """Recovers and serves. Raises FFStreamError; then nothing is left running."""
         use_one_core()
+        raise_file_limit()
         try:
             self._open_state()
             self._recover()
@@ -125,24 +128,37 @@ class Daemon:
 
     def _open_sockets(self) -> None:
         config, limits, recipe = self.config, self.config.limits, self.config.network
-        sockets = SocketLimits(limits.message_max_bytes, limits.reply_queue_messages, limits.heartbeat_s)
+        sockets = SocketLimits(
+            limits.message_max_bytes,
+            limits.reply_queue_messages,
+            limits.heartbeat_s,
+            limits.receive_queue_messages,
+        )
         checker = ImageChecker(recipe.inputs, recipe.labels, limits.message_max_samples)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._steps.append(_Step(_Order.CLOSE_CONTEXT, "sockets", self._end_context))
-        self.learn = LearnLoop(
+        self.admission = Admission(
             self.journal,
-            checker,
-            LearnLimits(
+            AdmissionLimits(
                 window_messages=limits.window_messages,
-                commit_max_messages=limits.commit_max_messages,
-                commit_max_bytes=limits.commit_max_bytes,
-                message_max_bytes=limits.message_max_bytes,
                 backlog_max_samples=limits.backlog_max_samples,
                 journal_max_bytes=limits.journal_max_bytes,
                 clients_max=limits.clients_max,
+                client_forget_after_s=limits.client_forget_after_s,
+                client_unresolved_max_messages=limits.client_unresolved_max_messages,
+                client_samples_per_s=limits.client_samples_per_s,
             ),
-            sockets,
+            Resources(config.state, ResourceLimits(limits.disk_min_free_bytes, limits.memory_max_bytes)),
             applied_seq=lambda: self.learner.applied_seq,
+            metrics=self.metrics,
+        )
+        self.learn = LearnLoop(
+            self.journal,
+            checker,
+            self.admission,
+            sockets,
+            commit_max_messages=limits.commit_max_messages,
+            commit_max_bytes=limits.commit_max_bytes,
             trim=self.learner.trim,
             metrics=self.metrics,
             on_failure=self._fail,
@@ -179,7 +195,7 @@ class Daemon:
         app = make_app(
             self.metrics.registry,
             alive=lambda: self.failure is None,
-            readiness=lambda: self.state,
+            readiness=self.readiness,
             status=self.status,
         )
         self.http = HttpServer(app, config.listen.http)
@@ -220,13 +236,20 @@ class Daemon:
             log.error("failed error=%s", error)
         self._wake.put(None)
 
+    def readiness(self) -> str:
+        """`ready`, or why samples are not taken: the daemon's state, or the code of what is short."""
+        obstacle = self.admission.obstacle() if self.state == "ready" else None
+        return obstacle.code if obstacle else self.state
+
     # --- commands ---------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""
         paused = self.state == "ready" and self.learner.pipeline.paused
+        obstacle = self.admission.obstacle()
         return {
             "state": "paused" if paused else self.state,
+            "refusing": obstacle.code if obstacle else None,
             "version": __version__,
             **self.learner.status(),
             "endpoints": {
@@ -260,11 +283,13 @@ class Daemon:
     def _drain(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Accepts no more samples, learns what is acked, then stops."""
         self.state = "draining"
-        self.learn.draining = True
+        self.admission.draining = True
         try:
-            result = self._wait_idle(arguments)
+            accepted, result = self.journal.head.seq, self._wait_idle(arguments)
+            while accepted < self.journal.head.seq:  # a commit was in hand
+                accepted, result = self.journal.head.seq, self._wait_idle(arguments)
         except DeadlineExceeded:
-            self.state, self.learn.draining = "ready", False
+            self.state, self.admission.draining = "ready", False
             raise
         self._wake.put(None)
         return result
@@ -279,11 +304,20 @@ class Daemon:
         """Returns when a stop was requested or something failed. Calls `heartbeat` each second while all is well."""
         limit_s = self.config.pipeline.stall_timeout_s
         while not self._is_woken(1.0):
-            stuck = self.learner.pipeline.stalled(limit_s)
+            stuck = self._stalled(limit_s)
             if stuck is not None:
                 self._fail(StageFailed(f"{stuck} made no progress for {limit_s:g} s", hint="restart; see the log"))
             else:
                 heartbeat()
+
+    def _stalled(self, limit_s: float) -> str | None:
+        """Names a thread that has had the same work in hand for that long."""
+        now = time.monotonic()
+        for loop in (self.learn, self.predict, self.control):
+            since = loop.busy_since
+            if since is not None and now - since > limit_s:
+                return loop.name
+        return self.learner.pipeline.stalled(limit_s)
 
     def _is_woken(self, timeout_s: float) -> bool:
         try:

@@ -22,6 +22,7 @@ from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
 from ffstream.errors import (
+    CheckpointDamaged,
     DeadlineExceeded,
     JournalDamaged,
     RateLimited,
@@ -41,6 +42,8 @@ from ffstream.serving.prequential import ErrorRecord, Prequential
 from ffstream.serving.snapshot import Snapshot, Snapshots
 
 log = logging.getLogger(__name__)
+
+_PRESS_S = 2.0  # between two checkpoints that a full journal asks for
 
 
 class RolledBack(NamedTuple):
@@ -73,6 +76,8 @@ class Learner:
         folder = config.state / "checkpoints"
         self.store = CheckpointStore(folder, keep=config.checkpoint.keep, recipe=asdict(config.network))
         self._oldest_checkpoint = 0  # the journal may forget what lies below
+        self._vouched_for = 0  # the newest checkpoint that was read again before its rows gave way
+        self._pressed_at = 0.0
         self.writer = CheckpointWriter(self.store, self._on_written, on_failure)
         start = self._starting_point()
         self._make_course(start)
@@ -224,14 +229,33 @@ class Learner:
             self._writes += 1
             self._checkpointed.notify_all()
 
-    def trim(self) -> bool:
-        """On the journal's thread: deletes a few rows that no kept checkpoint needs. True when more remain."""
+    def trim(self, *, pressed: bool = False) -> bool:
+        """On the journal's thread: deletes a few rows that no kept checkpoint needs. True when more remain.
+
+        When the journal is full (`pressed`), the newest checkpoint is taken as enough, and another is asked for:
+        otherwise no sample could come, hence no checkpoint, hence no room, for ever.
+        """
         if not self._rolling.acquire(blocking=False):
             return False
         try:
-            return self._journal.trim(self._oldest_checkpoint)
+            return self._journal.trim(self._press() if pressed else self._oldest_checkpoint)
         finally:
             self._rolling.release()
+
+    def _press(self) -> int:
+        newest = (self.store.seqs() or [0])[-1]
+        now = time.monotonic()
+        if newest < self.pipeline.applied_seq and now - self._pressed_at > _PRESS_S:
+            self._pressed_at = now
+            self.pipeline.request_checkpoint(lambda barrier: None)
+        if newest > self._vouched_for:
+            try:
+                self.store.verify(newest)
+            except CheckpointDamaged:
+                return self._oldest_checkpoint
+            self._vouched_for = newest
+            log.warning("journal full: rows up to the newest checkpoint give way seq=%d", newest)
+        return newest
 
     # --- commands ----------------------------------------------------------------------------------------------
 
@@ -374,6 +398,7 @@ class Learner:
         start = start._replace(progress={**start.progress, "version": version})
         with self._checkpointed:
             self._last_written = Written(-1, 0, 0.0, None)  # numbers come again
+            self._vouched_for = 0
         self._make_course(start)
         self._oldest_checkpoint = min(self._oldest_checkpoint, *self.store.seqs(), start.seq)
         # What lived for the course before is garbage now, and was told to the collector as lasting.

@@ -38,7 +38,8 @@ def _facts(result: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     snapshot = result["snapshot"]
     rows = {
-        "state": f"{result['state']}, {result['phase']}",
+        "state": f"{result['state']}, {result['phase']}"
+        + (f", refuses samples: {result['refusing']}" if result["refusing"] else ""),
         "samples": f"{result['accepted']:,} accepted, {result['learned']:,} learned, {result['backlog']:,} waiting"
         + (f", {result['skipped']:,} skipped" if result["skipped"] else ""),
         "prequential error": f"{_percent(result['prequential_error'])} of the last 10,000, "

@@ -28,7 +28,9 @@ _FORCED = b"second signal: exit at once; nothing acked is lost\n"
 
 @click.command()
 @options.config_file
-@click.option("--state", type=click.Path(path_type=Path), help="Folder of journal and checkpoints.")
+@click.option(
+    "--state", envvar="FFSTREAM_STATE", type=click.Path(path_type=Path), help="Folder of journal and checkpoints."
+)
 @options.settings
 @click.option(
     "--log-level",

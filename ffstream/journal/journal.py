@@ -40,6 +40,8 @@ class Receipt(NamedTuple):
 @dataclass
 class _Client:
     base: int = 1
+    seen: float = 0.0  # seconds since 1970
+    last_seq: int = 0  # of its newest sample
     receipts: dict[int, Receipt] = field(default_factory=dict)
 
 
@@ -92,11 +94,13 @@ class Journal:
         return max(int(stored), int(last[0]) if last else 1)
 
     def _recover_clients(self) -> dict[str, _Client]:
-        clients = {name: _Client(base) for name, base in self._db.execute("SELECT client, base FROM clients")}
+        rows = self._db.execute("SELECT client, base, seen FROM clients ORDER BY seen")
+        clients = {name: _Client(base, seen) for name, base, seen in rows}
         for table in ("receipts", "messages"):
             rows = self._db.execute(f"SELECT client, n, first_seq, count FROM {table}")
             for name, n, first_seq, count in rows:
                 client = clients.setdefault(name, _Client())
+                client.last_seq = max(client.last_seq, first_seq + count - 1)
                 if n >= client.base:
                     client.receipts[n] = Receipt(n, first_seq, count)
         return clients
@@ -110,10 +114,6 @@ class Journal:
     def clients(self) -> int:
         """How many clients are remembered."""
         return len(self._clients)
-
-    def knows(self, client: str) -> bool:
-        """Whether this client has ever had a message accepted."""
-        return client in self._clients
 
     def next_n(self, client: str) -> int:
         """The lowest message number that this client has never used."""
@@ -157,8 +157,14 @@ class Journal:
             )
         moments.reached("commit.after")
         self._next_seq = seq
+        for name in bases:
+            sender = self._clients.pop(name, None) or _Client()
+            sender.seen = now
+            self._clients[name] = sender  # the one seen last comes last
         for entry, receipt in zip(entries, receipts, strict=True):
-            self._clients.setdefault(entry.client, _Client()).receipts[entry.n] = receipt
+            sender = self._clients[entry.client]
+            sender.receipts[entry.n] = receipt
+            sender.last_seq = receipt.first_seq + receipt.samples - 1
         for name, base in bases.items():
             self._forget_below(name, base)
         self.head.advance(seq - 1)
@@ -171,6 +177,30 @@ class Journal:
             for resolved in list(takewhile(lambda n: n < base, client.receipts)):
                 del client.receipts[resolved]
             client.base = base
+
+    def unresolved(self, client: str) -> int | None:
+        """How many stored messages this client may still ask about; None if it is not known."""
+        known = self._clients.get(client)
+        return None if known is None else len(known.receipts)
+
+    def forget_clients(self, before: float, *, at_most: int = 64) -> int:
+        """Forgets clients not seen since `before` (seconds since 1970) whose rows are all deleted; returns how many.
+
+        Not with rows left: their name would begin at 1 again beside them. Raises DiskFull.
+        """
+        old: list[str] = []
+        for name, client in self._clients.items():  # the one not seen for longest comes first
+            if client.seen >= before or len(old) == at_most:
+                break
+            if client.last_seq < self._first_seq:
+                old.append(name)
+        if old:
+            with schema.Transaction(self._db, self.path):
+                for table in ("receipts", "clients"):
+                    self._db.executemany(f"DELETE FROM {table} WHERE client = ?", [(name,) for name in old])
+            for name in old:
+                del self._clients[name]
+        return len(old)
 
     def backlog(self, applied_seq: int) -> int:
         """Samples on disk that are not learned yet."""

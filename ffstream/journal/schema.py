@@ -19,7 +19,7 @@ import zlib
 from pathlib import Path
 from typing import NoReturn
 
-from ffstream.errors import DiskFull, JournalDamaged
+from ffstream.errors import DiskFull, JournalDamaged, Unavailable
 
 VERSION = 1
 
@@ -112,8 +112,14 @@ class Transaction:
 
     def _raise(self, error: BaseException | None) -> NoReturn:
         assert error is not None
-        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _NO_ROOM:
-            raise DiskFull(f"{self._path}: {error}", hint="free disk space; learning goes on by itself") from error
+        if isinstance(error, sqlite3.OperationalError):
+            code = error.sqlite_errorcode & 0xFF
+            if code in _NO_ROOM:
+                raise DiskFull(
+                    f"{self._path}: {error}", hint="free disk space; learning goes on by itself"
+                ) from error
+            if code == sqlite3.SQLITE_BUSY:
+                raise Unavailable(f"{self._path}: {error}", hint="which other program writes to it?") from error
         raise error
 
 

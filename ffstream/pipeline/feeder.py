@@ -91,6 +91,7 @@ class Feeder:
         self._partial_since = 0.0
         self._partial_seq = 0
         self.idle = False
+        self.busy_since: float | None = None  # when it began to read and cut; None while it waits
         self._started = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
 
@@ -151,6 +152,7 @@ class Feeder:
     def _feed(self) -> bool:
         """Sends the next microbatch, and a barrier if one is due. False when there is nothing to send."""
         state = self.state
+        self.busy_since = time.monotonic()
         polarity = state.schedule.polarity
         if polarity == "sleep" and len(self._memory):
             images, labels = self._memory.draw(self._recipe.batch_size, state.step)
@@ -230,6 +232,7 @@ class Feeder:
         if self._published != (self.state.step, self.state.seq):
             self._send_barrier(saves=False)
         self.idle = True
+        self.busy_since = None
         held = self._assembler.pending
         lingers = held and self.options.partial == "flush"
         timeout_s = min(_IDLE_WAIT_S, self.options.linger_s) if lingers else _IDLE_WAIT_S

@@ -115,7 +115,7 @@ class Pipeline:
         for index, size in enumerate(sizes):
             outbox = channels[index + 1] if index + 1 < len(sizes) else None
             lane = make_lane(self.device, options.queue_depth)
-            stages.append(Stage(index, layers[at : at + size], channels[index], outbox, lane, wiring))
+            stages.append(Stage(index, layers[at : at + size], channels[index], outbox, lane, wiring, start.seq))
             at += size
         return stages
 
@@ -223,12 +223,14 @@ class Pipeline:
         self._feeder.request_checkpoint(on_complete)
 
     def stalled(self, limit_s: float) -> str | None:
-        """Names a stage that has had the same item in hand for that long."""
+        """Names a thread that has had the same work in hand for that long."""
         now = time.monotonic()
-        for stage in reversed(self.stages):  # those before it only wait for it
-            since = stage.busy_since
+        for name, since in (
+            *((stage.name, stage.busy_since) for stage in reversed(self.stages)),  # those before it only wait for it
+            (FEEDER, self._feeder.busy_since),
+        ):
             if since is not None and now - since > limit_s:
-                return stage.name
+                return name
         return None
 
     def describe(self) -> list[dict[str, Any]]:
