@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 NAME = "ff-feeder"
 _IDLE_WAIT_S = 0.5
+_IN_HAND_S = 5.0  # a stage that is slower holds up the feeder, not who pauses it
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Feeder:
         self._stopping = threading.Event()
         self._saves_at_end = True
         self._paused = False
+        self._in_hand = threading.Lock()  # held while a microbatch is cut and sent
         self._published = (state.step, state.seq)
         self._saved_seq = state.seq
         self._saved_at = time.monotonic()
@@ -107,9 +109,11 @@ class Feeder:
         self._head.wake()
 
     def pause(self, paused: bool) -> None:
-        """Stops or resumes feeding; everything else goes on."""
+        """Stops or resumes feeding; everything else goes on. A microbatch in hand goes out before this returns."""
         self._paused = paused
         self._head.wake()
+        if self._in_hand.acquire(timeout=_IN_HAND_S):
+            self._in_hand.release()
 
     def request_checkpoint(self, on_complete: Callable[[Barrier], None]) -> None:
         """Sends a saving barrier as soon as possible; `on_complete` gets it when all parts are there."""
@@ -127,7 +131,7 @@ class Feeder:
         self._started.set()
         try:
             while not self._stopping.is_set():
-                if not self._serve_request() and (self._paused or not self._feed()):
+                if not self._serve_request() and not self._feed_unless_paused():
                     self._idle()
             self._send_barrier(saves=self._saves_at_end)
         except Closed:
@@ -148,6 +152,10 @@ class Feeder:
             return False
         self._send_barrier(saves=True, on_complete=on_complete)
         return True
+
+    def _feed_unless_paused(self) -> bool:
+        with self._in_hand:
+            return not self._paused and self._feed()
 
     def _feed(self) -> bool:
         """Sends the next microbatch, and a barrier if one is due. False when there is nothing to send."""
