@@ -88,7 +88,7 @@ class Journal:
 
     def _recover_next_seq(self) -> int:
         (stored,) = self._db.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
-        last = self._db.execute("SELECT first_seq + count FROM messages ORDER BY first_seq DESC LIMIT 1").fetchone()
+        last = self._db.execute(schema.LAST).fetchone()
         return max(int(stored), int(last[0]) if last else 1)
 
     def _recover_clients(self) -> dict[str, _Client]:
@@ -172,11 +172,8 @@ class Journal:
         return self._next_seq - 1 - applied_seq
 
     def bytes_used(self) -> int:
-        """Pages in use times their size; free pages are reused, so they do not count."""
-        pages, free, size = (
-            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * size)
+        """Pages in use times their size."""
+        return schema.bytes_used(self._db)
 
     def trim(self, seq: int, *, rows: int = 512) -> bool:
         """Deletes up to `rows` rows that lie wholly at or below `seq`. True when more remain.

@@ -42,6 +42,9 @@ CREATE TABLE IF NOT EXISTS clients (
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 
+# Where the samples end. NULL when there are none.
+LAST = "SELECT first_seq + count FROM messages ORDER BY first_seq DESC LIMIT 1"
+
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """A connection, for one thread at a time. Raises JournalDamaged when the file is not a journal."""
@@ -86,6 +89,14 @@ def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int)
 def checksum(first_seq: int, count: int, dtype: str, labels: bytes, images: bytes) -> int:
     """CRC-32 of what a reader takes from a row."""
     return zlib.crc32(images, zlib.crc32(labels, zlib.crc32(f"{first_seq} {count} {dtype}".encode())))
+
+
+def bytes_used(connection: sqlite3.Connection) -> int:
+    """Pages in use times their size; free pages are reused, so they do not count."""
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
 
 
 def damaged(path: Path, what: str) -> JournalDamaged:
