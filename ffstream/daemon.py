@@ -141,6 +141,13 @@ class Daemon:
         else:
             start = StartingPoint(checkpoint.seq, checkpoint.tensors, checkpoint.progress)
             log.info("recovered checkpoint=%d journal=%d", checkpoint.seq, self.journal.head.seq)
+        if start.seq + 1 < self.journal.first_seq:
+            # Nothing would ever fill the gap: learning would wait for it, and say nothing.
+            raise JournalDamaged(
+                f"samples {start.seq + 1} to {self.journal.first_seq - 1} are in no whole checkpoint and not in"
+                f" {self.journal.path} any more",
+                hint="put a checkpoint back that has learned them, or use another --state folder",
+            )
         self.learner = self._make_learner(start)
         first = Snapshot(self._classifier(self.learner.weights()), start.progress.get("version", 0), start.seq)
         self.snapshots = Snapshots(first)

@@ -30,7 +30,6 @@ from ffstream.wire.messages import Samples
 _NAMED_MAX = 20  # problems that are told one by one; the rest is counted
 _ROWS = 256  # of a transaction
 _TICK = 100_000  # steps of SQLite's machine between two signs of life
-_SEQ_MAX = 2**62
 
 OnProgress = Callable[[int], None]
 
@@ -197,7 +196,7 @@ def _count(connection: sqlite3.Connection, summary: Summary) -> None:
         for first_seq, count, client in connection.execute(
             "SELECT first_seq, count, client FROM messages ORDER BY first_seq"
         ):
-            if not _is_number(count) or not 0 < count < _SEQ_MAX:
+            if not _is_number(count) or not 0 < count < schema.SEQ_MAX:
                 summary.findings.add("are in a message without a count", first_seq, first_seq)
                 continue
             if summary.messages and first_seq > summary.last_seq + 1:
@@ -230,7 +229,7 @@ class Verification:
         self._checker = None
         inputs, labels = self._meta.get("inputs"), self._meta.get("labels")
         if _is_number(inputs) and _is_number(labels):
-            self._checker = ImageChecker(inputs, labels, _SEQ_MAX)
+            self._checker = ImageChecker(inputs, labels, schema.SEQ_MAX)
 
     def held(self) -> int:
         """About how many samples there are to look at."""
@@ -307,7 +306,7 @@ class Verification:
 
     def _check_row(self, row: _Row) -> None:
         what = self._wrong_with(row)
-        count = row.samples if _is_number(row.samples) and 0 < row.samples < _SEQ_MAX else 1
+        count = row.samples if _is_number(row.samples) and 0 < row.samples < schema.SEQ_MAX else 1
         self.messages += 1
         self.samples += count
         self.last_seq = row.first_seq + count - 1
@@ -355,7 +354,7 @@ class Verification:
         with _told(self.findings, "receipts"), _reading(self._db):
             lowest = self._db.execute("SELECT min(first_seq) FROM messages").fetchone()[0]
             stored = self._meta.get("next_seq")
-            end = lowest or (stored if _is_number(stored) else _SEQ_MAX)
+            end = lowest or (stored if _is_number(stored) else schema.SEQ_MAX)
             for client, n, first_seq, count in self._db.execute("SELECT client, n, first_seq, count FROM receipts"):
                 if not all(map(_is_number, (n, first_seq, count))) or not 0 < first_seq <= end - count:
                     self.findings.add(f"the receipt of message {n} of {client!r} names samples it cannot have")
@@ -387,7 +386,7 @@ def _check_end(connection: sqlite3.Connection, stored: Any, findings: Findings) 
     """Trimming stores the next number and takes rows from the front: rows that are left reach up to it at least."""
     if not _is_number(stored):
         return
-    if not 0 < stored <= _SEQ_MAX:
+    if not 0 < stored <= schema.SEQ_MAX:
         findings.add(f"next_seq is {stored}")
         return
     with _told(findings, "messages"):

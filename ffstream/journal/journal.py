@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream import moments
-from ffstream.errors import DiskFull, StaleSequence
+from ffstream.errors import DiskFull, JournalDamaged, StaleSequence
 from ffstream.journal import schema
 
 
@@ -80,7 +80,17 @@ class Journal:
     def __init__(self, path: Path, *, inputs: int, labels: int) -> None:
         self.path = path
         self._db = schema.connect(path)
-        schema.create(self._db, path, inputs, labels)
+        try:
+            schema.create(self._db, path, inputs, labels)
+            self._recover()
+        except (sqlite3.DatabaseError, TypeError, ValueError, OverflowError) as error:  # a value of another type
+            self._db.close()
+            raise schema.damaged(path, str(error)) from error
+        except JournalDamaged:
+            self._db.close()
+            raise
+
+    def _recover(self) -> None:
         self._next_seq = self._recover_next_seq()
         self.head = Head(self._next_seq - 1)
         self._first_seq = self._db.execute("SELECT min(first_seq) FROM messages").fetchone()[0] or self._next_seq
@@ -89,7 +99,11 @@ class Journal:
     def _recover_next_seq(self) -> int:
         (stored,) = self._db.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
         last = self._db.execute(schema.LAST).fetchone()
-        return max(int(stored), int(last[0]) if last else 1)
+        end = int(last[0]) if last else int(stored)
+        # Stored when rows are trimmed, from the front: those that are left reach up to it at least.
+        if not 0 < int(stored) <= end <= schema.SEQ_MAX:
+            raise schema.damaged(self.path, f"samples end before {end}, and {stored} was to be the next")
+        return end
 
     def _recover_clients(self) -> dict[str, _Client]:
         clients = {name: _Client(base) for name, base in self._db.execute("SELECT client, base FROM clients")}
@@ -100,6 +114,11 @@ class Journal:
                 if n >= client.base:
                     client.receipts[n] = Receipt(n, first_seq, count)
         return clients
+
+    @property
+    def first_seq(self) -> int:
+        """The first sample that is held; the next one if none is."""
+        return self._first_seq
 
     @property
     def clients(self) -> int:
@@ -173,7 +192,8 @@ class Journal:
 
     def bytes_used(self) -> int:
         """Pages in use times their size."""
-        return schema.bytes_used(self._db)
+        with schema.only_damage(self.path):
+            return schema.bytes_used(self._db)
 
     def trim(self, seq: int, *, rows: int = 512) -> bool:
         """Deletes up to `rows` rows that lie wholly at or below `seq`. True when more remain.
@@ -182,11 +202,12 @@ class Journal:
         """
         if seq < self._first_seq:
             return False
-        old = self._db.execute(
-            "SELECT first_seq, client, n, count FROM messages WHERE first_seq + count - 1 <= ? AND first_seq <= ?"
-            " ORDER BY first_seq LIMIT ?",
-            (seq, seq, rows),
-        ).fetchall()
+        with schema.only_damage(self.path):
+            old = self._db.execute(
+                "SELECT first_seq, client, n, count FROM messages WHERE first_seq + count - 1 <= ? AND first_seq <= ?"
+                " ORDER BY first_seq LIMIT ?",
+                (seq, seq, rows),
+            ).fetchall()
         if not old:
             return False
         still_asked = [
@@ -224,14 +245,15 @@ class _Transaction:
             if error is None:
                 self._db.execute("COMMIT")
                 return
-        except sqlite3.OperationalError as failure:
+        except sqlite3.DatabaseError as failure:
             error = failure
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
         if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _NO_ROOM:
             raise DiskFull(f"{self._path}: {error}", hint="free disk space; learning goes on by itself") from error
         if error is not None:
-            raise error
+            with schema.only_damage(self._path):
+                raise error
 
 
 _NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}

@@ -17,9 +17,10 @@ from torch import Tensor
 from ffstream.checkpoint import manifest as manifests
 from ffstream.checkpoint.manifest import MANIFEST, STATE, folder_of
 from ffstream.daemon import Daemon
-from ffstream.errors import FFStreamError
+from ffstream.errors import FFStreamError, JournalDamaged
 from ffstream.pipeline.pipeline import Pipeline, StartingPoint
 from tests.in_process import Running, config, images, labels
+from tests.support import wait_until
 
 SETTINGS = ("network.rehearsal=4", "network.memory=20", "network.batch_size=8")
 few = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -38,6 +39,9 @@ class Disk:
                 producer.flush(10.0)
                 control.request("wait_idle", {"timeout_s": 30}, 40.0)
                 control.request("checkpoint", {}, 30.0)
+            wait_until(
+                lambda: all(first_seq > 1 for *_, first_seq, _ in running.stored()), 20.0, "the journal is trimmed"
+            )
         self.older, self.newest = manifests.seqs(self._good / "checkpoints")[-2:]
         self.reset()
         self.tensors = load_file(self.here / STATE)
@@ -109,6 +113,16 @@ def test_a_good_one_is_begun_from(disk: Disk) -> None:
     assert disk.begin() == disk.newest
     disk.sign()
     assert disk.begin() == disk.newest
+
+
+def test_without_any_whole_one_a_trimmed_journal_is_too_short(disk: Disk) -> None:
+    """Learning would wait for ever for the samples that are gone."""
+    disk.reset()
+    for path in (disk.state / "checkpoints").glob(f"*/{STATE}"):
+        path.write_bytes(b"")
+    daemon = Still(config(disk.state, *SETTINGS))
+    with pytest.raises(JournalDamaged, match="in no whole checkpoint"):
+        daemon.start()
 
 
 # --- bytes that nobody vouches for ----------------------------------------------------------------------------------
