@@ -111,13 +111,13 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
             connection = sqlite3.connect(
                 f"{file.absolute().as_uri()}?{options}", uri=True, isolation_level=None, timeout=10.0
             )
-        except sqlite3.Error as error:
+        except schema.UNREADABLE as error:
             raise _unreadable(path, error) from error
         try:
             connection.text_factory = _text
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             yield connection
-        except sqlite3.DatabaseError as error:
+        except schema.UNREADABLE as error:
             raise _unreadable(path, error) from error
         finally:
             connection.close()
@@ -150,12 +150,12 @@ def _text(raw: bytes) -> str:
     return raw.decode(errors="backslashreplace")
 
 
-def _raise_if_not_its_fault(error: sqlite3.Error) -> None:
+def _raise_if_not_its_fault(error: Exception) -> None:
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_ITS_FAULT:
         raise error
 
 
-def _unreadable(path: Path, error: sqlite3.Error) -> JournalDamaged | ConfigError:
+def _unreadable(path: Path, error: Exception) -> JournalDamaged | ConfigError:
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_ITS_FAULT:
         return ConfigError(f"{path} cannot be read: {error}", hint="may this user read it, and the files beside it?")
     return schema.damaged(path, str(error))
@@ -235,7 +235,7 @@ class Verification:
         """About how many samples there are to look at."""
         try:
             first, last = self._db.execute("SELECT min(first_seq), max(first_seq) FROM messages").fetchone()
-        except sqlite3.DatabaseError:
+        except schema.UNREADABLE:
             return 0
         return int(last - first + 1) if _is_number(first) and _is_number(last) else 0
 
@@ -258,7 +258,7 @@ class Verification:
             try:
                 with _reading(self._db):
                     beyond, more = self._check_some(beyond)
-            except sqlite3.DatabaseError as error:
+            except schema.UNREADABLE as error:
                 _raise_if_not_its_fault(error)
                 # What lies beyond a bad page can still be looked at: it is searched for in growing steps.
                 beyond = max(beyond, self._at)
@@ -275,7 +275,7 @@ class Verification:
                 return
 
     def _end(self) -> int:
-        with suppress(sqlite3.DatabaseError):
+        with suppress(*schema.UNREADABLE):
             (last,) = self._db.execute("SELECT max(first_seq) FROM messages").fetchone()
             if _is_number(last):
                 return int(last)
@@ -288,6 +288,8 @@ class Verification:
         seen = 0
         for values in islice(rows, _ROWS):
             row = _Row(*values)
+            if not _is_number(row.first_seq) or row.first_seq <= beyond:  # the tree of pages leads back
+                raise sqlite3.DatabaseError("rows are out of order")
             self._check_place(row, trimmed=row.first_seq == lowest)
             self._check_row(row)
             beyond = self._at = row.first_seq
@@ -369,7 +371,7 @@ class Verification:
 def _meta(connection: sqlite3.Connection) -> dict[str, Any]:
     try:
         return dict(connection.execute("SELECT key, value FROM meta"))
-    except sqlite3.DatabaseError as error:
+    except schema.UNREADABLE as error:
         _raise_if_not_its_fault(error)
         return {}
 
@@ -402,7 +404,7 @@ def _reading(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(sqlite3.DatabaseError):
+        with suppress(*schema.UNREADABLE):
             connection.execute("ROLLBACK")
 
 
@@ -411,7 +413,7 @@ def _told(findings: Findings, what: str) -> Iterator[None]:
     """What SQLite cannot read is a problem among others."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except schema.UNREADABLE as error:
         _raise_if_not_its_fault(error)
         findings.add(f"{what} cannot be read: {error}")
 

@@ -83,7 +83,7 @@ class Journal:
         try:
             schema.create(self._db, path, inputs, labels)
             self._recover()
-        except (sqlite3.DatabaseError, TypeError, ValueError, OverflowError) as error:  # a value of another type
+        except (*schema.UNREADABLE, TypeError, ValueError, OverflowError) as error:  # a value of another type
             self._db.close()
             raise schema.damaged(path, str(error)) from error
         except JournalDamaged:
@@ -245,7 +245,7 @@ class _Transaction:
             if error is None:
                 self._db.execute("COMMIT")
                 return
-        except sqlite3.DatabaseError as failure:
+        except schema.UNREADABLE as failure:
             error = failure
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")

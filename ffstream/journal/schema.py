@@ -47,6 +47,9 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) W
 _OF_OLD = {"messages", "receipts", "clients", "meta"}  # every journal has them, whatever was added later
 SEQ_MAX = 2**62  # a number above it was never given
 
+# What reading a damaged file raises: SQLite's message may quote bytes from it that are no text.
+UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+
 # Where the samples end. NULL when there are none.
 LAST = "SELECT first_seq + count FROM messages ORDER BY first_seq DESC LIMIT 1"
 
@@ -69,7 +72,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA wal_autocheckpoint = 4096")
         connection.execute("SELECT count(*) FROM sqlite_master")
-    except sqlite3.DatabaseError as error:
+    except UNREADABLE as error:
         if connection is not None:
             connection.close()
         raise damaged(path, str(error)) from error
@@ -85,7 +88,7 @@ def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int)
         # All or nothing: a table that is missing later was lost.
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} INSERT OR IGNORE INTO meta VALUES {values}; COMMIT")
         found = dict(connection.execute("SELECT key, value FROM meta"))
-    except sqlite3.DatabaseError as error:
+    except UNREADABLE as error:
         raise damaged(path, str(error)) from error
     for key, value in expected.items():
         if found.get(key) != value:
@@ -124,8 +127,8 @@ def only_damage(path: Path) -> Iterator[None]:
     """What SQLite finds wrong with the file, as JournalDamaged."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
+    except UNREADABLE as error:
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
             raise
         raise damaged(path, str(error)) from error
 

@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from contextlib import closing, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def check(copies: Copies) -> int | None:
         assert error.hint  # noqa: PT017 - not to be raised always
         return None
     assert all(row == copies.rows[row.first_seq] for row in rows)
+    assert all(after.first_seq == row.first_seq + row.samples for row, after in pairwise(rows))
     assert not rows or end == rows[-1].first_seq + rows[-1].samples - 1
     return end
 
@@ -223,3 +225,33 @@ def test_a_death_while_the_tables_are_made_leaves_a_journal_or_none(tmp_path: Pa
         file.truncate(log.stat().st_size * moment // 5)
     with closing(Journal(image, inputs=INPUTS, labels=LABELS)) as again:
         assert again.head.seq == 0
+
+
+def test_pages_that_lead_back_are_damage_and_not_an_endless_journal(copies: Copies) -> None:
+    """A page of rows is put in the place of a later one: each row is whole, and comes twice."""
+    path = copies.take("closed")
+    content = path.read_bytes()
+    rows = sorted(copies.rows.values())
+    pages = [at for at in range(0, len(content), PAGE) if content[at] == 0x0D]  # leaves of tables
+    held = {at: [row.first_seq for row in rows if row.labels + row.images in content[at : at + PAGE]] for at in pages}
+    leaves = sorted((at for at in pages if len(held[at]) > 1), key=lambda at: held[at])
+    assert len(leaves) > 2
+    for one, other in ((0, 1), (1, 2), (0, 2), (2, 0)):
+        spoiled = bytearray(content)
+        spoiled[leaves[other] : leaves[other] + PAGE] = content[leaves[one] : leaves[one] + PAGE]
+        path.write_bytes(spoiled)
+        with opened(path) as connection:
+            verification = Verification(connection)
+            verification.run()
+        assert verification.findings.count
+        assert check(copies) is None
+
+
+def test_damage_that_sqlite_quotes_need_not_be_text(copies: Copies) -> None:
+    """Its message names the table whose definition it cannot read, with whatever bytes the name has now."""
+    path = copies.take("closed")
+    content = path.read_bytes().replace(b"tablereceiptsreceipts", b"table\xffeceipts\xffeceipts")
+    path.write_bytes(content.replace(b"CREATE TABLE receipts", b"CREATE TABLZ receipts"))
+    assert check(copies) is None
+    with pytest.raises(JournalDamaged):
+        Reader(path)
