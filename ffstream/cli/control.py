@@ -69,36 +69,25 @@ def _stages(stages: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _request(
+def request(
     command: str, endpoint: str, timeout_s: float, *, arguments: dict[str, Any] | None = None
 ) -> dict[str, Any]:
+    """Asks the daemon; its result. Raises FFStreamError."""
     with Control(endpoint) as control:
         return control.request(command, arguments, timeout_s)
 
 
-def _request_long(command: str, endpoint: str, timeout_s: float) -> dict[str, Any]:
+def request_long(command: str, endpoint: str, timeout_s: float) -> dict[str, Any]:
     """The daemon keeps the deadline and says what is missing; ours is a little later."""
-    return _request(command, endpoint, timeout_s + 5.0, arguments={"timeout_s": timeout_s})
+    return request(command, endpoint, timeout_s + 5.0, arguments={"timeout_s": timeout_s})
 
 
-def _report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
+def report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
+    """The result as JSON, or as a sentence that its figures fill."""
     if as_json:
         print_json(result)
     else:
         click.echo(sentence.format(**result))
-
-
-# A group, because there is more to do with checkpoints than to take one.
-@click.group(invoke_without_command=True)
-@options.control_endpoint
-@options.timeout(60.0)
-@options.as_json
-@click.pass_context
-def checkpoint(context: click.Context, endpoint: str, timeout_s: float, as_json: bool) -> None:
-    """Take a checkpoint now; returns when it is durable."""
-    if context.invoked_subcommand is None:
-        result = _request_long("checkpoint", endpoint, timeout_s)
-        _report(result, as_json, "checkpoint at sample {seq}: {bytes} bytes in {seconds:.2f} s")
 
 
 @click.command()
@@ -107,7 +96,7 @@ def checkpoint(context: click.Context, endpoint: str, timeout_s: float, as_json:
 @options.as_json
 def pause(endpoint: str, timeout_s: float, as_json: bool) -> None:
     """Pause learning. Samples are still accepted, queries still answered."""
-    _report(_request("pause", endpoint, timeout_s), as_json, "learning is paused")
+    report(request("pause", endpoint, timeout_s), as_json, "learning is paused")
 
 
 @click.command()
@@ -116,7 +105,7 @@ def pause(endpoint: str, timeout_s: float, as_json: bool) -> None:
 @options.as_json
 def resume(endpoint: str, timeout_s: float, as_json: bool) -> None:
     """Resume learning."""
-    _report(_request("resume", endpoint, timeout_s), as_json, "learning goes on")
+    report(request("resume", endpoint, timeout_s), as_json, "learning goes on")
 
 
 @click.command()
@@ -134,10 +123,10 @@ def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool
     learned in any case. What an earlier --skip skipped stays skipped.
     """
     arguments = {"to": to, "later": later, "timeout_s": timeout_s}
-    result = _request("rollback", endpoint, timeout_s + 5.0, arguments=arguments)
+    result = request("rollback", endpoint, timeout_s + 5.0, arguments=arguments)
     sentence = "learning is back at sample {to}, from checkpoint {checkpoint}; "
     after = "samples {first} to {last} are {later}" if result["last"] > to else "no sample came after it"
-    _report(result, as_json, sentence + after)
+    report(result, as_json, sentence + after)
 
 
 @click.command()
@@ -146,8 +135,8 @@ def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool
 @options.as_json
 def drain(endpoint: str, timeout_s: float, as_json: bool) -> None:
     """Accept no more samples, learn what is acked, then stop."""
-    result = _request_long("drain", endpoint, timeout_s)
-    _report(result, as_json, "all {learned} samples are learned; the daemon stops")
+    result = request_long("drain", endpoint, timeout_s)
+    report(result, as_json, "all {learned} samples are learned; the daemon stops")
 
 
 @click.command()
@@ -156,4 +145,4 @@ def drain(endpoint: str, timeout_s: float, as_json: bool) -> None:
 @options.as_json
 def stop(endpoint: str, timeout_s: float, as_json: bool) -> None:
     """Stop the daemon as SIGTERM does. Returns when it has begun; what is acked and not learned waits on disk."""
-    _report(_request("stop", endpoint, timeout_s), as_json, "the daemon stops")
+    report(request("stop", endpoint, timeout_s), as_json, "the daemon stops")

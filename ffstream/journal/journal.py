@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream import moments
-from ffstream.errors import StaleSequence
+from ffstream.errors import JournalDamaged, StaleSequence
 from ffstream.journal import schema
 
 
@@ -81,7 +81,17 @@ class Journal:
     def __init__(self, path: Path, *, inputs: int, labels: int) -> None:
         self.path = path
         self._db = schema.connect(path)
-        schema.create(self._db, path, inputs, labels)
+        try:
+            schema.create(self._db, path, inputs, labels)
+            self._recover()
+        except (*schema.UNREADABLE, TypeError, ValueError, OverflowError) as error:  # a value of another type
+            self._db.close()
+            raise schema.damaged(path, str(error)) from error
+        except JournalDamaged:
+            self._db.close()
+            raise
+
+    def _recover(self) -> None:
         self._next_seq = self._recover_next_seq()
         self.head = Head(self._next_seq - 1)
         self._first_seq = self._db.execute("SELECT min(first_seq) FROM messages").fetchone()[0] or self._next_seq
@@ -90,8 +100,12 @@ class Journal:
 
     def _recover_next_seq(self) -> int:
         (stored,) = self._db.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
-        last = self._db.execute("SELECT first_seq + count FROM messages ORDER BY first_seq DESC LIMIT 1").fetchone()
-        return max(int(stored), int(last[0]) if last else 1)
+        last = self._db.execute(schema.LAST).fetchone()
+        end = int(last[0]) if last else int(stored)
+        # Stored when rows are trimmed, from the front: those that are left reach up to it at least.
+        if not 0 < int(stored) <= end <= schema.SEQ_MAX:
+            raise schema.damaged(self.path, f"samples end before {end}, and {stored} was to be the next")
+        return end
 
     def _recover_clients(self) -> dict[str, _Client]:
         rows = self._db.execute("SELECT client, base, seen FROM clients ORDER BY seen")
@@ -107,7 +121,7 @@ class Journal:
 
     @property
     def first_seq(self) -> int:
-        """Sequence number of the first sample that is still here, or would be the first."""
+        """The first sample that is held; the next one if none is."""
         return self._first_seq
 
     @property
@@ -207,11 +221,9 @@ class Journal:
         return self._next_seq - 1 - applied_seq
 
     def bytes_used(self) -> int:
-        """Pages in use times their size; free pages are reused, so they do not count."""
-        pages, free, size = (
-            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * size)
+        """Pages in use times their size."""
+        with schema.only_damage(self.path):
+            return schema.bytes_used(self._db)
 
     def trim(self, seq: int, *, rows: int = 512) -> bool:
         """Deletes up to `rows` rows that lie wholly at or below `seq`. True when more remain.
@@ -220,11 +232,12 @@ class Journal:
         """
         if seq < self._first_seq or seq <= self._trimmed_to:
             return False
-        old = self._db.execute(
-            "SELECT first_seq, client, n, count FROM messages WHERE first_seq + count - 1 <= ? AND first_seq <= ?"
-            " ORDER BY first_seq LIMIT ?",
-            (seq, seq, rows),
-        ).fetchall()
+        with schema.only_damage(self.path):
+            old = self._db.execute(
+                "SELECT first_seq, client, n, count FROM messages WHERE first_seq + count - 1 <= ? AND first_seq <= ?"
+                " ORDER BY first_seq LIMIT ?",
+                (seq, seq, rows),
+            ).fetchall()
         if not old:
             self._trimmed_to = seq  # a message that reaches beyond it stays whole
             return False

@@ -28,6 +28,7 @@ from ffstream.pipeline.feeder import Feeder, FeederOptions, FeederState
 from ffstream.pipeline.memory import Memory
 from ffstream.pipeline.messages import Barrier, Handed, MicroBatch
 from ffstream.pipeline.phases import PhaseSchedule
+from ffstream.pipeline.restore import check_layers, check_memory, check_positions
 from ffstream.pipeline.stage import Stage, Wiring
 
 
@@ -50,6 +51,11 @@ class StartingPoint(NamedTuple):
     seq: int = 0
     tensors: Mapping[str, Tensor] = {}
     progress: Mapping[str, Any] = {}
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing is learned yet."""
+        return not (self.seq or self.tensors or self.progress)
 
 
 class Callbacks(NamedTuple):
@@ -95,11 +101,14 @@ class Pipeline:
         placement = Placement(self.device, self.product_dtype, buffers)
         first, later = build_layers(self.recipe, placement)
         layers = [first, *later]
-        for layer in layers:
-            prefix = f"layers.{layer.index}."
-            state = {name.removeprefix(prefix): v for name, v in start.tensors.items() if name.startswith(prefix)}
-            if state:
-                layer.load(state)
+        if not start.is_fresh:
+            check_layers(start.seq, start.tensors, layers)
+            check_positions(start.seq, start.progress)
+            for layer in layers:
+                prefix = f"layers.{layer.index}."
+                layer.load(
+                    {name.removeprefix(prefix): v for name, v in start.tensors.items() if name.startswith(prefix)}
+                )
         sizes = options.stages or (1,) * len(layers)
         if sum(sizes) != len(layers) or min(sizes) < 1:
             raise ConfigError(
@@ -131,8 +140,11 @@ class Pipeline:
             )
         wants_memory = recipe.rehearsal > 0 or schedule.separate
         memory = Memory(recipe.memory if wants_memory else 0, recipe.inputs, recipe.seed, recipe.rehearsal_jitter)
-        if memory.capacity and "memory.added" in start.progress:
-            memory.load(dict(start.tensors), start.progress["memory.added"])
+        if memory.capacity:
+            size = {"capacity": memory.capacity, "inputs": recipe.inputs, "labels": recipe.labels}
+            check_memory(start.seq, start.tensors, start.progress, **size)
+            if "memory.added" in start.progress:
+                memory.load(dict(start.tensors), start.progress["memory.added"])
         state = FeederState(start.progress.get("step", 0), start.seq, start.progress.get("version", 0), schedule)
         return Feeder(
             recipe,
