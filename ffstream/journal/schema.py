@@ -173,7 +173,8 @@ def only_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF not in _DAMAGE and not isinstance(error, UnicodeDecodeError):
             raise
         raise damaged(path, str(error)) from error
 

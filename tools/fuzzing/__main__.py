@@ -50,7 +50,7 @@ def main(targets: tuple[str, ...], seconds: float, as_json: bool) -> None:
             f"{name}: {result.runs:,} runs in {result.seconds:.0f} s, {len(result.findings)} findings", err=as_json
         )
         for finding in result.findings:
-            click.echo(f"  {finding}: run it again with python -m tools.fuzzing.targets {name} FILE", err=as_json)
+            click.echo(f"  again: .venv/bin/python -m tools.fuzzing.targets {name} {finding}", err=as_json)
     found = sum(len(result.findings) for result in results)
     if as_json:
         click.echo(json.dumps({"targets": [result._asdict() for result in results], "findings": found}))

@@ -1,6 +1,7 @@
 """What is fuzzed. A target gets bytes and may raise FFStreamErrors; anything else is a finding.
 
-`python -m tools.fuzzing.targets NAME [FOLDER|FILE]… [libFuzzer's options]` is the process that `tools/fuzz` starts.
+`python -m tools.fuzzing.targets NAME FILE…` runs findings again; with a folder and libFuzzer's options in place of
+files it is the process that `tools/fuzz` starts.
 """
 
 import importlib
@@ -165,18 +166,27 @@ TARGETS: dict[str, Callable[[Path], Prepared]] = {
 
 
 def main() -> None:
-    """One target until its time is over or something is found."""
+    """One target until its time is over or something is found; or once for each file, without the fuzzer."""
     name, *rest = sys.argv[1:]
-    atheris: Any = importlib.import_module("atheris")
+    files = [Path(each) for each in rest if Path(each).is_file()]
     with tempfile.TemporaryDirectory(prefix="ffstream-fuzz-") as folder:
-        with atheris.instrument_imports(include=["ffstream"], exclude=_COMPILED):
+        if files:
             prepared = TARGETS[name](Path(folder))
-        corpus = next((Path(each) for each in rest if Path(each).is_dir()), None)
-        if corpus is not None:
-            for number, seed in enumerate(prepared.seeds):
-                (corpus / f"seed-{number}").write_bytes(seed)
-        atheris.Setup([name, *rest], prepared.run)
-        atheris.Fuzz()
+            for file in files:
+                prepared.run(file.read_bytes())
+        else:
+            _fuzz(name, rest, Path(folder))
+
+
+def _fuzz(name: str, rest: list[str], folder: Path) -> None:
+    atheris: Any = importlib.import_module("atheris")
+    with atheris.instrument_imports(include=["ffstream"], exclude=_COMPILED):
+        prepared = TARGETS[name](folder)
+    for corpus in (Path(each) for each in rest if Path(each).is_dir()):
+        for number, seed in enumerate(prepared.seeds):
+            (corpus / f"seed-{number}").write_bytes(seed)
+    atheris.Setup([name, *rest], prepared.run)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":
