@@ -9,6 +9,7 @@ from ffstream import __version__
 from ffstream.cli.config import config
 from ffstream.cli.control import checkpoint, drain, pause, resume, status, stop
 from ffstream.cli.evaluate import evaluate
+from ffstream.cli.keygen import keygen
 from ffstream.cli.output import ErrorBoundary
 from ffstream.cli.replay import replay
 from ffstream.cli.serve import serve
@@ -20,5 +21,5 @@ def main() -> None:
     """A network that never stops learning: streaming Forward-Forward training over ZeroMQ."""
 
 
-for _command in (serve, replay, evaluate, status, checkpoint, pause, resume, drain, stop, config):
+for _command in (serve, replay, evaluate, status, checkpoint, pause, resume, drain, stop, keygen, config):
     main.add_command(_command)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ffstream.cli import options
 from ffstream.cli.output import print_json
-from ffstream.client import Control
+from ffstream.client import Control, CurveKeys
 
 
 @click.command()
@@ -22,9 +22,10 @@ from ffstream.client import Control
 )
 @options.timeout(10.0)
 @options.as_json
-def status(endpoint: str, idle_s: float | None, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def status(endpoint: str, idle_s: float | None, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Show what the daemon is doing."""
-    with Control(endpoint) as control:
+    with Control(endpoint, keys=keys) as control:
         result = control.status(timeout_s)  # first, so that a daemon that is not there is not waited for
         if idle_s is not None:
             result = control.wait_idle(idle_s)
@@ -68,15 +69,20 @@ def _stages(stages: list[dict[str, Any]]) -> Table:
 
 
 def _request(
-    command: str, endpoint: str, timeout_s: float, *, arguments: dict[str, Any] | None = None
+    command: str,
+    endpoint: str,
+    timeout_s: float,
+    keys: CurveKeys | None,
+    *,
+    arguments: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    with Control(endpoint) as control:
+    with Control(endpoint, keys=keys) as control:
         return control.request(command, arguments, timeout_s)
 
 
-def _request_long(command: str, endpoint: str, timeout_s: float) -> dict[str, Any]:
+def _request_long(command: str, endpoint: str, timeout_s: float, keys: CurveKeys | None) -> dict[str, Any]:
     """The daemon keeps the deadline and says what is missing; ours is a little later."""
-    return _request(command, endpoint, timeout_s + 5.0, arguments={"timeout_s": timeout_s})
+    return _request(command, endpoint, timeout_s + 5.0, keys, arguments={"timeout_s": timeout_s})
 
 
 def _report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
@@ -91,11 +97,14 @@ def _report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
 @options.control_endpoint
 @options.timeout(60.0)
 @options.as_json
+@options.keys
 @click.pass_context
-def checkpoint(context: click.Context, endpoint: str, timeout_s: float, as_json: bool) -> None:
+def checkpoint(
+    context: click.Context, endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None
+) -> None:
     """Take a checkpoint now; returns when it is durable."""
     if context.invoked_subcommand is None:
-        result = _request_long("checkpoint", endpoint, timeout_s)
+        result = _request_long("checkpoint", endpoint, timeout_s, keys)
         _report(result, as_json, "checkpoint at sample {seq}: {bytes} bytes in {seconds:.2f} s")
 
 
@@ -103,27 +112,30 @@ def checkpoint(context: click.Context, endpoint: str, timeout_s: float, as_json:
 @options.control_endpoint
 @options.timeout(10.0)
 @options.as_json
-def pause(endpoint: str, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def pause(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Pause learning. Samples are still accepted, queries still answered."""
-    _report(_request("pause", endpoint, timeout_s), as_json, "learning is paused")
+    _report(_request("pause", endpoint, timeout_s, keys), as_json, "learning is paused")
 
 
 @click.command()
 @options.control_endpoint
 @options.timeout(10.0)
 @options.as_json
-def resume(endpoint: str, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def resume(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Resume learning."""
-    _report(_request("resume", endpoint, timeout_s), as_json, "learning goes on")
+    _report(_request("resume", endpoint, timeout_s, keys), as_json, "learning goes on")
 
 
 @click.command()
 @options.control_endpoint
 @options.timeout(60.0)
 @options.as_json
-def drain(endpoint: str, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def drain(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Accept no more samples, learn what is acked, then stop."""
-    result = _request_long("drain", endpoint, timeout_s)
+    result = _request_long("drain", endpoint, timeout_s, keys)
     _report(result, as_json, "all {learned} samples are learned; the daemon stops")
 
 
@@ -131,6 +143,7 @@ def drain(endpoint: str, timeout_s: float, as_json: bool) -> None:
 @options.control_endpoint
 @options.timeout(10.0)
 @options.as_json
-def stop(endpoint: str, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def stop(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Stop the daemon as SIGTERM does. Returns when it has begun; what is acked and not learned waits on disk."""
-    _report(_request("stop", endpoint, timeout_s), as_json, "the daemon stops")
+    _report(_request("stop", endpoint, timeout_s, keys), as_json, "the daemon stops")
