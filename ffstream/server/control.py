@@ -34,7 +34,8 @@ class ControlLoop(RouterLoop):
         metrics: Metrics,
         on_failure: Callable[[Exception], None],
     ) -> None:
-        sockets = sockets._replace(message_max_bytes=MAX_HEADER_BYTES)  # no command has a payload
+        header_only = min(sockets.message_max_bytes, MAX_HEADER_BYTES)  # no command has a payload
+        sockets = sockets._replace(message_max_bytes=header_only)
         super().__init__("control", (Request,), sockets, metrics, on_failure, batch_messages=64, batch_bytes=1 << 20)
         self._commands = commands
         self._workers = ThreadPoolExecutor(_WAITING_MAX, thread_name_prefix="ff-command")

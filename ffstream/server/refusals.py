@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from typing import Literal
+from typing import Literal, get_args
 
 from ffstream.metrics import Metrics
 
@@ -12,11 +12,7 @@ log = logging.getLogger(__name__)
 Reason = Literal[
     "unknown_key",  # a key that this socket's folder does not hold
     "key_removed",  # a message over a connection whose key is no longer in the folder
-    "mechanism",  # no key where one is needed, or one where none is known
-    "cryptographic",  # the wrong server key, or bytes that somebody changed or recorded
-    "sequence",  # frames sent again
-    "malformed",  # ZMTP, but wrong
-    "not_zmtp",  # not ZMTP at all
+    "handshake",  # no key, the wrong server key, a recorded handshake, or not ZMTP at all
     "broken_off",  # nothing more came: a timeout, or the other side went; clients without a key do that
     "token",  # HTTP without the token
 ]
@@ -30,6 +26,8 @@ class Refusals:
     def __init__(self, socket: str, metrics: Metrics) -> None:
         self._socket = socket
         self._counter = metrics.connections_refused
+        for reason in get_args(Reason):
+            self._counter.labels(socket, reason)  # 0 is worth more than nothing: the first one is then an increase
         self._lock = threading.Lock()
         self._unsaid: dict[Reason, tuple[int, str]] = {}
         self._said_at: dict[Reason, float] = {}
