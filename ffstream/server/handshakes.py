@@ -1,10 +1,10 @@
 """Watches who comes to a socket and is not let in, through libzmq's monitor.
 
 Of libzmq's events one must not be asked for: HANDSHAKE_FAILED_PROTOCOL. To report it about a frame that does not
-decrypt, libzmq 4.3 loses the errno by which it was to close the connection; that then hangs, and at the next heartbeat
-after its peer has gone the whole process aborts. So what breaks the protocol is what is left over: connections that
-are gone, of which neither a success nor another failure was said. A success does not say which connection it was; with
-several handshakes at a time, one left over may be counted only when the others are done.
+decrypt, libzmq 4.3 loses the errno by which it was to close the connection; that then hangs, and at the next
+heartbeat after its peer has gone the whole process aborts. So what breaks the protocol is what is left over:
+connections that are gone, of which neither a success nor another failure was said. A success does not say which
+connection it was; with several handshakes at a time, one left over may be counted only when the others are done.
 """
 
 import time
