@@ -68,10 +68,10 @@ class Connection:
         deadline = time.monotonic() + timeout_s
         left_s = timeout_s
         while not self.socket.poll(max(0, int(min(left_s, _LOOK_S) * 1000)), event):
+            self.handshakes.look()
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return False
-            self.handshakes.look()
         return True
 
     def ask(
@@ -79,7 +79,7 @@ class Connection:
     ) -> tuple[Message, list[bytes]]:
         """Sends a request and returns the answer with its id. Raises RequestRefused or DeadlineExceeded."""
         deadline = time.monotonic() + timeout_s
-        self.send(request, *payload)
+        self._send_before(deadline, request, *payload)
         while (left_s := deadline - time.monotonic()) > 0:
             received = self.receive(left_s)
             if received is None:
@@ -93,6 +93,16 @@ class Connection:
         raise DeadlineExceeded(
             f"no answer from {self.endpoint} in {timeout_s:g} s", hint="does the daemon run there?"
         )
+
+    def _send_before(self, deadline: float, message: Message, *payload: bytes) -> None:
+        """Without a connection to wait for, because the last one was refused, there is nowhere to send to."""
+        while True:
+            try:
+                self.send(message, *payload)
+                return
+            except zmq.Again:
+                if not self.await_event(zmq.POLLOUT, deadline - time.monotonic()):
+                    return  # then there is no answer either
 
     def close(self) -> None:
         """Closes the socket; nothing is waited for."""
