@@ -75,13 +75,28 @@ class Limits(_Section):
     )
     client_samples_per_s: float = Field(0.0, ge=0, description="samples a second from one producer; 0: no limit")
     receive_queue_messages: int = Field(
-        1000, ge=1, description="messages of one peer that wait to be looked at; then its connection waits"
+        2048, ge=1, description="messages of one peer that wait to be looked at; then its connection waits"
     )
     query_batch_max_samples: int = Field(1024, ge=1, description="samples of queries predicted at once")
     reply_queue_messages: int = Field(1000, ge=1, description="replies that wait for one peer to read them")
     heartbeat_s: float = Field(
         5.0, ge=0.01, le=600, description="seconds between ZMTP heartbeats; a peer silent for three is gone"
     )
+    handshake_timeout_s: float = Field(
+        10.0, ge=0.1, le=600, description="seconds for a connection's handshake; then it is closed"
+    )
+    http_connections: int = Field(64, ge=1, description="HTTP connections at a time; more are answered with 503")
+
+
+class Security(_Section):
+    """Who gets in. `ffstream keygen` makes the keys; an empty name means: none."""
+
+    insecure: bool = Field(False, description="listen beyond loopback without keys or token")
+    server_key: str = Field("", description="file with the daemon's secret key; none: anybody gets in, unencrypted")
+    learn_clients: str = Field("", description="folder with the public keys of those who may send samples")
+    predict_clients: str = Field("", description="folder with the public keys of those who may ask for predictions")
+    control_clients: str = Field("", description="folder with the public keys of those who may control the daemon")
+    http_token: str = Field("", description="file with the token that HTTP requests bear, but for health and page")
 
 
 class Learning(_Section):
@@ -136,6 +151,7 @@ class Config(_Section):
     state: Path = Field(Path("ffstream-state"), description="folder of journal and checkpoints")
     listen: Listen = Listen()
     limits: Limits = Limits()
+    security: Security = Security()
     network: Annotated[Recipe, BeforeValidator(_fill_preset)] = PRESETS["stream"]
     learning: Learning = Learning()
     pipeline: PipelineSection = PipelineSection()

@@ -25,8 +25,10 @@ from ffstream.checkpoint.store import fsync
 from ffstream.config import Config
 from ffstream.errors import BadHeader, ConfigError, DeadlineExceeded, StageFailed
 from ffstream.journal.journal import Journal
+from ffstream.keys import check_folder
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
+from ffstream.server.access import Access
 from ffstream.server.admission import Admission, AdmissionLimits
 from ffstream.server.control import ControlLoop
 from ffstream.server.http import HttpServer, make_app
@@ -52,9 +54,10 @@ class _Order(IntEnum):
     WRITE_CHECKPOINT = 4
     END_COMMANDS = 5  # those that wait get an answer
     ANSWER_NO_MORE = 6  # predictions and control went on until here
-    CLOSE_CONTEXT = 7
-    CLOSE_JOURNAL = 8
-    RELEASE_STATE = 9
+    ADMIT_NO_MORE = 7  # no socket is left that would admit without asking
+    CLOSE_CONTEXT = 8
+    CLOSE_JOURNAL = 9
+    RELEASE_STATE = 10
 
 
 class _Step(NamedTuple):
@@ -84,6 +87,8 @@ class Daemon:
         use_one_core()
         raise_file_limit()
         try:
+            # First of all: a daemon that must not listen need not spend minutes on recovery.
+            self._access = Access(self.config.listen, self.config.security, self.metrics, self._fail)
             self._open_state()
             self._recover()
             self._open_sockets()
@@ -133,10 +138,15 @@ class Daemon:
             limits.reply_queue_messages,
             limits.heartbeat_s,
             limits.receive_queue_messages,
+            limits.handshake_timeout_s,
         )
         checker = ImageChecker(recipe.inputs, recipe.labels, limits.message_max_samples)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._steps.append(_Step(_Order.CLOSE_CONTEXT, "sockets", self._end_context))
+        access = self._access
+        if access.zap is not None:
+            access.zap.start(self._context)
+            self._steps.append(_Step(_Order.ADMIT_NO_MORE, access.zap.name, access.zap.stop))
         self.admission = Admission(
             self.journal,
             AdmissionLimits(
@@ -189,7 +199,7 @@ class Daemon:
             (self.predict, config.listen.predict, _Order.ANSWER_NO_MORE),
             (self.control, config.listen.control, _Order.ANSWER_NO_MORE),
         ):
-            loop.bind(self._context, endpoint)
+            loop.bind(self._context, endpoint, access.guards.get(loop.socket_name))
             self._steps.append(_Step(order, loop.name, loop.stop))
         self._watch()
         app = make_app(
@@ -197,8 +207,10 @@ class Daemon:
             alive=lambda: self.failure is None,
             readiness=self.readiness,
             status=self.status,
+            token=access.http_token,
+            refusals=access.http_refusals,
         )
-        self.http = HttpServer(app, config.listen.http)
+        self.http = HttpServer(app, config.listen.http, limits.http_connections)
         self._steps.append(_Step(_Order.ANSWER_NO_MORE, "ff-http", self.http.stop))
         for started in (self.learn, self.predict, self.control, self.http):
             started.start()
@@ -373,6 +385,8 @@ def _lock(state: Path) -> IO[str]:
     """Makes the state folder and holds it for this process. Raises ConfigError when another one has it."""
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if check_folder(state):
+            log.warning("others may read the state folder path=%s hint=chmod 700", state)
         file = (state / "lock").open("w")
     except OSError as error:
         raise ConfigError(f"{state}: {error.strerror}", hint="--state names a folder to write to") from error

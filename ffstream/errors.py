@@ -159,6 +159,12 @@ class Draining(Unavailable):
     code = "draining"
 
 
+class Unauthorized(FFStreamError):
+    """The client has no key that this socket admits, or has it no more."""
+
+    code = "unauthorized"
+
+
 class JournalDamaged(FFStreamError):
     """The journal's file is not what this program wrote."""
 

@@ -38,6 +38,9 @@ class Metrics:
         self.messages_rejected = self._counter(
             "messages_rejected_total", "Messages answered with an error.", "reason"
         )
+        self.connections_refused = self._counter(
+            "connections_refused_total", "Connections, or HTTP requests, that were not let in.", "socket", "reason"
+        )
         self.replies_dropped = self._counter(
             "replies_dropped_total", "Replies to peers that are gone or do not read."
         )

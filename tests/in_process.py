@@ -163,14 +163,14 @@ class Running:
         self._open.append(producer := Producer(self.daemon.learn.endpoint, **options))
         return producer
 
-    def predictor(self) -> Predictor:
+    def predictor(self, **options: Any) -> Predictor:
         """A new predictor."""
-        self._open.append(predictor := Predictor(self.daemon.predict.endpoint))
+        self._open.append(predictor := Predictor(self.daemon.predict.endpoint, **options))
         return predictor
 
-    def control(self) -> Control:
+    def control(self, **options: Any) -> Control:
         """A new control connection."""
-        self._open.append(control := Control(self.daemon.control.endpoint))
+        self._open.append(control := Control(self.daemon.control.endpoint, **options))
         return control
 
     def peer(self, socket: str = "learn") -> Peer:

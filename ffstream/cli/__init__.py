@@ -11,6 +11,7 @@ from ffstream.cli.config import config
 from ffstream.cli.control import drain, pause, resume, rollback, status, stop
 from ffstream.cli.evaluate import evaluate
 from ffstream.cli.journal import journal
+from ffstream.cli.keygen import keygen
 from ffstream.cli.output import ErrorBoundary
 from ffstream.cli.replay import replay
 from ffstream.cli.serve import serve
@@ -22,5 +23,19 @@ def main() -> None:
     """A network that never stops learning: streaming Forward-Forward training over ZeroMQ."""
 
 
-for _command in (serve, replay, evaluate, status, checkpoint, rollback, journal, pause, resume, drain, stop, config):
+for _command in (
+    serve,
+    replay,
+    evaluate,
+    status,
+    checkpoint,
+    rollback,
+    journal,
+    pause,
+    resume,
+    drain,
+    stop,
+    keygen,
+    config,
+):
     main.add_command(_command)

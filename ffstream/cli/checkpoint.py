@@ -12,6 +12,7 @@ from ffstream.checkpoint.inspection import Found, half_written, look
 from ffstream.cli import options, states
 from ffstream.cli.control import report, request_long
 from ffstream.cli.output import print_json
+from ffstream.client import CurveKeys
 from ffstream.errors import ConfigError
 
 _SUMMARY = ("goodness", "objective", "optimizer")
@@ -21,11 +22,14 @@ _SUMMARY = ("goodness", "objective", "optimizer")
 @options.control_endpoint
 @options.timeout(60.0)
 @options.as_json
+@options.keys
 @click.pass_context
-def checkpoint(context: click.Context, endpoint: str, timeout_s: float, as_json: bool) -> None:
+def checkpoint(
+    context: click.Context, endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None
+) -> None:
     """Take a checkpoint now; returns when it is durable. The commands look at those in a state folder."""
     if context.invoked_subcommand is None:
-        result = request_long("checkpoint", endpoint, timeout_s)
+        result = request_long("checkpoint", endpoint, timeout_s, keys)
         report(result, as_json, "checkpoint at sample {seq}: {bytes} bytes in {seconds:.2f} s")
 
 

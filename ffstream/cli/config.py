@@ -29,6 +29,8 @@ def show(file: Path | None, settings: Iterable[str]) -> None:
 def check(file: Path | None, settings: Iterable[str]) -> None:
     """Say whether the options are right; exit code 2 if they are not."""
     from ffstream.config import load
+    from ffstream.server.access import check_doors
 
-    load(file, settings)
+    options_in_force = load(file, settings)
+    check_doors(options_in_force.listen, options_in_force.security)
     click.echo("the options are right")

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ffstream.cli import options
 from ffstream.cli.output import print_json
-from ffstream.client import Control
+from ffstream.client import Control, CurveKeys
 
 
 @click.command()
@@ -22,9 +22,10 @@ from ffstream.client import Control
 )
 @options.timeout(10.0)
 @options.as_json
-def status(endpoint: str, idle_s: float | None, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def status(endpoint: str, idle_s: float | None, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Show what the daemon is doing."""
-    with Control(endpoint) as control:
+    with Control(endpoint, keys=keys) as control:
         result = control.status(timeout_s)  # first, so that a daemon that is not there is not waited for
         if idle_s is not None:
             result = control.wait_idle(idle_s)
@@ -70,16 +71,21 @@ def _stages(stages: list[dict[str, Any]]) -> Table:
 
 
 def request(
-    command: str, endpoint: str, timeout_s: float, *, arguments: dict[str, Any] | None = None
+    command: str,
+    endpoint: str,
+    timeout_s: float,
+    keys: CurveKeys | None,
+    *,
+    arguments: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Asks the daemon; its result. Raises FFStreamError."""
-    with Control(endpoint) as control:
+    with Control(endpoint, keys=keys) as control:
         return control.request(command, arguments, timeout_s)
 
 
-def request_long(command: str, endpoint: str, timeout_s: float) -> dict[str, Any]:
+def request_long(command: str, endpoint: str, timeout_s: float, keys: CurveKeys | None) -> dict[str, Any]:
     """The daemon keeps the deadline and says what is missing; ours is a little later."""
-    return request(command, endpoint, timeout_s + 5.0, arguments={"timeout_s": timeout_s})
+    return request(command, endpoint, timeout_s + 5.0, keys, arguments={"timeout_s": timeout_s})
 
 
 def report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
@@ -94,18 +100,20 @@ def report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
 @options.control_endpoint
 @options.timeout(10.0)
 @options.as_json
-def pause(endpoint: str, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def pause(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Pause learning. Samples are still accepted, queries still answered."""
-    report(request("pause", endpoint, timeout_s), as_json, "learning is paused")
+    report(request("pause", endpoint, timeout_s, keys), as_json, "learning is paused")
 
 
 @click.command()
 @options.control_endpoint
 @options.timeout(10.0)
 @options.as_json
-def resume(endpoint: str, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def resume(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Resume learning."""
-    report(request("resume", endpoint, timeout_s), as_json, "learning goes on")
+    report(request("resume", endpoint, timeout_s, keys), as_json, "learning goes on")
 
 
 @click.command()
@@ -115,7 +123,8 @@ def resume(endpoint: str, timeout_s: float, as_json: bool) -> None:
 @click.option("--skip", "later", flag_value="skip", help="Never learn the later samples that are acked by now.")
 @options.timeout(60.0)
 @options.as_json
-def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Take learning back to sample SEQ while the daemon serves.
 
     Learning begins at the newest checkpoint at or below SEQ and learns from there to SEQ again; predictions come from
@@ -123,7 +132,7 @@ def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool
     learned in any case. What an earlier --skip skipped stays skipped.
     """
     arguments = {"to": to, "later": later, "timeout_s": timeout_s}
-    result = request("rollback", endpoint, timeout_s + 5.0, arguments=arguments)
+    result = request("rollback", endpoint, timeout_s + 5.0, keys, arguments=arguments)
     sentence = "learning is back at sample {to}, from checkpoint {checkpoint}; "
     after = "samples {first} to {last} are {later}" if result["last"] > to else "no sample came after it"
     report(result, as_json, sentence + after)
@@ -133,9 +142,10 @@ def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool
 @options.control_endpoint
 @options.timeout(60.0)
 @options.as_json
-def drain(endpoint: str, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def drain(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Accept no more samples, learn what is acked, then stop."""
-    result = request_long("drain", endpoint, timeout_s)
+    result = request_long("drain", endpoint, timeout_s, keys)
     report(result, as_json, "all {learned} samples are learned; the daemon stops")
 
 
@@ -143,6 +153,7 @@ def drain(endpoint: str, timeout_s: float, as_json: bool) -> None:
 @options.control_endpoint
 @options.timeout(10.0)
 @options.as_json
-def stop(endpoint: str, timeout_s: float, as_json: bool) -> None:
+@options.keys
+def stop(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Stop the daemon as SIGTERM does. Returns when it has begun; what is acked and not learned waits on disk."""
-    report(request("stop", endpoint, timeout_s), as_json, "the daemon stops")
+    report(request("stop", endpoint, timeout_s, keys), as_json, "the daemon stops")

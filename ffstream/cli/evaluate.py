@@ -8,7 +8,7 @@ import numpy as np
 
 from ffstream.cli import options
 from ffstream.cli.output import download_bar, print_json, progress_bar
-from ffstream.client import Predictor
+from ffstream.client import CurveKeys, Predictor
 from ffstream.data import Split, load
 from ffstream.wire.messages import DEFAULT_PREDICT
 
@@ -27,6 +27,7 @@ from ffstream.wire.messages import DEFAULT_PREDICT
 )
 @options.timeout(10.0)
 @options.as_json
+@options.keys
 def evaluate(
     dataset: str,
     data: Path | None,
@@ -35,12 +36,13 @@ def evaluate(
     batch: int,
     timeout_s: float,
     as_json: bool,
+    keys: CurveKeys | None,
 ) -> None:
     """Ask a daemon for the labels of a test split, one query after the other."""
     with download_bar(quiet=as_json) as on_bytes:
         test = load(dataset, data, on_bytes).test
     n = min(len(test), limit or len(test))
-    with Predictor(endpoint) as predictor:
+    with Predictor(endpoint, keys=keys) as predictor:
         wrong, seconds = _ask(predictor, test, n, batch, timeout_s, quiet=as_json)
     p50_ms, p99_ms = (float(np.percentile(seconds, which)) * 1e3 for which in (50, 99))
     if as_json:

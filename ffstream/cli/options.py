@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from ffstream.client import CurveKeys
+from ffstream.errors import ConfigError
 from ffstream.wire.messages import DEFAULT_CONTROL
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -53,3 +56,37 @@ def timeout(default_s: float) -> Callable[[_Command], _Command]:
         show_default=True,
         help="Give up after that.",
     )
+
+
+def keys(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--key` and `--server-key`, as one argument `keys`. Stands below the other options."""
+
+    @click.option(
+        "--key",
+        "key_file",
+        type=click.Path(path_type=Path),
+        envvar="FFSTREAM_KEY",
+        show_envvar=True,
+        help="Your secret key, a file that `ffstream keygen` wrote.",
+    )
+    @click.option(
+        "--server-key",
+        "server_key_file",
+        type=click.Path(path_type=Path),
+        envvar="FFSTREAM_SERVER_KEY",
+        show_envvar=True,
+        help="The daemon's public key.",
+    )
+    @wraps(command)
+    def with_keys(*arguments: Any, key_file: Path | None, server_key_file: Path | None, **options: Any) -> Any:
+        return command(*arguments, keys=_load(key_file, server_key_file), **options)
+
+    return with_keys
+
+
+def _load(key: Path | None, server_key: Path | None) -> CurveKeys | None:
+    if key is not None and server_key is not None:
+        return CurveKeys.load(key, server_key)
+    if key is not None or server_key is not None:
+        raise ConfigError("--key and --server-key belong together", hint="FFSTREAM_KEY and FFSTREAM_SERVER_KEY, too")
+    return None

@@ -14,10 +14,10 @@ from rich.progress import Progress, TaskID
 
 from ffstream.cli import options
 from ffstream.cli.output import download_bar, print_json, progress_bar
-from ffstream.client import Control, Producer
+from ffstream.client import Control, CurveKeys, Producer
 from ffstream.client.producer import Refused
 from ffstream.data import Order, UInt8Array, batches, load
-from ffstream.errors import DeadlineExceeded, FFStreamError
+from ffstream.errors import DeadlineExceeded, FFStreamError, RequestRefused, Unauthorized
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN
 
 _PATIENCE_S = 60.0  # a daemon that restarts is back by then
@@ -50,10 +50,11 @@ class Interrupt:
 class ErrorWatch:
     """Asks the daemon each second how well it predicts what it is about to learn, if `wanted`. Thread `ff-watch`."""
 
-    def __init__(self, endpoint: str, *, wanted: bool) -> None:
+    def __init__(self, endpoint: str, keys: CurveKeys | None, *, wanted: bool) -> None:
         self.text = ""
         self._wanted = wanted
         self._endpoint = endpoint
+        self._keys = keys
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ff-watch", daemon=True)
 
@@ -68,10 +69,14 @@ class ErrorWatch:
             self._thread.join(2 * _POLL_S)
 
     def _run(self) -> None:
-        with Control(self._endpoint) as control:
+        with Control(self._endpoint, keys=self._keys) as control:
             while not self._ended.wait(_POLL_S):
                 try:
                     error = control.status(_POLL_S).get("prequential_error")
+                except RequestRefused as refusal:
+                    if refusal.remote_code == Unauthorized.code:
+                        return  # a producer's key need not open the control socket
+                    error = None
                 except FFStreamError:
                     error = None  # a bar without a figure is still a bar
                 self.text = "" if error is None else f"prequential error {error:.2%}"
@@ -143,6 +148,7 @@ class Replay:
     help="Control socket, asked for the error that the progress bar shows.",
 )
 @options.as_json
+@options.keys
 @click.pass_context
 def replay(
     context: click.Context,
@@ -158,6 +164,7 @@ def replay(
     order: Order,
     control_endpoint: str,
     as_json: bool,
+    keys: CurveKeys | None,
 ) -> None:
     """Stream a training split to a daemon.
 
@@ -171,10 +178,10 @@ def replay(
     refused: list[Refused] = []
     late: DeadlineExceeded | None = None
     with (
-        closing(Producer(endpoint, client=client, on_refused=refused.append)) as producer,
+        closing(Producer(endpoint, client=client, on_refused=refused.append, keys=keys)) as producer,
         Interrupt() as interrupt,
         progress_bar("rate", "error", quiet=as_json) as bar,
-        ErrorWatch(control_endpoint, wanted=not bar.disable) as watch,
+        ErrorWatch(control_endpoint, keys, wanted=not bar.disable) as watch,
     ):
         task = bar.add_task(f"replaying {dataset}", total=total, rate="", error="")
         run = Replay(producer, interrupt, rate)

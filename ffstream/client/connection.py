@@ -5,6 +5,8 @@ from typing import Self
 
 import zmq
 
+from ffstream.client.handshakes import Handshakes
+from ffstream.client.keys import CurveKeys
 from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused
 from ffstream.wire import codec
 from ffstream.wire.messages import ErrorReply, Message
@@ -12,15 +14,24 @@ from ffstream.wire.messages import ErrorReply, Message
 _HEARTBEAT_MS = 2_000
 _RECONNECT_MS = 50
 _RECONNECT_MAX_MS = 1_000
+_LOOK_S = 0.1  # between two looks at whether the daemon lets us in
 
 
 class Connection:
     """A DEALER on an endpoint. Not for sharing between threads, nor across a fork. Raises ConfigError.
 
     With `immediate`, sending without a connection raises zmq.Again, and what a broken one did not take is gone.
+    Every wait raises RequestRefused with the code `unauthorized` soon after the daemon has not let us in.
     """
 
-    def __init__(self, endpoint: str, answers: tuple[type[Message], ...], *, immediate: bool = False) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        answers: tuple[type[Message], ...],
+        *,
+        immediate: bool = False,
+        keys: CurveKeys | None = None,
+    ) -> None:
         self.endpoint = endpoint
         self._types = codec.table(ErrorReply, *answers)
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -32,10 +43,13 @@ class Connection:
         self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        if keys is not None:
+            keys.use(self.socket)
+        self.handshakes = Handshakes(self.socket, endpoint, has_keys=keys is not None)
         try:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
-            self.socket.close()
+            self.close()
             raise ConfigError(f"cannot connect to {endpoint}: {error}", hint="write tcp://HOST:PORT") from error
 
     def send(self, message: Message, *payload: bytes) -> None:
@@ -44,17 +58,28 @@ class Connection:
 
     def receive(self, timeout_s: float) -> tuple[Message, list[bytes]] | None:
         """The next message and its payload, None after the timeout. Raises ProtocolError for what nobody may send."""
-        if not self.socket.poll(max(0, int(timeout_s * 1000))):
+        if not self.await_event(zmq.POLLIN, timeout_s):
             return None
         header, *payload = self.socket.recv_multipart(zmq.NOBLOCK)
         return codec.decode(header, self._types), payload
+
+    def await_event(self, event: int, timeout_s: float) -> bool:
+        """Whether the socket can be read, or written, before the timeout. Raises RequestRefused."""
+        deadline = time.monotonic() + timeout_s
+        left_s = timeout_s
+        while not self.socket.poll(max(0, int(min(left_s, _LOOK_S) * 1000)), event):
+            self.handshakes.look()
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+        return True
 
     def ask(
         self, id: int, request: Message, payload: tuple[bytes, ...], timeout_s: float
     ) -> tuple[Message, list[bytes]]:
         """Sends a request and returns the answer with its id. Raises RequestRefused or DeadlineExceeded."""
         deadline = time.monotonic() + timeout_s
-        self.send(request, *payload)
+        self._send_before(deadline, request, *payload)
         while (left_s := deadline - time.monotonic()) > 0:
             received = self.receive(left_s)
             if received is None:
@@ -69,8 +94,19 @@ class Connection:
             f"no answer from {self.endpoint} in {timeout_s:g} s", hint="does the daemon run there?"
         )
 
+    def _send_before(self, deadline: float, message: Message, *payload: bytes) -> None:
+        """Without a connection to wait for, because the last one was refused, there is nowhere to send to."""
+        while True:
+            try:
+                self.send(message, *payload)
+                return
+            except zmq.Again:
+                if not self.await_event(zmq.POLLOUT, deadline - time.monotonic()):
+                    return  # then there is no answer either
+
     def close(self) -> None:
         """Closes the socket; nothing is waited for."""
+        self.handshakes.close()
         self.socket.close()
 
     def __enter__(self) -> Self:

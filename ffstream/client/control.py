@@ -3,14 +3,15 @@
 from typing import Any, Self
 
 from ffstream.client.connection import Connection
+from ffstream.client.keys import CurveKeys
 from ffstream.wire.messages import DEFAULT_CONTROL, Reply, Request
 
 
 class Control:
     """A connection to the control socket. For one thread."""
 
-    def __init__(self, endpoint: str = DEFAULT_CONTROL) -> None:
-        self._connection = Connection(endpoint, (Reply,))
+    def __init__(self, endpoint: str = DEFAULT_CONTROL, *, keys: CurveKeys | None = None) -> None:
+        self._connection = Connection(endpoint, (Reply,), keys=keys)
         self._id = 0
 
     def request(

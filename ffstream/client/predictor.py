@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ffstream.client.connection import Connection
+from ffstream.client.keys import CurveKeys
 from ffstream.errors import BadSize
 from ffstream.wire import codec
 from ffstream.wire.messages import DEFAULT_PREDICT, Predict, Prediction
@@ -24,8 +25,8 @@ class Labels(NamedTuple):
 class Predictor:
     """A connection to the predict socket. For one thread."""
 
-    def __init__(self, endpoint: str = DEFAULT_PREDICT) -> None:
-        self._connection = Connection(endpoint, (Prediction,))
+    def __init__(self, endpoint: str = DEFAULT_PREDICT, *, keys: CurveKeys | None = None) -> None:
+        self._connection = Connection(endpoint, (Prediction,), keys=keys)
         self._id = 0
 
     def predict(self, images: ArrayLike, timeout_s: float = 10.0) -> Labels:

@@ -21,10 +21,10 @@ import msgpack
 import numpy as np
 import zmq
 from numpy.typing import ArrayLike, NDArray
-from zmq.utils.monitor import parse_monitor_message
 
 from ffstream.client.connection import Connection
-from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused, TooLarge
+from ffstream.client.keys import CurveKeys
+from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused, TooLarge, Unauthorized
 from ffstream.wire import codec
 from ffstream.wire.messages import DEFAULT_LEARN, VERSION, Ack, ErrorReply, Hello, Message, Ping, Pong, Welcome
 
@@ -68,6 +68,7 @@ class Producer:
 
     `client` names this producer for the daemon's memory of what it has seen. Without a name it gets a new one.
     `on_refused` is told about each message that was refused for good; without it, `send` and `flush` raise.
+    That the daemon does not let us in is always raised: RequestRefused with the code `unauthorized`.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Producer:
         ack_timeout_s: float = 5.0,
         connect_timeout_s: float = 10.0,
         on_refused: Callable[[Refused], None] | None = None,
+        keys: CurveKeys | None = None,
     ) -> None:
         self.client = client or uuid.uuid4().hex
         if len(self.client.encode()) > 64:
@@ -95,12 +97,9 @@ class Producer:
         self._retry: deque[int] = deque()
         self._retry_at = 0.0
         self._credit = 1
-        self._up = True
         self._looked_at = 0.0
-        self._connection = Connection(endpoint, (Welcome, Ack, Pong), immediate=True)
-        self._monitor = self._connection.socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
+        self._connection = Connection(endpoint, (Welcome, Ack, Pong), immediate=True, keys=keys)
+        self._handshakes = self._connection.handshakes
         try:
             self._next_n = self._base = self._greet(connect_timeout_s)
             self._reconnected()  # the first handshake, if the monitor was there in time to see it
@@ -110,7 +109,7 @@ class Producer:
 
     def _greet(self, timeout_s: float) -> int:
         deadline = time.monotonic() + timeout_s
-        if self._connection.socket.poll(max(0, int(timeout_s * 1000)), zmq.POLLOUT):
+        if self._connection.await_event(zmq.POLLOUT, timeout_s):
             self._say(Hello(client=self.client))
         while (left_s := deadline - time.monotonic()) > 0:
             received = self._connection.receive(left_s)
@@ -217,7 +216,7 @@ class Producer:
             self._take(received[0])
             received = self._connection.receive(0.0)
         now = time.monotonic()
-        overdue = self._up and self._unanswered and now - self._heard_at > self._ack_timeout_s
+        overdue = self._handshakes.is_up and self._unanswered and now - self._heard_at > self._ack_timeout_s
         if self._reconnected() or overdue:
             self._resend_all()
         elif self._retry and self._credit and now >= self._retry_at:
@@ -249,7 +248,7 @@ class Producer:
         message = self._settle(error.n) if error.n is not None else None
         count = message.samples if message else 0
         self.counts.rejected += count
-        if self._on_refused is None:
+        if self._on_refused is None or error.code == Unauthorized.code:
             raise RequestRefused(error.code, error.message, hint=error.hint)
         self._on_refused(Refused(error.n or 0, count, error.code, error.message, error.hint))
 
@@ -262,12 +261,10 @@ class Producer:
     def _reconnected(self) -> bool:
         """Whether the connection came up again since the last look."""
         self._looked_at = time.monotonic()
-        again = False
-        while self._monitor.poll(0):
-            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
-            self._up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            again = again or self._up
-        return again and self._up
+        self._handshakes.look()
+        again = self._handshakes.came_up and self._handshakes.is_up
+        self._handshakes.came_up = False
+        return again
 
     def _resend_all(self) -> None:
         self._say(Hello(client=self.client))
@@ -283,7 +280,7 @@ class Producer:
                 self._transmit(message)
 
     def _transmit(self, message: _Message) -> None:
-        if not self._up:
+        if not self._handshakes.is_up:
             return
         while self._base not in self._unanswered:  # cheaper than the first key of a dict that shrinks from the front
             self._base += 1
@@ -293,17 +290,16 @@ class Producer:
             socket.send(msgpack.packb(message.header), _MORE)
             socket.send(message.frame, _NOW)  # ZeroMQ takes a message whole or not at all
         except zmq.Again:
-            self._up = False
+            self._handshakes.is_up = False
 
     def _say(self, message: Message) -> None:
         try:
             self._connection.send(message)
         except zmq.Again:
-            self._up = False
+            self._handshakes.is_up = False
 
     def close(self) -> None:
         """Closes the connection. What is unanswered may or may not have been stored: `flush` first."""
-        self._connection.socket.disable_monitor()
         self._connection.close()
 
     def __enter__(self) -> Self:

@@ -9,7 +9,7 @@ from ffstream.errors import BadHeader, FFStreamError, RateLimited
 from ffstream.metrics import Metrics
 from ffstream.server.router import Received, RouterLoop, SocketLimits
 from ffstream.wire import codec
-from ffstream.wire.messages import Reply, Request
+from ffstream.wire.messages import MAX_HEADER_BYTES, Reply, Request
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ class ControlLoop(RouterLoop):
         metrics: Metrics,
         on_failure: Callable[[Exception], None],
     ) -> None:
+        header_only = min(sockets.message_max_bytes, MAX_HEADER_BYTES)  # no command has a payload
+        sockets = sockets._replace(message_max_bytes=header_only)
         super().__init__("control", (Request,), sockets, metrics, on_failure, batch_messages=64, batch_bytes=1 << 20)
         self._commands = commands
         self._workers = ThreadPoolExecutor(_WAITING_MAX, thread_name_prefix="ff-command")

@@ -1,5 +1,6 @@
 """HTTP for people and machines that watch: metrics, health, readiness, and a page. A uvicorn server on a thread."""
 
+import hmac
 import socket
 import threading
 from collections.abc import Callable
@@ -9,13 +10,46 @@ from typing import Any
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ffstream.errors import ConfigError, DeadlineExceeded
+from ffstream.server.refusals import Refusals
 
 _START_TIMEOUT_S = 10.0
+_CONNECTIONS = 64
+_OPEN = frozenset({"/", "/healthz", "/readyz"})  # probes bear no token, and the page asks for one
+
+
+class BearerToken:
+    """Middleware: 401 for whatever does not bear the token, but for what tells nothing."""
+
+    def __init__(self, app: ASGIApp, token: bytes, refusals: Refusals | None) -> None:
+        self._app = app
+        self._expected = b"Bearer " + token
+        self._refusals = refusals
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on, or answers."""
+        if scope["type"] != "http" or scope["path"] in _OPEN or self._is_borne(scope):
+            await self._app(scope, receive, send)
+            return
+        if self._refusals is not None:
+            self._refusals.count("token", f"address={(scope['client'] or ('unknown',))[0]}")
+        refusal = PlainTextResponse(
+            "401: send the header `Authorization: Bearer TOKEN`, with the token in security.http_token's file\n",
+            401,
+            {"WWW-Authenticate": 'Bearer realm="ffstream"'},
+        )
+        await refusal(scope, receive, send)
+
+    def _is_borne(self, scope: Scope) -> bool:
+        borne = [value for name, value in scope["headers"] if name == b"authorization"]
+        # In constant time: how long it takes must not tell how much of a guess was right.
+        return len(borne) == 1 and hmac.compare_digest(borne[0], self._expected)
 
 
 def make_app(
@@ -24,8 +58,13 @@ def make_app(
     alive: Callable[[], bool],
     readiness: Callable[[], str],
     status: Callable[[], dict[str, Any]],
+    token: bytes | None = None,
+    refusals: Refusals | None = None,
 ) -> Starlette:
-    """`/metrics`, `/healthz` (no thread has died), `/readyz` (samples are taken), `/status`, the page `/`."""
+    """`/metrics`, `/healthz` (no thread has died), `/readyz` (samples are taken), `/status`, the page `/`.
+
+    With a `token`, `/metrics` and `/status` are only for those who bear it.
+    """
 
     def metrics(request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -45,7 +84,8 @@ def make_app(
         return HTMLResponse(files("ffstream.server").joinpath("page.html").read_text())
 
     routes = {"/": page, "/metrics": metrics, "/healthz": healthz, "/readyz": readyz, "/status": status_json}
-    return Starlette(routes=[Route(path, endpoint) for path, endpoint in routes.items()])
+    guard = [] if token is None else [Middleware(BearerToken, token=token, refusals=refusals)]
+    return Starlette(routes=[Route(path, endpoint) for path, endpoint in routes.items()], middleware=guard)
 
 
 class HttpServer:
@@ -53,14 +93,22 @@ class HttpServer:
 
     name = "ff-http"
 
-    def __init__(self, app: Starlette, address: str) -> None:
+    def __init__(self, app: Starlette, address: str, connections: int = _CONNECTIONS) -> None:
         host, _, port = address.rpartition(":")
         try:
             self._listener = socket.create_server((host.strip("[]"), int(port)))
         except (OSError, ValueError, OverflowError) as error:
             raise ConfigError(f"cannot listen on {address}: {error}", hint="set listen.http to host:port") from error
         self.address = "{}:{}".format(*self._listener.getsockname()[:2])
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=5)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=5,
+            limit_concurrency=connections,
+            http="h11",  # which limits the bytes of a request's head
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listener]}, name="ff-http", daemon=True

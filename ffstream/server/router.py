@@ -2,6 +2,7 @@
 
 The socket belongs to the thread. A message that breaks the protocol is answered and counted here, once, whatever the
 socket; an unexpected exception ends the loop and is reported, because a loop that limps is worse than one that ends.
+With a guard, libzmq encrypts and the ZAP thread admits; whose key was taken away meanwhile is refused here.
 """
 
 import logging
@@ -13,8 +14,11 @@ from typing import NamedTuple
 
 import zmq
 
-from ffstream.errors import BadFrames, ConfigError, FFStreamError, Unavailable
+from ffstream.errors import BadFrames, ConfigError, FFStreamError, Unauthorized, Unavailable
 from ffstream.metrics import Metrics
+from ffstream.server.access import Guard
+from ffstream.server.handshakes import HandshakeWatch
+from ffstream.server.refusals import Refusals
 from ffstream.wire import codec
 from ffstream.wire.messages import ErrorReply, Message, Ping, Pong
 
@@ -23,6 +27,8 @@ log = logging.getLogger(__name__)
 _LINGER_MS = 1000  # for replies under way when the socket closes
 _POLL_MS = 100
 _NOW = int(zmq.NOBLOCK)
+_CURVE_BYTES = 33  # that encryption adds to a frame
+_STRANGERS_MAX = 1000  # peers remembered as refused, so that each is logged once
 
 
 class SocketLimits(NamedTuple):
@@ -32,6 +38,7 @@ class SocketLimits(NamedTuple):
     reply_queue_messages: int
     heartbeat_s: float
     receive_queue_messages: int = 1000
+    handshake_timeout_s: float = 10.0
 
 
 class Received(NamedTuple):
@@ -57,10 +64,14 @@ class RouterLoop(ABC):
         batch_bytes: int,
     ) -> None:
         self.name = f"ff-{name}"
+        self.socket_name = name
         self.endpoint = ""
         self._types = codec.table(Ping, *types)
         self._limits = limits
         self._metrics = metrics
+        self._guard: Guard | None = None
+        self._strangers: set[bytes] = set()
+        self._refusals = Refusals(name, metrics)
         self._on_failure = on_failure
         self._batch_messages = batch_messages
         self._batch_bytes = batch_bytes
@@ -69,22 +80,24 @@ class RouterLoop(ABC):
         self._started = threading.Event()
         self.thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
-    def bind(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> str:
+    def bind(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, guard: Guard | None = None) -> str:
         """Opens the socket; returns its endpoint, with the port if a wildcard was given. Raises ConfigError."""
         socket = context.socket(zmq.ROUTER)
+        handshakes = HandshakeWatch(socket, self._refusals, self._limits.handshake_timeout_s)
         try:
-            self._set_options(socket)
+            self._set_options(socket, guard)
             socket.bind(endpoint)
         except (zmq.ZMQError, OverflowError) as error:
+            handshakes.close()
             socket.close()  # an open one would keep the context from ending
             raise ConfigError(f"cannot listen on {endpoint}: {error}", hint="another daemon? see [listen]") from error
-        self._socket = socket
+        self._socket, self._handshakes, self._guard = socket, handshakes, guard
         self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return self.endpoint
 
-    def _set_options(self, socket: zmq.Socket[bytes]) -> None:
+    def _set_options(self, socket: zmq.Socket[bytes], guard: Guard | None) -> None:
         limits = self._limits
-        socket.setsockopt(zmq.MAXMSGSIZE, limits.message_max_bytes)
+        socket.setsockopt(zmq.MAXMSGSIZE, limits.message_max_bytes + (_CURVE_BYTES if guard else 0))
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reply to nobody is an error, not silence
         socket.setsockopt(zmq.RCVHWM, limits.receive_queue_messages)
         socket.setsockopt(zmq.SNDHWM, limits.reply_queue_messages)
@@ -92,7 +105,9 @@ class RouterLoop(ABC):
         socket.setsockopt(zmq.HEARTBEAT_IVL, int(limits.heartbeat_s * 1000))
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(limits.heartbeat_s * 3000))
         socket.setsockopt(zmq.HEARTBEAT_TTL, int(limits.heartbeat_s * 3000))
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, int(limits.handshake_timeout_s * 1000))
+        if guard is not None:
+            guard.protect(socket)
 
     def start(self) -> None:
         """Returns once the thread serves."""
@@ -103,7 +118,7 @@ class RouterLoop(ABC):
         """Ends the loop after the batch in hand, and closes the socket. False if the deadline passed."""
         self._stopping.set()
         if self.thread.ident is None:
-            self._socket.close()  # bound, never started
+            self._close()  # bound, never started
             return True
         self.thread.join(timeout_s)
         return not self.thread.is_alive()
@@ -118,7 +133,11 @@ class RouterLoop(ABC):
             log.exception("loop failed name=%s", self.name)
             self._on_failure(error)
         finally:
-            self._socket.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._handshakes.close()
+        self._socket.close()
 
     def _turn(self) -> None:
         self.busy_since = None
@@ -129,6 +148,7 @@ class RouterLoop(ABC):
             if batch:
                 self.handle(batch)
         self.idle()
+        self._handshakes.look()
 
     def _poll_ms(self) -> int:
         return _POLL_MS
@@ -139,10 +159,12 @@ class RouterLoop(ABC):
         size = 0
         for _ in range(self._batch_messages):
             try:
-                peer, frames = self._receive_one()
+                peer, frames, last = self._receive_one()
             except zmq.Again:
                 break
             try:
+                if self._guard is not None:
+                    self._check_key(self._guard, peer, last)
                 received = self._decode(peer, frames)
             except FFStreamError as error:
                 self.refuse(peer, error)
@@ -155,16 +177,30 @@ class RouterLoop(ABC):
                 break
         return batch
 
-    def _receive_one(self) -> tuple[bytes, list[bytes]]:
+    def _receive_one(self) -> tuple[bytes, list[bytes], zmq.Frame]:
         """One message; zmq.Again if there is none. A frame knows whether more follow; to ask the socket is slower."""
         peer = self._socket.recv(_NOW)
-        frames = []
-        more = True
-        while more:
+        frame = self._socket.recv(_NOW, copy=False)
+        frames = [frame.bytes]
+        while frame.more:
             frame = self._socket.recv(_NOW, copy=False)
             frames.append(frame.bytes)
-            more = frame.more
-        return peer, frames
+        return peer, frames, frame
+
+    def _check_key(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> None:
+        """Raises Unauthorized for what comes over a connection whose key is in the folder no more."""
+        try:
+            key = str(frame.get("User-Id"))
+        except zmq.ZMQError:  # nobody was asked about this connection
+            key = ""
+        if key in guard.keyring.admitted:
+            return
+        if peer not in self._strangers:
+            if len(self._strangers) >= _STRANGERS_MAX:
+                self._strangers.clear()
+            self._strangers.add(peer)
+            self._refusals.count("key_removed", f"key={key}")
+        raise Unauthorized("this client's key is admitted no more", hint=f"it was taken out of {guard.name}_clients")
 
     def _decode(self, peer: bytes, frames: list[bytes]) -> Received | None:
         if not frames:

@@ -6,7 +6,7 @@ import click
 import torch
 
 from ffstream.data import load
-from tools.benchmarks import accuracy, ingest, learn, predict
+from tools.benchmarks import accuracy, ingest, learn, predict, security
 from tools.benchmarks.report import Report
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -59,6 +59,14 @@ def ingest_command(long: bool, as_json: bool, rounds: int) -> None:
 def predict_command(as_json: bool, rounds: int) -> None:
     """Latency of predictions at the client, idle and while learning at full speed."""
     predict.run(Report(as_json), rounds)
+
+
+@main.command("security")
+@_json
+@_rounds
+def security_command(as_json: bool, rounds: int) -> None:
+    """What encryption costs: acked samples a second with CURVE, beside the same without."""
+    security.run(Report(as_json), rounds)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from tools.benchmarks.served import served
 PRODUCER = """
 import sys, time
 import numpy as np
-from ffstream.client import Producer
+from ffstream.client import CurveKeys, Producer
 endpoint, samples, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+keys = CurveKeys.load(*sys.argv[4:6]) if len(sys.argv) > 4 else None
 images = np.random.default_rng(0).integers(0, 256, (4096, 28, 28), dtype=np.uint8)
 labels = np.random.default_rng(1).integers(0, 10, 4096)
 single = [(images[at], int(labels[at])) for at in range(4096)]
-producer = Producer(endpoint)
+producer = Producer(endpoint, keys=keys)
 began, start = time.time(), time.perf_counter()
 for first in range(0, samples, batch):
     at = first % 4096
@@ -46,8 +47,9 @@ def run(report: Report, rounds: int, *, long: bool) -> None:
         _memory(report)
 
 
-def _produce(endpoint: str, samples: int, batch: int) -> tuple[float, float]:
-    command = [sys.executable, "-c", PRODUCER, endpoint, str(samples), str(batch)]
+def produce(endpoint: str, samples: int, batch: int, keys: tuple[Path, Path] | None = None) -> tuple[float, float]:
+    """Samples acked a second by a producer in a process of its own, and when it sent the first."""
+    command = [sys.executable, "-c", PRODUCER, endpoint, str(samples), str(batch), *map(str, keys or ())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     acked, began = map(float, done.stdout.split())
     return acked, began
@@ -55,9 +57,9 @@ def _produce(endpoint: str, samples: int, batch: int) -> tuple[float, float]:
 
 def _batches(report: Report, samples: int, batch: int) -> None:
     with served("network.preset=fast") as daemon, Control(daemon.endpoints["control"]) as control:
-        _produce(daemon.endpoints["learn"], 5_120, batch)  # every thread warm, every buffer there
+        produce(daemon.endpoints["learn"], 5_120, batch)  # every thread warm, every buffer there
         control.wait_idle(60)
-        acked, began = _produce(daemon.endpoints["learn"], samples, batch)
+        acked, began = produce(daemon.endpoints["learn"], samples, batch)
         control.wait_idle(300)
         learned = samples / (time.time() - began)
         report.add(f"ingest/batch{batch}/acked", acked, "samples/s", "journal_alone", _journal_rate(samples, batch))
@@ -67,16 +69,16 @@ def _batches(report: Report, samples: int, batch: int) -> None:
 
 def _singles(report: Report, samples: int) -> None:
     with served("network.preset=fast") as daemon:
-        acked, _ = _produce(daemon.endpoints["learn"], samples, 1)
+        acked, _ = produce(daemon.endpoints["learn"], samples, 1)
         report.add("ingest/single/acked", acked, "samples/s", "journal_alone", _journal_rate(samples, 1))
 
 
 def _memory(report: Report) -> None:
     with served("network.preset=fast") as daemon, Control(daemon.endpoints["control"]) as control:
-        _produce(daemon.endpoints["learn"], 60_032, 64)
+        produce(daemon.endpoints["learn"], 60_032, 64)
         control.wait_idle(300)
         early = daemon.resident_mb()
-        _produce(daemon.endpoints["learn"], 540_032, 64)
+        produce(daemon.endpoints["learn"], 540_032, 64)
         control.wait_idle(600)
         report.add("ingest/resident_memory_60k", early, "MB")
         report.add("ingest/resident_memory_600k_growth", daemon.resident_mb() - early, "MB")

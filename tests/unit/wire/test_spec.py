@@ -6,7 +6,7 @@ import msgpack
 import pytest
 
 from ffstream import errors
-from ffstream.errors import BadHeader, FFStreamError, ProtocolError, Unavailable
+from ffstream.errors import BadHeader, FFStreamError, ProtocolError, Unauthorized, Unavailable
 from ffstream.server.control import InternalError
 from ffstream.wire import messages
 from ffstream.wire.codec import decode, encode, table
@@ -97,12 +97,13 @@ def test_an_unknown_key_is_ignored(name: str) -> None:
 
 
 def test_error_codes() -> None:
-    wrong, later, of_control = wire_spec.codes()
+    wrong, later, of_control, stranger = wire_spec.codes()
     assert wrong == {each.code for each in leaves(ProtocolError)} - {ProtocolError.code}
     assert later == {each.code for each in leaves(Unavailable)}
     others = leaves(FFStreamError) - leaves(ProtocolError) - leaves(Unavailable)
     assert of_control <= {each.code for each in others}
     assert InternalError.code in of_control
+    assert stranger == {Unauthorized.code}
 
 
 def test_every_error_has_a_code_of_its_own() -> None:

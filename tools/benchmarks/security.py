@@ -1,0 +1,43 @@
+"""What encryption costs: the ack rate with CURVE beside the same daemon, producer and messages without."""
+
+import statistics
+import tempfile
+from pathlib import Path
+
+from ffstream import keys
+from tools.benchmarks.ingest import produce
+from tools.benchmarks.report import Report
+from tools.benchmarks.served import served
+
+_SAMPLES = 240_000
+_BATCH = 64
+
+
+def run(report: Report, rounds: int) -> None:
+    """Batches of 64, plain and encrypted in turn; the last line has the medians."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        settings = _settings(root)
+        own = (root / "bench.key_secret", root / "daemon.key")
+        plain, secure = [], []
+        for _ in range(rounds):
+            plain.append(_acked())
+            secure.append(_acked(*settings, own=own))
+            report.add("security/batch64/acked_with_curve", secure[-1], "samples/s", "plain", plain[-1])
+    report.add("security/batch64/median", statistics.median(secure), "samples/s", "plain", statistics.median(plain))
+    ratios = [with_keys / without for with_keys, without in zip(secure, plain, strict=True)]
+    report.add("security/batch64/median_ratio", statistics.median(ratios), "of plain")
+
+
+def _settings(root: Path) -> list[str]:
+    for name in ("daemon", "bench"):
+        keys.create(root, name)
+    folders = [f"security.{name}_clients={root}" for name in ("learn", "predict", "control")]
+    return [f"security.server_key={root / 'daemon.key_secret'}", *folders]
+
+
+def _acked(*settings: str, own: tuple[Path, Path] | None = None) -> float:
+    """Samples acked a second, while the daemon learns as it always does."""
+    with served("network.preset=fast", *settings) as daemon:
+        produce(daemon.endpoints["learn"], 5_120, _BATCH, own)
+        return produce(daemon.endpoints["learn"], _SAMPLES, _BATCH, own)[0]
