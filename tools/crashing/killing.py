@@ -1,0 +1,180 @@
+"""kill -9, again and again, while a producer sends.
+
+Two of three kills come at a named moment (`ffstream.moments`), each as often as the others, at a passing that chance
+chooses; the rest come at any time: during start and recovery, or while it serves. One life in twenty begins as a
+user's does; the others are forks.
+"""
+
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+
+from ffstream.moments import MOMENTS
+from tools.crashing.accounts import Account, Remains, settle
+from tools.crashing.lives import CrashFailed, ForkServer, Home, Life, start_really
+from tools.crashing.stream import Sender, connect, send_all
+from tools.crashing.victim import Death
+
+_MESSAGES_PER_S = 250.0
+_REACH_S = 20.0
+_SERVING_S = 0.4
+_REAL_EVERY = 20
+_OFTEN = ("commit", "ack", "hand_on", "learned")  # passed with each message or microbatch; others with each checkpoint
+_NEEDS_A_COMMAND = {"rollback": "only passed when somebody asks for a rollback"}
+
+
+@dataclass
+class Killed:
+    """What came of it."""
+
+    account: Account
+    different: list[str]
+    by_moment: Counter[str] = field(default_factory=Counter)
+    passed_over: dict[str, str] = field(default_factory=dict)
+    starts: Counter[str] = field(default_factory=Counter)
+    before_first_checkpoint: int = 0
+    resent: int = 0
+
+
+def reason_to_pass_over(moment: str) -> str | None:
+    """Why nothing here reaches that moment, if so."""
+    return next((why for prefix, why in _NEEDS_A_COMMAND.items() if moment.startswith(prefix)), None)
+
+
+class Killing:
+    """One producer, one state folder, as many kills as wanted."""
+
+    def __init__(self, folder: Path, seed: int, forks: ForkServer) -> None:
+        self._folder = folder
+        self._seed = seed
+        self._forks = forks
+        self._chance = random.Random(seed)
+        self._home = Home(folder / "state")
+        self._start_s = 1.0
+        self._life: Life | None = None
+        self.by_moment: Counter[str] = Counter()
+        self.starts: Counter[str] = Counter()
+        self.before_first_checkpoint = 0
+        self.passed_over = {each: why for each in MOMENTS if (why := reason_to_pass_over(each))}
+
+    def run(self, kills: int, tell: Callable[[str], None]) -> Killed:
+        """Kills that often, tells each time how, and settles accounts. Raises CrashFailed."""
+        sender = Sender(self._home.learn, self._seed, _MESSAGES_PER_S)
+        deaths = self._deaths()
+        try:
+            for number in range(kills):
+                way = self._kill(next(deaths), really=number % _REAL_EVERY == _REAL_EVERY - 1)
+                self.by_moment[way] += 1
+                self.before_first_checkpoint += not self._has_checkpoint()
+                sender.check()
+                tell(way)
+            self._life = self._start(None, really=True)
+            self._life.await_ready()
+            sender.finish()
+            self._end_in_order(self._home, self._life)
+        finally:
+            if self._life is not None:
+                self._life.send(signal.SIGKILL)
+        remains = Remains.of(self._home.state)
+        expected = never_killed(self._folder / "alive", self._seed, sender.sizes, self._forks)
+        return Killed(
+            account=settle(sender.sizes, sender.heard, remains),
+            different=remains.differs_from(expected),
+            by_moment=self.by_moment,
+            passed_over=self.passed_over,
+            starts=self.starts,
+            before_first_checkpoint=self.before_first_checkpoint,
+            resent=sender.resent,
+        )
+
+    def _deaths(self) -> Iterator[str | None]:
+        """Two moments, then any time, and so on. The first death is at a moment, long before a checkpoint."""
+        for moment in cycle(MOMENTS):
+            if moment in self.passed_over:
+                if len(self.passed_over) == len(MOMENTS):
+                    yield None
+                continue
+            yield moment
+            self._named = getattr(self, "_named", 0) + 1
+            if self._named % 2 == 0:
+                yield None
+
+    def _kill(self, moment: str | None, *, really: bool) -> str:
+        """One life; returns how it ended."""
+        death = None if moment is None else Death(moment, self._passing(moment))
+        self._life = life = self._start(death, really=really)
+        if moment is None:
+            way = self._await_chance(life, really=really)
+        elif life.ended(_REACH_S):
+            way = moment
+        else:
+            way = "random.serving"
+            self.passed_over[moment] = f"not reached in {_REACH_S:g} s"
+        code = life.end(signal.SIGKILL)
+        self._life = None
+        if code != -signal.SIGKILL:
+            raise CrashFailed(f"a daemon ended by itself, exit code {code}\n{self._home.log_tail()}")
+        return way
+
+    def _passing(self, moment: str) -> int:
+        if not self.by_moment[moment]:
+            return 1
+        often = moment.startswith(_OFTEN)
+        return self._chance.randint(1, 40 if often else 3)
+
+    def _await_chance(self, life: Life, *, really: bool) -> str:
+        if self._chance.random() < 0.5:
+            life.ended(self._chance.uniform(0, self._start_s * (8 if really else 1)))
+            return "random.starting"
+        ready_s = life.await_ready()
+        if not really:
+            self._start_s = ready_s
+        life.ended(self._chance.uniform(0, _SERVING_S))
+        return "random.serving"
+
+    def _start(self, death: Death | None, *, really: bool) -> Life:
+        self.starts["real" if really else "fork"] += 1
+        return start_really(self._home, death) if really else self._forks.start(self._home, death or Death())
+
+    def _end_in_order(self, home: Home, life: Life) -> None:
+        end_in_order(home, life)
+        self._life = None
+
+    def _has_checkpoint(self) -> bool:
+        return any((self._home.state / "checkpoints").glob("*/manifest.json"))
+
+
+def end_in_order(home: Home, life: Life) -> None:
+    """Lets it learn everything, checkpoint and stop. Raises CrashFailed when it does not leave with 0."""
+    status = home.settle()
+    if status["learned"] != status["accepted"]:
+        life.send(signal.SIGKILL)
+        raise CrashFailed(f"{status['accepted']} samples accepted, {status['learned']} learned")
+    code = life.end(signal.SIGTERM)
+    if code:
+        raise CrashFailed(f"a daemon that was asked to stop left with exit code {code}\n{home.log_tail()}")
+
+
+def never_killed(state: Path, seed: int, sizes: list[int], forks: ForkServer) -> Remains:
+    """What is left of a life on the same stream that nobody ended."""
+    home = Home(state)
+    life = forks.start(home)
+    try:
+        life.await_ready()
+        with connect(home.learn) as producer:
+            send_all(producer, seed, sizes)
+        end_in_order(home, life)
+    except BaseException:
+        life.send(signal.SIGKILL)
+        raise
+    return Remains.of(state)
+
+
+def seconds_since(start: float) -> float:
+    """Rounded: nobody needs more."""
+    return round(time.monotonic() - start, 1)

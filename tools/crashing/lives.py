@@ -1,0 +1,195 @@
+"""Starts and ends daemons, one at a time, on one state folder and the same ports.
+
+A life is known by a descriptor of its process (pidfd), so that a signal can never meet another process.
+"""
+
+import json
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ffstream.client import Control
+from tools.crashing.stream import SETTINGS
+from tools.crashing.victim import VARIABLE, Death
+
+_START_S = 90.0
+_STOP_S = 90.0
+_LEARN_S = 300.0
+_LOG_TAIL_BYTES = 3000
+# One thread for each library: sums have one order whatever the machine, and a fork server may have no others.
+_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class CrashFailed(Exception):
+    """A daemon did what no kill explains. `str` is for the person who looks."""
+
+
+def free_port() -> int:
+    """A port that a daemon can have again after a restart.
+
+    Outside the range that connections get theirs from, so that no other program takes it meanwhile and no client that
+    reconnects meets itself there.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+
+
+class Home:
+    """Where a daemon lives: a state folder, a log beside it, and endpoints that stay the same."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.log = state.with_suffix(".log")
+        self.learn, self.control = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+
+    @property
+    def arguments(self) -> list[str]:
+        """For `ffstream`."""
+        own = (f"listen.learn={self.learn}", f"listen.control={self.control}")
+        settings = (*own, "listen.predict=tcp://127.0.0.1:*", "listen.http=127.0.0.1:0", *SETTINGS)
+        return ["serve", "--state", str(self.state), *(part for each in settings for part in ("--set", each))]
+
+    def endpoints(self) -> dict[str, Any]:
+        """Where the daemon with that `pid` listens; nothing before the first was ready."""
+        try:
+            endpoints: dict[str, Any] = json.loads((self.state / "endpoints.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return endpoints
+
+    def log_tail(self) -> str:
+        """The end of what the daemons here said."""
+        return self.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace") if self.log.exists() else ""
+
+    def settle(self) -> dict[str, Any]:
+        """Waits until all that is acked is learned, takes a checkpoint, returns the status before it."""
+        with Control(self.control) as control:
+            status = control.wait_idle(_LEARN_S)
+            control.request("checkpoint", timeout_s=_LEARN_S)
+        return status
+
+
+class Life:
+    """A daemon's process, from its start to its exit code."""
+
+    def __init__(self, home: Home, pid: int, parent: "ForkServer | subprocess.Popen[bytes]") -> None:
+        self.pid = pid
+        self._home = home
+        self._parent = parent
+        self._descriptor = os.pidfd_open(pid)
+        self._began = time.monotonic()
+
+    def ended(self, timeout_s: float) -> bool:
+        """Whether it ends within that time."""
+        return bool(select.select([self._descriptor], [], [], max(0.0, timeout_s))[0])
+
+    def await_ready(self) -> float:
+        """Returns the seconds from its start until it serves. Raises CrashFailed when it ends instead."""
+        while self._home.endpoints().get("pid") != self.pid:
+            if self.ended(0.005):
+                code = self.end()
+                raise CrashFailed(f"a daemon did not start: exit code {code}\n{self._home.log_tail()}")
+            if time.monotonic() - self._began > _START_S:
+                raise CrashFailed(f"a daemon is not ready after {_START_S:g} s\n{self._home.log_tail()}")
+        return time.monotonic() - self._began
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal, if it still lives."""
+        if not self.ended(0):
+            signal.pidfd_send_signal(self._descriptor, number)
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        """Sends that signal, if any, and returns the exit code; minus the signal that ended it."""
+        if number is not None:
+            self.send(number)
+        if not self.ended(_STOP_S):
+            self.send(signal.SIGKILL)
+            raise CrashFailed(f"a daemon did not end in {_STOP_S:g} s\n{self._home.log_tail()}")
+        os.close(self._descriptor)
+        return self._parent.wait()
+
+
+class ForkServer:
+    """Lives that begin with a fork. Ends the one it has when the block ends."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tools.crashing.victim"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_ENVIRONMENT,
+            start_new_session=True,  # Ctrl-C is ours to handle
+        )
+        self._read()
+        return self
+
+    def _read(self) -> dict[str, int]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise CrashFailed("the fork server ended; see what it said above")
+        answer: dict[str, int] = json.loads(line)
+        return answer
+
+    def _order(self, what: dict[str, Any] | None) -> dict[str, int]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what).encode() + b"\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def start(self, home: Home, death: Death = Death()) -> Life:  # noqa: B008 - frozen
+        """A life."""
+        order = {"arguments": home.arguments, "log": str(home.log), **asdict(death)}
+        return Life(home, self._order(order)["pid"], self)
+
+    def wait(self) -> int:
+        """The exit code of the life that has ended."""
+        return self._order(None)["code"]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(_STOP_S)
+        finally:
+            self._process.kill()
+            self._process.stdout.close()
+
+
+def execute(home: Home, death: Death | None = None, *, below: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
+    """A process of its own: the product's `ffstream`, or with a `death` the victim; `below` another command."""
+    module = "ffstream.cli" if death is None else "tools.crashing.victim"
+    with home.log.open("ab") as log:
+        return subprocess.Popen(
+            [*below, sys.executable, "-m", module, *home.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=_ENVIRONMENT | ({VARIABLE: json.dumps(asdict(death))} if death else {}),
+            start_new_session=True,
+        )
+
+
+def start_really(home: Home, death: Death | None = None) -> Life:
+    """A life that begins as a user's does."""
+    process = execute(home, death)
+    return Life(home, process.pid, process)
