@@ -2,8 +2,8 @@
 
 What counts as what: an ack [n, first, count] promises that message n became the samples first … first+count−1. The
 journal says the same of the rows that it still has, which reach back to the oldest checkpoint; what was trimmed lay
-at or below it and has been learned by it. The daemon keeps no record of each learned sample. It keeps `memory.added`, in
-every checkpoint: how many samples of the stream went by on the way to this state. And the state itself, equal in
+at or below it and has been learned by it. The daemon keeps no record of each learned sample. In every checkpoint it
+keeps `memory.added`: how many samples of the stream went by on the way to this state. And the state itself, equal in
 every bit to one that learned each sample once and in order, leaves no room for another history.
 """
 
@@ -89,17 +89,17 @@ def settle(sizes: Sequence[int], heard: Iterable[Heard], remains: Remains) -> Ac
     acked = {each.n: each for each in sorted(statements, reverse=True)}  # the first place that each was given
     statements |= set(remains.rows)
     learned = remains.checkpoints[-1]
-    beyond = [each.first_seq + each.count - 1 - learned for each in acked.values()]
+    beyond = [each.first_seq + each.samples - 1 - learned for each in acked.values()]
     rows = set(remains.rows)
     gone = [
-        each.count
+        each.samples
         for each in acked.values()
-        if remains.checkpoints[0] < each.first_seq + each.count - 1 <= learned and each not in rows
+        if remains.checkpoints[0] < each.first_seq + each.samples - 1 <= learned and each not in rows
     ]
     sent, went_by = sum(sizes), remains.progress.get("memory.added", 0)
     firsts = accumulate(sizes, initial=1)
     return Account(
-        acked=sum(each.count for each in acked.values()),
+        acked=sum(each.samples for each in acked.values()),
         lost=max(sum(max(0, each) for each in beyond) + sum(gone), sent - learned, sent - went_by),
         twice=max(_twice(statements), learned - sent, went_by - sent),
         in_order=all(
@@ -114,7 +114,7 @@ def _twice(statements: Iterable[Heard]) -> int:
     places = defaultdict(list)
     for each in sorted(statements):
         places[each.n].append(each)
-    again = sum(each.count for several in places.values() for each in several[1:])
+    again = sum(each.samples for several in places.values() for each in several[1:])
     once = sorted(several[0][1:] for several in places.values())
     shared = sum(
         max(0, min(first + count, later + later_count) - later)

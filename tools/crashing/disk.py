@@ -10,7 +10,7 @@ Not in the model: disks that lie about flushes, rot, and sectors that are lost w
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -148,7 +148,7 @@ class _Folder:
 
 class _Sync(NamedTuple):
     what: _File | _Folder
-    count: int
+    size: int
     since: int
 
 
@@ -191,7 +191,7 @@ class Disk:
     def _end_sync(self, sync: _Sync) -> None:
         if self._honest:
             taken = self._synced.get(id(sync.what), 0) - sync.since  # by another fsync meanwhile
-            count = max(0, sync.count - taken)
+            count = max(0, sync.size - taken)
             sync.what.sync(count)
             self._synced[id(sync.what)] = self._synced.get(id(sync.what), 0) + count
 
@@ -216,9 +216,21 @@ class Disk:
         assert isinstance(folder, _Folder)
         return folder, PurePosixPath(path).name
 
+    def files(self) -> dict[str, bytes]:
+        """What is in each file now, as long as power stays on."""
+        return dict(_files(self._top, self._root))
+
     def write_after_power_loss(self, folder: Path, kept: Kept, chance: random.Random) -> None:
         """Makes one of the folders that may be there after power loss now."""
         _write_folder(self._top, folder, kept, chance)
+
+
+def _files(folder: _Folder, path: PurePosixPath) -> Iterator[tuple[str, bytes]]:
+    for name, each in folder.now.items():
+        if isinstance(each, _Folder):
+            yield from _files(each, path / name)
+        else:
+            yield str(path / name), each.after("everything", random.Random(0))
 
 
 def _write_folder(what: _Folder, path: Path, kept: Kept, chance: random.Random) -> None:

@@ -7,9 +7,8 @@ user's does; the others are forks.
 
 import random
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -24,7 +23,12 @@ _MESSAGES_PER_S = 250.0
 _REACH_S = 20.0
 _SERVING_S = 0.4
 _REAL_EVERY = 20
-_OFTEN = ("commit", "ack", "hand_on", "learned")  # passed with each message or microbatch; others with each checkpoint
+_OFTEN = (
+    "commit",
+    "ack",
+    "hand_on",
+    "learned",
+)  # passed with each message or microbatch; others with each checkpoint
 _NEEDS_A_COMMAND = {"rollback": "only passed when somebody asks for a rollback"}
 
 
@@ -33,7 +37,7 @@ class Killed:
     """What came of it."""
 
     account: Account
-    different: list[str]
+    different: list[str]  # from a run that nobody killed
     by_moment: Counter[str] = field(default_factory=Counter)
     passed_over: dict[str, str] = field(default_factory=dict)
     starts: Counter[str] = field(default_factory=Counter)
@@ -76,7 +80,8 @@ class Killing:
             self._life = self._start(None, really=True)
             self._life.await_ready()
             sender.finish()
-            self._end_in_order(self._home, self._life)
+            end_in_order(self._home, self._life)
+            self._life = None
         finally:
             if self._life is not None:
                 self._life.send(signal.SIGKILL)
@@ -94,14 +99,16 @@ class Killing:
 
     def _deaths(self) -> Iterator[str | None]:
         """Two moments, then any time, and so on. The first death is at a moment, long before a checkpoint."""
-        for moment in cycle(MOMENTS):
-            if moment in self.passed_over:
-                if len(self.passed_over) == len(MOMENTS):
-                    yield None
-                continue
+        for number, moment in enumerate(self._moments()):
             yield moment
-            self._named = getattr(self, "_named", 0) + 1
-            if self._named % 2 == 0:
+            if number % 2:
+                yield None
+
+    def _moments(self) -> Iterator[str | None]:
+        for moment in cycle(MOMENTS):
+            if moment not in self.passed_over:
+                yield moment
+            elif len(self.passed_over) == len(MOMENTS):
                 yield None
 
     def _kill(self, moment: str | None, *, really: bool) -> str:
@@ -141,26 +148,19 @@ class Killing:
         self.starts["real" if really else "fork"] += 1
         return start_really(self._home, death) if really else self._forks.start(self._home, death or Death())
 
-    def _end_in_order(self, home: Home, life: Life) -> None:
-        end_in_order(home, life)
-        self._life = None
-
     def _has_checkpoint(self) -> bool:
         return any((self._home.state / "checkpoints").glob("*/manifest.json"))
 
 
 def end_in_order(home: Home, life: Life) -> None:
-    """Lets it learn everything, checkpoint and stop. Raises CrashFailed when it does not leave with 0."""
-    status = home.settle()
-    if status["learned"] != status["accepted"]:
-        life.send(signal.SIGKILL)
-        raise CrashFailed(f"{status['accepted']} samples accepted, {status['learned']} learned")
+    """Lets it learn what it has, checkpoint and stop. Raises CrashFailed when it does not leave with 0."""
+    home.settle()
     code = life.end(signal.SIGTERM)
     if code:
         raise CrashFailed(f"a daemon that was asked to stop left with exit code {code}\n{home.log_tail()}")
 
 
-def never_killed(state: Path, seed: int, sizes: list[int], forks: ForkServer) -> Remains:
+def never_killed(state: Path, seed: int, sizes: Sequence[int], forks: ForkServer) -> Remains:
     """What is left of a life on the same stream that nobody ended."""
     home = Home(state)
     life = forks.start(home)
@@ -173,8 +173,3 @@ def never_killed(state: Path, seed: int, sizes: list[int], forks: ForkServer) ->
         life.send(signal.SIGKILL)
         raise
     return Remains.of(state)
-
-
-def seconds_since(start: float) -> float:
-    """Rounded: nobody needs more."""
-    return round(time.monotonic() - start, 1)

@@ -5,10 +5,8 @@ A life is known by a descriptor of its process (pidfd), so that a signal can nev
 
 import json
 import os
-import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +19,7 @@ from typing import Any, Self
 from ffstream.client import Control
 from tools.crashing.stream import SETTINGS
 from tools.crashing.victim import VARIABLE, Death
+from tools.daemon_process import free_port
 
 _START_S = 90.0
 _STOP_S = 90.0
@@ -32,22 +31,6 @@ _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1
 
 class CrashFailed(Exception):
     """A daemon did what no kill explains. `str` is for the person who looks."""
-
-
-def free_port() -> int:
-    """A port that a daemon can have again after a restart.
-
-    Outside the range that connections get theirs from, so that no other program takes it meanwhile and no client that
-    reconnects meets itself there.
-    """
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 class Home:
@@ -77,12 +60,11 @@ class Home:
         """The end of what the daemons here said."""
         return self.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace") if self.log.exists() else ""
 
-    def settle(self) -> dict[str, Any]:
-        """Waits until all that is acked is learned, takes a checkpoint, returns the status before it."""
+    def settle(self) -> None:
+        """Waits until what is acked is learned, and takes a checkpoint."""
         with Control(self.control) as control:
-            status = control.wait_idle(_LEARN_S)
+            control.wait_idle(_LEARN_S)
             control.request("checkpoint", timeout_s=_LEARN_S)
-        return status
 
 
 class Life:

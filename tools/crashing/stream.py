@@ -5,7 +5,7 @@ Message `at` (0, 1, 2 …) is number `at` + 1 of its client. What is in it depen
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +54,7 @@ class Heard(NamedTuple):
 
     n: int
     first_seq: int
-    count: int
+    samples: int
 
 
 def size(at: int) -> int:
@@ -81,6 +81,10 @@ class Witness(Producer):
         self.heard: list[Heard] = []
         super().__init__(endpoint, client=CLIENT, ack_timeout_s=5.0, connect_timeout_s=_GREETING_S)
 
+    def resume_at(self, n: int) -> None:
+        """Goes on with message n, as a producer does that has heard acks for all below and for nothing else."""
+        self._next_n = self._base = n
+
     def _take(self, answer: Any) -> None:
         if isinstance(answer, Ack):
             self.heard += (Heard(*each) for each in answer.acks)
@@ -98,10 +102,19 @@ def connect(endpoint: str) -> Witness:
                 raise
 
 
-def send_all(producer: Witness, seed: int, counts: list[int], *, begin: int = 0) -> None:
-    """Sends messages from `begin` on and returns once all are acked."""
-    for at in range(begin, len(counts)):
+def send_all(
+    producer: Witness,
+    seed: int,
+    counts: Sequence[int],
+    *,
+    begin: int = 0,
+    end: int | None = None,
+    pause_s: float = 0.0,
+) -> None:
+    """Sends messages from `begin` on (to before `end`) and returns once all are acked."""
+    for at in range(begin, len(counts) if end is None else end):
         producer.send(*message(seed, at, counts[at]), timeout_s=_ANSWER_S)
+        time.sleep(pause_s)
     producer.flush(_ANSWER_S)
 
 

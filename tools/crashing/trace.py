@@ -4,8 +4,10 @@ Calls of several threads overlap. An fsync covers what was written before it beg
 or a change of names is there when it has returned; what is sent counts as heard when the sending begins. Each choice
 is the one that is harder on whoever was traced.
 
-A call that could change a file in a way that is not understood here raises TraceUnclear: no guesses. SQLite's -shm
-file is left out: it is mapped memory, never synced, and made anew by whoever opens the journal first after a crash.
+No guesses: a call that could change a file in a way that is not understood here raises TraceUnclear, and so does a
+folder that is not, byte for byte, what the calls explain (as if something had written through mapped memory).
+SQLite's -shm file is left out: it is mapped memory, never synced, and made anew by whoever opens the journal after a
+crash.
 """
 
 import re
@@ -24,9 +26,9 @@ from tools.crashing.stream import Heard
 _CALLS = (
     "openat,open,creat,write,pwrite64,writev,pwritev,pwritev2,lseek,ftruncate,truncate,fallocate,"
     "fsync,fdatasync,sync_file_range,msync,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,"
-    "link,linkat,symlink,symlinkat,mmap,copy_file_range,sendfile,splice,sendto,sendmsg,io_uring_setup"
+    "link,linkat,symlink,symlinkat,copy_file_range,sendfile,splice,sendto,sendmsg,io_uring_setup"
 )
-_NAMELESS = {"sync_file_range", "msync"}  # promise nothing
+_PROMISES_NOTHING = ("sync_file_range", "msync")
 _LINE = re.compile(r"^(\d+) +(.*)$")
 _UNFINISHED = " <unfinished ...>"
 _RESUMED = re.compile(r"^<\.\.\. \w+ resumed>(.*)$")
@@ -136,10 +138,9 @@ def _steps(path: Path) -> list[_Step]:
             text = beginning + resumed[1]
         call = _CALL.match(text)
         if call is None or call[3] == "?":
-            continue  # a signal, an exit, or a call that the death of the process ended: see below
+            continue  # a signal, an exit, or a call that the end of the process cut off
         whole = _Call(call[1], call[2], int(call[3]), call[4])
         steps += [(start, True, start, whole), (number, False, start, whole)]
-    # A call that a kill cut off is not here. Its bytes may be: `anything` has worse.
     steps.sort(key=lambda step: (step[0], not step[1]))
     return [_Step(begins, ticket, call) for _, begins, ticket, call in steps]
 
@@ -179,6 +180,16 @@ class Reader:
                 for operation in self._operations(call, offsets):
                     yield self._did(operation)
 
+    def check(self) -> None:
+        """Raises TraceUnclear when the folder is not what the events led to."""
+        folder = Path(self._state)
+        there = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        there = {path: content for path, content in there.items() if self._is_ours(path)}
+        explained = self._now.files()
+        if there != explained:
+            names = [each for each in there.keys() | explained.keys() if there.get(each) != explained.get(each)]
+            raise TraceUnclear(f"the record does not explain {sorted(names)}")
+
     def _did(self, operation: disk.Operation) -> Event:
         self._now.do(operation)
         return Event(operation)
@@ -196,7 +207,9 @@ class Reader:
         elif call.name in ("truncate", "link", "linkat", "symlink", "symlinkat"):
             if any(map(self._is_ours, call.paths)):
                 raise TraceUnclear(f"{call.name} {call.paths}")
-        elif not self._is_ours(path) and not self._is_mapped(call):
+        elif call.name == "io_uring_setup":
+            raise TraceUnclear("io_uring: what goes through it is not seen")
+        elif not self._touches_ours(call):
             return
         elif call.name in ("write", "writev"):
             yield disk.Write(path, offsets[number], call.data)
@@ -207,13 +220,10 @@ class Reader:
             offsets[number] = call.result
         elif call.name == "ftruncate":
             yield disk.Truncate(path, call.offset)
-        elif call.name not in _NAMELESS and not (call.name == "mmap" and "MAP_PRIVATE" in call.arguments):
+        elif call.name not in _PROMISES_NOTHING:
             raise TraceUnclear(f"{call.name} {path}")
 
-    def _is_mapped(self, call: _Call) -> bool:
-        """Whether it maps one of our files to write to it."""
-        if call.name != "mmap" or "PROT_WRITE" not in call.arguments:
-            return False
+    def _touches_ours(self, call: _Call) -> bool:
         return any(self._is_ours(_text(each)) for each in _PATH.findall(call.arguments))
 
     def _opened(self, call: _Call, offsets: dict[int, int]) -> Iterator[disk.Operation]:
@@ -224,6 +234,8 @@ class Reader:
         if "O_TMPFILE" in call.arguments or "O_APPEND" in call.arguments:
             raise TraceUnclear(f"{call.name} {path} {call.arguments}")
         if not self._now.exists(path):
+            if "O_CREAT" not in call.arguments:
+                raise TraceUnclear(f"{path} is there, and nobody made it")
             yield disk.Make(path, folder=False)
         elif "O_TRUNC" in call.arguments:
             yield disk.Truncate(path, 0)

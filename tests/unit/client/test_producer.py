@@ -18,9 +18,9 @@ from ffstream.errors import (
 )
 from ffstream.wire.codec import encode
 from ffstream.wire.messages import Hello
-from tests.in_process import free_port
 from tests.support import wait_until
 from tests.unit.client.scripted import Scripted, ack_all
+from tools.daemon_process import free_port
 
 IMAGE = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
 Script = Callable[..., Scripted]
