@@ -89,7 +89,7 @@ def settle(sizes: Sequence[int], heard: Iterable[Heard], remains: Remains) -> Ac
     acked = {each.n: each for each in sorted(statements, reverse=True)}  # the first place that each was given
     statements |= set(remains.rows)
     learned = remains.checkpoints[-1]
-    beyond = [each.first_seq + each.samples - 1 - learned for each in acked.values()]
+    beyond = [min(each.samples, max(0, each.first_seq + each.samples - 1 - learned)) for each in acked.values()]
     rows = set(remains.rows)
     gone = [
         each.samples
@@ -100,7 +100,7 @@ def settle(sizes: Sequence[int], heard: Iterable[Heard], remains: Remains) -> Ac
     firsts = accumulate(sizes, initial=1)
     return Account(
         acked=sum(each.samples for each in acked.values()),
-        lost=max(sum(max(0, each) for each in beyond) + sum(gone), sent - learned, sent - went_by),
+        lost=max(sum(beyond) + sum(gone), sent - learned, sent - went_by),
         twice=max(_twice(statements), learned - sent, went_by - sent),
         in_order=all(
             n in acked and acked[n] == Heard(n, first, count)
