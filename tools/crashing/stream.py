@@ -18,8 +18,8 @@ from ffstream.wire.messages import Ack
 CLIENT = "crash"
 INPUTS = 16
 LABELS = 4
-CHECKPOINT_SAMPLES = 150
 _BATCH = 8
+_CHECKPOINT_SAMPLES = 19 * _BATCH
 _SIZES = (1, 8, 3, 5)  # samples in a message: microbatches begin and end anywhere in one
 _ANSWER_S = 120.0
 _GREETING_S = 2.0
@@ -40,7 +40,7 @@ SETTINGS = (
     "learning.partial=wait",
     "learning.publish_every=1",  # a snapshot published when idle would count in the progress
     "checkpoint.every_s=0",
-    f"checkpoint.every_samples={CHECKPOINT_SAMPLES}",
+    f"checkpoint.every_samples={_CHECKPOINT_SAMPLES}",
     "checkpoint.keep=3",  # the journal is trimmed all the time
     "limits.window_messages=32",
     "prequential.busy_fraction=1",  # every sample is predicted: the record is part of what must be equal
@@ -69,9 +69,13 @@ def message(seed: int, at: int, samples: int) -> tuple[NDArray[np.uint8], NDArra
 
 
 def sizes(messages: int) -> list[int]:
-    """Samples in each of so many messages; the last is as large as makes the whole end with a full microbatch."""
+    """Samples in each of so many messages; the last is as large as makes the whole end with a full microbatch.
+
+    But not where a checkpoint is due anyway: chance would say which of the two, equal but for their number, is kept.
+    """
     plain = [size(at) for at in range(messages - 1)]
-    return [*plain, _BATCH - sum(plain) % _BATCH]
+    last = _BATCH - sum(plain) % _BATCH
+    return [*plain, last if (sum(plain) + last) % _CHECKPOINT_SAMPLES else last + _BATCH]
 
 
 class Witness(Producer):
@@ -84,6 +88,12 @@ class Witness(Producer):
     def resume_at(self, n: int) -> None:
         """Goes on with message n, as a producer does that has heard acks for all below and for nothing else."""
         self._next_n = self._base = n
+
+    def listen(self, seconds: float) -> None:
+        """Reads answers as they come: what lies unread when a connection breaks was never heard."""
+        deadline = time.monotonic() + seconds
+        while (left_s := deadline - time.monotonic()) > 0:
+            self._work(left_s)
 
     def _take(self, answer: Any) -> None:
         if isinstance(answer, Ack):
@@ -139,6 +149,7 @@ class Sender:
             self.heard = producer.heard
             for at in self._numbers():
                 producer.send(*message(self._seed, at, self.sizes[at]), timeout_s=_ANSWER_S)
+                producer.listen(self._pause_s)
             producer.flush(_ANSWER_S)
             self.resent = producer.counts.resent
             producer.close()
@@ -146,7 +157,7 @@ class Sender:
             self._error = error
 
     def _numbers(self) -> Iterator[int]:
-        while not self._finishing.wait(self._pause_s):
+        while not self._finishing.is_set():
             self.sizes.append(size(len(self.sizes)))
             yield len(self.sizes) - 1
         self.sizes = sizes(len(self.sizes) + 1)
