@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ffstream.errors import FFStreamError
 from tools.crashing import power, trace
 from tools.crashing.killing import Killed, Killing
-from tools.crashing.lives import CrashFailed, ForkServer
+from tools.crashing.lives import ForkServer
 
 screen = Console(stderr=True)
 Tell = Callable[[str], None]
@@ -73,7 +73,7 @@ def main(kills: int, power_losses: int | None, seed: int, as_json: bool) -> None
                 result,
                 lambda what: progress.update(task, advance=1, description=what),
             )
-    except (CrashFailed, FFStreamError, trace.TraceUnclear) as error:
+    except (FFStreamError, trace.TraceUnclear) as error:
         result["failure"] = str(error)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from ffstream.moments import MOMENTS
 from tools.crashing.accounts import Account, Remains, settle
-from tools.crashing.lives import CrashFailed, ForkServer, Home, Life, start_really
+from tools.crashing.lives import ForkServer, Home, Life, start_really
 from tools.crashing.stream import Sender, connect, send_all
 from tools.crashing.victim import Death
+from tools.daemon_process import DaemonFailed, log_tail
 
 _MESSAGES_PER_S = 250.0
 _REACH_S = 20.0
@@ -67,7 +68,7 @@ class Killing:
         self.passed_over = {each: why for each in MOMENTS if (why := reason_to_pass_over(each))}
 
     def run(self, kills: int, tell: Callable[[str], None]) -> Killed:
-        """Kills that often, tells each time how, and settles accounts. Raises CrashFailed."""
+        """Kills that often, tells each time how, and settles accounts. Raises DaemonFailed."""
         sender = Sender(self._home.learn, self._seed, _MESSAGES_PER_S)
         deaths = self._deaths()
         try:
@@ -125,7 +126,7 @@ class Killing:
         code = life.end(signal.SIGKILL)
         self._life = None
         if code != -signal.SIGKILL:
-            raise CrashFailed(f"a daemon ended by itself, exit code {code}\n{self._home.log_tail()}")
+            raise DaemonFailed(f"a daemon ended by itself, exit code {code}\n{log_tail(self._home.log)}")
         return way
 
     def _passing(self, moment: str) -> int:
@@ -153,11 +154,11 @@ class Killing:
 
 
 def end_in_order(home: Home, life: Life) -> None:
-    """Lets it learn what it has, checkpoint and stop. Raises CrashFailed when it does not leave with 0."""
+    """Lets it learn what it has, checkpoint and stop. Raises DaemonFailed when it does not leave with 0."""
     home.settle()
     code = life.end(signal.SIGTERM)
     if code:
-        raise CrashFailed(f"a daemon that was asked to stop left with exit code {code}\n{home.log_tail()}")
+        raise DaemonFailed(f"a daemon that was asked to stop left with exit code {code}\n{log_tail(home.log)}")
 
 
 def never_killed(state: Path, seed: int, sizes: Sequence[int], forks: ForkServer) -> Remains:

@@ -19,18 +19,11 @@ from typing import Any, Self
 from ffstream.client import Control
 from tools.crashing.stream import SETTINGS
 from tools.crashing.victim import VARIABLE, Death
-from tools.daemon_process import free_port
+from tools.daemon_process import STOP_S, DaemonFailed, await_endpoints, free_port, log_tail, serve_arguments
 
-_START_S = 90.0
-_STOP_S = 90.0
 _LEARN_S = 300.0
-_LOG_TAIL_BYTES = 3000
 # One thread for each library: sums have one order whatever the machine, and a fork server may have no others.
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-class CrashFailed(Exception):
-    """A daemon did what no kill explains. `str` is for the person who looks."""
 
 
 class Home:
@@ -45,20 +38,7 @@ class Home:
     def arguments(self) -> list[str]:
         """For `ffstream`."""
         own = (f"listen.learn={self.learn}", f"listen.control={self.control}")
-        settings = (*own, "listen.predict=tcp://127.0.0.1:*", "listen.http=127.0.0.1:0", *SETTINGS)
-        return ["serve", "--state", str(self.state), *(part for each in settings for part in ("--set", each))]
-
-    def endpoints(self) -> dict[str, Any]:
-        """Where the daemon with that `pid` listens; nothing before the first was ready."""
-        try:
-            endpoints: dict[str, Any] = json.loads((self.state / "endpoints.json").read_text())
-        except FileNotFoundError:
-            return {}
-        return endpoints
-
-    def log_tail(self) -> str:
-        """The end of what the daemons here said."""
-        return self.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace") if self.log.exists() else ""
+        return serve_arguments(self.state, (*own, *SETTINGS))
 
     def settle(self) -> None:
         """Waits until what is acked is learned, and takes a checkpoint."""
@@ -82,14 +62,14 @@ class Life:
         return bool(select.select([self._descriptor], [], [], max(0.0, timeout_s))[0])
 
     def await_ready(self) -> float:
-        """Returns the seconds from its start until it serves. Raises CrashFailed when it ends instead."""
-        while self._home.endpoints().get("pid") != self.pid:
-            if self.ended(0.005):
-                code = self.end()
-                raise CrashFailed(f"a daemon did not start: exit code {code}\n{self._home.log_tail()}")
-            if time.monotonic() - self._began > _START_S:
-                raise CrashFailed(f"a daemon is not ready after {_START_S:g} s\n{self._home.log_tail()}")
+        """Returns the seconds from its start until it serves. Raises DaemonFailed when it ends instead."""
+        await_endpoints(self._home.state, self.pid, self._check)
         return time.monotonic() - self._began
+
+    def _check(self) -> None:
+        if self.ended(0):
+            code = self.end()
+            raise DaemonFailed(f"a daemon did not start: exit code {code}\n{log_tail(self._home.log)}")
 
     def send(self, number: signal.Signals) -> None:
         """A signal, if it still lives."""
@@ -100,9 +80,9 @@ class Life:
         """Sends that signal, if any, and returns the exit code; minus the signal that ended it."""
         if number is not None:
             self.send(number)
-        if not self.ended(_STOP_S):
+        if not self.ended(STOP_S):
             self.send(signal.SIGKILL)
-            raise CrashFailed(f"a daemon did not end in {_STOP_S:g} s\n{self._home.log_tail()}")
+            raise DaemonFailed(f"a daemon did not end in {STOP_S:g} s\n{log_tail(self._home.log)}")
         os.close(self._descriptor)
         return self._parent.wait()
 
@@ -125,7 +105,7 @@ class ForkServer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise CrashFailed("the fork server ended; see what it said above")
+            raise DaemonFailed("the fork server ended; see what it said above")
         answer: dict[str, int] = json.loads(line)
         return answer
 
@@ -151,7 +131,7 @@ class ForkServer:
         assert self._process.stdout is not None
         self._process.stdin.close()
         try:
-            self._process.wait(_STOP_S)
+            self._process.wait(STOP_S)
         finally:
             self._process.kill()
             self._process.stdout.close()

@@ -22,9 +22,10 @@ from pathlib import Path
 from tools.crashing import disk, trace
 from tools.crashing.accounts import Account, Remains, settle
 from tools.crashing.killing import end_in_order, never_killed
-from tools.crashing.lives import CrashFailed, ForkServer, Home, Life, execute
+from tools.crashing.lives import ForkServer, Home, Life, execute
 from tools.crashing.stream import Heard, connect, send_all, sizes
 from tools.crashing.victim import Death
+from tools.daemon_process import DaemonFailed, log_tail
 
 _MESSAGES = 240
 _PAUSE_S = 0.005  # each message gets a commit of its own, nearly
@@ -89,11 +90,11 @@ def _traced_process(tracer: "subprocess.Popen[bytes]", home: Home) -> int:
                     return int(child)
         time.sleep(0.01)
     tracer.kill()
-    raise CrashFailed(f"strace did not start a daemon\n{home.log_tail()}")
+    raise DaemonFailed(f"strace did not start a daemon\n{log_tail(home.log)}")
 
 
 def record(folder: Path, seed: int, messages: int = _MESSAGES) -> Recording:
-    """Three lives. Raises CrashFailed, and trace.TraceUnclear when something is not understood."""
+    """Three lives. Raises and trace.TraceUnclear when something is not understood."""
     root = folder / "recorded"
     root.mkdir()
     home, counts = Home(root / "state"), sizes(messages)
@@ -110,7 +111,7 @@ def record(folder: Path, seed: int, messages: int = _MESSAGES) -> Recording:
             killed = signal.SIGKILL if number == 1 else signal.SIGTERM
             code = life.end(killed)
         if code != (-killed if number == 1 else 0):
-            raise CrashFailed(f"a traced daemon left with exit code {code}\n{home.log_tail()}")
+            raise DaemonFailed(f"a traced daemon left with exit code {code}\n{log_tail(home.log)}")
         events += reader.read(output)
         reader.check()
         output.unlink()
