@@ -165,12 +165,9 @@ def never_killed(state: Path, seed: int, sizes: Sequence[int], forks: ForkServer
     """What is left of a life on the same stream that nobody ended."""
     home = Home(state)
     life = forks.start(home)
-    try:
+    with life.or_dies():
         life.await_ready()
         with connect(home.learn) as producer:
             send_all(producer, seed, sizes)
         end_in_order(home, life)
-    except BaseException:
-        life.send(signal.SIGKILL)
-        raise
     return Remains.of(state)

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from tools.crashing.victim import VARIABLE, Death
 from tools.daemon_process import STOP_S, DaemonFailed, await_endpoints, free_port, log_tail, serve_arguments
 
 _LEARN_S = 300.0
+_CLOSED = -1
 # One thread for each library: sums have one order whatever the machine, and a fork server may have no others.
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -73,8 +75,17 @@ class Life:
 
     def send(self, number: signal.Signals) -> None:
         """A signal, if it still lives."""
-        if not self.ended(0):
+        if self._descriptor != _CLOSED and not self.ended(0):
             signal.pidfd_send_signal(self._descriptor, number)
+
+    @contextmanager
+    def or_dies(self) -> Iterator[None]:
+        """It does not outlive an exception in the block."""
+        try:
+            yield
+        except BaseException:
+            self.send(signal.SIGKILL)
+            raise
 
     def end(self, number: signal.Signals | None = None) -> int:
         """Sends that signal, if any, and returns the exit code; minus the signal that ended it."""
@@ -84,15 +95,19 @@ class Life:
             self.send(signal.SIGKILL)
             raise DaemonFailed(f"a daemon did not end in {STOP_S:g} s\n{log_tail(self._home.log)}")
         os.close(self._descriptor)
+        self._descriptor = _CLOSED
         return self._parent.wait()
 
 
 class ForkServer:
-    """Lives that begin with a fork. Ends the one it has when the block ends."""
+    """Lives that begin with a fork. Ends the one it has when the block ends. `below`: a command to run it under."""
+
+    def __init__(self, below: Sequence[str] = ()) -> None:
+        self._below = below
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tools.crashing.victim"],
+            [*self._below, sys.executable, "-m", "tools.crashing.victim"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_ENVIRONMENT,
@@ -137,21 +152,16 @@ class ForkServer:
             self._process.stdout.close()
 
 
-def execute(home: Home, death: Death | None = None, *, below: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
-    """A process of its own: the product's `ffstream`, or with a `death` the victim; `below` another command."""
+def start_really(home: Home, death: Death | None = None) -> Life:
+    """A life that begins as a user's does: the product's `ffstream`, or with a `death` the victim."""
     module = "ffstream.cli" if death is None else "tools.crashing.victim"
     with home.log.open("ab") as log:
-        return subprocess.Popen(
-            [*below, sys.executable, "-m", module, *home.arguments],
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *home.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=_ENVIRONMENT | ({VARIABLE: json.dumps(asdict(death))} if death else {}),
             start_new_session=True,
         )
-
-
-def start_really(home: Home, death: Death | None = None) -> Life:
-    """A life that begins as a user's does."""
-    process = execute(home, death)
     return Life(home, process.pid, process)

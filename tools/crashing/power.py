@@ -10,11 +10,8 @@ accounts must be right and the state equal to that of a life that nothing happen
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +19,7 @@ from pathlib import Path
 from tools.crashing import disk, trace
 from tools.crashing.accounts import Account, Remains, settle
 from tools.crashing.killing import end_in_order, never_killed
-from tools.crashing.lives import ForkServer, Home, Life, execute
+from tools.crashing.lives import ForkServer, Home
 from tools.crashing.stream import Heard, connect, send_all, sizes
 from tools.crashing.victim import Death
 from tools.daemon_process import DaemonFailed, log_tail
@@ -30,7 +27,7 @@ from tools.daemon_process import DaemonFailed, log_tail
 _MESSAGES = 240
 _PAUSE_S = 0.005  # each message gets a commit of its own, nearly
 _WAL_PAGES = 24
-_TRACED_START_S = 60.0
+_ENDS = (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM)
 _QUIET_S = 0.5
 # The lives in the record end with a snapshot that a life without an end does not publish.
 _NOT_LEARNED = "progress.version"
@@ -67,54 +64,33 @@ class PowerLost:
         return bool(account.lost or account.twice or self.different or not account.in_order)
 
 
-@contextmanager
-def _traced(home: Home, output: Path) -> Iterator[Life]:
-    tracer = execute(home, Death(wal_pages=_WAL_PAGES), below=trace.command(output))
-    life = Life(home, _traced_process(tracer, home), tracer)
-    try:
-        life.await_ready()
-        yield life
-    except BaseException:
-        life.send(signal.SIGKILL)
-        raise
-
-
-def _traced_process(tracer: "subprocess.Popen[bytes]", home: Home) -> int:
-    """The process that strace started; others that it starts, to try what it can, are strace themselves."""
-    children, python = Path(f"/proc/{tracer.pid}/task/{tracer.pid}/children"), Path(sys.executable).resolve()
-    deadline = time.monotonic() + _TRACED_START_S
-    while time.monotonic() < deadline and tracer.poll() is None:
-        for child in children.read_text().split():
-            with suppress(OSError):
-                if Path(f"/proc/{child}/exe").resolve() == python:
-                    return int(child)
-        time.sleep(0.01)
-    tracer.kill()
-    raise DaemonFailed(f"strace did not start a daemon\n{log_tail(home.log)}")
-
-
 def record(folder: Path, seed: int, messages: int = _MESSAGES) -> Recording:
     """Three lives. Raises and trace.TraceUnclear when something is not understood."""
     root = folder / "recorded"
     root.mkdir()
     home, counts = Home(root / "state"), sizes(messages)
     reader = trace.Reader(root, home.state)
-    events: list[trace.Event] = []
+    output = folder / "trace"
     thirds = [messages * part // 3 for part in range(4)]
-    for number, (begin, end) in enumerate(pairwise(thirds)):
-        output = folder / f"trace-{number}"
-        with _traced(home, output) as life:
-            with connect(home.learn) as producer:
-                send_all(producer, seed, counts, begin=begin, end=end, pause_s=_PAUSE_S)
-            if number == 1:
-                time.sleep(_QUIET_S)  # a call that the kill cuts off is in the folder perhaps, and not in the record
-            killed = signal.SIGKILL if number == 1 else signal.SIGTERM
-            code = life.end(killed)
-        if code != (-killed if number == 1 else 0):
-            raise DaemonFailed(f"a traced daemon left with exit code {code}\n{log_tail(home.log)}")
-        events += reader.read(output)
-        reader.check()
-        output.unlink()
+    pids, contents = [], []
+    with ForkServer(below=trace.command(output)) as traced:
+        for (begin, end), how in zip(pairwise(thirds), _ENDS, strict=True):
+            life = traced.start(home, Death(wal_pages=_WAL_PAGES))
+            pids.append(life.pid)
+            with life.or_dies():
+                life.await_ready()
+                with connect(home.learn) as producer:
+                    send_all(producer, seed, counts, begin=begin, end=end, pause_s=_PAUSE_S)
+                time.sleep(_QUIET_S)  # a call that a kill cuts off is in the folder perhaps, and not in the record
+                code = life.end(how)
+            if code != (-how if how == signal.SIGKILL else 0):
+                raise DaemonFailed(f"a traced daemon left with exit code {code}\n{log_tail(home.log)}")
+            contents.append(reader.contents())
+    events: list[trace.Event] = []
+    for lines, there in zip(trace.by_life(output, pids), contents, strict=True):
+        events += reader.read(lines)
+        reader.check(there)
+    output.unlink()
     operations: list[disk.Operation] = []
     acks: list[tuple[int, Heard]] = []
     for event in events:
@@ -167,7 +143,7 @@ def lose_power(
 def _live_on(home: Home, forks: ForkServer, recording: Recording, heard: list[Heard]) -> Remains:
     """A daemon on what is left, a producer that sends what nobody acked; `heard` grows."""
     life = forks.start(home)
-    try:
+    with life.or_dies():
         life.await_ready()
         begin = max((each.n for each in heard), default=0)
         with connect(home.learn) as producer:
@@ -175,7 +151,4 @@ def _live_on(home: Home, forks: ForkServer, recording: Recording, heard: list[He
             send_all(producer, recording.seed, recording.sizes, begin=begin)
             heard += producer.heard
         end_in_order(home, life)
-    except BaseException:
-        life.send(signal.SIGKILL)
-        raise
     return Remains.of(home.state)

@@ -14,7 +14,8 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,8 +121,15 @@ class _Step(NamedTuple):
     call: _Call
 
 
-def _steps(path: Path) -> list[_Step]:
+def by_life(path: Path, pids: Sequence[int]) -> Iterator[list[str]]:
+    """The lines of a trace, each life's from its first call on; lives of one fork server follow one another."""
     lines = path.read_text().splitlines()
+    begins = [next(at for at, line in enumerate(lines) if line.startswith(f"{pid} ")) for pid in pids]
+    for begin, end in pairwise([*begins, len(lines)]):
+        yield lines[begin:end]
+
+
+def _steps(lines: Sequence[str]) -> list[_Step]:
     began: dict[str, tuple[int, str]] = {}
     steps: list[tuple[int, bool, int, _Call]] = []
     for number, line in enumerate(lines):
@@ -154,12 +162,12 @@ class Reader:
         self._parent = str(root)
         self._ticket = 0
 
-    def read(self, path: Path) -> Iterator[Event]:
+    def read(self, lines: Sequence[str]) -> Iterator[Event]:
         """The events of one life. Raises TraceUnclear."""
         offsets: dict[int, int] = {}
         streams: dict[str, _Stream] = defaultdict(_Stream)
         tickets: dict[int, int] = {}
-        for begins, ticket, call in _steps(path):
+        for begins, ticket, call in _steps(lines):
             if call.result < 0:
                 continue
             if call.name in ("sendto", "sendmsg", "write", "writev") and "socket:" in call.descriptor[1]:
@@ -180,11 +188,13 @@ class Reader:
                 for operation in self._operations(call, offsets):
                     yield self._did(operation)
 
-    def check(self) -> None:
-        """Raises TraceUnclear when the folder is not what the events led to."""
-        folder = Path(self._state)
-        there = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        there = {path: content for path, content in there.items() if self._is_ours(path)}
+    def contents(self) -> dict[str, bytes]:
+        """What really is in the folder now."""
+        files = (path for path in Path(self._state).rglob("*") if path.is_file() and self._is_ours(str(path)))
+        return {str(path): path.read_bytes() for path in files}
+
+    def check(self, there: Mapping[str, bytes]) -> None:
+        """Raises TraceUnclear when these contents are not what the events led to."""
         explained = self._now.files()
         if there != explained:
             names = [each for each in there.keys() | explained.keys() if there.get(each) != explained.get(each)]
