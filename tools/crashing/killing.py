@@ -24,12 +24,8 @@ _MESSAGES_PER_S = 250.0
 _REACH_S = 20.0
 _SERVING_S = 0.4
 _REAL_EVERY = 20
-_OFTEN = (
-    "commit",
-    "ack",
-    "hand_on",
-    "learned",
-)  # passed with each message or microbatch; others with each checkpoint
+# Passed with each message or microbatch; the others with each checkpoint.
+_OFTEN = ("commit", "ack", "hand_on", "learned")
 _NEEDS_A_COMMAND = {"rollback": "only passed when somebody asks for a rollback"}
 
 
@@ -122,7 +118,8 @@ class Killing:
             way = moment
         else:
             way = "random.serving"
-            self.passed_over[moment] = f"not reached in {_REACH_S:g} s"
+            if not self.by_moment[moment]:
+                self.passed_over[moment] = f"not reached in {_REACH_S:g} s"
         code = life.end(signal.SIGKILL)
         self._life = None
         if code != -signal.SIGKILL:

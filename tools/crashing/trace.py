@@ -33,7 +33,7 @@ _PROMISES_NOTHING = ("sync_file_range", "msync")
 _LINE = re.compile(r"^(\d+) +(.*)$")
 _UNFINISHED = " <unfinished ...>"
 _RESUMED = re.compile(r"^<\.\.\. \w+ resumed>(.*)$")
-_CALL = re.compile(r"^(\w+)\((.*)\) += +(-?\d+|\?)(.*)$", re.DOTALL)
+_CALL = re.compile(r"^(\w+)\((.*)\) += +(-?\d+|\?)", re.DOTALL)
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
 _PATH = re.compile(r"<((?:\\x[0-9a-f]{2})+)>")
 _DESCRIPTOR = re.compile(r"^(\d+)<((?:\\x[0-9a-f]{2})+)>")
@@ -67,7 +67,6 @@ class _Call(NamedTuple):
     name: str
     arguments: str
     result: int
-    rest: str
 
     @property
     def strings(self) -> list[bytes]:
@@ -147,7 +146,7 @@ def _steps(lines: Sequence[str]) -> list[_Step]:
         call = _CALL.match(text)
         if call is None or call[3] == "?":
             continue  # a signal, an exit, or a call that the end of the process cut off
-        whole = _Call(call[1], call[2], int(call[3]), call[4])
+        whole = _Call(call[1], call[2], int(call[3]))
         steps += [(start, True, start, whole), (number, False, start, whole)]
     steps.sort(key=lambda step: (step[0], not step[1]))
     return [_Step(begins, ticket, call) for _, begins, ticket, call in steps]
