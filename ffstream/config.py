@@ -60,7 +60,23 @@ class Limits(_Section):
     commit_max_bytes: int = Field(16 << 20, ge=1024, description="bytes of a group commit, about")
     backlog_max_samples: int = Field(5_000_000, ge=1, description="samples on disk that wait to be learned")
     journal_max_bytes: int = Field(16 << 30, ge=1 << 20, description="bytes of the journal in use")
+    disk_min_free_bytes: int = Field(
+        512 << 20, ge=0, description="bytes that stay free on the disk; below, no samples are taken"
+    )
+    memory_max_bytes: int = Field(
+        0, ge=0, description="bytes of memory above which no samples are taken; 0: nine tenths of the machine's"
+    )
     clients_max: int = Field(10_000, ge=1, description="producers that the journal remembers")
+    client_forget_after_s: float = Field(
+        7 * 86_400.0, gt=0, description="seconds without a message after which a producer may be forgotten"
+    )
+    client_unresolved_max_messages: int = Field(
+        16_384, ge=1, description="stored messages that a producer still counts as unanswered"
+    )
+    client_samples_per_s: float = Field(0.0, ge=0, description="samples a second from one producer; 0: no limit")
+    receive_queue_messages: int = Field(
+        1000, ge=1, description="messages of one peer that wait to be looked at; then its connection waits"
+    )
     query_batch_max_samples: int = Field(1024, ge=1, description="samples of queries predicted at once")
     reply_queue_messages: int = Field(1000, ge=1, description="replies that wait for one peer to read them")
     heartbeat_s: float = Field(

@@ -1,7 +1,7 @@
 """The only place where parts are wired: recover, start, serve, drain, stop.
 
-    journal ← learn loop          checkpoint writer ← barriers ← learner → snapshots → predict loop
-        └────────→ learner                                          └→ prequential
+    learn loop → journal → learner → snapshots → predict loop
+                              └→ checkpoints
 
 What happens if the process dies at any line: samples that were acked are in the journal; the newest whole checkpoint
 says up to which one they were learned; recovery begins there. Nothing else is durable, and nothing else needs to be.
@@ -10,10 +10,8 @@ says up to which one they were learned; recovery begins there. Nothing else is d
 import fcntl
 import gc
 import logging
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -22,30 +20,27 @@ from typing import IO, Any, NamedTuple
 
 import zmq
 
-from ffstream import __version__, moments
-from ffstream.checkpoint.store import Checkpoint, CheckpointStore, fsync
-from ffstream.checkpoint.writer import CheckpointWriter, Written
+from ffstream import __version__
+from ffstream.checkpoint.store import fsync
 from ffstream.config import Config
-from ffstream.errors import ConfigError, DeadlineExceeded, JournalDamaged, StageFailed, Unavailable
-from ffstream.ff.classifier import Classifier
+from ffstream.errors import BadHeader, ConfigError, DeadlineExceeded, StageFailed
 from ffstream.journal.journal import Journal
+from ffstream.learner import Learner
 from ffstream.metrics import Metrics
-from ffstream.pipeline.feeder import FeederOptions
-from ffstream.pipeline.messages import Barrier, MicroBatch, Part
-from ffstream.pipeline.pipeline import Callbacks, Pipeline, PipelineOptions, StartingPoint
+from ffstream.server.admission import Admission, AdmissionLimits
 from ffstream.server.control import ControlLoop
 from ffstream.server.http import HttpServer, make_app
-from ffstream.server.learn import LearnLimits, LearnLoop
+from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
+from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit
 from ffstream.server.router import SocketLimits
 from ffstream.serving.predictor import Predictor
-from ffstream.serving.prequential import NAME as PREQUENTIAL
-from ffstream.serving.prequential import ErrorRecord, Prequential
-from ffstream.serving.snapshot import Snapshot, Snapshots
 from ffstream.threads import use_one_core
 from ffstream.wire.codec import ImageChecker
 
 log = logging.getLogger(__name__)
+
+_COMMAND_S = 60.0  # what a command takes at most, unless its client says otherwise
 
 
 class _Order(IntEnum):
@@ -81,17 +76,13 @@ class Daemon:
         self._steps: list[_Step] = []
         # Not an Event: a signal handler that sets one deadlocks if its thread is just about to wait for it.
         self._wake: SimpleQueue[None] = SimpleQueue()
-        self._ending = False  # commands that wait must end
-        self._checkpointed = threading.Condition()
-        self._last_written = Written(-1, 0, 0.0, None)
-        self._writes = 0
-        self._oldest_checkpoint = 0  # the journal may forget what lies below
 
     # --- start -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Recovers and serves. Raises FFStreamError; then nothing is left running."""
         use_one_core()
+        raise_file_limit()
         try:
             self._open_state()
             self._recover()
@@ -112,8 +103,8 @@ class Daemon:
             self.http.address,
             self.journal.head.seq,
             self.learner.applied_seq,
-            str(self.learner.product_dtype).removeprefix("torch."),
-            self.learner.device,
+            str(self.learner.pipeline.product_dtype).removeprefix("torch."),
+            self.learner.pipeline.device,
         )
 
     def _open_state(self) -> None:
@@ -121,102 +112,59 @@ class Daemon:
         self._lock = _lock(state)
         self._steps.append(_Step(_Order.RELEASE_STATE, "lock", self._unlock))
         recipe = self.config.network
-        self.store = CheckpointStore(state / "checkpoints", keep=self.config.checkpoint.keep, recipe=asdict(recipe))
         self.journal = Journal(state / "journal.sqlite", inputs=recipe.inputs, labels=recipe.labels)
         self._steps.append(_Step(_Order.CLOSE_JOURNAL, "journal", self._close_journal))
         for folder in (state, state.absolute().parent):
             fsync(folder)  # an ack must not depend on a folder that power loss can take away
 
     def _recover(self) -> None:
-        checkpoint, damages = self.store.newest()
-        self.metrics.checkpoints_damaged.inc(len(damages))
-        if checkpoint is None:
-            start = StartingPoint()
-        elif checkpoint.seq > self.journal.head.seq:
-            # New samples would get numbers that count as learned: acked, and never learned.
-            raise JournalDamaged(
-                f"{self.journal.path} ends at sample {self.journal.head.seq}, before checkpoint {checkpoint.seq}",
-                hint="put the journal back that belongs to the checkpoints, or use another --state folder",
-            )
-        else:
-            start = StartingPoint(checkpoint.seq, checkpoint.tensors, checkpoint.progress)
-            log.info("recovered checkpoint=%d journal=%d", checkpoint.seq, self.journal.head.seq)
-        self.learner = self._make_learner(start)
-        first = Snapshot(self._classifier(self.learner.weights()), start.progress.get("version", 0), start.seq)
-        self.snapshots = Snapshots(first)
-        options = self.config.prequential
-        self.prequential = Prequential(
-            self.metrics,
-            first,
-            fraction=options.fraction,
-            busy_fraction=options.busy_fraction,
-            queue_depth=options.queue_depth,
-            record=ErrorRecord(start.progress.get("prequential")),
-            on_failure=self._fail,
-        )
-        self.writer = CheckpointWriter(self.store, self._on_written, self._fail)
-        self.writer.start()
-        self._steps.append(_Step(_Order.WRITE_CHECKPOINT, "checkpoint", self.writer.stop))
-        self.prequential.start()
-        self._steps.append(_Step(_Order.EVALUATE_WHAT_IS_QUEUED, "prequential", self.prequential.stop))
+        self.learner = Learner(self.config, self.journal, self.metrics, self._fail)
+        self._steps += [
+            _Step(_Order.LEARN_WHAT_IS_QUEUED, "learner", self._end_learning),
+            _Step(_Order.EVALUATE_WHAT_IS_QUEUED, "prequential", self.learner.end_evaluation),
+            _Step(_Order.WRITE_CHECKPOINT, "checkpoint", self.learner.end_writing),
+        ]
         self.learner.start()
-        self._steps.append(_Step(_Order.LEARN_WHAT_IS_QUEUED, "learner", self._end_learner))
-
-    def _make_learner(self, start: StartingPoint) -> Pipeline:
-        config = self.config
-        pipeline, learning, checkpoint = config.pipeline, config.learning, config.checkpoint
-        return Pipeline(
-            config.network,
-            PipelineOptions(
-                device=pipeline.device,
-                precision=pipeline.precision,
-                queue_depth=pipeline.queue_depth,
-                overflow=pipeline.overflow,
-                stages=pipeline.stages,
-                wake=learning.wake,
-                sleep=learning.sleep,
-            ),
-            FeederOptions(
-                publish_every=learning.publish_every,
-                checkpoint_every_samples=checkpoint.every_samples,
-                checkpoint_every_s=checkpoint.every_s,
-                linger_s=learning.linger_s,
-                partial=learning.partial,
-            ),
-            journal=self.journal.path,
-            head=self.journal.head,
-            start=start,
-            callbacks=Callbacks(self._on_barrier, self._fail, self._observe, self._on_saving),
-            metrics=self.metrics,
-            save_contributors=(PREQUENTIAL,),
-        )
 
     def _open_sockets(self) -> None:
         config, limits, recipe = self.config, self.config.limits, self.config.network
-        sockets = SocketLimits(limits.message_max_bytes, limits.reply_queue_messages, limits.heartbeat_s)
+        sockets = SocketLimits(
+            limits.message_max_bytes,
+            limits.reply_queue_messages,
+            limits.heartbeat_s,
+            limits.receive_queue_messages,
+        )
         checker = ImageChecker(recipe.inputs, recipe.labels, limits.message_max_samples)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._steps.append(_Step(_Order.CLOSE_CONTEXT, "sockets", self._end_context))
-        self.learn = LearnLoop(
+        self.admission = Admission(
             self.journal,
-            checker,
-            LearnLimits(
+            AdmissionLimits(
                 window_messages=limits.window_messages,
-                commit_max_messages=limits.commit_max_messages,
-                commit_max_bytes=limits.commit_max_bytes,
-                message_max_bytes=limits.message_max_bytes,
                 backlog_max_samples=limits.backlog_max_samples,
                 journal_max_bytes=limits.journal_max_bytes,
                 clients_max=limits.clients_max,
+                client_forget_after_s=limits.client_forget_after_s,
+                client_unresolved_max_messages=limits.client_unresolved_max_messages,
+                client_samples_per_s=limits.client_samples_per_s,
             ),
-            sockets,
+            Resources(config.state, ResourceLimits(limits.disk_min_free_bytes, limits.memory_max_bytes)),
             applied_seq=lambda: self.learner.applied_seq,
-            trim_to=lambda: self._oldest_checkpoint,
+            metrics=self.metrics,
+        )
+        self.learn = LearnLoop(
+            self.journal,
+            checker,
+            self.admission,
+            sockets,
+            commit_max_messages=limits.commit_max_messages,
+            commit_max_bytes=limits.commit_max_bytes,
+            trim=self.learner.trim,
             metrics=self.metrics,
             on_failure=self._fail,
         )
         self.predict = PredictLoop(
-            Predictor(self.snapshots),
+            Predictor(self.learner.snapshots),
             checker,
             sockets,
             batch_samples=limits.query_batch_max_samples,
@@ -229,6 +177,7 @@ class Daemon:
             "checkpoint": self._checkpoint,
             "pause": lambda arguments: self._pause(True),
             "resume": lambda arguments: self._pause(False),
+            "rollback": self._rollback,
             "drain": self._drain,
             "stop": lambda arguments: self._request_stop(),
             "config": lambda arguments: {"config": self.config.model_dump(mode="json")},
@@ -246,7 +195,7 @@ class Daemon:
         app = make_app(
             self.metrics.registry,
             alive=lambda: self.failure is None,
-            readiness=lambda: self.state,
+            readiness=self.readiness,
             status=self.status,
         )
         self.http = HttpServer(app, config.listen.http)
@@ -260,60 +209,24 @@ class Daemon:
         metrics.applied_seq.set_function(lambda: self.learner.applied_seq)
         metrics.journal_seq.set_function(lambda: self.journal.head.seq)
         metrics.journal_backlog.set_function(lambda: self.journal.head.seq - self.learner.applied_seq)
-        metrics.snapshot_age.set_function(lambda: time.monotonic() - self.snapshots.current.published)
-        metrics.snapshot_seq.set_function(lambda: self.snapshots.current.seq)
-        metrics.snapshot_version.set_function(lambda: self.snapshots.current.version)
-        metrics.paused.set_function(lambda: float(self.learner.paused))
+        metrics.snapshot_age.set_function(lambda: time.monotonic() - self.learner.snapshots.current.published)
+        metrics.snapshot_seq.set_function(lambda: self.learner.snapshots.current.seq)
+        metrics.snapshot_version.set_function(lambda: self.learner.snapshots.current.version)
+        metrics.paused.set_function(lambda: float(self.learner.pipeline.paused))
         metrics.credit.set_function(self.learn.credit)
         for phase in ("interleaved", "wake", "sleep"):
             metrics.phase.labels(phase).set_function(partial(self._is_phase, phase))
-        for index in range(len(self.learner.stages)):
+        for index in range(len(self.learner.pipeline.stages)):
             label = str(index)
             metrics.queue_depth.labels(label).set_function(partial(self._stage_figure, index, "queue_depth"))
             metrics.stage_seq.labels(label).set_function(partial(self._stage_figure, index, "last_seq"))
             metrics.skipped.labels(label).set_function(partial(self._stage_figure, index, "skipped"))
 
     def _is_phase(self, phase: str) -> float:
-        return float(self.learner.phase == phase)
+        return float(self.learner.pipeline.phase == phase)
 
     def _stage_figure(self, index: int, name: str) -> float:
-        return float(self.learner.describe()[index][name])
-
-    # --- what the learner reports, on its threads -----------------------------------------------------------------
-
-    def _classifier(self, weights: dict[int, Any]) -> Classifier:
-        return Classifier(self.config.network, [weights[index] for index in sorted(weights)])
-
-    def _observe(self, micro: MicroBatch, version: int) -> None:
-        behind = self.journal.head.seq - micro.seq > self.config.prequential.busy_backlog_samples
-        self.prequential.observe(micro.images, micro.labels, version, behind=behind)
-
-    def _on_saving(self, barrier: Barrier) -> None:
-        self.prequential.mark(lambda progress: barrier.contribute(PREQUENTIAL, Part({}, progress)))
-
-    def _on_barrier(self, barrier: Barrier) -> None:
-        snapshot = Snapshot(self._classifier(barrier.weights), barrier.version, barrier.seq)
-        if barrier.version > self.snapshots.current.version:
-            self.snapshots.publish(snapshot)
-        # A saving barrier waits for the evaluator, so later ones may overtake it; its snapshot is wanted too.
-        self.prequential.publish(snapshot)
-        if barrier.saves:
-            moments.reached("cut.complete")
-            self.writer.submit(Checkpoint(barrier.seq, barrier.tensors, barrier.progress))
-
-    def _on_written(self, written: Written) -> None:
-        metrics = self.metrics
-        if written.error is not None:
-            metrics.checkpoint_failures.inc()
-        else:
-            metrics.checkpoint_seconds.observe(written.seconds)
-            metrics.checkpoint_bytes.set(written.bytes)
-            metrics.checkpoint_seq.set(written.seq)
-            self._oldest_checkpoint = self.store.seqs()[0]
-        with self._checkpointed:
-            self._last_written = written
-            self._writes += 1
-            self._checkpointed.notify_all()
+        return float(self.learner.pipeline.describe()[index][name])
 
     def _fail(self, error: Exception) -> None:
         """The first thread to die ends the daemon."""
@@ -323,29 +236,22 @@ class Daemon:
             log.error("failed error=%s", error)
         self._wake.put(None)
 
+    def readiness(self) -> str:
+        """`ready`, or why samples are not taken: the daemon's state, or the code of what is short."""
+        obstacle = self.admission.obstacle() if self.state == "ready" else None
+        return obstacle.code if obstacle else self.state
+
     # --- commands ---------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""
-        learner, record, snapshot = self.learner, self.prequential.record, self.snapshots.current
-        accepted = self.journal.head.seq
+        paused = self.state == "ready" and self.learner.pipeline.paused
+        obstacle = self.admission.obstacle()
         return {
-            "state": "paused" if self.state == "ready" and learner.paused else self.state,
+            "state": "paused" if paused else self.state,
+            "refusing": obstacle.code if obstacle else None,
             "version": __version__,
-            "accepted": accepted,
-            "learned": learner.applied_seq,
-            "applied_seq": learner.applied_seq,
-            "backlog": accepted - learner.applied_seq,
-            "prequential_error": record.recent,
-            "prequential_error_total": record.total,
-            "phase": learner.phase,
-            "stages": learner.describe(),
-            "snapshot": {
-                "version": snapshot.version,
-                "seq": snapshot.seq,
-                "age_s": time.monotonic() - snapshot.published,
-            },
-            "checkpoint_seq": (self.store.seqs() or [0])[-1],
+            **self.learner.status(),
             "endpoints": {
                 "learn": self.learn.endpoint,
                 "predict": self.predict.endpoint,
@@ -355,57 +261,35 @@ class Daemon:
         }
 
     def _wait_idle(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Returns when predictions have learned every sample that is acked now."""
-        timeout_s = _seconds(arguments, default=60.0)
-        target = self.journal.head.seq
-        if self.config.learning.partial == "wait":
-            target = self.config.network.whole_up_to(target)
-        if not self.snapshots.wait_for(target, timeout_s):
-            missing = target - self.snapshots.current.seq
-            if self._ending:
-                raise _stops(f"{missing} samples wait on disk")
-            raise DeadlineExceeded(
-                f"{missing} samples are not learned after {timeout_s:g} s",
-                hint="wait longer, or see ffstream status",
-            )
+        self.learner.wait_idle(_seconds(arguments))
         return self.status()
 
     def _checkpoint(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Takes a checkpoint now and returns when it is durable."""
-        deadline = time.monotonic() + _seconds(arguments, default=60.0)
-        sequence: list[int] = []
-        with self._checkpointed:
-            earlier = self._writes  # a failure from before is none of ours
-            self.learner.request_checkpoint(lambda barrier: sequence.append(barrier.seq))
-            # A later one may be written before this thread looks; it holds what this one holds, and more.
-            while not (
-                sequence
-                and self._last_written.seq >= sequence[0]
-                and (self._writes > earlier or self._last_written.error is None)
-            ):
-                if self._ending:
-                    raise _stops("it takes a last checkpoint by itself")
-                if time.monotonic() >= deadline:
-                    raise DeadlineExceeded("the checkpoint is not written yet", hint="see the daemon's log")
-                self._checkpointed.wait(0.1)
-            written = self._last_written
-        if written.error is not None:
-            raise Unavailable(f"the checkpoint could not be written: {written.error}", hint="free disk space")
+        written = self.learner.checkpoint(_seconds(arguments))
         return {"seq": written.seq, "bytes": written.bytes, "seconds": written.seconds}
 
     def _pause(self, paused: bool) -> dict[str, Any]:
         self.learner.pause(paused)
-        log.info("learning %s seq=%d", "paused" if paused else "resumed", self.learner.applied_seq)
         return {"paused": paused}
+
+    def _rollback(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        to, later = arguments.get("to"), arguments.get("later", "relearn")
+        if type(to) is not int or not 0 <= to < 2**63:
+            raise BadHeader("rollback.to is not a sequence number", hint="ffstream rollback --to SEQ")
+        if later not in {"relearn", "skip"}:
+            raise BadHeader("rollback.later is neither relearn nor skip", hint="relearn is the default")
+        return self.learner.rollback(to, skip=later == "skip", timeout_s=_seconds(arguments))._asdict()
 
     def _drain(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Accepts no more samples, learns what is acked, then stops."""
         self.state = "draining"
-        self.learn.draining = True
+        self.admission.draining = True
         try:
-            result = self._wait_idle(arguments)
+            accepted, result = self.journal.head.seq, self._wait_idle(arguments)
+            while accepted < self.journal.head.seq:  # a commit was in hand
+                accepted, result = self.journal.head.seq, self._wait_idle(arguments)
         except DeadlineExceeded:
-            self.state, self.learn.draining = "ready", False
+            self.state, self.admission.draining = "ready", False
             raise
         self._wake.put(None)
         return result
@@ -420,11 +304,20 @@ class Daemon:
         """Returns when a stop was requested or something failed. Calls `heartbeat` each second while all is well."""
         limit_s = self.config.pipeline.stall_timeout_s
         while not self._is_woken(1.0):
-            stuck = self.learner.stalled(limit_s)
+            stuck = self._stalled(limit_s)
             if stuck is not None:
                 self._fail(StageFailed(f"{stuck} made no progress for {limit_s:g} s", hint="restart; see the log"))
             else:
                 heartbeat()
+
+    def _stalled(self, limit_s: float) -> str | None:
+        """Names a thread that has had the same work in hand for that long."""
+        now = time.monotonic()
+        for loop in (self.learn, self.predict, self.control):
+            since = loop.busy_since
+            if since is not None and now - since > limit_s:
+                return loop.name
+        return self.learner.pipeline.stalled(limit_s)
 
     def _is_woken(self, timeout_s: float) -> bool:
         try:
@@ -452,14 +345,12 @@ class Daemon:
         if late:
             raise DeadlineExceeded(f"did not stop in time: {', '.join(late)}", hint="nothing acked is lost")
 
-    def _end_learner(self, timeout_s: float) -> bool:
-        """After a failure there is no state worth keeping: recovery begins at the last checkpoint."""
-        return self.learner.stop(timeout_s) if self.failure is None else self.learner.abort(timeout_s)
+    def _end_learning(self, timeout_s: float) -> bool:
+        return self.learner.end_learning(timeout_s, failed=self.failure is not None)
 
     def _end_commands(self, timeout_s: float) -> bool:
         """A command that waits holds a thread, and Python does not exit before its threads."""
-        self._ending = True
-        self.snapshots.close()
+        self.learner.end_waits()
         return True
 
     def _end_context(self, timeout_s: float) -> bool:
@@ -493,12 +384,8 @@ def _lock(state: Path) -> IO[str]:
     return file
 
 
-def _stops(state: str) -> Unavailable:
-    return Unavailable(f"the daemon stops; {state}", hint="ask again after its restart")
-
-
-def _seconds(arguments: dict[str, Any], *, default: float) -> float:
-    value = arguments.get("timeout_s", default)
+def _seconds(arguments: dict[str, Any]) -> float:
+    value = arguments.get("timeout_s", _COMMAND_S)
     if not isinstance(value, int | float) or not 0 <= value <= 86_400:
         raise ConfigError("timeout_s is not a number of seconds", hint="0 to 86400")
     return float(value)

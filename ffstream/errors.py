@@ -129,6 +129,18 @@ class DiskFull(Unavailable):
     code = "disk_full"
 
 
+class MemoryFull(Unavailable):
+    """The process holds as much memory as it may."""
+
+    code = "memory_full"
+
+
+class TooManyFiles(Unavailable):
+    """Nearly every descriptor that the process may have is in use."""
+
+    code = "too_many_files"
+
+
 class TooManyClients(Unavailable):
     """The limit on clients is reached."""
 
@@ -136,7 +148,7 @@ class TooManyClients(Unavailable):
 
 
 class RateLimited(Unavailable):
-    """This client sends faster than its limit, or holds too many unacked messages."""
+    """This client sends faster than its limit, or leaves too many messages unresolved."""
 
     code = "rate_limited"
 

@@ -43,6 +43,7 @@ class Metrics:
         )
         self.clients = self._gauge("clients", "Producers that the journal remembers.")
         self.credit = self._gauge("credit_messages", "Messages that a client may have unanswered.")
+        self.refusing = self._gauge("refusing_samples", "1 while no samples are accepted, for this reason.", "reason")
         self.journal_commit = self._histogram("journal_commit_seconds", "Time of a group commit, fsync included.")
         self.journal_commit_messages = self._histogram(
             "journal_commit_messages", "Messages in a group commit.", buckets=_SIZES

@@ -24,6 +24,8 @@ MOMENTS: Final = (
     "checkpoint.remove.before",  # the oldest one gives way
     "trim.before",  # rows that no checkpoint needs are deleted
     "trim.after",
+    "rollback.discarded",  # the checkpoints beyond it are gone
+    "rollback.skipped",  # what is to be skipped is on disk
 )
 
 

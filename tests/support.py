@@ -1,7 +1,9 @@
-"""Waiting on a real condition. The only place where a test sleeps."""
+"""Waiting on a real condition: the only place where a test sleeps. Pictures of folders."""
 
+import hashlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 POLL_S = 0.01
 
@@ -19,3 +21,12 @@ def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> 
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout_s:g} s: {what}")
         time.sleep(POLL_S)
+
+
+def picture(folder: Path) -> dict[str, tuple[str, int]]:
+    """Every file below a folder, what is in it, and when it was changed."""
+    return {
+        str(path.relative_to(folder)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

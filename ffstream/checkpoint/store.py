@@ -13,7 +13,6 @@ A death before 4 leaves a folder without a manifest, which the next writer sweep
 reading a checkpoint runs no code.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -29,13 +28,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ffstream import moments
+from ffstream.checkpoint import manifest as manifests
+from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, damaged, folder_of, sha256
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-_STATE = "state.safetensors"
-_MANIFEST = "manifest.json"
 _WRITING = ".writing-"
 
 
@@ -60,39 +58,39 @@ class CheckpointStore:
 
     def write(self, checkpoint: Checkpoint) -> int:
         """Makes a checkpoint durable and removes what is over `keep`. Returns its bytes. Raises OSError."""
-        final = self.folder / f"{checkpoint.seq:020d}"
+        final = folder_of(self.folder, checkpoint.seq)
         aside = self.folder / f"{_WRITING}{checkpoint.seq}"
         self._sweep()
         if self._is_whole(checkpoint.seq):
-            return int((final / _STATE).stat().st_size)  # the same samples lead to the same state
+            return int((final / STATE).stat().st_size)  # the same samples lead to the same state
         if final.exists():  # damaged: recovery began before it and has come here again
             self._remove(checkpoint.seq)
         aside.mkdir()
         try:
-            save_file(dict(checkpoint.tensors), aside / _STATE)
+            save_file(dict(checkpoint.tensors), aside / STATE)
         except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"{aside / _STATE}: {error}") from error
+            raise OSError(f"{aside / STATE}: {error}") from error
         moments.reached("checkpoint.write.after")
-        fsync(aside / _STATE)
+        fsync(aside / STATE)
         fsync(aside)
         moments.reached("checkpoint.fsync.after")
         aside.rename(final)
         fsync(self.folder)
         moments.reached("checkpoint.rename.after")
-        size = (final / _STATE).stat().st_size
+        size = (final / STATE).stat().st_size
         manifest = {
             "format": FORMAT,
             "seq": checkpoint.seq,
             "written": time.time(),
             "recipe": self.recipe,
             "progress": dict(checkpoint.progress),
-            "files": {_STATE: {"bytes": size, "sha256": _sha256(final / _STATE)}},
+            "files": {STATE: {"bytes": size, "sha256": sha256(final / STATE)}},
         }
         draft = final / ".manifest"
-        draft.write_text(json.dumps(manifest | {"check": _check(manifest)}, indent=1))
+        draft.write_text(json.dumps(manifests.sign(manifest), indent=1))
         fsync(draft)
         moments.reached("checkpoint.manifest.before")
-        draft.rename(final / _MANIFEST)
+        draft.rename(final / MANIFEST)
         fsync(final)
         moments.reached("checkpoint.manifest.after")
         for old in self.seqs()[: -self.keep]:
@@ -102,7 +100,7 @@ class CheckpointStore:
 
     def seqs(self) -> list[int]:
         """Sequence numbers of the checkpoints that have a manifest, oldest first."""
-        return sorted(int(each.parent.name) for each in self.folder.glob(f"{'[0-9]' * 20}/{_MANIFEST}"))
+        return manifests.seqs(self.folder)
 
     def load(self, seq: int) -> Checkpoint:
         """Reads one. Raises CheckpointDamaged or CheckpointIncompatible."""
@@ -118,9 +116,9 @@ class CheckpointStore:
                 hint="start with the recipe it was learned with, or another --state folder",
             )
         try:
-            tensors = load_file(self.folder / f"{seq:020d}" / _STATE)
+            tensors = load_file(folder_of(self.folder, seq) / STATE)
         except (SafetensorError, OSError) as error:
-            raise _damaged(seq, str(error)) from error
+            raise damaged(seq, str(error)) from error
         return Checkpoint(seq, tensors, manifest["progress"])
 
     def newest(self, at_most: int | None = None) -> tuple[Checkpoint | None, list[CheckpointDamaged]]:
@@ -138,24 +136,10 @@ class CheckpointStore:
 
     def verify(self, seq: int) -> dict[str, Any]:
         """The manifest of a whole checkpoint. Raises CheckpointDamaged."""
-        folder = self.folder / f"{seq:020d}"
-        try:
-            manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
-            if manifest["format"] != FORMAT or manifest["seq"] != seq:
-                raise _damaged(seq, "the manifest is of another format or checkpoint")
-            if manifest.pop("check") != _check(manifest):
-                raise _damaged(seq, f"{_MANIFEST}: checksum differs")
-            manifest["recipe"].get, manifest["progress"].get
-            for name, expected in manifest["files"].items():
-                path = folder / Path(name).name
-                if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-                    raise _damaged(seq, f"{name}: checksum differs")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _damaged(seq, f"unreadable: {error}") from error
-        return manifest
+        return manifests.verify(self.folder, seq)
 
     def _is_whole(self, seq: int) -> bool:
-        if not (self.folder / f"{seq:020d}" / _MANIFEST).exists():
+        if not (folder_of(self.folder, seq) / MANIFEST).exists():
             return False
         try:
             self.verify(seq)
@@ -169,29 +153,16 @@ class CheckpointStore:
             self._remove(newer)
 
     def _remove(self, seq: int) -> None:
-        folder = self.folder / f"{seq:020d}"
-        (folder / _MANIFEST).unlink(missing_ok=True)  # first: a folder without a manifest is no checkpoint
+        folder = folder_of(self.folder, seq)
+        (folder / MANIFEST).unlink(missing_ok=True)  # first: a folder without a manifest is no checkpoint
         shutil.rmtree(folder, ignore_errors=True)
         fsync(self.folder)
 
     def _sweep(self) -> None:
         """Removes what a death left half written."""
         for path in self.folder.iterdir():
-            if path.is_dir() and not (path / _MANIFEST).exists():
+            if path.is_dir() and not (path / MANIFEST).exists():
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _damaged(seq: int, what: str) -> CheckpointDamaged:
-    return CheckpointDamaged(f"checkpoint {seq}: {what}", hint="an older one is used, and the journal from there on")
-
-
-def _check(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:

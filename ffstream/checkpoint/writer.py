@@ -36,6 +36,7 @@ class CheckpointWriter:
         self._on_written = on_written
         self._on_failure = on_failure
         self._waiting: Checkpoint | None = None
+        self._busy = False
         self._stopping = False
         self._changed = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="ff-checkpoint", daemon=True)
@@ -52,6 +53,11 @@ class CheckpointWriter:
             self._waiting = checkpoint
             self._changed.notify_all()
 
+    def settle(self, timeout_s: float) -> bool:
+        """Returns once nothing waits and nothing is being written. False if the deadline passed."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._waiting is None and not self._busy, timeout_s)
+
     def stop(self, timeout_s: float) -> bool:
         """Writes what waits, then ends. False if the deadline passed."""
         with self._changed:
@@ -64,6 +70,9 @@ class CheckpointWriter:
         try:
             while (checkpoint := self._next()) is not None:
                 self._write(checkpoint)
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
         except Exception as error:
             log.exception("checkpoint writer failed")
             self._on_failure(error)
@@ -72,6 +81,7 @@ class CheckpointWriter:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is not None or self._stopping)
             checkpoint, self._waiting = self._waiting, None
+            self._busy = checkpoint is not None
             return checkpoint
 
     def _write(self, checkpoint: Checkpoint) -> None:

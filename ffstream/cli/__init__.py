@@ -6,9 +6,11 @@ Torch is imported by `serve` and `config` alone, and late: a client's command st
 import click
 
 from ffstream import __version__
+from ffstream.cli.checkpoint import checkpoint
 from ffstream.cli.config import config
-from ffstream.cli.control import checkpoint, drain, pause, resume, status, stop
+from ffstream.cli.control import drain, pause, resume, rollback, status, stop
 from ffstream.cli.evaluate import evaluate
+from ffstream.cli.journal import journal
 from ffstream.cli.output import ErrorBoundary
 from ffstream.cli.replay import replay
 from ffstream.cli.serve import serve
@@ -20,5 +22,5 @@ def main() -> None:
     """A network that never stops learning: streaming Forward-Forward training over ZeroMQ."""
 
 
-for _command in (serve, replay, evaluate, status, checkpoint, pause, resume, drain, stop, config):
+for _command in (serve, replay, evaluate, status, checkpoint, rollback, journal, pause, resume, drain, stop, config):
     main.add_command(_command)

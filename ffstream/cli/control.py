@@ -38,8 +38,10 @@ def _facts(result: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     snapshot = result["snapshot"]
     rows = {
-        "state": f"{result['state']}, {result['phase']}",
-        "samples": f"{result['accepted']:,} accepted, {result['learned']:,} learned, {result['backlog']:,} waiting",
+        "state": f"{result['state']}, {result['phase']}"
+        + (f", refuses samples: {result['refusing']}" if result["refusing"] else ""),
+        "samples": f"{result['accepted']:,} accepted, {result['learned']:,} learned, {result['backlog']:,} waiting"
+        + (f", {result['skipped']:,} skipped" if result["skipped"] else ""),
         "prequential error": f"{_percent(result['prequential_error'])} of the last 10,000, "
         f"{_percent(result['prequential_error_total'])} of all",
         "snapshot": f"{snapshot['age_s']:.1f} s old, learned up to {snapshot['seq']:,}",
@@ -67,36 +69,25 @@ def _stages(stages: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _request(
+def request(
     command: str, endpoint: str, timeout_s: float, *, arguments: dict[str, Any] | None = None
 ) -> dict[str, Any]:
+    """Asks the daemon; its result. Raises FFStreamError."""
     with Control(endpoint) as control:
         return control.request(command, arguments, timeout_s)
 
 
-def _request_long(command: str, endpoint: str, timeout_s: float) -> dict[str, Any]:
+def request_long(command: str, endpoint: str, timeout_s: float) -> dict[str, Any]:
     """The daemon keeps the deadline and says what is missing; ours is a little later."""
-    return _request(command, endpoint, timeout_s + 5.0, arguments={"timeout_s": timeout_s})
+    return request(command, endpoint, timeout_s + 5.0, arguments={"timeout_s": timeout_s})
 
 
-def _report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
+def report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
+    """The result as JSON, or as a sentence that its figures fill."""
     if as_json:
         print_json(result)
     else:
         click.echo(sentence.format(**result))
-
-
-# A group, because there is more to do with checkpoints than to take one.
-@click.group(invoke_without_command=True)
-@options.control_endpoint
-@options.timeout(60.0)
-@options.as_json
-@click.pass_context
-def checkpoint(context: click.Context, endpoint: str, timeout_s: float, as_json: bool) -> None:
-    """Take a checkpoint now; returns when it is durable."""
-    if context.invoked_subcommand is None:
-        result = _request_long("checkpoint", endpoint, timeout_s)
-        _report(result, as_json, "checkpoint at sample {seq}: {bytes} bytes in {seconds:.2f} s")
 
 
 @click.command()
@@ -105,7 +96,7 @@ def checkpoint(context: click.Context, endpoint: str, timeout_s: float, as_json:
 @options.as_json
 def pause(endpoint: str, timeout_s: float, as_json: bool) -> None:
     """Pause learning. Samples are still accepted, queries still answered."""
-    _report(_request("pause", endpoint, timeout_s), as_json, "learning is paused")
+    report(request("pause", endpoint, timeout_s), as_json, "learning is paused")
 
 
 @click.command()
@@ -114,7 +105,28 @@ def pause(endpoint: str, timeout_s: float, as_json: bool) -> None:
 @options.as_json
 def resume(endpoint: str, timeout_s: float, as_json: bool) -> None:
     """Resume learning."""
-    _report(_request("resume", endpoint, timeout_s), as_json, "learning goes on")
+    report(request("resume", endpoint, timeout_s), as_json, "learning goes on")
+
+
+@click.command()
+@options.control_endpoint
+@click.option("--to", metavar="SEQ", type=click.IntRange(0), required=True, help="Last sample to have been learned.")
+@click.option("--relearn", "later", flag_value="relearn", default=True, help="Learn later samples again (default).")
+@click.option("--skip", "later", flag_value="skip", help="Never learn the later samples that are acked by now.")
+@options.timeout(60.0)
+@options.as_json
+def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool) -> None:
+    """Take learning back to sample SEQ while the daemon serves.
+
+    Learning begins at the newest checkpoint at or below SEQ and learns from there to SEQ again; predictions come from
+    that checkpoint at once. What happens to the samples after SEQ is yours to choose; samples sent from now on are
+    learned in any case. What an earlier --skip skipped stays skipped.
+    """
+    arguments = {"to": to, "later": later, "timeout_s": timeout_s}
+    result = request("rollback", endpoint, timeout_s + 5.0, arguments=arguments)
+    sentence = "learning is back at sample {to}, from checkpoint {checkpoint}; "
+    after = "samples {first} to {last} are {later}" if result["last"] > to else "no sample came after it"
+    report(result, as_json, sentence + after)
 
 
 @click.command()
@@ -123,8 +135,8 @@ def resume(endpoint: str, timeout_s: float, as_json: bool) -> None:
 @options.as_json
 def drain(endpoint: str, timeout_s: float, as_json: bool) -> None:
     """Accept no more samples, learn what is acked, then stop."""
-    result = _request_long("drain", endpoint, timeout_s)
-    _report(result, as_json, "all {learned} samples are learned; the daemon stops")
+    result = request_long("drain", endpoint, timeout_s)
+    report(result, as_json, "all {learned} samples are learned; the daemon stops")
 
 
 @click.command()
@@ -133,4 +145,4 @@ def drain(endpoint: str, timeout_s: float, as_json: bool) -> None:
 @options.as_json
 def stop(endpoint: str, timeout_s: float, as_json: bool) -> None:
     """Stop the daemon as SIGTERM does. Returns when it has begun; what is acked and not learned waits on disk."""
-    _report(_request("stop", endpoint, timeout_s), as_json, "the daemon stops")
+    report(request("stop", endpoint, timeout_s), as_json, "the daemon stops")

@@ -1,6 +1,7 @@
 """Options that several commands have, spelled once."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,16 @@ config_file = click.option(
 settings = click.option(
     "--set", "settings", metavar="SECTION.KEY=VALUE", multiple=True, help="One option; wins over the file."
 )
+state_folder = click.option(
+    "--state", envvar="FFSTREAM_STATE", type=click.Path(path_type=Path), help="Folder of journal and checkpoints."
+)
+
+
+def with_state(settings: Iterable[str], state: Path | None) -> list[str]:
+    """The settings with `--state` as the last one, which wins."""
+    # JSON's strings are TOML's: a folder named 2024 stays a name.
+    own = [] if state is None else [f"state={json.dumps(str(state), ensure_ascii=False)}"]
+    return [*settings, *own]
 
 
 def timeout(default_s: float) -> Callable[[_Command], _Command]:

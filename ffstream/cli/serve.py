@@ -28,7 +28,7 @@ _FORCED = b"second signal: exit at once; nothing acked is lost\n"
 
 @click.command()
 @options.config_file
-@click.option("--state", type=click.Path(path_type=Path), help="Folder of journal and checkpoints.")
+@options.state_folder
 @options.settings
 @click.option(
     "--log-level",
@@ -45,9 +45,7 @@ def serve(file: Path | None, state: Path | None, settings: Iterable[str], log_le
     from ffstream.config import load
     from ffstream.daemon import Daemon
 
-    # JSON's strings are TOML's: a folder named 2024 stays a name.
-    own = [] if state is None else [f"state={json.dumps(str(state), ensure_ascii=False)}"]
-    config = load(file, [*settings, *own])
+    config = load(file, options.with_state(settings, state))
     logging.basicConfig(
         stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )

@@ -4,7 +4,6 @@ Invariant: `append` returns after the commit, and only then may the caller ack. 
 this object remembers has changed, so a failed commit leaves it as it was.
 """
 
-import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream import moments
-from ffstream.errors import DiskFull, StaleSequence
+from ffstream.errors import JournalDamaged, StaleSequence
 from ffstream.journal import schema
 
 
@@ -41,6 +40,8 @@ class Receipt(NamedTuple):
 @dataclass
 class _Client:
     base: int = 1
+    seen: float = 0.0  # seconds since 1970
+    last_seq: int = 0  # of its newest sample
     receipts: dict[int, Receipt] = field(default_factory=dict)
 
 
@@ -80,35 +81,53 @@ class Journal:
     def __init__(self, path: Path, *, inputs: int, labels: int) -> None:
         self.path = path
         self._db = schema.connect(path)
-        schema.create(self._db, path, inputs, labels)
+        try:
+            schema.create(self._db, path, inputs, labels)
+            self._recover()
+        except (*schema.UNREADABLE, TypeError, ValueError, OverflowError) as error:  # a value of another type
+            self._db.close()
+            raise schema.damaged(path, str(error)) from error
+        except JournalDamaged:
+            self._db.close()
+            raise
+
+    def _recover(self) -> None:
         self._next_seq = self._recover_next_seq()
         self.head = Head(self._next_seq - 1)
         self._first_seq = self._db.execute("SELECT min(first_seq) FROM messages").fetchone()[0] or self._next_seq
+        self._trimmed_to = 0
         self._clients = self._recover_clients()
 
     def _recover_next_seq(self) -> int:
         (stored,) = self._db.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
-        last = self._db.execute("SELECT first_seq + count FROM messages ORDER BY first_seq DESC LIMIT 1").fetchone()
-        return max(int(stored), int(last[0]) if last else 1)
+        last = self._db.execute(schema.LAST).fetchone()
+        end = int(last[0]) if last else int(stored)
+        # Stored when rows are trimmed, from the front: those that are left reach up to it at least.
+        if not 0 < int(stored) <= end <= schema.SEQ_MAX:
+            raise schema.damaged(self.path, f"samples end before {end}, and {stored} was to be the next")
+        return end
 
     def _recover_clients(self) -> dict[str, _Client]:
-        clients = {name: _Client(base) for name, base in self._db.execute("SELECT client, base FROM clients")}
+        rows = self._db.execute("SELECT client, base, seen FROM clients ORDER BY seen")
+        clients = {name: _Client(base, seen) for name, base, seen in rows}
         for table in ("receipts", "messages"):
             rows = self._db.execute(f"SELECT client, n, first_seq, count FROM {table}")
             for name, n, first_seq, count in rows:
                 client = clients.setdefault(name, _Client())
+                client.last_seq = max(client.last_seq, first_seq + count - 1)
                 if n >= client.base:
                     client.receipts[n] = Receipt(n, first_seq, count)
         return clients
 
     @property
+    def first_seq(self) -> int:
+        """The first sample that is held; the next one if none is."""
+        return self._first_seq
+
+    @property
     def clients(self) -> int:
         """How many clients are remembered."""
         return len(self._clients)
-
-    def knows(self, client: str) -> bool:
-        """Whether this client has ever had a message accepted."""
-        return client in self._clients
 
     def next_n(self, client: str) -> int:
         """The lowest message number that this client has never used."""
@@ -143,7 +162,7 @@ class Journal:
             seq += count
         now = time.time()
         moments.reached("commit.before")
-        with _Transaction(self._db, self.path):
+        with schema.Transaction(self._db, self.path):
             self._db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany(
                 "INSERT INTO clients VALUES (?, ?, ?) ON CONFLICT (client) DO UPDATE"
@@ -152,8 +171,14 @@ class Journal:
             )
         moments.reached("commit.after")
         self._next_seq = seq
+        for name in bases:
+            sender = self._clients.pop(name, None) or _Client()
+            sender.seen = now
+            self._clients[name] = sender  # the one seen last comes last
         for entry, receipt in zip(entries, receipts, strict=True):
-            self._clients.setdefault(entry.client, _Client()).receipts[entry.n] = receipt
+            sender = self._clients[entry.client]
+            sender.receipts[entry.n] = receipt
+            sender.last_seq = receipt.first_seq + receipt.samples - 1
         for name, base in bases.items():
             self._forget_below(name, base)
         self.head.advance(seq - 1)
@@ -167,36 +192,60 @@ class Journal:
                 del client.receipts[resolved]
             client.base = base
 
+    def unresolved(self, client: str) -> int | None:
+        """How many stored messages this client may still ask about; None if it is not known."""
+        known = self._clients.get(client)
+        return None if known is None else len(known.receipts)
+
+    def forget_clients(self, before: float, *, at_most: int = 64) -> int:
+        """Forgets clients not seen since `before` (seconds since 1970) whose rows are all deleted; returns how many.
+
+        Not with rows left: their name would begin at 1 again beside them. Raises DiskFull.
+        """
+        old: list[str] = []
+        for name, client in self._clients.items():  # the one not seen for longest comes first
+            if client.seen >= before or len(old) == at_most:
+                break
+            if client.last_seq < self._first_seq:
+                old.append(name)
+        if old:
+            with schema.Transaction(self._db, self.path):
+                for table in ("receipts", "clients"):
+                    self._db.executemany(f"DELETE FROM {table} WHERE client = ?", [(name,) for name in old])
+            for name in old:
+                del self._clients[name]
+        return len(old)
+
     def backlog(self, applied_seq: int) -> int:
         """Samples on disk that are not learned yet."""
         return self._next_seq - 1 - applied_seq
 
     def bytes_used(self) -> int:
-        """Pages in use times their size; free pages are reused, so they do not count."""
-        pages, free, size = (
-            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * size)
+        """Pages in use times their size."""
+        with schema.only_damage(self.path):
+            return schema.bytes_used(self._db)
 
     def trim(self, seq: int, *, rows: int = 512) -> bool:
         """Deletes up to `rows` rows that lie wholly at or below `seq`. True when more remain.
 
         What a sender may still ask about stays behind as a receipt. The freed pages are reused.
         """
-        if seq < self._first_seq:
+        if seq < self._first_seq or seq <= self._trimmed_to:
             return False
-        old = self._db.execute(
-            "SELECT first_seq, client, n, count FROM messages WHERE first_seq + count - 1 <= ? AND first_seq <= ?"
-            " ORDER BY first_seq LIMIT ?",
-            (seq, seq, rows),
-        ).fetchall()
+        with schema.only_damage(self.path):
+            old = self._db.execute(
+                "SELECT first_seq, client, n, count FROM messages WHERE first_seq + count - 1 <= ? AND first_seq <= ?"
+                " ORDER BY first_seq LIMIT ?",
+                (seq, seq, rows),
+            ).fetchall()
         if not old:
+            self._trimmed_to = seq  # a message that reaches beyond it stays whole
             return False
         still_asked = [
             (client, n, first_seq, count) for first_seq, client, n, count in old if n >= self._clients[client].base
         ]
         moments.reached("trim.before")
-        with _Transaction(self._db, self.path):
+        with schema.Transaction(self._db, self.path):
             self._db.executemany("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?)", still_asked)
             self._db.execute("DELETE FROM messages WHERE first_seq <= ?", (old[-1][0],))
             self._db.execute("UPDATE meta SET value = ? WHERE key = 'next_seq'", (self._next_seq,))
@@ -210,31 +259,3 @@ class Journal:
     def close(self) -> None:
         """Closes the connection; SQLite folds the log into the file."""
         self._db.close()
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE … COMMIT, with a full disk turned into DiskFull and everything else undone."""
-
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._db = connection
-        self._path = path
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                self._db.execute("COMMIT")
-                return
-        except sqlite3.OperationalError as failure:
-            error = failure
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
-        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _NO_ROOM:
-            raise DiskFull(f"{self._path}: {error}", hint="free disk space; learning goes on by itself") from error
-        if error is not None:
-            raise error
-
-
-_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}

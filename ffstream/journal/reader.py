@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream.journal import schema
+from ffstream.journal.skips import Skips
 
 
 class Row(NamedTuple):
@@ -19,16 +20,21 @@ class Row(NamedTuple):
 
 
 class Reader:
-    """Reads what has been committed."""
+    """Reads what has been committed. `skips` is what was to be skipped when it was opened."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db = schema.connect(path, read_only=True)
+        try:
+            self.skips = Skips(self._db.execute("SELECT first_seq, last_seq FROM skips"))
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise schema.damaged(path, str(error)) from error
 
     def read(self, beyond: int, max_samples: int) -> list[Row]:
         """Rows that hold samples beyond `beyond`, in order, until they hold `max_samples` or no more are there.
 
-        The first row may begin at or below `beyond`. Raises JournalDamaged for a gap or a wrong checksum.
+        The first row may begin at or below `beyond`. Raises JournalDamaged for a gap, a wrong order or checksum.
         """
         rows: list[Row] = []
         try:
@@ -43,7 +49,7 @@ class Reader:
                 if row.first_seq + row.samples - 1 - beyond >= max_samples:
                     break
             cursor.close()
-        except (sqlite3.DatabaseError, TypeError) as error:  # TypeError: text or nothing where a number or bytes were
+        except (*schema.UNREADABLE, TypeError) as error:  # TypeError: text or nothing where a number or bytes were
             raise schema.damaged(self.path, str(error)) from error
         return rows
 
@@ -53,6 +59,8 @@ class Reader:
             last_seq = first_seq + count - 1
             if first_seq > (beyond + 1 if expected is None else expected):
                 raise schema.damaged(self.path, f"samples {expected or beyond + 1} to {first_seq - 1} are missing")
+            if expected is not None and first_seq < expected:
+                raise schema.damaged(self.path, f"samples from {first_seq} on come after {expected - 1}")
             if schema.checksum(first_seq, count, dtype, labels, images) != crc:
                 raise schema.damaged(self.path, f"samples {first_seq} to {last_seq} have a wrong checksum")
             if last_seq <= beyond:

@@ -5,6 +5,7 @@ messages  one row an accepted message, in sequence order. Row r holds the sample
           lengths that count and dtype promise, and crc is `checksum` of the rest.
 receipts  messages whose row was deleted but whose sender may still ask about them.
 clients   for each client the lowest message number that it may still send (`base`).
+skips     ranges of samples that are never learned; see skips.py.
 meta      `version` of this schema; `next_seq`, so that numbers are never given twice when all rows are gone;
           `inputs` and `labels` of the network that the images are for.
 
@@ -15,9 +16,12 @@ WAL with synchronous=FULL: a commit returns after fsync of the log, so what was 
 
 import sqlite3
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-from ffstream.errors import JournalDamaged
+from ffstream.errors import DiskFull, JournalDamaged, Unavailable
 
 VERSION = 1
 
@@ -39,12 +43,23 @@ CREATE TABLE IF NOT EXISTS receipts (
 CREATE TABLE IF NOT EXISTS clients (
     client TEXT PRIMARY KEY, base INTEGER NOT NULL, seen REAL NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS skips (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
+
+_OF_OLD = {"messages", "receipts", "clients", "meta"}  # every journal has them, whatever was added later
+SEQ_MAX = 2**62  # a number above it was never given
+
+# What reading a damaged file raises: SQLite's message may quote bytes from it that are no text.
+UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+
+# Where the samples end. NULL when there are none.
+LAST = "SELECT first_seq + count FROM messages ORDER BY first_seq DESC LIMIT 1"
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """A connection, for one thread at a time. Raises JournalDamaged when the file is not a journal."""
+    connection = None
     try:
         if read_only:
             connection = sqlite3.connect(
@@ -60,20 +75,23 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA wal_autocheckpoint = 4096")
         connection.execute("SELECT count(*) FROM sqlite_master")
-    except sqlite3.DatabaseError as error:
+    except UNREADABLE as error:
+        if connection is not None:
+            connection.close()
         raise damaged(path, str(error)) from error
     return connection
 
 
 def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int) -> None:
-    """Makes the tables where they are missing. Raises JournalDamaged for another version or another network."""
+    """Makes the tables of a new file. Raises JournalDamaged for another version or network, or a part."""
     expected = {"version": VERSION, "inputs": inputs, "labels": labels}
+    values = ", ".join(f"('{key}', {value:d})" for key, value in (expected | {"next_seq": 1}).items())
     try:
-        connection.executescript(_TABLES)
-        rows = [*expected.items(), ("next_seq", 1)]
-        connection.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", rows)
+        _expect_whole(connection, path)
+        # All or nothing: a table that is missing later was lost.
+        connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} INSERT OR IGNORE INTO meta VALUES {values}; COMMIT")
         found = dict(connection.execute("SELECT key, value FROM meta"))
-    except sqlite3.DatabaseError as error:
+    except UNREADABLE as error:
         raise damaged(path, str(error)) from error
     for key, value in expected.items():
         if found.get(key) != value:
@@ -83,9 +101,86 @@ def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int)
             )
 
 
+class Transaction:
+    """BEGIN IMMEDIATE … COMMIT, with a full disk turned into DiskFull and everything else undone."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._db = connection
+        self._path = path
+
+    def __enter__(self) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as failure:
+            self._raise(failure)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._db.execute("COMMIT")
+                return
+        except UNREADABLE as failure:
+            error = failure
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        self._raise(error)
+
+    def _raise(self, error: BaseException | None) -> NoReturn:
+        assert error is not None
+        if isinstance(error, sqlite3.OperationalError):
+            code = error.sqlite_errorcode & 0xFF
+            if code in _NO_ROOM:
+                raise DiskFull(
+                    f"{self._path}: {error}", hint="free disk space; learning goes on by itself"
+                ) from error
+            if code == sqlite3.SQLITE_BUSY:
+                raise Unavailable(f"{self._path}: {error}", hint="which other program writes to it?") from error
+        with only_damage(self._path):
+            raise error
+
+
+# IOERR and CANTOPEN: what SQLite makes of a quota, and of too many open files.
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+
+
+def _expect_whole(connection: sqlite3.Connection, path: Path) -> None:
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not tables:
+        return
+    if lost := _OF_OLD - tables:
+        raise damaged(path, f"the table {min(lost)} is missing")
+    keys = {key for (key,) in connection.execute("SELECT key FROM meta")}
+    if lost := {"version", "inputs", "labels", "next_seq"} - keys:
+        raise damaged(path, f"{min(lost)} is missing in the table meta")
+
+
 def checksum(first_seq: int, count: int, dtype: str, labels: bytes, images: bytes) -> int:
     """CRC-32 of what a reader takes from a row."""
     return zlib.crc32(images, zlib.crc32(labels, zlib.crc32(f"{first_seq} {count} {dtype}".encode())))
+
+
+def bytes_used(connection: sqlite3.Connection) -> int:
+    """Pages in use times their size; free pages are reused, so they do not count."""
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+@contextmanager
+def only_damage(path: Path) -> Iterator[None]:
+    """What SQLite finds wrong with the file, as JournalDamaged."""
+    try:
+        yield
+    except UNREADABLE as error:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF not in _DAMAGE and not isinstance(error, UnicodeDecodeError):
+            raise
+        raise damaged(path, str(error)) from error
+
+
+# A constraint: the file holds a number that was not given yet.
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
 
 
 def damaged(path: Path, what: str) -> JournalDamaged:

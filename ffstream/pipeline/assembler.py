@@ -1,7 +1,8 @@
 """Stored messages to microbatches, on a fixed grid.
 
 Where a microbatch ends depends on the recipe and the sequence number alone, whatever messages the samples came in. A
-flush may cut one short when the stream pauses; the next one ends on the grid again.
+flush may cut one short when the stream pauses, and samples that are to be skipped always do; the next one ends on the
+grid again.
 """
 
 from collections import deque
@@ -45,12 +46,22 @@ class Assembler:
 
         With `flush` an incomplete one will do. Raises JournalDamaged.
         """
-        wanted = self._recipe.batch_end(self.seq) - self.seq
+        skip = self._reader.skips.after(self.seq)
+        if skip is not None and skip.first <= self.seq + 1:
+            self._jump(skip.last)
+            return self.next(flush=flush)
+        end = self._recipe.batch_end(self.seq)
+        wanted = min(end, skip.first - 1 if skip else end) - self.seq
         if self._held < wanted:
             self._read(_READ_AHEAD * self._recipe.batch_size)
         if not self._held or (self._held < wanted and not flush):
             return None
         return self._take(min(wanted, self._held))
+
+    def _jump(self, seq: int) -> None:
+        self._pieces.clear()
+        self._held = 0
+        self.seq = seq
 
     def _read(self, samples: int) -> None:
         beyond = self.seq + self._held

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 NAME = "ff-feeder"
 _IDLE_WAIT_S = 0.5
+_IN_HAND_S = 5.0  # a stage that is slower holds up the feeder, not who pauses it
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,14 @@ class Feeder:
         self._stopping = threading.Event()
         self._saves_at_end = True
         self._paused = False
-        self._published_step = state.step
+        self._in_hand = threading.Lock()  # held while a microbatch is cut and sent
+        self._published = (state.step, state.seq)
         self._saved_seq = state.seq
         self._saved_at = time.monotonic()
         self._partial_since = 0.0
         self._partial_seq = 0
         self.idle = False
+        self.busy_since: float | None = None  # when it began to read and cut; None while it waits
         self._started = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
 
@@ -106,9 +109,11 @@ class Feeder:
         self._head.wake()
 
     def pause(self, paused: bool) -> None:
-        """Stops or resumes feeding; everything else goes on."""
+        """Stops or resumes feeding; everything else goes on. A microbatch in hand goes out before this returns."""
         self._paused = paused
         self._head.wake()
+        if self._in_hand.acquire(timeout=_IN_HAND_S):
+            self._in_hand.release()
 
     def request_checkpoint(self, on_complete: Callable[[Barrier], None]) -> None:
         """Sends a saving barrier as soon as possible; `on_complete` gets it when all parts are there."""
@@ -126,7 +131,7 @@ class Feeder:
         self._started.set()
         try:
             while not self._stopping.is_set():
-                if not self._serve_request() and (self._paused or not self._feed()):
+                if not self._serve_request() and not self._feed_unless_paused():
                     self._idle()
             self._send_barrier(saves=self._saves_at_end)
         except Closed:
@@ -148,20 +153,25 @@ class Feeder:
         self._send_barrier(saves=True, on_complete=on_complete)
         return True
 
+    def _feed_unless_paused(self) -> bool:
+        with self._in_hand:
+            return not self._paused and self._feed()
+
     def _feed(self) -> bool:
         """Sends the next microbatch, and a barrier if one is due. False when there is nothing to send."""
         state = self.state
+        self.busy_since = time.monotonic()
         polarity = state.schedule.polarity
         if polarity == "sleep" and len(self._memory):
             images, labels = self._memory.draw(self._recipe.batch_size, state.step)
             fresh = 0
         else:
             batch = self._assembler.next(flush=self._flush_is_due())
+            state.seq = self._assembler.seq  # samples that are skipped are done with, too
             if batch is None:
                 return False
             images, labels = batch
             fresh = len(labels)
-        state.seq = self._assembler.seq
         micro = MicroBatch(state.step, state.seq, polarity, images, labels, fresh)
         if fresh:
             self._observe(micro, state.version)
@@ -209,7 +219,7 @@ class Feeder:
         barrier = self._make_barrier(
             step=state.step, seq=state.seq, version=state.version, saves=saves, on_complete=on_complete
         )
-        self._published_step = state.step
+        self._published = (state.step, state.seq)
         if saves:
             self._saved_seq, self._saved_at = state.seq, time.monotonic()
             barrier.contribute(NAME, self._part())
@@ -227,9 +237,10 @@ class Feeder:
 
     def _idle(self) -> None:
         """Nothing to feed: publishes what was learned since the last snapshot, then waits for more."""
-        if self._published_step != self.state.step:
+        if self._published != (self.state.step, self.state.seq):
             self._send_barrier(saves=False)
         self.idle = True
+        self.busy_since = None
         held = self._assembler.pending
         lingers = held and self.options.partial == "flush"
         timeout_s = min(_IDLE_WAIT_S, self.options.linger_s) if lingers else _IDLE_WAIT_S

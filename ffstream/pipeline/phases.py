@@ -22,6 +22,7 @@ class PhaseSchedule:
             raise ConfigError(
                 "learning.sleep without learning.wake", hint="set learning.wake to a count of microbatches"
             )
+        self.position %= max(1, self.wake + self.sleep)  # a saved one may come from a longer schedule
 
     @property
     def separate(self) -> bool:

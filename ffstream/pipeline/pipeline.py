@@ -28,6 +28,7 @@ from ffstream.pipeline.feeder import Feeder, FeederOptions, FeederState
 from ffstream.pipeline.memory import Memory
 from ffstream.pipeline.messages import Barrier, Handed, MicroBatch
 from ffstream.pipeline.phases import PhaseSchedule
+from ffstream.pipeline.restore import check_layers, check_memory, check_positions
 from ffstream.pipeline.stage import Stage, Wiring
 
 
@@ -50,6 +51,11 @@ class StartingPoint(NamedTuple):
     seq: int = 0
     tensors: Mapping[str, Tensor] = {}
     progress: Mapping[str, Any] = {}
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing is learned yet."""
+        return not (self.seq or self.tensors or self.progress)
 
 
 class Callbacks(NamedTuple):
@@ -84,9 +90,9 @@ class Pipeline:
         self._metrics = metrics
         self._save_contributors = save_contributors
         self.applied_seq = start.seq
+        self.stages = self._build_stages(options, start)
         self.learned = 0
         self._reader = Reader(journal)
-        self.stages = self._build_stages(options, start)
         self._feeder = self._build_feeder(options, cuts, head, start)
 
     def _build_stages(self, options: PipelineOptions, start: StartingPoint) -> list[Stage]:
@@ -95,11 +101,14 @@ class Pipeline:
         placement = Placement(self.device, self.product_dtype, buffers)
         first, later = build_layers(self.recipe, placement)
         layers = [first, *later]
-        for layer in layers:
-            prefix = f"layers.{layer.index}."
-            state = {name.removeprefix(prefix): v for name, v in start.tensors.items() if name.startswith(prefix)}
-            if state:
-                layer.load(state)
+        if not start.is_fresh:
+            check_layers(start.seq, start.tensors, layers)
+            check_positions(start.seq, start.progress)
+            for layer in layers:
+                prefix = f"layers.{layer.index}."
+                layer.load(
+                    {name.removeprefix(prefix): v for name, v in start.tensors.items() if name.startswith(prefix)}
+                )
         sizes = options.stages or (1,) * len(layers)
         if sum(sizes) != len(layers) or min(sizes) < 1:
             raise ConfigError(
@@ -115,7 +124,7 @@ class Pipeline:
         for index, size in enumerate(sizes):
             outbox = channels[index + 1] if index + 1 < len(sizes) else None
             lane = make_lane(self.device, options.queue_depth)
-            stages.append(Stage(index, layers[at : at + size], channels[index], outbox, lane, wiring))
+            stages.append(Stage(index, layers[at : at + size], channels[index], outbox, lane, wiring, start.seq))
             at += size
         return stages
 
@@ -131,8 +140,11 @@ class Pipeline:
             )
         wants_memory = recipe.rehearsal > 0 or schedule.separate
         memory = Memory(recipe.memory if wants_memory else 0, recipe.inputs, recipe.seed, recipe.rehearsal_jitter)
-        if memory.capacity and "memory.added" in start.progress:
-            memory.load(dict(start.tensors), start.progress["memory.added"])
+        if memory.capacity:
+            size = {"capacity": memory.capacity, "inputs": recipe.inputs, "labels": recipe.labels}
+            check_memory(start.seq, start.tensors, start.progress, **size)
+            if "memory.added" in start.progress:
+                memory.load(dict(start.tensors), start.progress["memory.added"])
         state = FeederState(start.progress.get("step", 0), start.seq, start.progress.get("version", 0), schedule)
         return Feeder(
             recipe,
@@ -199,6 +211,11 @@ class Pipeline:
             stage.inbox.close(drop=True)
         return self.stop(timeout_s, save=False)
 
+    @property
+    def skipped(self) -> int:
+        """How many of the samples up to `applied_seq` were not to be learned."""
+        return self._reader.skips.count(self.applied_seq)
+
     def pause(self, paused: bool) -> None:
         """Stops or resumes feeding."""
         self._feeder.pause(paused)
@@ -218,12 +235,14 @@ class Pipeline:
         self._feeder.request_checkpoint(on_complete)
 
     def stalled(self, limit_s: float) -> str | None:
-        """Names a stage that has had the same item in hand for that long."""
+        """Names a thread that has had the same work in hand for that long."""
         now = time.monotonic()
-        for stage in reversed(self.stages):  # those before it only wait for it
-            since = stage.busy_since
+        for name, since in (
+            *((stage.name, stage.busy_since) for stage in reversed(self.stages)),  # those before it only wait for it
+            (FEEDER, self._feeder.busy_since),
+        ):
             if since is not None and now - since > limit_s:
-                return stage.name
+                return name
         return None
 
     def describe(self) -> list[dict[str, Any]]:

@@ -44,10 +44,11 @@ class Stage:
         outbox: Channel | None,
         lane: CpuLane,
         wiring: Wiring,
+        seq: int = 0,
     ) -> None:
         self.name = f"ff-stage-{index}"
         self.layers = layers
-        self.last_seq = 0
+        self.last_seq = seq  # learned so far
         self.steps = 0
         self.busy_since: float | None = None  # when the item in hand was taken; None while waiting for one
         self.inbox = inbox

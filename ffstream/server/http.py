@@ -25,7 +25,7 @@ def make_app(
     readiness: Callable[[], str],
     status: Callable[[], dict[str, Any]],
 ) -> Starlette:
-    """`/metrics`, `/healthz` (no thread has died), `/readyz` (200 only for "ready"), `/status` and the page `/`."""
+    """`/metrics`, `/healthz` (no thread has died), `/readyz` (samples are taken), `/status`, the page `/`."""
 
     def metrics(request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

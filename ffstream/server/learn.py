@@ -6,36 +6,20 @@ and only when that has returned are they acked.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ffstream import moments
 from ffstream.errors import (
     BadHeader,
-    Draining,
     FFStreamError,
-    JournalFull,
     StaleSequence,
-    TooManyClients,
     Unavailable,
 )
 from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.metrics import Metrics
+from ffstream.server.admission import Admission
 from ffstream.server.router import Received, RouterLoop, SocketLimits
 from ffstream.wire import codec
 from ffstream.wire.messages import Ack, Hello, Samples, Welcome
-
-
-@dataclass(frozen=True)
-class LearnLimits:
-    """Limits of ingest."""
-
-    window_messages: int
-    commit_max_messages: int
-    commit_max_bytes: int
-    message_max_bytes: int
-    backlog_max_samples: int
-    journal_max_bytes: int
-    clients_max: int
 
 
 class LearnLoop(RouterLoop):
@@ -45,11 +29,12 @@ class LearnLoop(RouterLoop):
         self,
         journal: Journal,
         checker: codec.ImageChecker,
-        limits: LearnLimits,
+        admission: Admission,
         sockets: SocketLimits,
         *,
-        applied_seq: Callable[[], int],
-        trim_to: Callable[[], int],
+        commit_max_messages: int,
+        commit_max_bytes: int,
+        trim: Callable[..., bool],
         metrics: Metrics,
         on_failure: Callable[[Exception], None],
     ) -> None:
@@ -59,41 +44,25 @@ class LearnLoop(RouterLoop):
             sockets,
             metrics,
             on_failure,
-            batch_messages=limits.commit_max_messages,
-            batch_bytes=limits.commit_max_bytes,
+            batch_messages=commit_max_messages,
+            batch_bytes=commit_max_bytes,
         )
         self.journal = journal
         self._checker = checker
-        self._own_limits = limits
-        self._applied_seq = applied_seq
-        self._trim_to = trim_to
-        self._trimmed = 0
-        self._measured = 0.0
-        self._journal_bytes = 0
-        self.draining = False
+        self._admission = admission
+        self._trim = trim
+        self._trims = False
 
     def credit(self) -> int:
-        """The window, or 0 while the journal is over a limit or the daemon drains."""
-        return 0 if self._obstacle() else self._own_limits.window_messages
-
-    def _obstacle(self) -> Unavailable | None:
-        """Why nothing can be stored now."""
-        limits = self._own_limits
-        if self.draining:
-            return Draining("the daemon is stopping", hint="send again after its restart")
-        backlog = self.journal.backlog(self._applied_seq())
-        if backlog >= limits.backlog_max_samples:
-            return JournalFull(f"{backlog} samples wait to be learned", hint="slow down; limits.backlog_max_samples")
-        if self._journal_bytes >= limits.journal_max_bytes:
-            return JournalFull(f"the journal holds {self._journal_bytes} bytes", hint="limits.journal_max_bytes")
-        return None
+        """What the admission gives."""
+        return self._admission.credit()
 
     def handle(self, batch: list[Received]) -> None:
         """Stores what is new, acks what is stored, refuses the rest."""
         accepted: dict[tuple[str, int], tuple[bytes, Entry]] = {}
         acks: dict[bytes, list[Receipt]] = {}
         greetings: list[tuple[bytes, Hello]] = []
-        obstacle = self._obstacle()
+        obstacle = self._admission.obstacle()
         for peer, message, payload in batch:
             if isinstance(message, Hello):
                 greetings.append((peer, message))
@@ -119,7 +88,7 @@ class LearnLoop(RouterLoop):
                 elif obstacle is not None:
                     self.refuse(peer, obstacle, n=message.n)
                 else:
-                    self._admit(entry)
+                    self._admission.admit(entry.client, entry.samples)
                     accepted[entry.client, entry.n] = (peer, entry)
             except FFStreamError as error:
                 self.refuse(peer, error, n=message.n)
@@ -133,12 +102,11 @@ class LearnLoop(RouterLoop):
             moments.reached("ack.after")
 
     def _welcome(self, peer: bytes, hello: Hello) -> None:
-        limits = self._own_limits
         welcome = Welcome(
             next=self.journal.next_n(hello.client),
             credit=self.credit(),
             max_samples=self._checker.max_samples,
-            max_bytes=limits.message_max_bytes,
+            max_bytes=self._limits.message_max_bytes,
             inputs=self._checker.inputs,
             labels=self._checker.labels,
         )
@@ -153,10 +121,6 @@ class LearnLoop(RouterLoop):
         entry = Entry(message.client, message.n, message.base, message.count, message.dtype, message.labels, images)
         return self.journal.receipt(message.client, message.n), entry
 
-    def _admit(self, entry: Entry) -> None:
-        if self.journal.clients >= self._own_limits.clients_max and not self.journal.knows(entry.client):
-            raise TooManyClients(f"{self.journal.clients} clients are known", hint="limits.clients_max")
-
     def _commit(self, accepted: list[tuple[bytes, Entry]], acks: dict[bytes, list[Receipt]]) -> None:
         """One transaction. After it has returned, and only then, the messages appear among the acks."""
         if not accepted:
@@ -165,6 +129,7 @@ class LearnLoop(RouterLoop):
         try:
             receipts = self.journal.append([entry for _, entry in accepted])
         except Unavailable as error:
+            self._admission.failed(error)
             for peer, entry in accepted:
                 self.refuse(peer, error, n=entry.n)
             return
@@ -172,24 +137,17 @@ class LearnLoop(RouterLoop):
         metrics.journal_commit.observe(time.perf_counter() - start)
         metrics.journal_commit_messages.observe(len(accepted))
         metrics.samples_acked.inc(sum(receipt.samples for receipt in receipts))
+        self._admission.stored(sum(len(entry.images) for _, entry in accepted))
         for (peer, _), receipt in zip(accepted, receipts, strict=True):
             acks.setdefault(peer, []).append(receipt)
 
     def idle(self) -> None:
-        """Deletes a few rows that no kept checkpoint needs, and looks at sizes now and then."""
-        seq = self._trim_to()
-        if seq > self._trimmed:
-            try:
-                if not self.journal.trim(seq):
-                    self._trimmed = seq
-            except Unavailable:
-                self._trimmed = seq  # tried again after the next checkpoint
-        now = time.monotonic()
-        if now - self._measured > 1.0:
-            self._measured = now
-            self._journal_bytes = self.journal.bytes_used()
-            self._metrics.journal_bytes.set(self._journal_bytes)
-            self._metrics.clients.set(self.journal.clients)
+        """Deletes a few rows that no kept checkpoint needs, and looks now and then at what is short."""
+        try:
+            self._trims = self._trim(pressed=self._admission.journal_is_full)
+        except Unavailable:
+            self._trims = False  # no room to note what is deleted: tried again at the next turn
+        self._admission.look()
 
     def _poll_ms(self) -> int:
-        return 0 if self._trim_to() > self._trimmed else super()._poll_ms()
+        return 0 if self._trims else super()._poll_ms()

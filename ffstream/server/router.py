@@ -6,6 +6,7 @@ socket; an unexpected exception ends the loop and is reported, because a loop th
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,6 +31,7 @@ class SocketLimits(NamedTuple):
     message_max_bytes: int
     reply_queue_messages: int
     heartbeat_s: float
+    receive_queue_messages: int = 1000
 
 
 class Received(NamedTuple):
@@ -62,6 +64,7 @@ class RouterLoop(ABC):
         self._on_failure = on_failure
         self._batch_messages = batch_messages
         self._batch_bytes = batch_bytes
+        self.busy_since: float | None = None  # when the batch in hand was taken; None while waiting for one
         self._stopping = threading.Event()
         self._started = threading.Event()
         self.thread = threading.Thread(target=self._run, name=self.name, daemon=True)
@@ -83,6 +86,7 @@ class RouterLoop(ABC):
         limits = self._limits
         socket.setsockopt(zmq.MAXMSGSIZE, limits.message_max_bytes)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reply to nobody is an error, not silence
+        socket.setsockopt(zmq.RCVHWM, limits.receive_queue_messages)
         socket.setsockopt(zmq.SNDHWM, limits.reply_queue_messages)
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
         socket.setsockopt(zmq.HEARTBEAT_IVL, int(limits.heartbeat_s * 1000))
@@ -117,7 +121,10 @@ class RouterLoop(ABC):
             self._socket.close()
 
     def _turn(self) -> None:
-        if self._socket.poll(self._poll_ms()):
+        self.busy_since = None
+        waiting = self._socket.poll(self._poll_ms())
+        self.busy_since = time.monotonic()
+        if waiting:
             batch = self._receive()
             if batch:
                 self.handle(batch)

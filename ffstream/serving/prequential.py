@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ffstream.errors import CheckpointIncompatible
 from ffstream.metrics import Metrics
 from ffstream.serving.snapshot import Snapshot
 from ffstream.threads import EVALUATION_NICENESS, lower_priority, use_one_core
@@ -43,12 +44,24 @@ class ErrorRecord:
     """Errors so far: over the last 10,000 predicted samples, and over all."""
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
-        state = state or {}
+        """Raises CheckpointIncompatible for a state that is none."""
+        try:
+            self._restore({} if state is None else state)
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise CheckpointIncompatible(
+                f"the checkpoint's record of errors is none: {error}",
+                hint="move its folder away: then the one before is used; or use another --state folder",
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self._window = deque((int(size), int(wrong)) for size, wrong in state.get("window", ()))
         self._window_size = sum(size for size, _ in self._window)
         self._window_wrong = sum(wrong for _, wrong in self._window)
         self._samples = int(state.get("samples", 0))
         self._wrong = float(state.get("wrong", 0.0))
+        rounded = self._samples * (1 + 1e-6)  # each batch's share of errors is a quotient
+        if not all(0 <= wrong <= size for size, wrong in (*self._window, (rounded, self._wrong))):
+            raise ValueError("more errors than samples")
 
     def add(self, size: int, wrong: int, stands_for: int) -> None:
         """Counts a batch that was predicted before it was learned."""

@@ -2,9 +2,11 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from ffstream.client import Control
 from ffstream.client.connection import Connection
 from ffstream.wire.messages import ErrorReply, Reply, Request
 from tests.daemons import COMMAND_S, DaemonProcess, Daemons, run_cli, run_json
-from tests.support import wait_until
+from tests.support import picture, wait_until
 from tools.daemon_process import serve_arguments
 
 NOBODY = "tcp://127.0.0.1:1"
@@ -51,6 +53,18 @@ def test_a_stream_is_learned_evaluated_checkpointed_and_the_daemon_stopped(daemo
     assert "320 samples are not learned" in late.stderr
     run_json("resume", "--at", daemon.control)
     assert daemon.status(idle=True)["learned"] == 2320
+
+    # What came last is taken back while the daemon serves; what comes next is learned.
+    back = run_json("rollback", "--to", "2000", "--skip", "--at", daemon.control)
+    assert back == {"to": 2000, "checkpoint": 2000, "first": 2001, "last": 2320, "later": "skipped"}
+    assert "rolled back to=2000 checkpoint=2000 first=2001 last=2320 later=skipped" in daemon.log_text()
+    assert replay(daemon, "--limit", "64")["acked"] == 64
+    status = daemon.status(idle=True)
+    assert (status["accepted"], status["learned"], status["skipped"]) == (2384, 2064, 320)
+    unknown = run_cli("rollback", "--to", "9999", "--at", daemon.control)
+    assert unknown.returncode == 1
+    assert "sample 9999 is not learned" in unknown.stderr
+    assert "sequence_unknown" in unknown.stderr
 
     assert run_json("stop", "--at", daemon.control) == {"stopping": True}
     assert daemon.wait() == 0
@@ -157,3 +171,71 @@ def test_client_commands_do_not_import_torch() -> None:
     assert done.stdout == f"ffstream, version {__version__}\n"
     code = "import sys, ffstream.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=COMMAND_S, check=False).returncode == 0
+
+
+LOOKS = (["journal", "stat"], ["journal", "verify"], ["checkpoint", "list"], ["checkpoint", "verify"])
+
+
+def look(state: Path, code: int = 0) -> list[dict[str, Any]]:
+    """What the commands say that look at a state folder, which stays as it is."""
+    before = picture(state)
+    said = []
+    for command in LOOKS:
+        done = run_cli(*command, "--state", str(state), "--json")
+        assert done.returncode in {0, code}, done.stderr
+        said.append(json.loads(done.stdout))
+    after = picture(state)
+    assert after.keys() == before.keys()
+    # In the shared memory, a daemon that runs notes down up to where it has read itself.
+    assert {name for name in after if after[name] != before[name]} <= {"journal.sqlite-shm"}
+    return said
+
+
+def test_a_state_folder_can_be_looked_at_while_a_daemon_runs_after_a_kill_and_when_damaged(daemons: Daemons) -> None:
+    daemon = daemons.start()
+    replay(daemon, "--limit", "2000")
+    daemon.status(idle=True)
+    run_json("checkpoint", "--at", daemon.control)
+    run_json("pause", "--at", daemon.control)
+    replay(daemon, "--limit", "320")
+    wait_until(lambda: len(picture(daemon.state / "checkpoints")) == 2, COMMAND_S, "the checkpoint is whole")
+
+    stat, verify, checkpoints, verified = look(daemon.state)
+    assert (stat["last_seq"], stat["next_seq"], stat["checkpoint_seq"], stat["backlog"]) == (2320, 2321, 2000, 320)
+    assert (stat["inputs"], stat["labels"], stat["clients"], stat["gaps"]) == (784, 10, 2, [])
+    assert (verify["whole"], verify["last_seq"], verify["problems"]) == (True, 2320, [])
+    assert [(each["seq"], each["whole"]) for each in checkpoints["checkpoints"]] == [(2000, True)]
+    assert checkpoints["checkpoints"][0]["recipe"]["inputs"] == 784
+    assert (verified["recovery"], checkpoints["half_written"]) == (2000, [])
+
+    daemon.kill()
+    assert look(daemon.state)[1] == verify
+
+    state_file = daemon.state / "checkpoints" / f"{2000:020d}" / "state.safetensors"
+    content = bytearray(state_file.read_bytes())
+    content[-1] ^= 1
+    state_file.write_bytes(content)
+    connection = sqlite3.connect(daemon.state / "journal.sqlite")
+    connection.execute("UPDATE messages SET labels = zeroblob(length(labels)) WHERE first_seq > 2100")
+    connection.commit()
+    connection.close()
+    stat, verify, checkpoints, verified = look(daemon.state, code=1)
+    assert not verify["whole"]
+    assert verify["problems"][0]["what"] == "have a wrong checksum"
+    assert stat["whole"], "a look that reads no images does not see it"
+    assert (checkpoints["checkpoints"][0]["whole"], verified["checkpoints"][0]["whole"]) == (True, False)
+    assert verified["recovery"] is None
+    said = run_cli("journal", "verify", "--state", str(daemon.state))
+    assert said.returncode == 1
+    assert "have a wrong checksum\n" in said.stdout
+    assert "hint: " in said.stderr
+
+
+@pytest.mark.parametrize("command", LOOKS)
+def test_no_state_folder_is_a_wrong_option_and_none_is_made(command: list[str], tmp_path: Path) -> None:
+    done = run_cli(*command, "--state", str(tmp_path / "none"))
+    assert done.returncode == 2
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: no ")
+    assert hint.startswith("hint: ")
+    assert list(tmp_path.iterdir()) == []

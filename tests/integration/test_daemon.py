@@ -527,7 +527,7 @@ def test_a_checkpoint_on_request(daemon: Running) -> None:
     result = control.request("checkpoint")
     assert result["seq"] == 40
     assert result["bytes"] > 1000
-    assert daemon.daemon.store.seqs() == [40]
+    assert daemon.daemon.learner.store.seqs() == [40]
     assert control.status()["checkpoint_seq"] == 40
     assert control.request("checkpoint")["seq"] == 40, "nothing new, and no error"
     assert daemon.metric("checkpoint_last_seq") == 40
@@ -552,7 +552,9 @@ def test_a_later_checkpoint_does_for_one_that_waits(daemon: Running, monkeypatch
     control = daemon.control()
     feed(daemon, 40)
     control.request("checkpoint")
-    monkeypatch.setattr(daemon.daemon.learner, "request_checkpoint", lambda on_complete: on_complete(Cut(24)))
+    monkeypatch.setattr(
+        daemon.daemon.learner.pipeline, "request_checkpoint", lambda on_complete: on_complete(Cut(24))
+    )
     assert control.request("checkpoint", {"timeout_s": 1.0})["seq"] == 40
 
 
@@ -573,9 +575,9 @@ def test_checkpoints_come_by_themselves_and_the_journal_is_trimmed(start: Start)
     running = start("checkpoint.every_samples=40", "checkpoint.keep=2")
     for seed in range(4):
         feed(running, 80, seed=1000 * seed)
-    wait_until(lambda: (running.daemon.store.seqs() or [0])[-1] >= 280, WAIT_S, "checkpoints are written")
-    assert len(running.daemon.store.seqs()) <= 3
-    oldest = running.daemon.store.seqs()[0]
+    wait_until(lambda: (running.daemon.learner.store.seqs() or [0])[-1] >= 280, WAIT_S, "checkpoints are written")
+    assert len(running.daemon.learner.store.seqs()) <= 3
+    oldest = running.daemon.learner.store.seqs()[0]
     wait_until(lambda: running.stored()[0][2] > oldest - 8, WAIT_S, "rows below the oldest one are deleted")
     assert running.stored()[-1][2:] == (313, 8)
 
@@ -595,7 +597,7 @@ def test_stop_ends_the_wait_and_a_checkpoint_is_left(daemon: Running) -> None:
     thread.join(WAIT_S)
     assert not thread.is_alive()
     daemon.stop()
-    assert daemon.daemon.store.seqs() == [40]
+    assert daemon.daemon.learner.store.seqs() == [40]
 
 
 def test_drain_takes_no_more_learns_what_is_there_and_stops(daemon: Running) -> None:
@@ -689,7 +691,7 @@ def test_a_thread_that_dies_shows_and_the_daemon_ends_with_its_error(daemon: Run
     def fail(*arguments: object) -> None:
         raise RuntimeError("nobody foresaw this")
 
-    daemon.daemon.learner.stages[0].layers[0].update = fail  # type: ignore[method-assign]
+    daemon.daemon.learner.pipeline.stages[0].layers[0].update = fail  # type: ignore[method-assign]
     peer.samples(2)
     wait_until(lambda: get(daemon, "/healthz").status_code == 503, WAIT_S, "it is unhealthy")
     assert get(daemon, "/readyz").text == "failed\n"
@@ -765,7 +767,7 @@ def test_a_damaged_checkpoint_is_counted_and_the_one_before_is_used(start: Start
     feed(running, 40, seed=1)
     before = running.predictor().predict(images(5))
     running.stop()
-    newest = running.daemon.store.folder / f"{80:020d}" / "state.safetensors"
+    newest = running.daemon.learner.store.folder / f"{80:020d}" / "state.safetensors"
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
     newest.write_bytes(content)
@@ -806,4 +808,48 @@ def test_nothing_is_left_of_a_daemon_that_has_stopped(start: Start) -> None:
             peer.send("ping")
             with pytest.raises(AssertionError, match="no answer"):
                 peer.answer(0.2)
-    assert json.loads((running.daemon.store.folder / f"{8:020d}" / "manifest.json").read_text())["seq"] == 8
+    assert json.loads((running.daemon.learner.store.folder / f"{8:020d}" / "manifest.json").read_text())["seq"] == 8
+
+
+# --- rollback -------------------------------------------------------------------------------------------------------
+
+
+def test_a_rollback_while_samples_and_queries_come(start: Start) -> None:
+    """Nobody who sends or asks notices, and what comes after it is learned."""
+    running = start("checkpoint.every_samples=40", "checkpoint.keep=100")
+    producer, predictor, control = running.producer(), running.predictor(), running.control()
+    answered: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answered.append(predictor.predict(images(1)).version)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for at in range(60):
+            producer.send(images(4, seed=at), labels(4, seed=at))
+            if at == 40:
+                producer.flush(WAIT_S)
+                learned = control.wait_idle(WAIT_S)["learned"]
+                back = control.request("rollback", {"to": 90, "later": "skip"})
+                assert (back["first"], back["last"], back["later"]) == (91, learned, "skipped")
+        producer.flush(WAIT_S)
+        status = control.wait_idle(WAIT_S)
+    finally:
+        stop.set()
+        asking.join(WAIT_S)
+    assert (status["accepted"], status["applied_seq"]) == (240, 240)
+    assert status["learned"] == 240 - status["skipped"] == 240 - (learned - 90)
+    assert answered == sorted(answered), "versions only go up"
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"to": -1}, {"to": "7"}, {"to": True}, {"to": 1.0}, {"to": 0, "later": "forget"}]
+)
+def test_a_rollback_that_makes_no_sense_is_refused(daemon: Running, arguments: dict[str, object]) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        daemon.control().request("rollback", arguments)
+    assert caught.value.remote_code == "bad_header"
+    assert caught.value.hint

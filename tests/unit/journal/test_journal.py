@@ -1,5 +1,6 @@
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pytest
 
 from ffstream.errors import DiskFull, JournalDamaged, StaleSequence
+from ffstream.journal import skips
 from ffstream.journal.journal import Head, Journal, Receipt
 from ffstream.journal.reader import Reader
+from ffstream.journal.skips import Skip
 from tests.support import wait_until
 from tests.unit.journal.entries import INPUTS, LABELS, crash_image, entry
 
@@ -87,8 +90,8 @@ def test_the_next_number_is_above_every_one_that_was_used(journal: Journal) -> N
     assert journal.next_n("a") == 8
     journal.append([entry("a", 8, base=8)])
     assert journal.next_n("a") == 9
-    assert journal.knows("a")
-    assert not journal.knows("b")
+    assert journal.unresolved("a") == 1
+    assert journal.unresolved("b") is None
     assert journal.next_n("b") == 1
     assert journal.clients == 1
 
@@ -142,7 +145,7 @@ def test_a_full_disk_leaves_memory_and_file_as_they_were_and_later_it_works(
     assert caught.value.code == "disk_full"
     assert remembered(journal) == before
     assert stored(journal.path) == file_before
-    assert not journal.knows("new")
+    assert journal.unresolved("new") is None
     assert journal.receipt("b", 2) is None, "the small message of the group went with it"
     journal._db.execute("PRAGMA max_page_count = 1073741823")
     assert journal.append([entry("b", 2, base=2), *group])[0] == Receipt(2, 3, 1), "no number was lost"
@@ -356,3 +359,54 @@ def test_odd_names_of_clients(journal: Journal, open_journal: OpenJournal) -> No
     again = open_journal()
     assert again.clients == len(names)
     assert [again.receipt(name, 1) for name in names] == [Receipt(1, seq, 1) for seq in range(1, len(names) + 1)]
+
+
+# --- clients that are not seen any more ---------------------------------------------------------------------------
+
+
+def test_clients_are_forgotten_oldest_first_once_their_rows_are_gone(
+    journal: Journal, open_journal: Callable[..., Journal]
+) -> None:
+    for client in ("a", "b", "c"):
+        journal.append([entry(client, 1, base=1)])
+    journal.append([entry("a", 2, base=1)])
+    now = time.time()
+    assert journal.forget_clients(now) == 0, "their rows are there"
+    assert not journal.trim(2)
+    assert journal.forget_clients(now - 3600) == 0, "they were seen"
+    assert journal.forget_clients(now, at_most=1) == 1
+    assert [journal.unresolved(client) for client in ("a", "b", "c")] == [2, None, 1]
+    assert journal.forget_clients(now) == 0, "c and a have rows"
+    journal.close()
+    again = open_journal()
+    assert [again.unresolved(client) for client in ("a", "b", "c")] == [2, None, 1]
+    assert again.next_n("b") == 1
+
+
+def test_a_client_that_comes_back_after_it_was_forgotten_begins_anew(journal: Journal) -> None:
+    journal.append([entry("a", 7, base=7)])
+    journal.trim(1)
+    assert journal.forget_clients(time.time()) == 1
+    assert journal.append([entry("a", 1)]) == [Receipt(1, 2, 1)]
+    assert journal.receipt("a", 1) == Receipt(1, 2, 1)
+
+
+# --- samples that are never learned -------------------------------------------------------------------------------
+
+
+def test_skips_are_on_disk_and_overlapping_ones_are_one(
+    journal: Journal, open_reader: Callable[[Path], Reader]
+) -> None:
+    for skip in (Skip(5, 9), Skip(20, 30), Skip(8, 12), Skip(13, 13), Skip(5, 6)):
+        skips.add(journal.path, skip)
+    found = open_reader(journal.path).skips
+    assert found.ranges == [Skip(5, 13), Skip(20, 30)]
+    assert [found.after(seq) for seq in (0, 4, 12, 13, 29, 30)] == [
+        Skip(5, 13),
+        Skip(5, 13),
+        Skip(5, 13),
+        Skip(20, 30),
+        Skip(20, 30),
+        None,
+    ]
+    assert [found.count(seq) for seq in (0, 4, 5, 13, 19, 20, 99)] == [0, 0, 1, 9, 9, 10, 20]

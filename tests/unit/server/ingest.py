@@ -7,37 +7,50 @@ import zmq
 
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
-from ffstream.server.learn import LearnLimits, LearnLoop
+from ffstream.server.admission import Admission, AdmissionLimits
+from ffstream.server.learn import LearnLoop
+from ffstream.server.resources import ResourceLimits, Resources
 from ffstream.server.router import SocketLimits
 from ffstream.wire.codec import ImageChecker
 from tests.in_process import INPUTS, Peer
 
+MESSAGE_MAX_BYTES = 1 << 16
 LIMITS = {
     "window_messages": 64,
-    "commit_max_messages": 64,
-    "commit_max_bytes": 1 << 20,
-    "message_max_bytes": 1 << 16,
     "backlog_max_samples": 1000,
     "journal_max_bytes": 1 << 30,
     "clients_max": 100,
+    "client_forget_after_s": 3600.0,
+    "client_unresolved_max_messages": 1000,
+    "client_samples_per_s": 0.0,
 }
 
 
 class Ingest:
-    def __init__(self, folder: Path, **limits: int) -> None:
+    def __init__(
+        self, folder: Path, *, disk_min_free_bytes: int = 0, memory_max_bytes: int = 0, **limits: float
+    ) -> None:
         self.applied_seq = 0
         self.trim_to = 0
         self.failures: list[Exception] = []
         self.metrics = Metrics()
         self.journal = Journal(folder / "journal.sqlite", inputs=INPUTS, labels=4)
         wanted: dict[str, Any] = LIMITS | limits
+        self.admission = Admission(
+            self.journal,
+            AdmissionLimits(**wanted),
+            Resources(folder, ResourceLimits(disk_min_free_bytes, memory_max_bytes)),
+            applied_seq=lambda: self.applied_seq,
+            metrics=self.metrics,
+        )
         self.loop = LearnLoop(
             self.journal,
             ImageChecker(INPUTS, 4, 10),
-            LearnLimits(**wanted),
-            SocketLimits(wanted["message_max_bytes"], 1000, 5.0),
-            applied_seq=lambda: self.applied_seq,
-            trim_to=lambda: self.trim_to,
+            self.admission,
+            SocketLimits(MESSAGE_MAX_BYTES, 1000, 5.0),
+            commit_max_messages=64,
+            commit_max_bytes=1 << 20,
+            trim=lambda pressed: self.journal.trim(self.trim_to),
             metrics=self.metrics,
             on_failure=self.failures.append,
         )

@@ -1,5 +1,6 @@
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from ffstream.metrics import Metrics
 from ffstream.server.control import ControlLoop
 from ffstream.server.router import Received, SocketLimits
 from ffstream.wire.messages import Pong, Samples
-from tests.in_process import INPUTS
+from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
-from tests.unit.server.ingest import LIMITS, Ingest
+from tests.unit.server.ingest import LIMITS, MESSAGE_MAX_BYTES, Ingest
 
 Serve = Callable[..., Ingest]
 
@@ -58,7 +59,7 @@ def test_a_welcome_says_what_the_daemon_takes(ingest: Ingest) -> None:
         "next": 1,
         "credit": LIMITS["window_messages"],
         "max_samples": 10,
-        "max_bytes": LIMITS["message_max_bytes"],
+        "max_bytes": MESSAGE_MAX_BYTES,
         "inputs": INPUTS,
         "labels": 4,
     }
@@ -205,6 +206,16 @@ def refused(answer: dict[str, Any]) -> tuple[str, str, bool]:
     return answer["type"], answer["code"], answer["retry"]
 
 
+def await_credit(peer: Peer) -> None:
+    """As a client does: asks again and again."""
+
+    def has_credit() -> bool:
+        peer.send("ping")
+        return bool(peer.answer()["credit"])
+
+    wait_until(has_credit, 20, "there is room again")
+
+
 def test_a_full_backlog_refuses_until_learning_has_caught_up(serve: Serve) -> None:
     ingest = serve(backlog_max_samples=4)
     peer = ingest.peer()
@@ -247,12 +258,7 @@ def test_a_journal_over_its_size_refuses_until_it_is_trimmed(serve: Serve) -> No
     peer.send("ping")
     assert peer.answer()["credit"] == 0
     ingest.applied_seq = ingest.trim_to = ingest.journal.head.seq
-
-    def has_credit() -> bool:
-        peer.send("ping")
-        return bool(peer.answer()["credit"])
-
-    wait_until(has_credit, 20, "there is room again")
+    await_credit(peer)
     wait_until(lambda: on_disk(ingest) == [], 10, "all rows are deleted")
     peer.samples(n, base=n)
     assert peer.acked(1)[n][0] == ingest.journal.head.seq
@@ -275,9 +281,12 @@ def test_a_full_disk_refuses_the_group_and_the_next_one_is_stored(ingest: Ingest
     assert refused(answer) == ("error", "disk_full", True)
     assert ingest.rejected("disk_full") == 1
     assert len(on_disk(ingest)) == n - 1
+    assert ingest.metric("refusing_samples", reason="disk_full") == 1
     database.execute("PRAGMA max_page_count = 1073741823")
+    await_credit(peer)
     peer.samples(n)
     assert set(peer.acked(1)) == {n}
+    assert ingest.metric("refusing_samples", reason="disk_full") == 0
 
 
 def test_too_many_clients(serve: Serve) -> None:
@@ -293,11 +302,59 @@ def test_too_many_clients(serve: Serve) -> None:
     assert ingest.rejected("too_many_clients") == 1
 
 
+def test_a_client_not_seen_for_long_makes_room_for_another(serve: Serve) -> None:
+    ingest = serve(clients_max=2, client_forget_after_s=0.01)
+    peer = ingest.peer()
+    for name in ("a", "b"):
+        peer.samples(1, client=name)
+        peer.acked(1)
+    peer.samples(1, client="c")
+    assert refused(peer.answer()) == ("error", "too_many_clients", True), "its samples may still be learned again"
+    ingest.trim_to = 2
+    wait_until(lambda: ingest.journal.clients == 0, 20, "both are forgotten")
+    peer.samples(1, client="c")
+    assert set(peer.acked(1)) == {1}
+
+
+def test_a_client_that_resolves_nothing_is_held_back(serve: Serve) -> None:
+    ingest = serve(client_unresolved_max_messages=5)
+    peer = ingest.peer()
+    for n in range(1, 6):
+        peer.samples(n, base=1)
+        peer.acked(1)
+    peer.samples(6, base=1)
+    assert refused(peer.answer()) == ("error", "rate_limited", True)
+    peer.samples(3, base=1)
+    assert set(peer.acked(1)) == {3}, "what is stored is acked"
+    peer.samples(1, base=1, client="other")
+    assert set(peer.acked(1)) == {1}, "nobody else is held back"
+
+
+def test_a_client_that_is_too_fast_is_held_back_and_no_other(serve: Serve) -> None:
+    ingest = serve(client_samples_per_s=10)
+    peer = ingest.peer()
+    ten = {"count": 10, "labels": bytes(20), "payload": [bytes(10 * INPUTS)]}
+    peer.samples(1, **ten)
+    assert set(peer.acked(1)) == {1}
+    peer.samples(2, **ten)
+    assert refused(peer.answer()) == ("error", "rate_limited", True)
+    peer.samples(1, client="other", **ten)
+    assert set(peer.acked(1)) == {1}
+    start = time.monotonic()
+
+    def is_taken() -> bool:
+        peer.samples(2, **ten)
+        return bool(peer.answer()["type"] == "ack")
+
+    wait_until(is_taken, 20, "the bucket is full again")
+    assert time.monotonic() - start > 0.5
+
+
 def test_draining_takes_nothing_new(ingest: Ingest) -> None:
     peer = ingest.peer()
     peer.samples(1)
     peer.acked(1)
-    ingest.loop.draining = True
+    ingest.admission.draining = True
     peer.samples(1)
     ack = peer.answer()
     assert (ack["type"], ack["credit"]) == ("ack", 0)
@@ -329,7 +386,7 @@ def test_a_message_over_the_byte_limit_closes_its_connection_and_no_other(ingest
         peer.send("ping")
         peer.answer()
     monitor = bad._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-    bad.samples(1, client="bad", payload=[bytes(LIMITS["message_max_bytes"] + 1)])
+    bad.samples(1, client="bad", payload=[bytes(MESSAGE_MAX_BYTES + 1)])
     assert monitor.poll(10_000), "it is still connected"
     assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
     bad._socket.disable_monitor()

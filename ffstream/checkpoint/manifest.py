@@ -1,0 +1,84 @@
+"""What tells a whole checkpoint from a damaged one: its manifest and the files' checksums. Needs no torch.
+
+The format stands in `store`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ffstream.errors import CheckpointDamaged
+
+FORMAT = 1
+STATE = "state.safetensors"
+MANIFEST = "manifest.json"
+
+
+def folder_of(folder: Path, seq: int) -> Path:
+    """Where the checkpoint of that sequence number lies."""
+    return folder / f"{seq:020d}"
+
+
+def seqs(folder: Path) -> list[int]:
+    """Sequence numbers of the checkpoints that have a manifest, oldest first."""
+    return sorted(int(each.parent.name) for each in folder.glob(f"{'[0-9]' * 20}/{MANIFEST}"))
+
+
+def sign(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the checksum that makes it one."""
+    return {**manifest, "check": _check(manifest)}
+
+
+def read(folder: Path, seq: int) -> dict[str, Any]:
+    """The manifest, once its checksum and its files' sizes are right. Raises CheckpointDamaged."""
+    here = folder_of(folder, seq)
+    try:
+        manifest: dict[str, Any] = json.loads((here / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT or manifest["seq"] != seq:
+            raise damaged(seq, "the manifest is of another format or checkpoint")
+        if manifest.pop("check") != _check(manifest):
+            raise damaged(seq, f"{MANIFEST}: checksum differs")
+        for part in ("recipe", "progress", "files"):
+            if not isinstance(manifest[part], dict):
+                raise damaged(seq, f"{MANIFEST}: {part} is no map")
+        if STATE not in manifest["files"]:  # then nothing would vouch for it
+            raise damaged(seq, f"{MANIFEST}: {STATE} is not listed")
+        for name, expected in manifest["files"].items():
+            size = (here / Path(name).name).stat().st_size
+            if size != expected["bytes"]:
+                raise damaged(seq, f"{name}: {size} bytes, not {expected['bytes']}")
+            if not isinstance(expected["sha256"], str):
+                raise damaged(seq, f"{MANIFEST}: {name} has no checksum")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(seq, f"unreadable: {error}") from error
+    return manifest
+
+
+def verify(folder: Path, seq: int) -> dict[str, Any]:
+    """The manifest of a whole checkpoint: every byte of its files was looked at. Raises CheckpointDamaged."""
+    manifest = read(folder, seq)
+    for name, expected in manifest["files"].items():
+        try:
+            found = sha256(folder_of(folder, seq) / Path(name).name)
+        except OSError as error:
+            raise damaged(seq, f"unreadable: {error}") from error
+        if found != expected["sha256"]:
+            raise damaged(seq, f"{name}: checksum differs")
+    return manifest
+
+
+def damaged(seq: int, what: str) -> CheckpointDamaged:
+    """The error for a checkpoint that is not whole."""
+    return CheckpointDamaged(f"checkpoint {seq}: {what}", hint="an older one is used, and the journal from there on")
+
+
+def sha256(path: Path) -> str:
+    """Of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,133 @@
+"""`ffstream checkpoint`: take one, list those on disk, verify them."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ffstream.checkpoint.inspection import Found, half_written, look
+from ffstream.cli import options, states
+from ffstream.cli.control import report, request_long
+from ffstream.cli.output import print_json
+from ffstream.errors import ConfigError
+
+_SUMMARY = ("goodness", "objective", "optimizer")
+
+
+@click.group(invoke_without_command=True)
+@options.control_endpoint
+@options.timeout(60.0)
+@options.as_json
+@click.pass_context
+def checkpoint(context: click.Context, endpoint: str, timeout_s: float, as_json: bool) -> None:
+    """Take a checkpoint now; returns when it is durable. The commands look at those in a state folder."""
+    if context.invoked_subcommand is None:
+        result = request_long("checkpoint", endpoint, timeout_s)
+        report(result, as_json, "checkpoint at sample {seq}: {bytes} bytes in {seconds:.2f} s")
+
+
+@checkpoint.command("list")
+@options.config_file
+@options.state_folder
+@options.as_json
+@click.pass_context
+def list_command(context: click.Context, file: Path | None, state: Path | None, as_json: bool) -> None:
+    """Show the checkpoints on disk, by their manifests and sizes alone. Exit code 1 if one is damaged."""
+    folder = _checkpoints(states.folder(file, state))
+    found, halves = list(look(folder, thoroughly=False)), half_written(folder)
+    if as_json:
+        print_json({"path": str(folder), "checkpoints": [_describe(each) for each in found], "half_written": halves})
+    else:
+        _show(folder, found, halves)
+    _end(context, found)
+
+
+@checkpoint.command()
+@click.argument("seq", type=click.IntRange(min=0), required=False)
+@options.config_file
+@options.state_folder
+@options.as_json
+@click.pass_context
+def verify(context: click.Context, seq: int | None, file: Path | None, state: Path | None, as_json: bool) -> None:
+    """Read every byte of all checkpoints, or of one. Says from which one a daemon would begin."""
+    folder = _checkpoints(states.folder(file, state))
+    found = []
+    for each in look(folder, thoroughly=True, seq=seq):
+        found.append(each)
+        if not as_json:
+            click.echo(f"checkpoint {each.seq}: whole" if each.damage is None else f"damaged: {each.damage.message}")
+    used = _used(found if seq is None else list(look(folder, thoroughly=True)))
+    if as_json:
+        print_json({"path": str(folder), "checkpoints": [_describe(each) for each in found], "recovery": used})
+    else:
+        click.echo("a daemon would begin " + (f"from checkpoint {used}" if used is not None else "from nothing"))
+    _end(context, found)
+
+
+def _checkpoints(state: Path) -> Path:
+    if not state.is_dir():
+        raise ConfigError(f"no state folder at {state}", hint="--state names a daemon's state folder")
+    return state / "checkpoints"
+
+
+def _used(found: list[Found]) -> int | None:
+    """The newest whole one: what recovery takes."""
+    return next((each.seq for each in found if each.damage is None), None)
+
+
+def _describe(found: Found) -> dict[str, Any]:
+    return {
+        "seq": found.seq,
+        "written": found.manifest.get("written"),
+        "bytes": found.bytes,
+        "whole": found.damage is None,
+        "damage": "" if found.damage is None else found.damage.message,
+        "recipe": found.manifest.get("recipe"),
+    }
+
+
+def _show(folder: Path, found: list[Found], halves: list[str]) -> None:
+    table = Table("learned up to", "written", "size", "state", "recipe")
+    for each in found:
+        table.add_row(
+            f"{each.seq:,}",
+            _time(each.manifest.get("written")),
+            states.size(each.bytes),
+            "whole" if each.damage is None else "DAMAGED",
+            _recipe(each.manifest.get("recipe", {})),
+        )
+    console = Console(markup=False, highlight=False)
+    console.print(table if found else f"no checkpoints in {folder}", soft_wrap=True)
+    for each in found:
+        if each.damage is not None:
+            click.echo(f"damaged: {each.damage.message}")
+    for name in halves:
+        click.echo(f"half written: {name}: being written now, or left by a death; the next write removes it")
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    """Enough to tell two apart; all of it is in the JSON line."""
+    widths = recipe.get("widths")
+    sizes = [recipe.get("inputs"), *(widths if isinstance(widths, list) else ()), recipe.get("labels")]
+    parts = [
+        "-".join(str(size) for size in sizes if size is not None),
+        *(str(recipe.get(key, "")) for key in _SUMMARY),
+    ]
+    return " ".join(filter(None, parts))
+
+
+def _time(written: Any) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "?"
+
+
+def _end(context: click.Context, found: list[Found]) -> None:
+    hint = (
+        "a daemon uses the newest whole one, and the journal from there on; it overwrites the damaged one in passing"
+    )
+    states.end(context, whole=not any(each.damage for each in found), hint=hint)

@@ -1,0 +1,56 @@
+"""What the commands share that look at a state folder."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ffstream.cli import options
+
+DAMAGED = 1  # the exit code
+
+
+def folder(file: Path | None, state: Path | None) -> Path:
+    """The state folder that a daemon with these options has. Raises ConfigError."""
+    from ffstream.config import load
+
+    return load(file, options.with_state((), state)).state
+
+
+def show(rows: dict[str, str]) -> None:
+    """Names and what there is to say about them."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+
+
+def size(count: float) -> str:
+    """Bytes as a person says them."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
+
+
+def samples(first_seq: int, last_seq: int) -> str:
+    """Samples by their numbers."""
+    return f"sample {first_seq:,}" if first_seq == last_seq else f"samples {first_seq:,} to {last_seq:,}"
+
+
+def end(context: click.Context, *, whole: bool, hint: str = "") -> None:
+    """The exit code, and on stderr what to do."""
+    if whole:
+        return
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    context.exit(DAMAGED)
+
+
+def as_dicts(tuples: list[Any]) -> list[dict[str, Any]]:
+    """Named tuples for JSON."""
+    return [each._asdict() for each in tuples]

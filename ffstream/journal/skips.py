@@ -1,0 +1,54 @@
+"""Samples that are on disk and are never learned, because a rollback said so.
+
+They keep their numbers and stay in the journal until rows that old are deleted. The ranges in the table may overlap;
+what counts is their union. They are read once, when a learner is built: a rollback builds another one.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ffstream.journal import schema
+
+
+class Skip(NamedTuple):
+    """Samples first … last."""
+
+    first: int
+    last: int
+
+
+class Skips:
+    """Disjoint ranges in order."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self.ranges: list[Skip] = []
+        for first, last in sorted(ranges):
+            if self.ranges and first <= self.ranges[-1].last + 1:
+                self.ranges[-1] = Skip(self.ranges[-1].first, max(last, self.ranges[-1].last))
+            else:
+                self.ranges.append(Skip(first, last))
+
+    def after(self, seq: int) -> Skip | None:
+        """The first range that ends beyond `seq`."""
+        at = bisect_right(self.ranges, seq, key=lambda skip: skip.last)
+        return self.ranges[at] if at < len(self.ranges) else None
+
+    def count(self, seq: int) -> int:
+        """How many of the samples 1 … seq are skipped."""
+        return sum(min(skip.last, seq) - skip.first + 1 for skip in self.ranges if skip.first <= seq)
+
+
+def add(journal: Path, skip: Skip) -> None:
+    """Makes a range durable, beside whoever writes messages. Raises DiskFull; then nothing has changed."""
+    connection = schema.connect(journal)
+    try:
+        with schema.Transaction(connection, journal):
+            connection.execute(
+                "INSERT INTO skips VALUES (?, ?) ON CONFLICT (first_seq) DO UPDATE"
+                " SET last_seq = max(last_seq, excluded.last_seq)",
+                skip,
+            )
+    finally:
+        connection.close()

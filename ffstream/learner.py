@@ -1,0 +1,415 @@
+"""The learning side as one: recovers, learns, publishes, evaluates, checkpoints, rolls back.
+
+    journal → pipeline → barriers ─┬→ snapshots → whoever predicts
+                                   ├→ prequential evaluation
+                                   └→ checkpoint writer → store
+
+The pipeline and the evaluation belong to one course of learning. A rollback ends the course and begins another from
+an older checkpoint; snapshots, writer and store live as long as the daemon. What happens if the process dies at any
+line of a rollback: see `rollback`.
+"""
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from ffstream import moments
+from ffstream.checkpoint.store import Checkpoint, CheckpointStore
+from ffstream.checkpoint.writer import CheckpointWriter, Written
+from ffstream.config import Config
+from ffstream.errors import (
+    CheckpointDamaged,
+    DeadlineExceeded,
+    JournalDamaged,
+    RateLimited,
+    SequenceUnknown,
+    StageFailed,
+    Unavailable,
+)
+from ffstream.ff.classifier import Classifier
+from ffstream.journal import skips
+from ffstream.journal.journal import Journal
+from ffstream.metrics import Metrics
+from ffstream.pipeline.feeder import FeederOptions
+from ffstream.pipeline.messages import Barrier, MicroBatch, Part
+from ffstream.pipeline.pipeline import Callbacks, Pipeline, PipelineOptions, StartingPoint
+from ffstream.serving.prequential import NAME as PREQUENTIAL
+from ffstream.serving.prequential import ErrorRecord, Prequential
+from ffstream.serving.snapshot import Snapshot, Snapshots
+
+log = logging.getLogger(__name__)
+
+_PRESS_S = 2.0  # between two checkpoints that a full journal asks for
+
+
+class RolledBack(NamedTuple):
+    """Where learning is again, and what becomes of the samples `first` … `last` that came after it."""
+
+    to: int
+    checkpoint: int
+    first: int
+    last: int
+    later: str  # "relearned" or "skipped"
+
+
+class Learner:
+    """Made on a journal that is open. `start`, then the stop in three steps: `end_learning`, `end_evaluation`,
+    `end_writing`. Raises what recovery raises: JournalDamaged, CheckpointIncompatible, ConfigError."""
+
+    def __init__(
+        self, config: Config, journal: Journal, metrics: Metrics, on_failure: Callable[[Exception], None]
+    ) -> None:
+        self._config = config
+        self._journal = journal
+        self._metrics = metrics
+        self._on_failure = on_failure
+        self._checkpointed = threading.Condition()
+        self._last_written = Written(-1, 0, 0.0, None)
+        self._writes = 0
+        self._courses = 0
+        self._ending = False  # commands that wait must end
+        self._rolling = threading.Lock()  # one rollback at a time, and no trimming meanwhile
+        folder = config.state / "checkpoints"
+        self.store = CheckpointStore(folder, keep=config.checkpoint.keep, recipe=asdict(config.network))
+        self._oldest_checkpoint = 0  # the journal may forget what lies below
+        self._vouched_for = 0  # the newest checkpoint that was read again before its rows gave way
+        self._pressed_at = 0.0
+        self.writer = CheckpointWriter(self.store, self._on_written, on_failure)
+        start = self._starting_point()
+        self._make_course(start)
+        self.snapshots = Snapshots(self._first_snapshot)
+
+    # --- a course of learning ----------------------------------------------------------------------------------
+
+    def _starting_point(self, at_most: int | None = None) -> StartingPoint:
+        """The newest whole checkpoint (at or below a sample) or the very beginning; the journal goes on from it."""
+        checkpoint, damages = self.store.newest(at_most)
+        self._metrics.checkpoints_damaged.inc(len(damages))
+        start = StartingPoint()
+        if checkpoint is not None:
+            start = StartingPoint(checkpoint.seq, checkpoint.tensors, checkpoint.progress)
+        journal = self._journal
+        if start.seq > journal.head.seq:
+            # New samples would get numbers that count as learned: acked, and never learned.
+            raise JournalDamaged(
+                f"{journal.path} ends at sample {journal.head.seq}, before checkpoint {start.seq}",
+                hint="put the journal back that belongs to the checkpoints, or use another --state folder",
+            )
+        if start.seq + 1 < journal.first_seq:
+            held = f"{journal.path} begins at sample {journal.first_seq}"
+            if at_most is not None:
+                raise SequenceUnknown(f"no checkpoint at or below {at_most}; {held}", hint=self._reachable())
+            raise JournalDamaged(
+                f"{held}, and the newest whole checkpoint is at {start.seq}",
+                hint="put the checkpoints back that belong to the journal, or use another --state folder",
+            )
+        return start
+
+    def _reachable(self) -> str:
+        seqs = self.store.seqs()
+        return f"from {seqs[0]} on" if seqs else "nothing is learned that could be undone"
+
+    def _make_course(self, start: StartingPoint) -> None:
+        """A pipeline and an evaluation that begin there; `_start_course` starts them."""
+        self.pipeline = self._make_pipeline(start)
+        first = Snapshot(self._classifier(self.pipeline.weights()), start.progress.get("version", 0), start.seq)
+        self._first_snapshot = first
+        options = self._config.prequential
+        self.prequential = Prequential(
+            self._metrics,
+            first,
+            fraction=options.fraction,
+            busy_fraction=options.busy_fraction,
+            queue_depth=options.queue_depth,
+            record=ErrorRecord(start.progress.get("prequential")),
+            on_failure=self._on_failure,
+        )
+        log.info("course begins checkpoint=%d journal=%d", start.seq, self._journal.head.seq)
+
+    def _start_course(self) -> None:
+        self._courses += 1
+        self.prequential.start()
+        self.pipeline.start()
+
+    def _make_pipeline(self, start: StartingPoint) -> Pipeline:
+        config = self._config
+        pipeline, learning, checkpoint = config.pipeline, config.learning, config.checkpoint
+        return Pipeline(
+            config.network,
+            PipelineOptions(
+                device=pipeline.device,
+                precision=pipeline.precision,
+                queue_depth=pipeline.queue_depth,
+                overflow=pipeline.overflow,
+                stages=pipeline.stages,
+                wake=learning.wake,
+                sleep=learning.sleep,
+            ),
+            FeederOptions(
+                publish_every=learning.publish_every,
+                checkpoint_every_samples=checkpoint.every_samples,
+                checkpoint_every_s=checkpoint.every_s,
+                linger_s=learning.linger_s,
+                partial=learning.partial,
+            ),
+            journal=self._journal.path,
+            head=self._journal.head,
+            start=start,
+            callbacks=Callbacks(self._on_barrier, self._on_failure, self._observe, self._on_saving),
+            metrics=self._metrics,
+            save_contributors=(PREQUENTIAL,),
+        )
+
+    # --- start and stop ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Learns from now on. Returns once every thread runs."""
+        self.writer.start()
+        self._start_course()
+
+    def end_waits(self) -> None:
+        """Commands that wait get an answer."""
+        self._ending = True
+        self.snapshots.close()
+
+    def end_learning(self, timeout_s: float, *, failed: bool) -> bool:
+        """Learns what is queued; a last barrier takes the state. False if the deadline passed.
+
+        After a failure there is no state worth keeping: recovery begins at the last checkpoint.
+        """
+        if not self._rolling.acquire(timeout=timeout_s):  # a rollback under way ends first, and none begins any more
+            return False
+        return self.pipeline.abort(timeout_s) if failed else self.pipeline.stop(timeout_s)
+
+    def end_evaluation(self, timeout_s: float) -> bool:
+        """Evaluates what is queued; its part completes the last barrier. False if the deadline passed."""
+        return self.prequential.stop(timeout_s)
+
+    def end_writing(self, timeout_s: float) -> bool:
+        """Makes the last cut durable. False if the deadline passed."""
+        return self.writer.stop(timeout_s)
+
+    # --- what the course reports, on its threads ---------------------------------------------------------------
+
+    def _classifier(self, weights: dict[int, Any]) -> Classifier:
+        return Classifier(self._config.network, [weights[index] for index in sorted(weights)])
+
+    def _observe(self, micro: MicroBatch, version: int) -> None:
+        behind = self._journal.head.seq - micro.seq > self._config.prequential.busy_backlog_samples
+        self.prequential.observe(micro.images, micro.labels, version, behind=behind)
+
+    def _on_saving(self, barrier: Barrier) -> None:
+        self.prequential.mark(lambda progress: barrier.contribute(PREQUENTIAL, Part({}, progress)))
+
+    def _on_barrier(self, barrier: Barrier) -> None:
+        snapshot = Snapshot(self._classifier(barrier.weights), barrier.version, barrier.seq)
+        if barrier.version > self.snapshots.current.version:
+            self.snapshots.publish(snapshot)
+        # A saving barrier waits for the evaluator, so later ones may overtake it; its snapshot is wanted too.
+        self.prequential.publish(snapshot)
+        if barrier.saves:
+            moments.reached("cut.complete")
+            self.writer.submit(Checkpoint(barrier.seq, barrier.tensors, barrier.progress))
+
+    def _on_written(self, written: Written) -> None:
+        metrics = self._metrics
+        if written.error is not None:
+            metrics.checkpoint_failures.inc()
+        else:
+            metrics.checkpoint_seconds.observe(written.seconds)
+            metrics.checkpoint_bytes.set(written.bytes)
+            metrics.checkpoint_seq.set(written.seq)
+            self._oldest_checkpoint = self.store.seqs()[0]
+        with self._checkpointed:
+            self._last_written = written
+            self._writes += 1
+            self._checkpointed.notify_all()
+
+    def trim(self, *, pressed: bool = False) -> bool:
+        """On the journal's thread: deletes a few rows that no kept checkpoint needs. True when more remain.
+
+        When the journal is full (`pressed`), the newest checkpoint is taken as enough, and another is asked for:
+        otherwise no sample could come, hence no checkpoint, hence no room, for ever.
+        """
+        if not self._rolling.acquire(blocking=False):
+            return False
+        try:
+            return self._journal.trim(self._press() if pressed else self._oldest_checkpoint)
+        finally:
+            self._rolling.release()
+
+    def _press(self) -> int:
+        newest = (self.store.seqs() or [0])[-1]
+        now = time.monotonic()
+        if newest < self.pipeline.applied_seq and now - self._pressed_at > _PRESS_S:
+            self._pressed_at = now
+            self.pipeline.request_checkpoint(lambda barrier: None)
+        if newest > self._vouched_for:
+            try:
+                self.store.verify(newest)
+            except CheckpointDamaged:
+                return self._oldest_checkpoint
+            self._vouched_for = newest
+            log.warning("journal full: rows up to the newest checkpoint give way seq=%d", newest)
+        return newest
+
+    # --- commands ----------------------------------------------------------------------------------------------
+
+    @property
+    def applied_seq(self) -> int:
+        """Sequence number up to which every layer has learned."""
+        return self.pipeline.applied_seq
+
+    @property
+    def learned(self) -> int:
+        """Samples learned: those up to `applied_seq` that were not to be skipped."""
+        return self.pipeline.applied_seq - self.pipeline.skipped
+
+    def status(self) -> dict[str, Any]:
+        """What is learned, and how well."""
+        pipeline, record, snapshot = self.pipeline, self.prequential.record, self.snapshots.current
+        accepted = self._journal.head.seq
+        return {
+            "accepted": accepted,
+            "learned": self.learned,
+            "skipped": pipeline.skipped,
+            "applied_seq": pipeline.applied_seq,
+            "backlog": accepted - pipeline.applied_seq,
+            "prequential_error": record.recent,
+            "prequential_error_total": record.total,
+            "phase": pipeline.phase,
+            "stages": pipeline.describe(),
+            "snapshot": {
+                "version": snapshot.version,
+                "seq": snapshot.seq,
+                "age_s": time.monotonic() - snapshot.published,
+            },
+            "checkpoint_seq": (self.store.seqs() or [0])[-1],
+        }
+
+    def wait_idle(self, timeout_s: float) -> None:
+        """Returns when predictions have learned every sample that is acked now. Raises DeadlineExceeded."""
+        target = self._journal.head.seq
+        if self._config.learning.partial == "wait":
+            target = self._config.network.whole_up_to(target)
+        if not self.snapshots.wait_for(target, timeout_s):
+            missing = target - self.snapshots.current.seq
+            if self._ending:
+                raise _stops(f"{missing} samples wait on disk")
+            raise DeadlineExceeded(
+                f"{missing} samples are not learned after {timeout_s:g} s",
+                hint="wait longer, or see ffstream status",
+            )
+
+    def checkpoint(self, timeout_s: float) -> Written:
+        """Takes a checkpoint now and returns when it is durable. Raises DeadlineExceeded, Unavailable."""
+        deadline = time.monotonic() + timeout_s
+        sequence: list[int] = []
+        with self._checkpointed:
+            earlier, course = self._writes, self._courses  # a failure from before is none of ours
+            self.pipeline.request_checkpoint(lambda barrier: sequence.append(barrier.seq))
+            # A later one may be written before this thread looks; it holds what this one holds, and more.
+            while not (
+                sequence
+                and self._last_written.seq >= sequence[0]
+                and (self._writes > earlier or self._last_written.error is None)
+            ):
+                if self._ending:
+                    raise _stops("it takes a last checkpoint by itself")
+                if self._courses != course:
+                    raise Unavailable("learning was rolled back meanwhile", hint="take another checkpoint")
+                if time.monotonic() >= deadline:
+                    raise DeadlineExceeded("the checkpoint is not written yet", hint="see the daemon's log")
+                self._checkpointed.wait(0.1)
+            written = self._last_written
+        if written.error is not None:
+            raise Unavailable(f"the checkpoint could not be written: {written.error}", hint="free disk space")
+        return written
+
+    def pause(self, paused: bool) -> None:
+        """Stops or resumes learning; everything else goes on."""
+        self.pipeline.pause(paused)
+        log.info("learning %s seq=%d", "paused" if paused else "resumed", self.pipeline.applied_seq)
+
+    def rollback(self, to: int, *, skip: bool, timeout_s: float) -> RolledBack:
+        """Takes learning back to where it had learned the samples 1 … `to`. Predictions and acks go on meanwhile.
+
+        Learning begins at the newest checkpoint at or below `to` and learns from there up to `to` again. Later
+        samples that are acked by now are then learned again, or with `skip` never. Returns once learning has begun
+        again; raises SequenceUnknown, RateLimited, DiskFull, StageFailed.
+
+        The skip is written last: a death before it leaves fewer checkpoints and no rollback, because recovery learns
+        from the journal what the checkpoints lack.
+        """
+        if not self._rolling.acquire(blocking=False):
+            raise RateLimited("another rollback is under way", hint="try again later")
+        try:
+            self._check_target(to)
+            self._starting_point(to)  # before anything is given up
+            self._end_course(timeout_s)
+            try:
+                self.store.discard_after(to)
+                moments.reached("rollback.discarded")
+                last = self._journal.head.seq
+                if skip and last > to:
+                    skips.add(self._journal.path, skips.Skip(to + 1, last))
+                    moments.reached("rollback.skipped")
+            finally:
+                checkpoint = self._begin_again()
+        except OSError as error:
+            raise Unavailable(
+                f"the checkpoints beyond {to} could not be removed: {error}", hint="see the log"
+            ) from error
+        finally:
+            self._rolling.release()
+        done = RolledBack(to, checkpoint, to + 1, last, "skipped" if skip else "relearned")
+        log.warning("rolled back to=%d checkpoint=%d first=%d last=%d later=%s", *done)
+        return done
+
+    def _check_target(self, to: int) -> None:
+        applied = self.pipeline.applied_seq
+        if not 0 <= to <= applied:
+            raise SequenceUnknown(f"sample {to} is not learned", hint=f"learned are 0 to {applied}")
+
+    def _end_course(self, timeout_s: float) -> None:
+        """Ends learning and evaluation where they are. What they have not saved the journal has."""
+        self._paused = self.pipeline.paused
+        ended = self.pipeline.abort(timeout_s) and self.prequential.stop(timeout_s) and self.writer.settle(timeout_s)
+        if not ended:
+            failure = StageFailed("learning could not be ended for a rollback", hint="restart; see the log")
+            self._on_failure(failure)
+            raise failure
+
+    def _begin_again(self) -> int:
+        """A new course from the newest checkpoint, whose weights predict at once. Returns its sequence number."""
+        try:
+            return self._begin_from(self._starting_point())
+        except BaseException as error:
+            # Nothing learns any more: a daemon that only accepts would be a lie.
+            self._on_failure(StageFailed(f"learning could not begin again: {error}", hint="restart; see the log"))
+            raise
+
+    def _begin_from(self, start: StartingPoint) -> int:
+        version = self.snapshots.current.version + 1
+        start = start._replace(progress={**start.progress, "version": version})
+        with self._checkpointed:
+            self._last_written = Written(-1, 0, 0.0, None)  # numbers come again
+            self._vouched_for = 0
+        self._make_course(start)
+        self._oldest_checkpoint = min(self._oldest_checkpoint, *self.store.seqs(), start.seq)
+        # What lived for the course before is garbage now, and was told to the collector as lasting.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+        self.snapshots.publish(self._first_snapshot)
+        self.pipeline.pause(self._paused)
+        self._start_course()
+        return start.seq
+
+
+def _stops(state: str) -> Unavailable:
+    return Unavailable(f"the daemon stops; {state}", hint="ask again after its restart")

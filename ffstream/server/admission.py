@@ -1,0 +1,170 @@
+"""Whether samples may be stored now, by anybody and by one client: here ingest meets its limits.
+
+What is short (backlog, disk, memory, descriptors) turns into an error with `retry`, credit 0, a metric and a
+readiness that says so. Nothing acked is touched, predictions go on, and samples are taken again when it is back.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ffstream.errors import (
+    DiskFull,
+    Draining,
+    JournalFull,
+    MemoryFull,
+    RateLimited,
+    TooManyClients,
+    TooManyFiles,
+    Unavailable,
+)
+from ffstream.journal.journal import Journal
+from ffstream.metrics import Metrics
+from ffstream.server.resources import Resources
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class AdmissionLimits:
+    """Limits on what is stored; `config.Limits` says what each means. 0 samples a second: no limit."""
+
+    window_messages: int
+    backlog_max_samples: int
+    journal_max_bytes: int
+    clients_max: int
+    client_forget_after_s: float
+    client_unresolved_max_messages: int
+    client_samples_per_s: float
+
+
+class Admission:
+    """For the journal's thread. `obstacle` and `credit` may be read by others."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        limits: AdmissionLimits,
+        resources: Resources,
+        *,
+        applied_seq: Callable[[], int],
+        metrics: Metrics,
+    ) -> None:
+        self.draining = False
+        self._journal = journal
+        self._limits = limits
+        self._resources = resources
+        self._applied_seq = applied_seq
+        self._metrics = metrics
+        self._lacking: Unavailable | None = None
+        self._journal_bytes = 0
+        self._looked_at = 0.0
+        self._told: str | None = None
+        self._rates = _Rates(limits.client_samples_per_s)
+        for kind in (Draining, JournalFull, DiskFull, MemoryFull, TooManyFiles, Unavailable):
+            metrics.refusing.labels(kind.code).set(0)
+
+    def obstacle(self) -> Unavailable | None:
+        """Why nothing can be stored now."""
+        limits = self._limits
+        if self.draining:
+            return Draining("the daemon is stopping", hint="send again after its restart")
+        backlog = self._journal.backlog(self._applied_seq())
+        if backlog >= limits.backlog_max_samples:
+            return JournalFull(f"{backlog} samples wait to be learned", hint="slow down; limits.backlog_max_samples")
+        if self.journal_is_full:
+            return JournalFull(f"the journal holds {self._journal_bytes} bytes", hint="limits.journal_max_bytes")
+        return self._lacking
+
+    @property
+    def journal_is_full(self) -> bool:
+        """Whether the journal holds as many bytes as it may."""
+        return self._journal_bytes >= self._limits.journal_max_bytes
+
+    def credit(self) -> int:
+        """Messages that a client may have unanswered: the window, or 0 while there is an obstacle."""
+        return 0 if self.obstacle() else self._limits.window_messages
+
+    def admit(self, client: str, samples: int) -> None:
+        """Raises TooManyClients or RateLimited when this client may not have that many samples stored now."""
+        stored = self._journal.unresolved(client)
+        if stored is None:
+            if self._journal.clients >= self._limits.clients_max:
+                raise TooManyClients(f"{self._journal.clients} clients are known", hint="limits.clients_max")
+        elif stored >= self._limits.client_unresolved_max_messages:
+            raise RateLimited(
+                f"{stored} stored messages of {client!r} are unresolved", hint="raise `base` to the lowest unanswered"
+            )
+        if not self._rates.take(client, samples):
+            raise RateLimited(f"{client!r} sends too fast", hint="slow down; limits.client_samples_per_s")
+
+    def stored(self, size: int) -> None:
+        """That many bytes were committed since the last look."""
+        self._journal_bytes += size
+
+    def failed(self, error: Unavailable) -> None:
+        """A commit met this. Nothing is stored until the next look; then it is tried again."""
+        self._lacking = error
+        self._looked_at = time.monotonic()
+        self._tell()
+
+    def look(self) -> None:
+        """Once a second: what is short, and which clients can be forgotten."""
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = now
+        self._lacking = self._resources.lacking()
+        self._rates.forget_idle()
+        try:
+            self._journal.forget_clients(time.time() - self._limits.client_forget_after_s)
+        except Unavailable as error:
+            self._lacking = self._lacking or error
+        self._journal_bytes = self._journal.bytes_used()
+        self._metrics.journal_bytes.set(self._journal_bytes)
+        self._metrics.clients.set(self._journal.clients)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Says in log and metric what has changed since it last did."""
+        obstacle = self.obstacle()
+        code = obstacle.code if obstacle else None
+        if code == self._told:
+            return
+        if self._told is not None:
+            self._metrics.refusing.labels(self._told).set(0)
+        if obstacle is None:
+            log.info("samples are accepted again after=%s", self._told)
+        else:
+            self._metrics.refusing.labels(obstacle.code).set(1)
+            log.warning("samples are refused code=%s: %s", obstacle.code, obstacle.message)
+        self._told = code
+
+
+class _Rates:
+    """A bucket of samples for each client: a second's worth at most, filled at the rate."""
+
+    def __init__(self, samples_per_s: float) -> None:
+        self._rate = samples_per_s
+        self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and when it was
+
+    def take(self, client: str, samples: int) -> bool:
+        """Whether that many may pass. More than a bucket holds pass when it is full, and leave a debt."""
+        rate = self._rate
+        if not rate:
+            return True
+        now = time.monotonic()
+        left, at = self._buckets.get(client, (rate, now))
+        left = min(rate, left + (now - at) * rate)
+        passes = left >= min(samples, rate)
+        self._buckets[client] = (left - samples if passes else left, now)
+        return passes
+
+    def forget_idle(self) -> None:
+        """A bucket that is full again need not be remembered."""
+        now = time.monotonic()
+        for client in [c for c, (left, at) in self._buckets.items() if left + (now - at) * self._rate >= self._rate]:
+            del self._buckets[client]

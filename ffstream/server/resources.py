@@ -1,0 +1,78 @@
+"""What the process may run out of: room on the disk, memory, descriptors.
+
+Looked at once a second, with room to spare: when the daemon refuses samples there is still enough for predictions,
+for checkpoints and for the deletion of what they no longer need. It goes on by itself when the resource is back.
+"""
+
+import logging
+import resource
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from ffstream.errors import DiskFull, MemoryFull, TooManyFiles, Unavailable
+
+log = logging.getLogger(__name__)
+
+_FILES_FREE = 0.9  # share of the descriptors in use from which on samples are refused
+_MEMORY_SHARE = 0.9  # of the machine's memory, when no limit is set
+
+
+@dataclass(frozen=True)
+class ResourceLimits:
+    """Bytes that stay free on the disk of the state folder, and that the process holds at most (0: most there is)."""
+
+    disk_min_free_bytes: int
+    memory_max_bytes: int
+
+
+class Resources:
+    """Looks at what is left. For one thread."""
+
+    def __init__(self, folder: Path, limits: ResourceLimits) -> None:
+        self._folder = folder
+        self._disk_min_free = limits.disk_min_free_bytes
+        self._memory_max = limits.memory_max_bytes or int(_MEMORY_SHARE * psutil.virtual_memory().total)
+        self._process = psutil.Process()
+
+    def lacking(self) -> Unavailable | None:
+        """What is short now, if anything is."""
+        try:
+            return self._lacking_disk() or self._lacking_memory() or self._lacking_files()
+        except OSError as error:  # even to look takes a descriptor
+            return TooManyFiles(f"cannot look at resources: {error}", hint="raise the limit on open files")
+
+    def _lacking_disk(self) -> Unavailable | None:
+        free = shutil.disk_usage(self._folder).free
+        if free >= self._disk_min_free:
+            return None
+        return DiskFull(
+            f"{free >> 20} MiB are free at {self._folder}",
+            hint=f"free disk space, at least {self._disk_min_free >> 20} MiB (limits.disk_min_free_bytes)",
+        )
+
+    def _lacking_memory(self) -> Unavailable | None:
+        held = self._process.memory_info().rss
+        if held < self._memory_max:
+            return None
+        return MemoryFull(f"the daemon holds {held >> 20} MiB", hint="slow down; limits.memory_max_bytes")
+
+    def _lacking_files(self) -> Unavailable | None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = self._process.num_fds()
+        if used < _FILES_FREE * limit:
+            return None
+        return TooManyFiles(f"{used} of {limit} files are open", hint="fewer connections, or raise the limit")
+
+
+def raise_file_limit() -> None:
+    """As many descriptors as the system allows: each connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError) as error:  # some systems name no hard limit and accept none
+        log.warning("open files limit unchanged soft=%d error=%s", soft, error)

@@ -1,0 +1,275 @@
+"""Whatever a checkpoint's folder holds, a daemon begins from just what is in it, from an older one, or not at all."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ffstream.checkpoint import manifest as manifests
+from ffstream.checkpoint.manifest import MANIFEST, STATE, folder_of
+from ffstream.daemon import Daemon
+from ffstream.errors import FFStreamError, JournalDamaged
+from ffstream.pipeline.pipeline import Pipeline, StartingPoint
+from tests.in_process import Running, config, images, labels
+from tests.support import wait_until
+
+SETTINGS = ("network.rehearsal=4", "network.memory=20", "network.batch_size=8")
+few = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class Disk:
+    """A state folder with two checkpoints, put back before each try."""
+
+    def __init__(self, folder: Path) -> None:
+        self._good = folder / "good"
+        self.state = folder / "state"
+        with Running(self._good, *SETTINGS) as running:
+            producer, control = running.producer(), running.control()
+            for seed in (1, 2):
+                producer.send(images(32, seed), labels(32, seed), 10.0)
+                producer.flush(10.0)
+                control.request("wait_idle", {"timeout_s": 30}, 40.0)
+                control.request("checkpoint", {}, 30.0)
+            wait_until(
+                lambda: all(first_seq > 1 for *_, first_seq, _ in running.stored()), 20.0, "the journal is trimmed"
+            )
+        self.older, self.newest = manifests.seqs(self._good / "checkpoints")[-2:]
+        self.reset()
+        self.tensors = load_file(self.here / STATE)
+
+    @property
+    def here(self) -> Path:
+        """The newest checkpoint."""
+        return folder_of(self.state / "checkpoints", self.newest)
+
+    def reset(self) -> None:
+        """As it was."""
+        shutil.rmtree(self.state, ignore_errors=True)
+        shutil.copytree(self._good, self.state)
+
+    def sign(self, change: Callable[[dict[str, Any]], object] = lambda manifest: None) -> None:
+        """A manifest that vouches for the files as they are, but for what is changed in it."""
+        manifest = json.loads((self.here / MANIFEST).read_text())
+        content = (self.here / STATE).read_bytes()
+        manifest["files"] = {STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+        del manifest["check"]
+        change(manifest)
+        (self.here / MANIFEST).write_text(json.dumps(manifests.sign(manifest)))
+
+    def begin(self) -> int | None:
+        """The sample that a daemon begins behind; None if it says that it cannot."""
+        daemon = Still(config(self.state, *SETTINGS))
+        try:
+            daemon._open_state()
+            daemon._recover()
+        except FFStreamError:
+            return None
+        else:
+            record = daemon.prequential.record
+            assert 0 <= (record.recent or 0) <= 1
+            assert 0 <= (record.total or 0) <= 1
+            if daemon.begun:
+                self._compare(daemon)
+            return daemon.begun
+        finally:
+            daemon.stop()
+
+    def _compare(self, daemon: "Still") -> None:
+        """No part of what learns begins anew."""
+        wanted = load_file(folder_of(self.state / "checkpoints", daemon.begun) / STATE)
+        for stage in daemon.learner.stages:
+            for layer in stage.layers:
+                for name, value in layer.state().items():
+                    assert torch.equal(value.nan_to_num(), wanted[f"layers.{layer.index}.{name}"].nan_to_num())
+
+
+class Still(Daemon):
+    """A daemon that recovers, and then learns nothing."""
+
+    def _make_learner(self, start: StartingPoint) -> Pipeline:
+        self.begun = start.seq
+        learner = super()._make_learner(start)
+        learner.start = lambda: None  # type: ignore[method-assign]
+        learner.stop = lambda timeout_s, save=True: True  # type: ignore[method-assign]
+        return learner
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
+    return Disk(tmp_path_factory.mktemp("disk"))
+
+
+def test_a_good_one_is_begun_from(disk: Disk) -> None:
+    disk.reset()
+    assert disk.begin() == disk.newest
+    disk.sign()
+    assert disk.begin() == disk.newest
+
+
+def test_without_any_whole_one_a_trimmed_journal_is_too_short(disk: Disk) -> None:
+    """Learning would wait for ever for the samples that are gone."""
+    disk.reset()
+    for path in (disk.state / "checkpoints").glob(f"*/{STATE}"):
+        path.write_bytes(b"")
+    daemon = Still(config(disk.state, *SETTINGS))
+    with pytest.raises(JournalDamaged, match="in no whole checkpoint"):
+        daemon.start()
+
+
+# --- bytes that nobody vouches for ----------------------------------------------------------------------------------
+
+
+@few
+@given(name=st.sampled_from([STATE, MANIFEST]), data=st.data())
+def test_spoiled_bytes_lead_to_the_one_before(disk: Disk, name: str, data: st.DataObject) -> None:
+    disk.reset()
+    path = disk.here / name
+    good = path.read_bytes()
+    content = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content)))
+        cut = data.draw(st.sampled_from([0, 1, 2, 8, len(content)]))
+        content[at : at + cut] = data.draw(st.binary(max_size=9))
+    path.write_bytes(content)
+    same = bytes(content) == good if name == STATE else parsed(bytes(content)) == parsed(good)
+    assert disk.begin() == (disk.newest if same else disk.older)
+
+
+def parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+# --- what somebody signed -------------------------------------------------------------------------------------------
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([STATE, MANIFEST, "..", "", 0, 1, -1]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+PLACES = (
+    ("format",),
+    ("seq",),
+    ("written",),
+    ("recipe",),
+    ("recipe", "widths"),
+    ("progress",),
+    ("progress", "step"),
+    ("progress", "version"),
+    ("progress", "phase_position"),
+    ("progress", "memory.added"),
+    ("progress", "prequential"),
+    ("progress", "prequential", "window"),
+    ("progress", "prequential", "samples"),
+    ("progress", "prequential", "wrong"),
+    ("files",),
+    ("files", STATE),
+    ("files", STATE, "bytes"),
+    ("files", STATE, "sha256"),
+)
+
+
+def put(manifest: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
+    *way, last = place
+    for name in way:
+        manifest = manifest[name]
+    if value is ...:
+        del manifest[last]
+    else:
+        manifest[last] = value
+
+
+@few
+@given(place=st.sampled_from(PLACES), value=anything | st.just(...))
+@example(place=("files",), value={})
+@example(place=("progress",), value={})
+@example(place=("progress", "step"), value=...)
+@example(place=("progress", "step"), value=2**70)
+@example(place=("progress", "memory.added"), value=...)
+@example(place=("progress", "memory.added"), value=-1)
+@example(place=("progress", "memory.added"), value=10**9)
+@example(place=("progress", "prequential", "wrong"), value=float("nan"))
+@example(place=("progress", "prequential", "samples"), value=float("inf"))
+@example(place=("progress", "prequential", "window"), value=[[1, 2]])
+@example(place=("progress", "prequential"), value=[1])
+def test_any_manifest(disk: Disk, place: tuple[str, ...], value: Any) -> None:
+    disk.reset()
+    disk.sign(lambda manifest: put(manifest, place, value))
+    assert disk.begin() in (None, disk.older, disk.newest)
+
+
+def odd_tensor(tensor: Tensor) -> st.SearchStrategy[Tensor]:
+    return st.sampled_from(
+        [
+            tensor.flatten()[:-1].clone(),
+            tensor.reshape(1, *tensor.shape).clone(),
+            tensor.to(torch.float16),
+            tensor.to(torch.int32),
+            torch.zeros(()),
+            torch.zeros(0),
+            torch.full_like(tensor, -1) if tensor.dtype != torch.uint8 else torch.zeros(5, dtype=torch.uint8),
+        ]
+    )
+
+
+@few
+@given(data=st.data())
+def test_any_tensors(disk: Disk, data: st.DataObject) -> None:
+    disk.reset()
+    tensors = dict(disk.tensors)
+    names = sorted(tensors)
+    for _ in range(data.draw(st.integers(1, 2))):
+        name = data.draw(st.sampled_from(names))
+        what = data.draw(st.sampled_from(["gone", "renamed", "odd", "more"]))
+        tensor = tensors.pop(name, torch.zeros(3))
+        if what == "renamed":
+            tensors[data.draw(st.sampled_from(["x", "layers.7.parameters", "layers.0.", *names]))] = tensor
+        elif what == "odd":
+            tensors[name] = data.draw(odd_tensor(tensor))
+        elif what == "more":
+            tensors |= {name: tensor, f"{name}.more": torch.zeros(3)}
+    save_file(tensors, disk.here / STATE)
+    disk.sign()
+    assert disk.begin() in (None, disk.newest)
+
+
+def test_every_tensor_is_needed(disk: Disk) -> None:
+    for name in disk.tensors:
+        disk.reset()
+        save_file({other: value for other, value in disk.tensors.items() if other != name}, disk.here / STATE)
+        disk.sign()
+        assert disk.begin() is None, name
+
+
+@few
+@given(data=st.data())
+def test_any_state_file(disk: Disk, data: st.DataObject) -> None:
+    disk.reset()
+    path = disk.here / STATE
+    content = bytearray(path.read_bytes())
+    (header,) = {int.from_bytes(content[:8], "little")}
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, 8 + header))
+        cut = data.draw(st.integers(0, 4))
+        content[at : at + cut] = data.draw(
+            st.binary(max_size=4) | st.sampled_from([b"F8_E4M3", b"BF16", b"I64", b"9"])
+        )
+    path.write_bytes(content)
+    disk.sign()
+    assert disk.begin() in (None, disk.older, disk.newest)

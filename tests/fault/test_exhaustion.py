@@ -1,0 +1,164 @@
+"""What runs out, runs out for real: the daemon says so, predicts on, keeps what it acked, and goes on by itself."""
+
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from ffstream.client.producer import Producer
+from ffstream.errors import RequestRefused
+from tests.in_process import INPUTS, Running, images, labels
+from tests.support import wait_until
+
+WAIT_S = 40.0
+MIB = 1 << 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small file system here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path, leave: int = 0) -> Path:
+    """Writes a file that takes all room but `leave` bytes."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    if leave:
+        os.truncate(filler, filler.stat().st_size - leave)
+    return filler
+
+
+def ready(running: Running) -> tuple[int, str]:
+    answer = httpx.get(f"http://{running.daemon.http.address}/readyz")
+    return answer.status_code, answer.text.strip()
+
+
+def refuses(running: Running, reason: str) -> Callable[[], bool]:
+    return lambda: running.metric("refusing_samples", reason=reason) == 1
+
+
+def send(producer: Producer, count: int, seed: int) -> None:
+    for at in range(count):
+        producer.send(images(8, seed=seed + at), labels(8, seed=seed + at))
+
+
+def prove_it_goes_on(running: Running, producer: Producer, accepted: int) -> None:
+    """All that was sent is acked now, and learned once."""
+    producer.flush(WAIT_S)
+    wait_until(lambda: running.daemon.admission.obstacle() is None, WAIT_S, "nothing is short any more")
+    status = running.control().wait_idle(WAIT_S)
+    assert (status["accepted"], status["learned"], status["refusing"]) == (accepted, accepted, None)
+    assert producer.counts.acked == accepted
+    assert ready(running) == (200, "ready")
+
+
+def test_a_disk_that_is_nearly_full(small_disk: Path) -> None:
+    """There is room left to checkpoint, and to delete what checkpoints no longer need."""
+    with Running(small_disk / "state", f"limits.disk_min_free_bytes={8 * MIB}") as running:
+        producer = running.producer()
+        send(producer, 5, seed=0)
+        producer.flush(WAIT_S)
+        filler = fill(small_disk, leave=4 * MIB)
+        wait_until(refuses(running, "disk_full"), WAIT_S, "it refuses samples")
+        send(producer, 5, seed=5)
+        assert ready(running) == (503, "disk_full")
+        assert running.control().status()["refusing"] == "disk_full"
+        assert len(running.predictor().predict(images(3)).labels) == 3
+        assert running.control().request("checkpoint")["seq"] == 40
+        filler.unlink()
+        prove_it_goes_on(running, producer, 80)
+
+
+def test_a_disk_that_is_full_to_the_last_byte(small_disk: Path) -> None:
+    with Running(small_disk / "state", "limits.disk_min_free_bytes=0", "checkpoint.keep=2") as running:
+        producer = running.producer()
+        send(producer, 5, seed=0)
+        producer.flush(WAIT_S)
+        running.control().wait_idle(WAIT_S)
+        filler = fill(small_disk)
+        send(producer, 30, seed=5)
+        wait_until(refuses(running, "disk_full"), WAIT_S, "a commit has failed")
+        assert ready(running) == (503, "disk_full")
+        assert len(running.predictor().predict(images(3)).labels) == 3
+        with pytest.raises(RequestRefused, match="could not be written"):
+            running.control().request("checkpoint")
+        assert running.metric("checkpoint_failures_total") == 1
+        filler.unlink()
+        prove_it_goes_on(running, producer, 280)
+        assert running.control().request("checkpoint")["seq"] == 280
+
+
+def test_memory_over_its_limit(tmp_path: Path) -> None:
+    limit = psutil.Process().memory_info().rss + 300 * MIB
+    with Running(tmp_path / "state", f"limits.memory_max_bytes={limit}", "limits.disk_min_free_bytes=0") as running:
+        producer = running.producer()
+        send(producer, 5, seed=0)
+        producer.flush(WAIT_S)
+        held = bytearray(b"x") * (500 * MIB)
+        wait_until(refuses(running, "memory_full"), WAIT_S, "it refuses samples")
+        send(producer, 5, seed=5)
+        assert ready(running) == (503, "memory_full")
+        assert len(running.predictor().predict(images(3)).labels) == 3
+        del held
+        prove_it_goes_on(running, producer, 80)
+
+
+def test_a_journal_over_its_limit(tmp_path: Path) -> None:
+    """It makes room by itself, with a checkpoint that nobody asked for and earlier than checkpoints would be due."""
+    settings = (
+        "limits.journal_max_bytes=4194304",
+        "limits.disk_min_free_bytes=0",
+        "network.inputs=784",
+        "checkpoint.every_samples=100000",
+    )
+    with Running(tmp_path / "state", *settings) as running:
+        producer = running.producer()
+        sent = 0
+        while running.daemon.admission.obstacle() is None:
+            producer.send(images(64 * 784 // INPUTS, seed=sent).reshape(64, 784), labels(64, seed=sent))
+            sent += 64
+            assert sent < 64 * 1000
+        wait_until(refuses(running, "journal_full"), WAIT_S, "it says so")
+        assert ready(running) == (503, "journal_full")
+        assert len(running.predictor().predict(images(49).reshape(1, 784)).labels) == 1
+        prove_it_goes_on(running, producer, sent)
+    with Running(tmp_path / "state", *settings) as again:
+        assert again.control().status()["learned"] == sent
+
+
+def test_more_connections_than_descriptors(tmp_path: Path) -> None:
+    with Running(tmp_path / "state", "limits.disk_min_free_bytes=0") as running:
+        producer = running.producer()
+        send(producer, 5, seed=0)
+        producer.flush(WAIT_S)
+        predictor = running.predictor()
+        predictor.predict(images(1))
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 4, before[1]))
+        try:
+            wait_until(refuses(running, "too_many_files"), WAIT_S, "it refuses samples")
+            assert len(predictor.predict(images(3)).labels) == 3
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        wait_until(lambda: not refuses(running, "too_many_files")(), WAIT_S, "it accepts again")
+        send(producer, 5, seed=5)
+        prove_it_goes_on(running, producer, 80)

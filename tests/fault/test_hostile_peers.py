@@ -1,0 +1,203 @@
+"""Whatever a client says, it gets one answer of the protocol, the log has no traceback, and the socket goes on."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ffstream.errors import FFStreamError
+from ffstream.wire import codec
+from ffstream.wire.messages import Ack, ErrorReply, Message, Ping, Pong, Prediction, Reply, Welcome
+from tests.in_process import INPUTS, Peer, Running, images, labels
+
+ANSWERS = {
+    "control": codec.table(Reply, ErrorReply, Pong),
+    "learn": codec.table(Welcome, Ack, ErrorReply, Pong),
+    "predict": codec.table(Prediction, ErrorReply, Pong),
+}
+COMMANDS = ("status", "wait_idle", "checkpoint", "pause", "resume", "config")
+GOOD: dict[str, list[tuple[dict[str, Any], list[bytes]]]] = {
+    "control": [({"type": "request", "id": 1, "command": command, "arguments": {}}, []) for command in COMMANDS],
+    "learn": [
+        ({"type": "hello", "client": "a"}, []),
+        (
+            {
+                "type": "samples",
+                "client": "a",
+                "n": 1,
+                "base": 1,
+                "count": 2,
+                "dtype": "uint8",
+                "shape": [INPUTS],
+                "labels": bytes(4),
+            },
+            [bytes(2 * INPUTS)],
+        ),
+    ],
+    "predict": [
+        ({"type": "predict", "id": 1, "count": 2, "dtype": "uint8", "shape": [4, INPUTS // 4]}, [bytes(2 * INPUTS)]),
+        ({"type": "predict", "id": 1, "count": 1, "dtype": "float32", "shape": [INPUTS]}, [bytes(4 * INPUTS)]),
+    ],
+}
+sockets = st.sampled_from(sorted(GOOD))
+some = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def codes(kind: type[FFStreamError]) -> set[str]:
+    return {kind.code}.union(*map(codes, kind.__subclasses__()))
+
+
+CODES = codes(FFStreamError) - {"internal"}
+
+
+class Records(logging.Handler):
+    """Log lines that nobody wants to see."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+class Town:
+    """A daemon that learns what comes, and one client of each socket."""
+
+    def __init__(self, running: Running) -> None:
+        self.running = running
+        self.peers: dict[str, Peer] = {name: running.peer(name) for name in GOOD}
+        self.log = Records()
+        logging.getLogger("ffstream").addHandler(self.log)
+        self.acked: set[tuple[int, int, int]] = set()
+
+    def say(self, socket: str, frames: list[bytes]) -> Message:
+        """The answer to a message, which is one of the protocol; a ping is answered after it."""
+        peer = self.peers[socket]
+        self.running.daemon.learner.pause(False)  # or a good wait_idle waits for what came during an earlier pause
+        peer.say(*frames)
+        answer, payload = self._hear(peer, socket)
+        if isinstance(answer, ErrorReply):
+            assert answer.code in CODES, answer
+            assert answer.hint
+        elif isinstance(answer, Ack):
+            self.acked |= set(answer.acks)
+        elif isinstance(answer, Prediction):
+            goodness = np.frombuffer(payload[0], "<f4")
+            assert len(goodness) == 4 * len(answer.labels)
+            assert np.isfinite(goodness).all()
+        peer.say(codec.encode(Ping()))
+        assert isinstance(self._hear(peer, socket)[0], Pong)
+        assert self.log.lines == []
+        assert self.running.daemon.failure is None
+        return answer
+
+    def _hear(self, peer: Peer, socket: str) -> tuple[Message, list[bytes]]:
+        fields, payload = peer.hear()
+        return codec.decode(msgpack.packb(fields), ANSWERS[socket]), payload
+
+    def still_works(self) -> None:
+        """Who behaves notices nothing; what was acked is what has a number."""
+        control = self.running.control()
+        control.request("resume", {}, 20.0)
+        producer = self.running.producer()
+        producer.send(images(8), labels(8), 10.0)
+        producer.flush(10.0)
+        control.request("wait_idle", {"timeout_s": 20}, 30.0)
+        assert len(self.running.predictor().predict(images(3), 10.0).labels) == 3
+        end = self.running.daemon.journal.head.seq
+        assert sum(count for _, _, count in self.acked) + 8 == end
+
+    def close(self) -> None:
+        logging.getLogger("ffstream").removeHandler(self.log)
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    with Running(tmp_path_factory.mktemp("town") / "state", "limits.message_max_bytes=1000000") as running:
+        town = Town(running)
+        yield town
+        town.still_works()
+        town.close()
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=20)
+    | st.sampled_from([0, 1, 2, 2**31, 2**62 - 1, 2**63 - 1, "uint8", "float32", [INPUTS], b"\0\0"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=9) | st.binary(max_size=9) | st.integers(0, 9), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+payloads = st.lists(st.binary(max_size=200) | st.sampled_from([bytes(INPUTS), bytes(4 * INPUTS)]), max_size=3)
+
+
+@some
+@given(socket=sockets, frames=st.lists(st.binary(max_size=100), min_size=1, max_size=4))
+@example(socket="learn", frames=[b""])
+@example(socket="control", frames=[b"", b"", b""])
+@example(socket="predict", frames=[b"\xc1" * 70_000])
+def test_any_frames(town: Town, socket: str, frames: list[bytes]) -> None:
+    town.say(socket, frames)
+
+
+@some
+@given(socket=sockets, header=anything, payload=payloads)
+def test_any_header(town: Town, socket: str, header: Any, payload: list[bytes]) -> None:
+    if isinstance(header, dict):
+        header |= {"v": 1}
+    town.say(socket, [msgpack.packb(header), *payload])
+
+
+@settings(some, max_examples=300)
+@given(data=st.data())
+def test_any_field_of_a_good_message(town: Town, data: st.DataObject) -> None:
+    socket = data.draw(sockets)
+    fields, payload = data.draw(st.sampled_from(GOOD[socket]))
+    changes = data.draw(st.dictionaries(st.sampled_from(sorted(fields)), anything, max_size=2))
+    header = (
+        {"v": 1} | fields | {name: value for name, value in changes.items() if (socket, name) != ("control", "type")}
+    )
+    more = data.draw(st.just(payload) | payloads)
+    town.say(socket, [msgpack.packb(header), *more])
+
+
+@settings(some, max_examples=200)
+@given(socket=sockets, data=st.data())
+def test_any_bytes_of_a_good_message(town: Town, socket: str, data: st.DataObject) -> None:
+    fields, payload = data.draw(st.sampled_from(GOOD[socket]))
+    frames = [bytearray(msgpack.packb({"v": 1} | fields)), *map(bytearray, payload)]
+    for _ in range(data.draw(st.integers(1, 3))):
+        frame = data.draw(st.sampled_from(frames))
+        at = data.draw(st.integers(0, len(frame)))
+        frame[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    town.say(socket, [bytes(frame) for frame in frames])
+
+
+arguments = st.dictionaries(st.sampled_from(["timeout_s", "seq", "x", ""]), anything, max_size=3)
+
+
+@settings(some, max_examples=200)
+@given(command=st.sampled_from(COMMANDS), arguments=arguments)
+@example(command="wait_idle", arguments={"timeout_s": float("nan")})
+@example(command="wait_idle", arguments={"timeout_s": True})
+@example(command="checkpoint", arguments={"timeout_s": float("inf")})
+@example(command="checkpoint", arguments={"timeout_s": 0})
+@example(command="checkpoint", arguments={"timeout_s": 2**64 - 1})
+@example(command="wait_idle", arguments={"timeout_s": 5e-324})
+def test_any_arguments(town: Town, command: str, arguments: dict[str, Any]) -> None:
+    request = {"v": 1, "type": "request", "id": 1, "command": command, "arguments": arguments}
+    answer = town.say("control", [msgpack.packb(request)])
+    assert isinstance(answer, Reply | ErrorReply)
+    assert answer.id in (1, None)

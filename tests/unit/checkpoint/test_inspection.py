@@ -1,0 +1,68 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ffstream.checkpoint.inspection import half_written, look
+from ffstream.checkpoint.store import Checkpoint, CheckpointStore
+from ffstream.errors import CheckpointDamaged
+from tests.support import picture
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    store = CheckpointStore(tmp_path / "checkpoints", keep=5, recipe={"widths": (3,)})
+    for seq in (10, 20, 30):
+        store.write(Checkpoint(seq, {"x": torch.zeros(100)}, {}))
+    return store
+
+
+def state_of(store: CheckpointStore, seq: int) -> Path:
+    return store.folder / f"{seq:020d}" / "state.safetensors"
+
+
+def test_the_newest_comes_first_with_its_recipe_and_size(store: CheckpointStore) -> None:
+    before = picture(store.folder)
+    found = list(look(store.folder, thoroughly=True))
+    assert [each.seq for each in found] == [30, 20, 10]
+    assert all(each.damage is None and each.bytes > 400 for each in found)
+    assert found[0].manifest["recipe"] == {"widths": [3]}
+    assert half_written(store.folder) == []
+    assert picture(store.folder) == before
+
+
+def test_a_cheap_look_sees_sizes_and_a_thorough_one_every_byte(store: CheckpointStore) -> None:
+    content = bytearray(state_of(store, 20).read_bytes())
+    content[-1] ^= 1
+    state_of(store, 20).write_bytes(content)
+    os.truncate(state_of(store, 10), 50)
+    for thoroughly, damaged in ((False, [10]), (True, [20, 10])):
+        found = look(store.folder, thoroughly=thoroughly)
+        assert [each.seq for each in found if isinstance(each.damage, CheckpointDamaged)] == damaged
+
+
+def test_one_alone(store: CheckpointStore) -> None:
+    (found,) = look(store.folder, thoroughly=True, seq=20)
+    assert (found.seq, found.damage) == (20, None)
+    (missing,) = look(store.folder, thoroughly=True, seq=25)
+    assert isinstance(missing.damage, CheckpointDamaged)
+
+
+def test_one_that_the_daemon_removes_meanwhile_is_not_damaged(store: CheckpointStore) -> None:
+    found = look(store.folder, thoroughly=True)
+    assert next(found).seq == 30
+    store._remove(20)
+    assert [(each.seq, each.damage) for each in found] == [(10, None)]
+
+
+def test_what_is_half_written_is_named(store: CheckpointStore) -> None:
+    (store.folder / ".writing-40").mkdir()
+    (store.folder / f"{20:020d}" / "manifest.json").unlink()
+    assert half_written(store.folder) == [".writing-40", f"{20:020d}"]
+    assert [each.seq for each in look(store.folder, thoroughly=True)] == [30, 10]
+
+
+def test_no_folder_has_none(tmp_path: Path) -> None:
+    assert list(look(tmp_path / "none", thoroughly=True)) == []
+    assert half_written(tmp_path / "none") == []

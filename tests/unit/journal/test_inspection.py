@@ -1,0 +1,251 @@
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ffstream.errors import ConfigError, JournalDamaged
+from ffstream.journal.inspection import Findings, Summary, Verification, opened, summarize
+from ffstream.journal.journal import Journal
+from tests.support import picture
+from tests.unit.journal.entries import crash_image, entry
+
+OpenJournal = Callable[..., Journal]
+
+
+def stat(path: Path) -> Summary:
+    with opened(path) as connection:
+        return summarize(connection)
+
+
+def verify(path: Path) -> Verification:
+    with opened(path) as connection:
+        verification = Verification(connection)
+        verification.run()
+        return verification
+
+
+def told(findings: Findings) -> list[tuple[str, int, int]]:
+    return [tuple(problem) for problem in findings.named]
+
+
+def spoil(path: Path, statement: str, *values: object) -> None:
+    connection = sqlite3.connect(path)
+    assert connection.execute(statement, values).rowcount > 0
+    connection.commit()
+    connection.close()
+
+
+@pytest.fixture
+def ten(tmp_path: Path) -> Journal:
+    """Ten messages of three samples: 1-3, 4-6, … 28-30. Open, as a daemon has it."""
+    (tmp_path / "state").mkdir()
+    journal = Journal(tmp_path / "state" / "journal.sqlite", inputs=4, labels=11)
+    journal.append([entry("ab"[n % 2], n, samples=3) for n in range(1, 11)])
+    return journal
+
+
+@pytest.fixture
+def closed(ten: Journal) -> Path:
+    ten.close()
+    return ten.path
+
+
+def test_what_a_journal_holds(ten: Journal) -> None:
+    ten.append([entry("a", 11, base=1)])
+    ten.trim(6)
+    summary = stat(ten.path)
+    assert summary.meta == {"version": 1, "inputs": 4, "labels": 11, "next_seq": 32}
+    assert (summary.messages, summary.samples) == (9, 25)
+    assert (summary.first_seq, summary.last_seq, summary.next_seq) == (7, 31, 32)
+    assert (summary.clients, summary.by_client) == (2, {"a": 13, "b": 12})
+    assert summary.used_bytes == ten.bytes_used()
+    assert told(summary.findings) == []
+    assert told(verify(ten.path).findings) == []
+    ten.close()
+
+
+def test_an_empty_journal_is_whole(tmp_path: Path) -> None:
+    Journal(tmp_path / "journal.sqlite", inputs=4, labels=10).close()
+    summary = stat(tmp_path / "journal.sqlite")
+    assert (summary.messages, summary.samples, summary.next_seq) == (0, 0, 1)
+    assert told(summary.findings) == told(verify(tmp_path / "journal.sqlite").findings) == []
+
+
+def test_one_that_was_trimmed_away_is_whole_and_knows_its_next_number(ten: Journal) -> None:
+    ten.trim(30)
+    ten.close()
+    assert stat(ten.path).next_seq == 31
+    assert told(verify(ten.path).findings) == []
+
+
+# --- nothing is touched ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", ["killed", "copied with its log", "closed"])
+def test_looking_changes_nothing_whatever_is_there(ten: Journal, left: str, tmp_path: Path) -> None:
+    """One that a daemon has open stands among the commands' tests: SQLite shares its index within a process."""
+    path = ten.path if left == "closed" else crash_image(ten.path, tmp_path / "image")
+    if left == "killed":  # the index stays as it was; SQLite would make it anew
+        shutil.copy(ten.path.with_name("journal.sqlite-shm"), path.parent)
+    ten.close()
+    before = picture(path.parent)
+    assert stat(path).samples == 30
+    assert verify(path).samples == 30
+    assert picture(path.parent) == before
+
+
+def test_a_folder_that_nobody_may_write_to(ten: Journal, tmp_path: Path) -> None:
+    image = crash_image(ten.path, tmp_path / "image")
+    image.parent.chmod(0o500)
+    try:
+        assert verify(image).samples == 30
+    finally:
+        image.parent.chmod(0o700)
+    ten.close()
+
+
+def test_a_writer_goes_on_while_somebody_looks(ten: Journal) -> None:
+    ten._db.execute("PRAGMA busy_timeout = 0")
+    with opened(ten.path) as connection:
+        verification = Verification(connection)
+        grown: list[int] = []
+
+        def grow(samples: int) -> None:
+            if not grown:
+                grown.append(ten.append([entry("a", 12, samples=300)])[0].first_seq)
+                ten.trim(25)
+
+        verification.run(grow)
+    assert grown == [31]
+    assert told(verification.findings) == []
+    ten.close()
+
+
+def test_rows_that_are_trimmed_meanwhile_are_not_missing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite", inputs=4, labels=10)
+    journal.append([entry("a", n) for n in range(1, 1001)])
+    with opened(journal.path) as connection:
+        verification = Verification(connection)
+        verification.run(lambda samples: journal.trim(600, rows=600) and None)
+    assert told(verification.findings) == []
+    assert verification.samples == 256 + 400
+    journal.close()
+
+
+def test_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no journal") as caught, opened(tmp_path / "journal.sqlite"):
+        pass
+    assert caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"hello" * 100, b"SQLite format 3\0" + b"\xff" * 9000])
+def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "journal.sqlite").write_bytes(content)
+    with pytest.raises(JournalDamaged) as caught, opened(tmp_path / "journal.sqlite"):
+        pass
+    assert caught.value.hint
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+DAMAGES: dict[str, tuple[str, list[tuple[str, int, int]]]] = {
+    "a row is gone": ("DELETE FROM messages WHERE first_seq = 13", [("are missing", 13, 15)]),
+    "the last row is gone after a trim": (
+        "DELETE FROM messages WHERE first_seq = 28",
+        [("are missing at the end", 28, 30)],
+    ),
+    "an image": (
+        "UPDATE messages SET images = zeroblob(12) WHERE first_seq = 4",
+        [("have a wrong checksum", 4, 6)],
+    ),
+    "labels": ("UPDATE messages SET labels = x'000000000000' WHERE n = 2", [("have a wrong checksum", 4, 6)]),
+    "a checksum": ("UPDATE messages SET crc = crc + 1 WHERE n = 10", [("have a wrong checksum", 28, 30)]),
+    "a count": ("UPDATE messages SET count = 5 WHERE n = 2", [("have a wrong checksum", 4, 8)]),
+    "a message twice": (
+        "UPDATE messages SET n = 3, client = 'b' WHERE n = 5",
+        [("message 3 of 'b' is stored twice", 13, 13)],
+    ),
+    "a receipt for a row": (
+        "INSERT INTO receipts VALUES ('b', 3, 7, 3)",
+        [
+            ("message 3 of 'b' is stored and has a receipt", 7, 7),
+            ("the receipt of message 3 of 'b' names samples it cannot have", 0, 0),
+        ],
+    ),
+    "a receipt beyond": (
+        "INSERT INTO receipts VALUES ('c', 1, 700, 3)",
+        [("the receipt of message 1 of 'c' names samples it cannot have", 0, 0)],
+    ),
+    "a message number": (
+        "UPDATE messages SET n = -1 WHERE n = 10",
+        [("are in a message without a count or a number", 28, 30)],
+    ),
+    "next_seq": ("UPDATE meta SET value = 40 WHERE key = 'next_seq'", [("are missing at the end", 31, 39)]),
+    "version": ("UPDATE meta SET value = 9 WHERE key = 'version'", [("version is 9, this program reads 1", 0, 0)]),
+    "no inputs": ("DELETE FROM meta WHERE key = 'inputs'", [("the table meta has no inputs", 0, 0)]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named(closed: Path, name: str) -> None:
+    statement, problems = DAMAGES[name]
+    if "after a trim" in name:
+        spoil(closed, "UPDATE meta SET value = 31 WHERE key = 'next_seq'")
+    spoil(closed, statement)
+    assert told(verify(closed).findings) == problems
+
+
+@pytest.mark.parametrize("table", ["messages", "receipts", "clients", "meta"])
+def test_a_table_that_is_gone(closed: Path, table: str) -> None:
+    connection = sqlite3.connect(closed)
+    connection.execute(f"DROP TABLE {table}")
+    connection.close()
+    assert stat(closed).findings.count
+    if table != "clients":  # nothing else tells about them
+        assert verify(closed).findings.count
+
+
+def test_tables_of_a_later_version_do_no_harm(closed: Path) -> None:
+    connection = sqlite3.connect(closed)
+    connection.execute("CREATE TABLE more (what TEXT)")
+    connection.execute("ALTER TABLE messages ADD COLUMN more TEXT")
+    connection.close()
+    assert told(stat(closed).findings) == told(verify(closed).findings) == []
+
+
+def test_a_gap_shows_without_reading_images(closed: Path) -> None:
+    spoil(closed, "DELETE FROM messages WHERE first_seq IN (4, 13, 16)")
+    summary = stat(closed)
+    assert [tuple(gap) for gap in summary.gaps] == [(4, 6), (13, 18)]
+    assert summary.findings.samples == 9
+
+
+def test_a_lot_of_damage_is_counted_and_some_of_it_told(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, inputs=4, labels=10)
+    journal.append([entry("a", n) for n in range(1, 601)])
+    journal.close()
+    spoil(path, "UPDATE messages SET crc = 1")
+    findings = verify(path).findings
+    assert (findings.count, findings.samples, len(findings.named)) == (600, 600, 20)
+
+
+def test_rows_behind_a_bad_page_are_still_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, inputs=4, labels=10)
+    journal.append([entry("a", n) for n in range(1, 2001)])
+    journal.close()
+    content = bytearray(path.read_bytes())
+    row = entry("a", 1000)
+    page = next(at for at in range(0, len(content), 8192) if row.labels + row.images in content[at : at + 8192])
+    content[page : page + 100] = bytes(100)
+    path.write_bytes(content)
+    verification = verify(path)
+    (first, *_) = verification.findings.named
+    assert first.what.startswith("cannot be read")
+    assert 500 < first.first_seq <= 1000
+    assert verification.last_seq == 2000
+    assert 1000 < verification.samples < 2000

@@ -1,0 +1,265 @@
+"""The learning side on a real journal, without a socket: barriers, snapshots, evaluator, checkpoints, rollback."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ffstream.config import Config
+from ffstream.errors import JournalDamaged, RateLimited, SequenceUnknown
+from ffstream.journal.journal import Entry, Journal
+from ffstream.learner import Learner
+from ffstream.metrics import Metrics
+from tests.support import Watch, wait_until
+
+DEADLINE_S = 30.0
+SIZE = 4
+SMALL = {"inputs": 16, "widths": (6, 5), "labels": 4, "batch_size": SIZE, "young_samples": 0, "memory": 50}
+
+
+class Bench:
+    """A learner and its journal."""
+
+    def __init__(self, folder: Path, **sections: dict[str, Any]) -> None:
+        folder.mkdir(exist_ok=True)
+        self.config = Config.model_validate(
+            {
+                "state": folder,
+                "network": SMALL | {"rehearsal": 2, "rehearsal_jitter": 0},
+                "pipeline": {"device": "cpu", "precision": "fp32"},
+                "checkpoint": {"every_samples": 6 * SIZE, "every_s": 0, "keep": 100},
+                **sections,
+                "learning": {"publish_every": 2, "partial": "wait"} | sections.get("learning", {}),
+            }
+        )
+        self.failures: list[Exception] = []
+        self.journal = Journal(folder / "journal.sqlite", inputs=16, labels=4)
+        self.learner = Learner(self.config, self.journal, Metrics(), self.failures.append)
+
+    def __enter__(self) -> "Bench":
+        self.learner.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        learner = self.learner
+        learner.end_learning(DEADLINE_S, failed=False)
+        learner.end_evaluation(DEADLINE_S)
+        learner.end_writing(DEADLINE_S)
+        self.journal.close()
+        if exception[0] is None:
+            assert self.failures == []
+
+    def feed(self, microbatches: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        count = microbatches * SIZE
+        images = rng.integers(0, 256, (count, 16), np.uint8).tobytes()
+        labels = rng.integers(0, 4, count).astype("<u2").tobytes()
+        n = self.journal.next_n("test")
+        self.journal.append([Entry("test", n, n, count, "uint8", labels, images)])
+
+    def learn(self, microbatches: int, seed: int = 0) -> None:
+        self.feed(microbatches, seed)
+        self.learner.wait_idle(DEADLINE_S)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every tensor after all that is acked."""
+        self.learner.wait_idle(DEADLINE_S)
+        seq = self.learner.checkpoint(DEADLINE_S).seq
+        return dict(self.learner.store.load(seq).tensors)
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with Bench(tmp_path / "bench") as made:
+        yield made
+
+
+def test_an_evaluator_that_falls_behind_a_checkpoint_catches_up(tmp_path: Path) -> None:
+    """The checkpoint's barrier is then complete only after later ones, and its snapshot is wanted all the same."""
+    bench = Bench(tmp_path / "bench", prequential={"queue_depth": 64})
+    learner = bench.learner
+    behind, catch_up, reached = threading.Event(), threading.Event(), threading.Event()
+    evaluate = learner.prequential._evaluate
+
+    def slow(batch: object) -> None:
+        behind.set()
+        assert catch_up.wait(DEADLINE_S)
+        evaluate(batch)  # type: ignore[arg-type]
+
+    learner.prequential._evaluate = slow  # type: ignore[method-assign]
+    with bench:
+        bench.feed(20)
+        assert behind.wait(DEADLINE_S)
+        published = learner.snapshots
+        wait_until(lambda: published.current.seq == 20 * SIZE, DEADLINE_S, "everything is learned and published")
+        assert learner.store.seqs() == [], "the checkpoints wait for the evaluator"
+        catch_up.set()
+        learner.prequential.mark(lambda record: reached.set())
+        assert reached.wait(5), "the evaluator waits for a snapshot that was never given to it"
+        assert learner.prequential.record.state()["samples"] == 20 * SIZE
+        wait_until(lambda: learner.store.seqs()[-1:] == [18 * SIZE], DEADLINE_S, "the checkpoints are written")
+
+
+# --- rollback -------------------------------------------------------------------------------------------------------
+
+
+def test_relearning_leads_to_the_same_weights(bench: Bench) -> None:
+    bench.learn(20)
+    before = bench.state()
+    done = bench.learner.rollback(10 * SIZE + 1, skip=False, timeout_s=DEADLINE_S)
+    assert done == (41, 24, 42, 80, "relearned")
+    assert equal(bench.state(), before)
+    status = bench.learner.status()
+    assert (status["learned"], status["skipped"], status["applied_seq"]) == (80, 0, 80)
+
+
+def test_skipped_samples_have_never_been(bench: Bench, tmp_path: Path) -> None:
+    """Whatever was learned after the target leaves no trace: as if it had not come."""
+    bench.learn(10)
+    bench.learn(9, seed=666)
+    done = bench.learner.rollback(10 * SIZE, skip=True, timeout_s=DEADLINE_S)
+    assert done == (40, 24, 41, 76, "skipped")
+    bench.learn(5, seed=2)
+    status = bench.learner.status()
+    assert (status["accepted"], status["applied_seq"], status["learned"], status["skipped"]) == (96, 96, 60, 36)
+    with Bench(tmp_path / "other") as other:
+        other.learn(10)
+        other.learn(5, seed=2)
+        assert equal(bench.state(), other.state())
+        assert bench.learner.prequential.record.state() == other.learner.prequential.record.state()
+
+
+def test_what_was_skipped_stays_skipped_after_a_restart(tmp_path: Path) -> None:
+    with Bench(tmp_path / "bench") as bench:
+        bench.learn(12)
+        bench.learner.rollback(30, skip=True, timeout_s=DEADLINE_S)
+        bench.learn(3, seed=1)
+        before = bench.state()
+    for seq in bench.learner.store.seqs()[1:]:
+        bench.learner.store.discard_after(seq - 1)
+    with Bench(tmp_path / "bench") as again:
+        assert equal(again.state(), before), "learned again from an older checkpoint"
+        assert again.learner.learned == 30 + 12
+
+
+def test_weights_that_predict_go_back_at_once_and_their_version_goes_on(bench: Bench) -> None:
+    bench.learn(20)
+    bench.learner.pause(True)
+    version = bench.learner.snapshots.current.version
+    bench.learner.rollback(25, skip=False, timeout_s=DEADLINE_S)
+    current = bench.learner.snapshots.current
+    assert current.seq == 24
+    assert current.version > version
+    assert bench.learner.pipeline.paused, "paused before, paused after"
+    bench.learner.pause(False)
+    bench.learner.wait_idle(DEADLINE_S)
+    assert bench.learner.snapshots.current.version > current.version
+
+
+def test_back_to_the_very_beginning(bench: Bench) -> None:
+    bench.learn(20)
+    before = bench.state()
+    assert bench.learner.rollback(0, skip=False, timeout_s=DEADLINE_S).checkpoint == 0
+    assert equal(bench.state(), before)
+
+
+def test_no_checkpoint_beyond_the_target_is_left(bench: Bench) -> None:
+    bench.learn(20)
+    bench.learner.pause(True)
+    bench.learner.rollback(24, skip=True, timeout_s=DEADLINE_S)
+    assert bench.learner.store.seqs() == [24]
+
+
+@pytest.mark.parametrize("to", [81, 10_000])
+def test_what_is_not_learned_cannot_be_gone_back_to(bench: Bench, to: int) -> None:
+    bench.learn(20)
+    with pytest.raises(SequenceUnknown, match="not learned") as caught:
+        bench.learner.rollback(to, skip=True, timeout_s=DEADLINE_S)
+    assert "0 to 80" in caught.value.hint
+    bench.learn(1)
+
+
+def test_what_is_trimmed_cannot_be_gone_back_to(tmp_path: Path) -> None:
+    with Bench(tmp_path / "bench", checkpoint={"every_samples": 24, "every_s": 0, "keep": 1}) as bench:
+        for seed in range(20):
+            bench.learn(2, seed=seed)
+        bench.learner.checkpoint(DEADLINE_S)
+        while bench.learner.trim():
+            pass
+        with pytest.raises(SequenceUnknown, match="no checkpoint at or below 10") as caught:
+            bench.learner.rollback(10, skip=False, timeout_s=DEADLINE_S)
+        assert "from 160 on" in caught.value.hint
+        bench.learn(1)
+        assert bench.learner.learned == 164
+
+
+def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
+    bench.learn(10)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(moment: str) -> None:
+        if moment == "rollback.discarded":
+            inside.set()
+            go_on.wait(DEADLINE_S)
+
+    watched(hold)
+    first = threading.Thread(target=lambda: bench.learner.rollback(8, skip=True, timeout_s=DEADLINE_S))
+    first.start()
+    assert inside.wait(DEADLINE_S)
+    with pytest.raises(RateLimited):
+        bench.learner.rollback(4, skip=True, timeout_s=DEADLINE_S)
+    assert not bench.learner.trim(), "nor is anything deleted meanwhile"
+    go_on.set()
+    first.join(DEADLINE_S)
+    bench.learn(1)
+    assert bench.learner.learned == 12
+
+
+class Death(BaseException):
+    """What SIGKILL is to a process."""
+
+
+@pytest.mark.parametrize(("moment", "learned"), [("rollback.discarded", 80), ("rollback.skipped", 30)])
+def test_death_in_a_rollback_leaves_all_of_it_or_nothing(
+    tmp_path: Path, watched: Watch, moment: str, learned: int
+) -> None:
+    bench = Bench(tmp_path / "bench")
+    bench.learner.start()
+    bench.learn(20)
+
+    def die(now: str) -> None:
+        if now == moment:
+            raise Death
+
+    watched(die)
+    bench.learner._begin_again = lambda: 0  # type: ignore[method-assign]  # a dead process does nothing
+    with pytest.raises(Death):
+        bench.learner.rollback(30, skip=True, timeout_s=DEADLINE_S)
+    watched(None)
+    bench.learner.end_writing(DEADLINE_S)
+    bench.journal.close()
+    with Bench(tmp_path / "bench") as again:
+        again.learner.wait_idle(DEADLINE_S)
+        assert again.learner.learned == learned
+        assert again.learner.applied_seq == 80
+
+
+def test_a_journal_that_does_not_reach_back_to_its_checkpoint_is_refused(tmp_path: Path) -> None:
+    with Bench(tmp_path / "bench", checkpoint={"every_samples": 24, "every_s": 0, "keep": 1}) as bench:
+        for seed in range(20):
+            bench.learn(2, seed=seed)
+        bench.learner.checkpoint(DEADLINE_S)
+        while bench.learner.trim():
+            pass
+    bench.learner.store.discard_after(0)
+    with pytest.raises(JournalDamaged, match="begins at sample") as caught:
+        Bench(tmp_path / "bench")
+    assert caught.value.hint
