@@ -100,12 +100,16 @@ class Learner:
                 hint="put the journal back that belongs to the checkpoints, or use another --state folder",
             )
         if start.seq + 1 < journal.first_seq:
-            held = f"{journal.path} begins at sample {journal.first_seq}"
             if at_most is not None:
-                raise SequenceUnknown(f"no checkpoint at or below {at_most}; {held}", hint=self._reachable())
+                raise SequenceUnknown(
+                    f"no checkpoint at or below {at_most}, and the journal begins at sample {journal.first_seq}",
+                    hint=self._reachable(),
+                )
+            # Nothing would ever fill the gap: learning would wait for it, and say nothing.
             raise JournalDamaged(
-                f"{held}, and the newest whole checkpoint is at {start.seq}",
-                hint="put the checkpoints back that belong to the journal, or use another --state folder",
+                f"samples {start.seq + 1} to {journal.first_seq - 1} are in no whole checkpoint and not in"
+                f" {journal.path} any more",
+                hint="put a checkpoint back that has learned them, or use another --state folder",
             )
         return start
 
@@ -116,7 +120,7 @@ class Learner:
     def _make_course(self, start: StartingPoint) -> None:
         """A pipeline and an evaluation that begin there; `_start_course` starts them."""
         self.pipeline = self._make_pipeline(start)
-        first = Snapshot(self._classifier(self.pipeline.weights()), start.progress.get("version", 0), start.seq)
+        first = Snapshot(self._classifier(self.pipeline.weights()), start.version, start.seq)
         self._first_snapshot = first
         options = self._config.prequential
         self.prequential = Prequential(
@@ -128,7 +132,7 @@ class Learner:
             record=ErrorRecord(start.progress.get("prequential")),
             on_failure=self._on_failure,
         )
-        log.info("course begins checkpoint=%d journal=%d", start.seq, self._journal.head.seq)
+        log.info("learning begins checkpoint=%d journal=%d", start.seq, self._journal.head.seq)
 
     def _start_course(self) -> None:
         self._courses += 1
@@ -394,8 +398,7 @@ class Learner:
             raise
 
     def _begin_from(self, start: StartingPoint) -> int:
-        version = self.snapshots.current.version + 1
-        start = start._replace(progress={**start.progress, "version": version})
+        start = start._replace(version_at_least=self.snapshots.current.version + 1)
         with self._checkpointed:
             self._last_written = Written(-1, 0, 0.0, None)  # numbers come again
             self._vouched_for = 0

@@ -46,11 +46,18 @@ class PipelineOptions:
 
 
 class StartingPoint(NamedTuple):
-    """Where a learner begins: nothing learned, or what a checkpoint holds."""
+    """Where a learner begins: nothing learned, or what a checkpoint holds. Versions of snapshots only go up."""
 
     seq: int = 0
     tensors: Mapping[str, Tensor] = {}
     progress: Mapping[str, Any] = {}
+    version_at_least: int = 0
+
+    @property
+    def version(self) -> int:
+        """Of the snapshot that this point is."""
+        saved: int = self.progress.get("version", 0)
+        return max(self.version_at_least, saved)
 
     @property
     def is_fresh(self) -> bool:
@@ -145,7 +152,7 @@ class Pipeline:
             check_memory(start.seq, start.tensors, start.progress, **size)
             if "memory.added" in start.progress:
                 memory.load(dict(start.tensors), start.progress["memory.added"])
-        state = FeederState(start.progress.get("step", 0), start.seq, start.progress.get("version", 0), schedule)
+        state = FeederState(start.progress.get("step", 0), start.seq, start.version, schedule)
         return Feeder(
             recipe,
             state,

@@ -86,7 +86,7 @@ def test_a_restarted_daemon_goes_on_where_it_stopped(daemons: Daemons) -> None:
 
     assert first.terminate() == 0
     again = daemons.start()
-    assert f"recovered checkpoint={acked}" in again.log_text()
+    assert f"learning begins checkpoint={acked}" in again.log_text()
     assert again.status()["learned"] == acked
     assert run_json("drain", "--at", again.control)["learned"] == acked
     assert again.wait() == 0

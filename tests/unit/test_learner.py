@@ -260,6 +260,6 @@ def test_a_journal_that_does_not_reach_back_to_its_checkpoint_is_refused(tmp_pat
         while bench.learner.trim():
             pass
     bench.learner.store.discard_after(0)
-    with pytest.raises(JournalDamaged, match="begins at sample") as caught:
+    with pytest.raises(JournalDamaged, match="in no whole checkpoint") as caught:
         Bench(tmp_path / "bench")
     assert caught.value.hint
