@@ -1,7 +1,5 @@
 """Daemons in this process, on free ports of loopback, with a network that learns in no time."""
 
-import random
-import socket
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,22 +41,6 @@ SMALL = (
 def config(state: Path, *settings: str) -> Config:
     """Free ports and a small network, unless the settings say otherwise."""
     return load(settings=[f"state={state}", *SMALL, *settings], environment={})
-
-
-def free_port() -> int:
-    """A port that a daemon can have again after a restart.
-
-    Outside the range that connections get theirs from, so that no other program takes it meanwhile and no client that
-    reconnects meets itself there.
-    """
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 def images(count: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -89,5 +89,8 @@ def _run(daemon: "Daemon", endpoints: Path) -> None:
 
 def _write_whole(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
-    part.write_text(text)
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or power loss may leave the name, and nothing in the file
     part.replace(path)

@@ -14,8 +14,9 @@ from ffstream import __version__
 from ffstream.client import Control
 from ffstream.client.connection import Connection
 from ffstream.wire.messages import ErrorReply, Reply, Request
-from tests.daemons import COMMAND_S, DaemonProcess, Daemons, run_cli, run_json, serve_arguments
+from tests.daemons import COMMAND_S, DaemonProcess, Daemons, run_cli, run_json
 from tests.support import picture, wait_until
+from tools.daemon_process import serve_arguments
 
 NOBODY = "tcp://127.0.0.1:1"
 

@@ -32,8 +32,9 @@ from ffstream.errors import (
     RequestRefused,
 )
 from tests import wire_spec
-from tests.in_process import INPUTS, Peer, Running, config, free_port, images, labels
+from tests.in_process import INPUTS, Peer, Running, config, images, labels
 from tests.support import wait_until
+from tools.daemon_process import free_port
 
 WAIT_S = 30.0
 

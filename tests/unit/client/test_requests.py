@@ -10,8 +10,8 @@ import pytest
 
 from ffstream.client import Control, Predictor
 from ffstream.errors import BadDtype, BadFrames, BadSize, ConfigError, DeadlineExceeded, RequestRefused, UnknownType
-from tests.in_process import free_port
 from tests.unit.client.scripted import Scripted
+from tools.daemon_process import free_port
 
 Script = Callable[..., Scripted]
 IMAGES = np.zeros((2, 6), np.uint8)

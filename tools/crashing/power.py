@@ -1,0 +1,154 @@
+"""Power loss: what was not flushed is gone, and the daemon begins again on what a disk may hold then.
+
+strace records what a daemon does to its state folder and which acks it sends. Three lives follow one another there:
+one that is stopped, one that is killed, one that is stopped; SQLite folds its log into the file every few pages, so
+that this happens often. For a point in the record, `disk` makes a folder as power loss there may leave it. A daemon
+begins on it, a producer that heard the acks sent before that point sends the rest of the stream, and in the end the
+accounts must be right and the state equal to that of a life that nothing happened to.
+"""
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from tools.crashing import disk, trace
+from tools.crashing.accounts import Account, Remains, settle
+from tools.crashing.killing import end_in_order, never_killed
+from tools.crashing.lives import ForkServer, Home
+from tools.crashing.stream import Heard, connect, send_all, sizes
+from tools.crashing.victim import Death
+from tools.daemon_process import DaemonFailed, log_tail
+
+_MESSAGES = 240
+_PAUSE_S = 0.005  # each message gets a commit of its own, nearly
+_WAL_PAGES = 24
+_ENDS = (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM)
+_QUIET_S = 0.5
+# The lives in the record end with a snapshot that a life without an end does not publish.
+_NOT_LEARNED = "progress.version"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Operations on the folder in order, each ack with the number of operations before it, and the whole stream."""
+
+    root: Path
+    seed: int
+    sizes: Sequence[int]
+    operations: Sequence[disk.Operation]
+    acks: Sequence[tuple[int, Heard]]
+
+    def heard_before(self, point: int) -> list[Heard]:
+        """What a producer may have heard when so many operations were done."""
+        return [heard for at, heard in self.acks if at <= point]
+
+
+@dataclass(frozen=True)
+class PowerLost:
+    """What one power loss led to."""
+
+    point: int
+    kept: disk.Kept
+    account: Account
+    different: list[str]
+
+    @property
+    def broken(self) -> bool:
+        """Whether a promise is."""
+        account = self.account
+        return bool(account.lost or account.twice or self.different or not account.in_order)
+
+
+def record(folder: Path, seed: int, messages: int = _MESSAGES) -> Recording:
+    """Three lives. Raises and trace.TraceUnclear when something is not understood."""
+    root = folder / "recorded"
+    root.mkdir()
+    home, counts = Home(root / "state"), sizes(messages)
+    reader = trace.Reader(root, home.state)
+    output = folder / "trace"
+    thirds = [messages * part // 3 for part in range(4)]
+    pids, contents = [], []
+    with ForkServer(below=trace.command(output)) as traced:
+        for (begin, end), how in zip(pairwise(thirds), _ENDS, strict=True):
+            life = traced.start(home, Death(wal_pages=_WAL_PAGES))
+            pids.append(life.pid)
+            with life.or_dies():
+                life.await_ready()
+                with connect(home.learn) as producer:
+                    send_all(producer, seed, counts, begin=begin, end=end, pause_s=_PAUSE_S)
+                time.sleep(_QUIET_S)  # a call that a kill cuts off is in the folder perhaps, and not in the record
+                code = life.end(how)
+            if code != (-how if how == signal.SIGKILL else 0):
+                raise DaemonFailed(f"a traced daemon left with exit code {code}\n{log_tail(home.log)}")
+            contents.append(reader.contents())
+    events: list[trace.Event] = []
+    for lines, there in zip(trace.by_life(output, pids), contents, strict=True):
+        events += reader.read(lines)
+        reader.check(there)
+    output.unlink()
+    operations: list[disk.Operation] = []
+    acks: list[tuple[int, Heard]] = []
+    for event in events:
+        if isinstance(event.what, Heard):
+            acks.append((len(operations), event.what))
+        else:
+            operations.append(event.what)
+    return Recording(root, seed, counts, operations, acks)
+
+
+def points(recording: Recording, count: int, chance: random.Random) -> list[int]:
+    """Where power is lost: half anywhere, half close to a flush or a change of names."""
+    operations = recording.operations
+    steps = [at for at, each in enumerate(operations) if not isinstance(each, disk.Write | disk.Truncate)]
+    close = [chance.choice(steps) + chance.randint(0, 1) for _ in range(count - count // 2)]
+    return sorted([*close, *(chance.randint(1, len(operations)) for _ in range(count // 2))])
+
+
+def lose_power(
+    folder: Path,
+    recording: Recording,
+    at: Sequence[int],
+    forks: ForkServer,
+    tell: Callable[[str], None] = lambda what: None,
+    *,
+    honest: bool = True,
+) -> Iterator[PowerLost]:
+    """Power losses at these points, in order. With `honest` false the disk forgets what it was told to flush."""
+    chance = random.Random(recording.seed)
+    expected = never_killed(folder / "powered", recording.seed, recording.sizes, forks)
+    state, done = disk.Disk(recording.root, honest=honest), 0
+    for number, point in enumerate(at):
+        for operation in recording.operations[done:point]:
+            state.do(operation)
+        done = point
+        kept = disk.KEPT[number % len(disk.KEPT)]
+        home = Home(folder / f"after-{number}" / "state")
+        state.write_after_power_loss(home.state.parent, kept, chance)
+        heard = recording.heard_before(point)
+        remains = _live_on(home, forks, recording, heard)
+        different = [each for each in remains.differs_from(expected) if each != _NOT_LEARNED]
+        result = PowerLost(point, kept, settle(recording.sizes, heard, remains), different)
+        tell(f"power loss, keeping {kept}")
+        if not result.broken:
+            shutil.rmtree(home.state.parent)
+        yield result
+    shutil.rmtree(folder / "powered")
+
+
+def _live_on(home: Home, forks: ForkServer, recording: Recording, heard: list[Heard]) -> Remains:
+    """A daemon on what is left, a producer that sends what nobody acked; `heard` grows."""
+    life = forks.start(home)
+    with life.or_dies():
+        life.await_ready()
+        begin = max((each.n for each in heard), default=0)
+        with connect(home.learn) as producer:
+            producer.resume_at(begin + 1)
+            send_all(producer, recording.seed, recording.sizes, begin=begin)
+            heard += producer.heard
+        end_in_order(home, life)
+    return Remains.of(home.state)
