@@ -17,10 +17,12 @@ _STOP_S = 60.0
 
 @dataclass(frozen=True)
 class Served:
-    """Where it listens, and its process."""
+    """Where it listens, its process, and its files."""
 
     endpoints: dict[str, str]
     process: subprocess.Popen[str]
+    state: Path
+    log: Path
 
     def resident_mb(self) -> float:
         """Resident memory now, in units of 10⁶ bytes."""
@@ -39,7 +41,7 @@ def served(*settings: str) -> Iterator[Served]:
         with log.open("w") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, text=True)
         try:
-            yield Served(_await_endpoints(state / "endpoints.json", process, log), process)
+            yield Served(_await_endpoints(state / "endpoints.json", process, log), process, state, log)
         finally:
             process.send_signal(signal.SIGTERM)
             try:
