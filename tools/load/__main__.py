@@ -1,5 +1,6 @@
 """`tools/soak`: everybody at once; `flood` and `clients` for the special loads."""
 
+import signal
 import sys
 from typing import Any
 
@@ -24,6 +25,7 @@ def main(context: click.Context, minutes: float, settings: tuple[str, ...], as_j
 
     Ends with what the daemon held after warm-up and in the end. Exit code 1 when a promise broke or something grew.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon is stopped all the same
     if context.invoked_subcommand is None:
         _finish("soak", soak.run(minutes * 60, settings=settings), as_json=as_json)
 

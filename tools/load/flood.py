@@ -184,14 +184,22 @@ def rejected(daemon: Served) -> int:
     )
 
 
-def run(messages: int, *, quiet_s: float = 10.0, seed: int = 1, settings: tuple[str, ...] = ()) -> dict[str, Any]:
+def run(
+    messages: int,
+    *,
+    quiet_s: float = 10.0,
+    seed: int = 1,
+    settings: tuple[str, ...] = (),
+    warm_samples: int = polite.WARM_SAMPLES,
+    warm_messages: int = 20_000,
+) -> dict[str, Any]:
     """The whole measurement. Its `broken` lists what went wrong."""
     with served(*SETTINGS, *settings) as daemon:
         pid = daemon.process.pid
+        polite.warm_up(daemon.endpoints, warm_samples)
         with Worker(polite.serve_all, daemon.endpoints, "polite", 0.005) as others:
-            # A first small flood makes what is made once: connections' buffers, arenas, threads.
-            warm = max(len(KINDS) * _WINDOW, messages // 20)
-            _poured(daemon, warm, seed + 1, old=True)
+            # A first flood makes what is made once: buffers of connections, allocator arenas, threads.
+            _poured(daemon, warm_messages, seed + 1, old=True)
             _await_quiet(daemon, look(pid, daemon.state))
             begun = time.monotonic()
             time.sleep(quiet_s)  # the others alone

@@ -85,8 +85,11 @@ def next_number(endpoint: str, client: str, timeout_s: float = 30.0) -> int:
 
 
 def settle(endpoint: str, client: str, last: int, count: int, timeout_s: float = 120.0) -> None:
-    """Sends messages 1 to `last` of `count` samples again until each is acked, as the protocol says: then each is
-    stored once, whatever became of it before. Raises RuntimeError after the timeout or when one is refused for good."""
+    """Sends messages 1 to `last` of `count` samples again until each is acked, as the protocol says.
+
+    Then each is stored once, whatever became of it before. Raises RuntimeError after the timeout, or when a message
+    is refused for good.
+    """
     deadline = time.monotonic() + timeout_s
     unanswered = dict.fromkeys(range(1, last + 1))
     with Peer(endpoint) as peer:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.synchronize import Event
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from tools.load.timeline import Timeline
 from tools.load.workers import side_by_side
 
 SAMPLES = 4  # in a message
+WARM_SAMPLES = 20_000  # more than the network remembers, so that its memory is full
 _ANSWER_S = 30.0
 _AFTER_ERROR_S = 0.5
 _rng = np.random.default_rng(0)
@@ -50,6 +52,25 @@ class Polite:
         except (FFStreamError, OSError) as error:
             self.errors.append(f"{type(error).__name__}: {error}")
             ending.wait(_AFTER_ERROR_S)
+
+
+def warm_up(endpoints: Mapping[str, str], samples: int) -> int:
+    """Has so many samples learned, and checkpoints written, so that what the daemon keeps for itself is there.
+
+    Returns how many samples were acked.
+    """
+    size = 16
+    with Producer(endpoints["learn"], connect_timeout_s=_ANSWER_S) as producer:
+        for at in range(samples // (size * SAMPLES)):
+            which = at % (len(_IMAGES) // size) * size
+            images = _IMAGES[which : which + size].reshape(-1, *SHAPE)
+            producer.send(images, _LABELS[which : which + size].ravel(), timeout_s=_ANSWER_S)
+        producer.flush(_ANSWER_S)
+    with Control(endpoints["control"]) as control:
+        control.wait_idle(10 * _ANSWER_S)
+        for _ in range(3):
+            control.request("checkpoint", timeout_s=2 * _ANSWER_S)
+    return producer.counts.acked
 
 
 def serve_all(stop: Event, endpoints: Mapping[str, str], client: str, pause_s: float) -> Polite:
@@ -140,12 +161,12 @@ def come_and_go(stop: Event, endpoint: str, name: str, messages: int, pause_s: f
     return seen
 
 
-def until_killed(stop: Event, endpoint: str, client: str, pause_s: float, acked: "object") -> None:
+def until_killed(stop: Event, endpoint: str, client: str, pause_s: float, acked: Any) -> None:
     """One name, message after message with many under way; adds what was acked to the shared count `acked`."""
     with Producer(endpoint, client=client, connect_timeout_s=_ANSWER_S) as producer:
         told = 0
         while not stop.is_set():
             producer.send(*_message(producer.counts.sent), timeout_s=_ANSWER_S)
-            acked.value += producer.counts.acked - told  # type: ignore[attr-defined]
+            acked.value += producer.counts.acked - told
             told = producer.counts.acked
             time.sleep(pause_s)

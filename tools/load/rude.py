@@ -1,5 +1,6 @@
 """Clients without manners: slow readers, those that never read, and what is no client at all."""
 
+import contextlib
 import random
 import socket
 import threading
@@ -110,10 +111,8 @@ def garble(
             host, _, port = chance.choice(endpoints).removeprefix("tcp://").rpartition(":")
             connection = socket.create_connection((host, int(port)), _TCP_S)
             opened += 1
-            try:
+            with contextlib.suppress(OSError):  # cut off in the middle of it: as it should be
                 connection.sendall(raw.says(chance))
-            except OSError:
-                pass  # cut off in the middle of it: as it should be
             if raw.holds:
                 held.append(connection)
             else:

@@ -1,4 +1,4 @@
-"""Processes that make load: each ends when told, and hands back what it saw. What one leaves behind is ended by pid."""
+"""Processes that make load: each ends when told, and hands back what it saw. The rest is ended by its pid."""
 
 import multiprocessing
 import threading
