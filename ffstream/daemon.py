@@ -400,6 +400,7 @@ class Daemon:
 
     def _drain(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Accepts no more samples, learns what is acked, then stops."""
+        _seconds(arguments, default=60.0)  # before anything changes: refused, it must leave nothing behind
         self.state = "draining"
         self.learn.draining = True
         try:

@@ -191,7 +191,7 @@ def run(
     seed: int = 1,
     settings: tuple[str, ...] = (),
     warm_samples: int = polite.WARM_SAMPLES,
-    warm_messages: int = 20_000,
+    warm_messages: int | None = None,
 ) -> dict[str, Any]:
     """The whole measurement. Its `broken` lists what went wrong."""
     with served(*SETTINGS, *settings) as daemon:
@@ -199,7 +199,7 @@ def run(
         polite.warm_up(daemon.endpoints, warm_samples)
         with Worker(polite.serve_all, daemon.endpoints, "polite", 0.005) as others:
             # A first flood makes what is made once: buffers of connections, allocator arenas, threads.
-            _poured(daemon, warm_messages, seed + 1, old=True)
+            _poured(daemon, warm_messages or max(20_000, messages // 4), seed + 1, old=True)
             _await_quiet(daemon, look(pid, daemon.state))
             begun = time.monotonic()
             time.sleep(quiet_s)  # the others alone

@@ -10,6 +10,7 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ffstream.client import Control, Predictor, Producer
 from ffstream.errors import FFStreamError
@@ -103,9 +104,7 @@ def _produce(seen: Polite, endpoint: str, client: str, pause_s: float, ending: t
         seen.count(producer)
 
 
-def _message(
-    at: int,
-) -> tuple["np.ndarray[tuple[int, ...], np.dtype[np.uint8]]", "np.ndarray[tuple[int, ...], np.dtype[np.int64]]"]:
+def _message(at: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     which = at % len(_IMAGES)
     return _IMAGES[which], _LABELS[which]
 
