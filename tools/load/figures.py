@@ -80,6 +80,16 @@ def settled(now: Callable[[], float], level: float, timeout_s: float) -> float:
     return value
 
 
+def at_rest(pid: int, state: Path | None = None, *, seconds: float) -> Figures:
+    """The look with the least memory of several: without the buffers of a checkpoint that is just being written."""
+    looks = [look(pid, state)]
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        looks.append(look(pid, state))
+    return min(looks, key=lambda each: each.rss_mb)
+
+
 class Tolerance(NamedTuple):
     """How much more than at first is still flat: the larger of the two."""
 

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tools.benchmarks.served import Served, served
 from tools.load import polite, rude
-from tools.load.figures import Figures, Tolerance, Verdict, judge, look, settled
+from tools.load.figures import Figures, Tolerance, Verdict, at_rest, judge, look, settled
 from tools.load.malformed import KINDS, Frames, Kind
 from tools.load.peer import Peer
 from tools.load.report import grown
@@ -46,6 +46,7 @@ _POOL = 32  # different messages of a kind
 _SILENCE_S = 60.0
 _SETTLE_S = 45.0  # a half-open connection is dropped after ten seconds, a mute one after fifteen
 _CUT_S = 20.0
+_REST_S = 2.0
 _WORST = 10  # complaints that are kept
 
 
@@ -202,9 +203,9 @@ def run(
             _poured(daemon, warm_messages or max(20_000, messages // 4), seed + 1, old=True)
             _await_quiet(daemon, look(pid, daemon.state))
             begun = time.monotonic()
-            time.sleep(quiet_s)  # the others alone
+            before = at_rest(pid, daemon.state, seconds=quiet_s)  # the others alone
             flooded = time.monotonic()
-            counted, before = rejected(daemon), look(pid, daemon.state)
+            counted = rejected(daemon)
             poured = _poured(daemon, messages, seed, old=False)
             ended = time.monotonic()
             after = _await_quiet(daemon, before)
@@ -265,7 +266,7 @@ def _await_quiet(daemon: Served, before: Figures) -> Figures:
     """A look once the flood's connections are gone, or the time for that is over."""
     pid = daemon.process.pid
     settled(lambda: look(pid).descriptors, DESCRIPTORS.allows(before.descriptors), _SETTLE_S)
-    return look(pid, daemon.state)
+    return at_rest(pid, daemon.state, seconds=_REST_S)
 
 
 def _latencies(seen: polite.Polite, first_s: float, last_s: float) -> dict[str, dict[str, float]]:
