@@ -32,7 +32,6 @@ RSS = Tolerance(
 DESCRIPTORS = Tolerance(4, 0.0, "a scrape, a query of the journal or a checkpoint may be under way")
 
 _PER_PROCESS = 250
-_REST_S = 2.0
 _SETTLE_S = 30.0
 _WATCH_S = 0.1
 _WORST = 10
@@ -181,15 +180,16 @@ def run(
     *,
     settings: tuple[str, ...] = (),
     warm_samples: int = WARM_SAMPLES,
+    rest_s: float = 2.0,
     timeout_s: float = 120.0,
 ) -> dict[str, Any]:
     """The whole measurement. Its `broken` lists what went wrong."""
     with served(*SETTINGS, *settings) as daemon:
         warm_up(daemon.endpoints, warm_samples)
         # A crowd leaves behind what any crowd needs: buffers, allocator arenas. The next ones must do with it.
-        _round(daemon, clients, "warm", timeout_s, look(daemon.process.pid))
-        started = at_rest(daemon.process.pid, seconds=_REST_S)
-        done = [_round(daemon, clients, f"round{at}", timeout_s, started) for at in range(rounds)]
+        _round(daemon, clients, "warm", look(daemon.process.pid), 0.0, timeout_s)
+        started = at_rest(daemon.process.pid, seconds=rest_s)
+        done = [_round(daemon, clients, f"round{at}", started, rest_s, timeout_s) for at in range(rounds)]
         alive = daemon.process.poll() is None
     expected = clients * MESSAGES * SAMPLES
     broken = [error for each in done for error in each.seen.errors[:_WORST]]
@@ -219,11 +219,11 @@ def run(
     }
 
 
-def _round(daemon: Served, clients: int, name: str, timeout_s: float, started: Figures) -> Round:
+def _round(daemon: Served, clients: int, name: str, started: Figures, rest_s: float, timeout_s: float) -> Round:
     pid = daemon.process.pid
     names = [f"{name}-{at}" for at in range(clients)]
     shares = [names[at : at + _PER_PROCESS] for at in range(0, clients, _PER_PROCESS)]
-    before = at_rest(pid, seconds=_REST_S)
+    before = look(pid)
     go = shared_count()
     with Watcher(pid, every_s=_WATCH_S) as watcher, ExitStack() as stack:
         crowd = []
@@ -244,7 +244,7 @@ def _round(daemon: Served, clients: int, name: str, timeout_s: float, started: F
     seconds = max(seen.acks.ended_s, default=begun) - begun
     with Control(daemon.endpoints["control"]) as control:
         control.wait_idle(timeout_s)
-    after = at_rest(pid, seconds=_REST_S)
+    after = at_rest(pid, seconds=rest_s)
     figures = [before, *watcher.figures, after]
     return Round(
         seen,

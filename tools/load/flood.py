@@ -34,7 +34,7 @@ SETTINGS = (
 )
 
 RSS = Tolerance(
-    25.0, 0.05, "allocator arenas and the polite clients' own samples; a leak of 100 bytes a message is 20 MB"
+    40.0, 0.05, "at rest it varies by 25 MB over a run, mostly with checkpoints; more threads bring more arenas"
 )
 DESCRIPTORS = Tolerance(4, 0.0, "a scrape, a query of the journal or a checkpoint may be under way")
 THREADS = Tolerance(
@@ -46,7 +46,6 @@ _POOL = 32  # different messages of a kind
 _SILENCE_S = 60.0
 _SETTLE_S = 45.0  # a half-open connection is dropped after ten seconds, a mute one after fifteen
 _CUT_S = 20.0
-_REST_S = 2.0
 _WORST = 10  # complaints that are kept
 
 
@@ -193,6 +192,7 @@ def run(
     settings: tuple[str, ...] = (),
     warm_samples: int = polite.WARM_SAMPLES,
     warm_messages: int | None = None,
+    rest_s: float = 2.0,
 ) -> dict[str, Any]:
     """The whole measurement. Its `broken` lists what went wrong."""
     with served(*SETTINGS, *settings) as daemon:
@@ -201,14 +201,14 @@ def run(
         with Worker(polite.serve_all, daemon.endpoints, "polite", 0.005) as others:
             # A first flood makes what is made once: buffers of connections, allocator arenas, threads.
             _poured(daemon, warm_messages or max(20_000, messages // 4), seed + 1, old=True)
-            _await_quiet(daemon, look(pid, daemon.state))
+            _await_quiet(daemon, look(pid, daemon.state), 0.0)
             begun = time.monotonic()
             before = at_rest(pid, daemon.state, seconds=quiet_s)  # the others alone
             flooded = time.monotonic()
             counted = rejected(daemon)
             poured = _poured(daemon, messages, seed, old=False)
             ended = time.monotonic()
-            after = _await_quiet(daemon, before)
+            after = _await_quiet(daemon, before, rest_s)
             counted = rejected(daemon) - counted
             seen: polite.Polite = others.finish()
         alive = daemon.process.poll() is None
@@ -262,11 +262,11 @@ def _poured(daemon: Served, messages: int, seed: int, *, old: bool) -> Poured:
     return poured
 
 
-def _await_quiet(daemon: Served, before: Figures) -> Figures:
+def _await_quiet(daemon: Served, before: Figures, rest_s: float) -> Figures:
     """A look once the flood's connections are gone, or the time for that is over."""
     pid = daemon.process.pid
     settled(lambda: look(pid).descriptors, DESCRIPTORS.allows(before.descriptors), _SETTLE_S)
-    return at_rest(pid, daemon.state, seconds=_REST_S)
+    return at_rest(pid, daemon.state, seconds=rest_s)
 
 
 def _latencies(seen: polite.Polite, first_s: float, last_s: float) -> dict[str, dict[str, float]]:
