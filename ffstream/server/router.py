@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _LINGER_MS = 1000  # for replies under way when the socket closes
 _POLL_MS = 100
 _NOW = int(zmq.NOBLOCK)
+_REFUSED_MAX = 32  # a turn
 
 
 class SocketLimits(NamedTuple):
@@ -129,7 +130,7 @@ class RouterLoop(ABC):
     def _receive(self) -> list[Received]:
         """What waits on the socket, up to the batch limits. Bad messages are answered on the way."""
         batch: list[Received] = []
-        size = 0
+        size = refused = 0
         for _ in range(self._batch_messages):
             try:
                 peer, frames = self._receive_one()
@@ -139,6 +140,9 @@ class RouterLoop(ABC):
                 received = self._decode(peer, frames)
             except FFStreamError as error:
                 self.refuse(peer, error)
+                refused += 1
+                if refused >= _REFUSED_MAX:
+                    break  # the good ones among them wait no longer for the bad ones behind
                 continue
             if received is None:
                 continue

@@ -15,7 +15,7 @@ import zmq
 
 from ffstream.client import Control
 from tools.benchmarks.served import Served, served
-from tools.load.figures import Figures, Tolerance, Watcher, at_rest, judge, look, settled
+from tools.load.figures import Figures, Tolerance, Watcher, at_rest, judge, look, until_level
 from tools.load.peer import INPUTS, SHAPE, Peer, samples
 from tools.load.polite import WARM_SAMPLES, warm_up
 from tools.load.report import grown
@@ -237,13 +237,18 @@ def _round(daemon: Served, clients: int, name: str, started: Figures, rest_s: fl
         begun = time.monotonic()
         go.value = 1
         parts: list[Attendance] = [worker.result(timeout_s + 30) for worker, _ in crowd]
-        settled(lambda: look(pid).descriptors, DESCRIPTORS.allows(started.descriptors), _SETTLE_S)
     seen = Attendance()
     for part in parts:
         seen.add(part)
     seconds = max(seen.acks.ended_s, default=begun) - begun
     with Control(daemon.endpoints["control"]) as control:
         control.wait_idle(timeout_s)
+    until_level(
+        pid,
+        descriptors=DESCRIPTORS.allows(started.descriptors),
+        rss_mb=RSS.allows(started.rss_mb),
+        timeout_s=_SETTLE_S,
+    )
     after = at_rest(pid, seconds=rest_s)
     figures = [before, *watcher.figures, after]
     return Round(

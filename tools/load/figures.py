@@ -3,7 +3,7 @@
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -72,12 +72,14 @@ class Watcher:
         self._thread.join()
 
 
-def settled(now: Callable[[], float], level: float, timeout_s: float) -> float:
-    """The figure once it is at most `level`; where it stands after the timeout."""
+def until_level(pid: int, *, descriptors: float, rss_mb: float, timeout_s: float) -> None:
+    """Returns once a process holds no more than that, or after the timeout: who judges looks again."""
     deadline = time.monotonic() + timeout_s
-    while (value := now()) > level and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        now = look(pid)
+        if now.descriptors <= descriptors and now.rss_mb <= rss_mb:
+            return
         time.sleep(0.1)
-    return value
 
 
 def at_rest(pid: int, state: Path | None = None, *, seconds: float) -> Figures:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tools.benchmarks.served import Served, served
 from tools.load import polite, rude
-from tools.load.figures import Figures, Tolerance, Verdict, at_rest, judge, look, settled
+from tools.load.figures import Figures, Tolerance, Verdict, at_rest, judge, look, until_level
 from tools.load.malformed import KINDS, Frames, Kind
 from tools.load.peer import Peer
 from tools.load.report import grown
@@ -265,7 +265,12 @@ def _poured(daemon: Served, messages: int, seed: int, *, old: bool) -> Poured:
 def _await_quiet(daemon: Served, before: Figures, rest_s: float) -> Figures:
     """A look once the flood's connections are gone, or the time for that is over."""
     pid = daemon.process.pid
-    settled(lambda: look(pid).descriptors, DESCRIPTORS.allows(before.descriptors), _SETTLE_S)
+    until_level(
+        pid,
+        descriptors=DESCRIPTORS.allows(before.descriptors),
+        rss_mb=RSS.allows(before.rss_mb),
+        timeout_s=_SETTLE_S,
+    )
     return at_rest(pid, daemon.state, seconds=rest_s)
 
 

@@ -1,9 +1,11 @@
+import itertools
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -194,6 +196,17 @@ def test_a_good_message_in_a_group_with_bad_ones_is_stored(ingest: Ingest) -> No
     assert errors == {n: "label_out_of_range" if n % 3 == 1 else "bad_shape" for n in range(1, 31) if n % 3}
     wait_until(lambda: len(on_disk(ingest)) == 10, 10, "the good ones are stored")
     assert [row[1] for row in on_disk(ingest)] == list(range(3, 31, 3))
+
+
+def test_a_turn_ends_after_a_few_bad_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait: a good one among them is stored before the rest of them is looked at."""
+    ingest = Ingest(tmp_path, commit_max_messages=1024)
+    good = (b"peer", [msgpack.packb({"v": 1, "type": "hello", "client": "a"})])
+    waiting = itertools.chain([good], itertools.repeat((b"rude", [b"nonsense"])))
+    monkeypatch.setattr(ingest.loop, "_receive_one", lambda: next(waiting))
+    assert [received.peer for received in ingest.loop._receive()] == [b"peer"]
+    assert 0 < ingest.rejected("bad_header") <= 64
+    ingest.close()
 
 
 # --- obstacles ------------------------------------------------------------------------------------------------------
