@@ -18,8 +18,9 @@ _FEW_REPLIES = 10
 _IMAGE = bytes(INPUTS)
 
 # ZMTP 3.0: a greeting of 64 bytes, then each side's READY.
-_GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-_READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+_PROPERTIES = b"\x05READY\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
+READY = b"\x04" + bytes([len(_PROPERTIES)]) + _PROPERTIES
 
 
 def send_without_reading(stop: Event, endpoints: Mapping[str, str], per_second: float) -> dict[str, int]:
@@ -76,18 +77,18 @@ RAW = (
     Raw("noise", _noise, holds=False),
     Raw("noise, held", _noise, holds=True),
     Raw("http", lambda chance: b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", holds=False),
-    Raw("half a greeting", lambda chance: _GREETING[: chance.randrange(1, 64)], holds=True),
-    Raw("a greeting and nothing", lambda chance: _GREETING, holds=True),
-    Raw("a greeting and noise", lambda chance: _GREETING + chance.randbytes(200), holds=False),
-    Raw("no such mechanism", lambda chance: _GREETING.replace(b"NULL", b"VOID"), holds=False),
-    Raw("half a READY", lambda chance: _GREETING + _READY[: chance.randrange(1, len(_READY))], holds=True),
-    Raw("a frame of 2^63 bytes", lambda chance: _GREETING + _READY + b"\x02" + b"\xff" * 8, holds=False),
+    Raw("half a greeting", lambda chance: GREETING[: chance.randrange(1, 64)], holds=True),
+    Raw("a greeting and nothing", lambda chance: GREETING, holds=True),
+    Raw("a greeting and noise", lambda chance: GREETING + chance.randbytes(200), holds=False),
+    Raw("no such mechanism", lambda chance: GREETING.replace(b"NULL", b"VOID"), holds=False),
+    Raw("half a READY", lambda chance: GREETING + READY[: chance.randrange(1, len(READY))], holds=True),
+    Raw("a frame of 2^63 bytes", lambda chance: GREETING + READY + b"\x02" + b"\xff" * 8, holds=False),
     Raw(
         "a frame that never ends",
-        lambda chance: _GREETING + _READY + b"\x02" + (1000).to_bytes(8, "big") + b"half",
+        lambda chance: GREETING + READY + b"\x02" + (1000).to_bytes(8, "big") + b"half",
         holds=True,
     ),
-    Raw("a message that never ends", lambda chance: _GREETING + _READY + b"\x01\x01x" * 50, holds=True),
+    Raw("a message that never ends", lambda chance: GREETING + READY + b"\x01\x01x" * 50, holds=True),
 )
 # ZMTP 1.0 had no greeting, so ZeroMQ takes such bytes for messages of an old peer: some get an answer.
 OLD = (
@@ -96,6 +97,18 @@ OLD = (
 )
 _HELD_MAX = 64
 _TCP_S = 5.0
+
+
+def say(connection: socket.socket, words: bytes) -> None:
+    """Sends them; what follows a whole greeting only when the other side has greeted, as ZMTP wants it."""
+    if not words.startswith(GREETING):
+        connection.sendall(words)
+        return
+    connection.sendall(GREETING)
+    heard = 0
+    while heard < len(GREETING) and (more := connection.recv(len(GREETING) - heard)):
+        heard += len(more)
+    connection.sendall(words[len(GREETING) :])
 
 
 def garble(
@@ -112,7 +125,7 @@ def garble(
             connection = socket.create_connection((host, int(port)), _TCP_S)
             opened += 1
             with contextlib.suppress(OSError):  # cut off in the middle of it: as it should be
-                connection.sendall(raw.says(chance))
+                say(connection, raw.says(chance))
             if raw.holds:
                 held.append(connection)
             else:
