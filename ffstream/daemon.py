@@ -34,7 +34,7 @@ from ffstream.server.control import ControlLoop
 from ffstream.server.http import HttpServer, make_app
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
-from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit
+from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit, return_free_memory
 from ffstream.server.router import SocketLimits
 from ffstream.serving.predictor import Predictor
 from ffstream.threads import use_one_core
@@ -43,6 +43,7 @@ from ffstream.wire.codec import ImageChecker
 log = logging.getLogger(__name__)
 
 _COMMAND_S = 60.0  # what a command takes at most, unless its client says otherwise
+_RETURN_MEMORY_S = 30.0
 
 
 class _Order(IntEnum):
@@ -294,6 +295,7 @@ class Daemon:
 
     def _drain(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Accepts no more samples, learns what is acked, then stops."""
+        _seconds(arguments)  # before anything changes: refused, it must leave nothing behind
         self.state = "draining"
         self.admission.draining = True
         try:
@@ -315,7 +317,11 @@ class Daemon:
     def wait(self, heartbeat: Callable[[], None] = lambda: None) -> None:
         """Returns when a stop was requested or something failed. Calls `heartbeat` each second while all is well."""
         limit_s = self.config.pipeline.stall_timeout_s
+        returned = time.monotonic()
         while not self._is_woken(1.0):
+            if time.monotonic() - returned > _RETURN_MEMORY_S:
+                return_free_memory()
+                returned = time.monotonic()
             stuck = self._stalled(limit_s)
             if stuck is not None:
                 self._fail(StageFailed(f"{stuck} made no progress for {limit_s:g} s", hint="restart; see the log"))

@@ -34,7 +34,8 @@ class ControlLoop(RouterLoop):
         metrics: Metrics,
         on_failure: Callable[[Exception], None],
     ) -> None:
-        header_only = min(sockets.message_max_bytes, MAX_HEADER_BYTES)  # no command has a payload
+        # No command has a payload; a header that is a little too large gets an answer.
+        header_only = min(sockets.message_max_bytes, 2 * MAX_HEADER_BYTES)
         sockets = sockets._replace(message_max_bytes=header_only)
         super().__init__("control", (Request,), sockets, metrics, on_failure, batch_messages=64, batch_bytes=1 << 20)
         self._commands = commands

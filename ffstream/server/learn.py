@@ -21,6 +21,8 @@ from ffstream.server.router import Received, RouterLoop, SocketLimits
 from ffstream.wire import codec
 from ffstream.wire.messages import Ack, Hello, Samples, Welcome
 
+_OWNERS_MAX = 20_000
+
 
 class LearnLoop(RouterLoop):
     """Thread `ff-learn`."""
@@ -52,6 +54,7 @@ class LearnLoop(RouterLoop):
         self._admission = admission
         self._trim = trim
         self._trims = False
+        self._owners: dict[str, bytes] = {}  # by client, the peer that said hello last
 
     def credit(self) -> int:
         """What the admission gives."""
@@ -65,10 +68,17 @@ class LearnLoop(RouterLoop):
         obstacle = self._admission.obstacle()
         for peer, message, payload in batch:
             if isinstance(message, Hello):
+                self._take_over(message.client, peer)
                 greetings.append((peer, message))
                 continue
             assert isinstance(message, Samples)
             try:
+                if self._owners.get(message.client, peer) != peer:
+                    # From before a restart: the welcome has said which number comes next, and that must stay true.
+                    raise StaleSequence(
+                        "another connection has said hello under this name",
+                        hint="a client's name belongs to one producer at a time",
+                    )
                 receipt, entry = self._check(message, payload)
                 if receipt is not None and receipt.samples != message.count:
                     raise StaleSequence(
@@ -100,6 +110,12 @@ class LearnLoop(RouterLoop):
             moments.reached("ack.before")
             self.reply(peer, Ack.model_construct(acks=receipts, credit=credit))
             moments.reached("ack.after")
+
+    def _take_over(self, client: str, peer: bytes) -> None:
+        self._owners.pop(client, None)
+        self._owners[client] = peer
+        if len(self._owners) > _OWNERS_MAX:
+            del self._owners[next(iter(self._owners))]  # whoever said hello longest ago
 
     def _welcome(self, peer: bytes, hello: Hello) -> None:
         welcome = Welcome(

@@ -29,6 +29,7 @@ _POLL_MS = 100
 _NOW = int(zmq.NOBLOCK)
 _CURVE_BYTES = 33  # that encryption adds to a frame
 _STRANGERS_MAX = 1000  # peers remembered as refused, so that each is logged once
+_REFUSED_MAX = 32  # a turn
 
 
 class SocketLimits(NamedTuple):
@@ -156,7 +157,7 @@ class RouterLoop(ABC):
     def _receive(self) -> list[Received]:
         """What waits on the socket, up to the batch limits. Bad messages are answered on the way."""
         batch: list[Received] = []
-        size = 0
+        size = refused = 0
         for _ in range(self._batch_messages):
             try:
                 peer, frames, last = self._receive_one()
@@ -168,6 +169,9 @@ class RouterLoop(ABC):
                 received = self._decode(peer, frames)
             except FFStreamError as error:
                 self.refuse(peer, error)
+                refused += 1
+                if refused >= _REFUSED_MAX:
+                    break  # the good ones among them wait no longer for the bad ones behind
                 continue
             if received is None:
                 continue

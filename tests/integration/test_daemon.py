@@ -621,6 +621,16 @@ def test_drain_takes_no_more_learns_what_is_there_and_stops(daemon: Running) -> 
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("timeout_s", ["soon", -1, float("nan")])
+def test_a_drain_that_is_refused_leaves_nothing_behind(daemon: Running, timeout_s: object) -> None:
+    control = daemon.control()
+    with pytest.raises(RequestRefused, match="timeout_s"):
+        control.request("drain", {"timeout_s": timeout_s})
+    assert control.status()["state"] == "ready"
+    feed(daemon, 40)
+    assert control.status()["learned"] == 40
+
+
 # --- HTTP -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,3 +1,4 @@
+import itertools
 import sqlite3
 import threading
 import time
@@ -5,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -195,6 +197,38 @@ def test_a_good_message_in_a_group_with_bad_ones_is_stored(ingest: Ingest) -> No
     assert errors == {n: "label_out_of_range" if n % 3 == 1 else "bad_shape" for n in range(1, 31) if n % 3}
     wait_until(lambda: len(on_disk(ingest)) == 10, 10, "the good ones are stored")
     assert [row[1] for row in on_disk(ingest)] == list(range(3, 31, 3))
+
+
+def test_a_turn_ends_after_a_few_bad_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait: a good one among them is stored before the rest of them is looked at."""
+    ingest = Ingest(tmp_path)
+    good = (b"peer", [msgpack.packb({"v": 1, "type": "hello", "client": "a"})], None)
+    waiting = itertools.chain([good], itertools.repeat((b"rude", [b"nonsense"], None)))
+    monkeypatch.setattr(ingest.loop, "_receive_one", lambda: next(waiting))
+    assert [received.peer for received in ingest.loop._receive()] == [b"peer"]
+    assert 0 < ingest.rejected("bad_header") <= 32
+    ingest.close()
+
+
+def test_a_name_belongs_to_whoever_said_hello_last(ingest: Ingest) -> None:
+    """A producer that died may have messages under way: they must not take the numbers that the next one was told."""
+    old, new = ingest.peer(), ingest.peer()
+    old.send("hello", client="peer")
+    assert old.answer()["next"] == 1
+    old.samples(1)
+    old.acked(1)
+    new.send("hello", client="peer")
+    assert new.answer()["next"] == 2
+    old.samples(2, labels=b"\1\0")
+    answer = old.answer()
+    assert (answer["code"], answer["retry"], answer["n"]) == ("stale_sequence", False, 2)
+    new.samples(2, labels=b"\2\0")
+    assert set(new.acked(1)) == {2}
+    assert len(on_disk(ingest)) == 2
+    old.send("hello", client="peer")
+    assert old.answer()["next"] == 3
+    old.samples(3)
+    assert set(old.acked(1)) == {3}, "whoever says hello again has it again"
 
 
 # --- obstacles ------------------------------------------------------------------------------------------------------

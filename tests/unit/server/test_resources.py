@@ -1,14 +1,16 @@
 """What is short is named. Memory and descriptors are those of this very process."""
 
+import platform
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 from ffstream.errors import DiskFull, MemoryFull, TooManyFiles, Unavailable
-from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit
+from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit, return_free_memory
 
 MIB = 1 << 20
 
@@ -27,6 +29,10 @@ def file_limit(soft: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
 def test_nothing_is_short(tmp_path: Path) -> None:
     assert lacking(tmp_path, disk=1, memory=1 << 50) is None
     assert lacking(tmp_path) is None
@@ -40,7 +46,7 @@ def test_a_disk_with_little_room(tmp_path: Path) -> None:
 
 
 def test_memory_over_the_limit_and_given_back(tmp_path: Path) -> None:
-    limit = psutil.Process().memory_info().rss + 100 * MIB
+    limit = resident() + 100 * MIB
     looks = Resources(tmp_path, ResourceLimits(0, limit))
     assert looks.lacking() is None
     held = bytearray(b"x") * (200 * MIB)
@@ -67,3 +73,14 @@ def test_the_limit_on_files_is_raised_as_far_as_it_goes() -> None:
     with file_limit(max(64, hard - 1)):
         raise_file_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_between_what_stays_is_returned() -> None:
+    blocks = [bytes([at % 256]) * 3000 for at in range(30_000)]
+    stays = blocks[::20]
+    full = resident()
+    del blocks
+    return_free_memory()
+    assert resident() < full - 40 * MIB
+    assert len(stays) == 1500

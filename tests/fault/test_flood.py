@@ -1,0 +1,24 @@
+"""A flood of malformed messages and a crowd of clients, on a small scale. tools/soak does it on a large one."""
+
+from tools.load import clients, flood
+
+SMALL = ("network.widths=[64,64]", "network.memory=1000", "checkpoint.every_s=1")
+WARM_SAMPLES = 2048
+
+
+def test_a_flood_of_malformed_messages_harms_nobody_else() -> None:
+    result = flood.run(6000, quiet_s=1.0, settings=SMALL, warm_samples=WARM_SAMPLES, warm_messages=6000, rest_s=0.2)
+    assert result["broken"] == []
+    assert result["messages"] == 6000
+    assert result["rejected_counted"] == result["answerable"] == sum(result["codes"].values()) > 5000
+    assert result["others_errors"] == 0
+    assert result["descriptors_after"] <= result["descriptors_before"] + flood.DESCRIPTORS.absolute
+    assert result["others_flooded"]["acks"]["per_second"] > 0
+
+
+def test_a_crowd_is_served_and_leaves_nothing_behind() -> None:
+    result = clients.run(40, rounds=2, settings=SMALL, warm_samples=WARM_SAMPLES, rest_s=0.2)
+    assert result["broken"] == []
+    assert result["served"] == 40
+    assert result["acked"] == 2 * 40 * clients.MESSAGES * clients.SAMPLES
+    assert result["descriptors_peak"] >= 80

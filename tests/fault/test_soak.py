@@ -1,0 +1,16 @@
+"""Everybody at once, for a few seconds: the promises hold. Whether something grows shows only in a longer run."""
+
+from tools.load import soak
+
+SMALL = ("network.widths=[64,64]", "network.memory=1000", "checkpoint.every_s=1")
+
+
+def test_everybody_at_once() -> None:
+    result = soak.run(8.0, settings=SMALL, warm_samples=2048)
+    assert [each for each in result["broken"] if " grew from " not in each] == []
+    assert result["accepted"] == result["learned"] == result["accounted"] > 2048
+    assert result["kills"] > 0
+    assert result["malformed"] > 0
+    assert result["producers"] > 10
+    assert result["predictions"] > 10
+    assert result["scrapes"] > 0

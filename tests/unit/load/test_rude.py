@@ -1,0 +1,30 @@
+import random
+import socket
+import threading
+
+import zmq
+
+from tools.load.rude import GREETING, RAW, READY, garble, say
+
+
+def test_the_handshake_is_one_that_zeromq_takes() -> None:
+    """Otherwise what comes after it would never be looked at, and prove nothing."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        with socket.create_connection(("127.0.0.1", port), 10) as connection:
+            say(connection, GREETING + READY + b"\x00\x05hello")
+            assert router.poll(10_000)
+            assert router.recv_multipart()[1:] == [b"hello"]
+
+
+def test_none_of_it_becomes_a_message() -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        endpoint = f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}"
+        opened = garble(RAW, [endpoint], 3 * len(RAW), 1, threading.Event())
+        assert opened == 3 * len(RAW)
+        assert not router.poll(300)
+
+
+def test_chance_has_it_the_same_way_again() -> None:
+    first, second = ([raw.says(random.Random(5)) for raw in RAW] for _ in range(2))
+    assert first == second

@@ -1,0 +1,46 @@
+"""When requests were answered, and how long each took."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+
+
+@dataclass
+class Timeline:
+    """Answers in order of time. The clock is the machine's monotonic one, so processes can compare."""
+
+    ended_s: list[float] = field(default_factory=list)
+    took_ms: list[float] = field(default_factory=list)
+
+    def measure(self, work: Callable[[], object]) -> None:
+        """Adds one call that returns; none that raises."""
+        begun = time.monotonic()
+        work()
+        self.add(begun)
+
+    def add(self, begun_s: float) -> None:
+        """Adds what began then and ends now."""
+        now = time.monotonic()
+        self.ended_s.append(now)
+        self.took_ms.append(1e3 * (now - begun_s))
+
+    def between(self, first_s: float, last_s: float) -> Self:
+        """The answers that came in that time."""
+        kept = [pair for pair in zip(self.ended_s, self.took_ms, strict=True) if first_s <= pair[0] <= last_s]
+        return type(self)([end for end, _ in kept], [took for _, took in kept])
+
+    def percentile(self, percent: float) -> float:
+        """Milliseconds; 0 when there is nothing."""
+        return float(np.percentile(self.took_ms, percent)) if self.took_ms else 0.0
+
+    def longest_gap_s(self) -> float:
+        """The longest time without an answer."""
+        return max((later - earlier for earlier, later in pairwise(self.ended_s)), default=0.0)
+
+    def per_second(self, seconds: float) -> float:
+        """Answers a second."""
+        return len(self.ended_s) / seconds
