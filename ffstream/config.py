@@ -127,6 +127,9 @@ class Checkpoints(_Section):
 
     every_samples: int = Field(100_000, ge=0, description="samples between checkpoints; 0: not by count")
     every_s: float = Field(60.0, ge=0, description="seconds between checkpoints; 0: not by time")
+    write_bytes_per_s: int = Field(
+        64 << 20, ge=0, description="bytes a second of a checkpoint while learning goes on; 0: as fast as it goes"
+    )
     keep: int = Field(3, ge=1, description="checkpoints kept; the journal reaches back to the oldest")
 
 

@@ -78,7 +78,9 @@ class Learner:
         self._oldest_checkpoint = 0  # the journal may forget what lies below
         self._vouched_for = 0  # the newest checkpoint that was read again before its rows gave way
         self._pressed_at = 0.0
-        self.writer = CheckpointWriter(self.store, self._on_written, on_failure)
+        self.writer = CheckpointWriter(
+            self.store, self._on_written, on_failure, bytes_per_s=config.checkpoint.write_bytes_per_s
+        )
         start = self._starting_point()
         self._make_course(start)
         self.snapshots = Snapshots(self._first_snapshot)

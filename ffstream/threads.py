@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 # An ack or a prediction takes microseconds; behind a learning thread of equal rank it would wait milliseconds.
 LEARNING_NICENESS = 15
 EVALUATION_NICENESS = 19
+WRITING_NICENESS = 19  # a checkpoint may take longer, learning should not
 
 
 def use_one_core() -> None:

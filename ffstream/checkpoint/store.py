@@ -18,18 +18,19 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ffstream import moments
 from ffstream.checkpoint import manifest as manifests
-from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, damaged, folder_of, sha256
+from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, damaged, folder_of
+from ffstream.checkpoint.tensors import save
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,11 @@ class CheckpointStore:
         self.recipe = json.loads(json.dumps(recipe))
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, checkpoint: Checkpoint) -> int:
-        """Makes a checkpoint durable and removes what is over `keep`. Returns its bytes. Raises OSError."""
+    def write(self, checkpoint: Checkpoint, wrote: Callable[[int], object] = lambda size: None) -> int:
+        """Makes a checkpoint durable and removes what is over `keep`. Returns its bytes. Raises OSError.
+
+        `wrote` is called with the bytes that have gone to disk since its last call.
+        """
         final = folder_of(self.folder, checkpoint.seq)
         aside = self.folder / f"{_WRITING}{checkpoint.seq}"
         self._sweep()
@@ -66,10 +70,7 @@ class CheckpointStore:
         if final.exists():  # damaged: recovery began before it and has come here again
             self._remove(checkpoint.seq)
         aside.mkdir()
-        try:
-            save_file(dict(checkpoint.tensors), aside / STATE)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"{aside / STATE}: {error}") from error
+        saved = save(checkpoint.tensors, aside / STATE, wrote)
         moments.reached("checkpoint.write.after")
         fsync(aside / STATE)
         fsync(aside)
@@ -77,14 +78,13 @@ class CheckpointStore:
         aside.rename(final)
         fsync(self.folder)
         moments.reached("checkpoint.rename.after")
-        size = (final / STATE).stat().st_size
         manifest = {
             "format": FORMAT,
             "seq": checkpoint.seq,
             "written": time.time(),
             "recipe": self.recipe,
             "progress": dict(checkpoint.progress),
-            "files": {STATE: {"bytes": size, "sha256": sha256(final / STATE)}},
+            "files": {STATE: saved._asdict()},
         }
         draft = final / ".manifest"
         draft.write_text(json.dumps(manifests.sign(manifest), indent=1))
@@ -96,7 +96,7 @@ class CheckpointStore:
         for old in self.seqs()[: -self.keep]:
             moments.reached("checkpoint.remove.before")
             self._remove(old)
-        return int(size)
+        return saved.bytes
 
     def seqs(self) -> list[int]:
         """Sequence numbers of the checkpoints that have a manifest, oldest first."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
+from ffstream.threads import WRITING_NICENESS, lower_priority
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ class Written(NamedTuple):
 class CheckpointWriter:
     """Thread `ff-checkpoint`. `on_written` is called on it after every write, failed ones included.
 
-    One cut waits at most: a newer one holds all that an older one does, so it takes its place.
+    One cut waits at most: a newer one holds all that an older one does, so it takes its place. Writing takes its
+    time, `bytes_per_s` (0: none), so that learning hardly notices, unless a stop or a rollback waits for its end.
     """
 
     def __init__(
@@ -31,12 +33,16 @@ class CheckpointWriter:
         store: CheckpointStore,
         on_written: Callable[[Written], None],
         on_failure: Callable[[Exception], None] = lambda error: None,
+        *,
+        bytes_per_s: int = 0,
     ) -> None:
         self._store = store
         self._on_written = on_written
         self._on_failure = on_failure
         self._waiting: Checkpoint | None = None
+        self._bytes_per_s = bytes_per_s
         self._busy = False
+        self._hurries = False
         self._stopping = False
         self._changed = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="ff-checkpoint", daemon=True)
@@ -56,20 +62,29 @@ class CheckpointWriter:
     def settle(self, timeout_s: float) -> bool:
         """Returns once nothing waits and nothing is being written. False if the deadline passed."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._waiting is None and not self._busy, timeout_s)
+            self._hurry()
+            settled = self._changed.wait_for(lambda: self._waiting is None and not self._busy, timeout_s)
+            self._hurries = False
+            return settled
+
+    def _hurry(self) -> None:
+        self._hurries = True
+        self._changed.notify_all()
 
     def stop(self, timeout_s: float) -> bool:
         """Writes what waits, then ends. False if the deadline passed."""
         with self._changed:
             self._stopping = True
-            self._changed.notify_all()
+            self._hurry()
         self.thread.join(timeout_s)
         return not self.thread.is_alive()
 
     def _run(self) -> None:
+        lower_priority(WRITING_NICENESS)
         try:
             while (checkpoint := self._next()) is not None:
                 self._write(checkpoint)
+                checkpoint = None  # its memory is wanted for the next cut
                 with self._changed:
                     self._busy = False
                     self._changed.notify_all()
@@ -88,7 +103,7 @@ class CheckpointWriter:
         start = time.perf_counter()
         size, failure = 0, None
         try:
-            size = self._store.write(checkpoint)
+            size = self._store.write(checkpoint, self._take_time)
         except OSError as error:
             failure = error
             log.error("checkpoint failed seq=%d error=%r", checkpoint.seq, str(error))
@@ -96,3 +111,8 @@ class CheckpointWriter:
         if failure is None:
             log.info("checkpoint written seq=%d bytes=%d seconds=%.2f", checkpoint.seq, size, seconds)
         self._on_written(Written(checkpoint.seq, size, seconds, failure))
+
+    def _take_time(self, size: int) -> None:
+        if self._bytes_per_s:
+            with self._changed:
+                self._changed.wait_for(lambda: self._hurries, size / self._bytes_per_s)

@@ -155,8 +155,13 @@ class Layer:
     def averaged(self) -> LayerWeights:
         """A copy of the averaged weights."""
         weight_OI, bias_O, vectors_LO = self.parameters.averaged()
-        vectors_LO = self._label_vectors(weight_OI, bias_O, vectors_LO).contiguous()
-        return LayerWeights(weight_OI.to(self.product_dtype), bias_O, vectors_LO, mean_I=bias_O.new_empty(0))
+        vectors_LO = self._label_vectors(weight_OI, bias_O, vectors_LO)
+        return LayerWeights(
+            weight_OI.to(self.product_dtype, copy=True),
+            bias_O.clone(),
+            vectors_LO.clone(memory_format=torch.contiguous_format),
+            mean_I=bias_O.new_empty(0),
+        )
 
     def state(self) -> dict[str, Tensor]:
         """A copy of all that later updates depend on."""

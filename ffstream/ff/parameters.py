@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from ffstream.ff.copies import Copies
 from ffstream.ff.optimizer import make_optimizer
 from ffstream.ff.presets import Recipe
 
@@ -36,6 +37,7 @@ class Parameters:
         self._recipe = recipe
         self._average = self.flat.clone() if recipe.averaging_samples else self.flat
         self._optimizer = make_optimizer(self.flat, recipe)
+        self._copies = Copies()
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         sizes = [math.prod(shape) for shape in self._shapes]
@@ -66,16 +68,17 @@ class Parameters:
         return max(recipe.learning_rate_floor, 1 / math.sqrt(1 + self.samples / recipe.learning_rate_samples))
 
     def averaged(self) -> list[Tensor]:
-        """A copy of weight (O, I), bias (O) and label vectors (L, O) for predictions."""
-        return self._split(self._average.clone())
+        """Views of weight (O, I), bias (O), label vectors (L, O) for predictions, for copying before the next update."""
+        return self._split(self._average)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of everything that the next update depends on."""
-        state = {"parameters": self.flat.clone(), "samples": torch.tensor(self.samples, dtype=torch.float64)}
+        vectors = {"parameters": self.flat}
         if self._recipe.averaging_samples:
-            state["average"] = self._average.clone()
-        state |= {f"optimizer.{name}": value.clone() for name, value in self._optimizer.state.items()}
-        return state
+            vectors["average"] = self._average
+        vectors |= {f"optimizer.{name}": value for name, value in self._optimizer.state.items()}
+        state = {name: self._copies.copy(name, vector) for name, vector in vectors.items()}
+        return state | {"samples": torch.tensor(self.samples, dtype=torch.float64)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Continues from a state as if the updates since had happened here. Raises KeyError or RuntimeError."""

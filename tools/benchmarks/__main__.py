@@ -6,7 +6,7 @@ import click
 import torch
 
 from ffstream.data import load
-from tools.benchmarks import accuracy, ingest, learn, predict, security
+from tools.benchmarks import accuracy, checkpoint, ingest, learn, predict, recovery, security
 from tools.benchmarks.report import Report
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -51,6 +51,22 @@ def accuracy_command(
 def ingest_command(long: bool, as_json: bool, rounds: int) -> None:
     """Acked and learned samples a second, from a producer in another process; the daemon's memory."""
     ingest.run(Report(as_json), rounds, long=long)
+
+
+@main.command("checkpoint")
+@_json
+@click.option("--rounds", default=9, show_default=True, help="Pairs of spans; medians are of these.")
+def checkpoint_command(as_json: bool, rounds: int) -> None:
+    """Learning speed while a checkpoint of 784-2000x4 is taken and written."""
+    checkpoint.run(Report(as_json), rounds)
+
+
+@main.command("recovery")
+@_json
+@_rounds
+def recovery_command(as_json: bool, rounds: int) -> None:
+    """From kill -9 with 60,000 samples behind the last checkpoint to ready, and to all of them learned."""
+    recovery.run(Report(as_json), rounds)
 
 
 @main.command("predict")

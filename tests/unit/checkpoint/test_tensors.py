@@ -1,0 +1,57 @@
+"""What is saved is what the safetensors library reads."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from ffstream.checkpoint import tensors
+from ffstream.checkpoint.tensors import save
+
+DTYPES = list(tensors._NAMES)
+few = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+@few
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=20),
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)),
+        max_size=8,
+    )
+)
+def test_any_tensors(tmp_path: Path, kinds: dict[str, tuple[torch.dtype, list[int]]]) -> None:
+    kinds.pop("__metadata__", None)
+    given_tensors = {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in kinds.items()}
+    path = tmp_path / "x"
+    path.unlink(missing_ok=True)
+    saved = save(given_tensors, path, lambda size: None)
+    assert equal(load_file(path), given_tensors)
+    assert saved == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_more_than_a_buffer(tmp_path: Path, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not direct:
+        monkeypatch.setattr(tensors, "_DIRECT", 0)
+    large = {"a": torch.randn(3, 1_000_001), "b": torch.arange(1 << 20), "c": torch.randn(7).to(torch.bfloat16)}
+    wrote: list[int] = []
+    saved = save(large, tmp_path / "x", wrote.append)
+    assert equal(load_file(tmp_path / "x"), large)
+    assert sum(wrote) == saved.bytes == (tmp_path / "x").stat().st_size
+    assert max(wrote) <= 4 << 20
+    assert saved.sha256 == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(OSError, match="exists"):
+        save({}, tmp_path / "x", lambda size: None)

@@ -1,0 +1,65 @@
+"""How soon a daemon is back after kill -9, with 60,000 acked samples behind its last checkpoint.
+
+`ready`: from starting the process until it takes samples and queries. `caught_up`: until predictions have learned
+every sample that was acked before. The peer is the speed at which a daemon learns the same samples as they come.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ffstream.client import Control, Producer
+from tools.benchmarks.report import Report
+from tools.benchmarks.served import Served
+
+_SAMPLES = 60_000
+_BATCH = 100
+_DEADLINE_S = 300.0
+_SETTINGS = ("network.preset=fast", "checkpoint.every_s=0", "checkpoint.every_samples=0")
+
+
+def run(report: Report, rounds: int) -> None:
+    """Medians over so many kills."""
+    ready, caught_up, learning = [], [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            state = Path(folder, "state")
+            daemon = Served(state, _SETTINGS)
+            try:
+                learning.append(_learn(daemon))
+            finally:
+                daemon.kill()
+            start = time.perf_counter()
+            again = Served(state, _SETTINGS)
+            try:
+                ready.append(time.perf_counter() - start)
+                with Control(again.control) as control:
+                    assert control.wait_idle(_DEADLINE_S)["learned"] == 2 * _SAMPLES
+                caught_up.append(time.perf_counter() - start - ready[-1])
+            finally:
+                again.end()
+    report.add("recovery/ready", statistics.median(ready), "s")
+    report.add("recovery/caught_up_after_ready", statistics.median(caught_up), "s")
+    speed = _SAMPLES / statistics.median(caught_up)
+    report.add("recovery/catching_up", speed, "samples/s", "learning_as_they_come", statistics.median(learning))
+
+
+def _learn(daemon: Served) -> float:
+    """60,000 samples, a checkpoint, and another 60,000 behind it. Returns how fast these were learned."""
+    images = np.random.default_rng(0).integers(0, 256, (_SAMPLES, 784), dtype=np.uint8)
+    labels = np.random.default_rng(1).integers(0, 10, _SAMPLES)
+    seconds = 0.0
+    with Producer(daemon.learn) as producer, Control(daemon.control) as control:
+        for half in range(2):
+            start = time.perf_counter()
+            for at in range(0, _SAMPLES, _BATCH):
+                producer.send(images[at : at + _BATCH], labels[at : at + _BATCH])
+            producer.flush(_DEADLINE_S)
+            control.wait_idle(_DEADLINE_S)
+            seconds = time.perf_counter() - start
+            if half == 0:
+                control.request("checkpoint", timeout_s=_DEADLINE_S)
+    return _SAMPLES / seconds
