@@ -99,6 +99,7 @@ class Daemon:
         # What exists now lives as long as the daemon: the collector need not walk over it again and again.
         gc.collect()
         gc.freeze()
+        gc.enable()
         self.state = "ready"
         log.info(
             "ready version=%s learn=%s predict=%s control=%s http=%s seq=%d applied=%d precision=%s device=%s",

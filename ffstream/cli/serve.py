@@ -4,6 +4,7 @@
 it is there while the daemon serves, and after a kill until the next start.
 """
 
+import gc
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ def serve(file: Path | None, state: Path | None, settings: Iterable[str], log_le
 
     SIGTERM and Ctrl-C stop it in order: learn what is queued, checkpoint, exit code 0. A second one exits at once.
     """
+    gc.disable()  # a fifth of the start; there is no garbage in imports. The daemon enables it.
     from ffstream.config import load
     from ffstream.daemon import Daemon
 
