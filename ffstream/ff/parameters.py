@@ -68,7 +68,7 @@ class Parameters:
         return max(recipe.learning_rate_floor, 1 / math.sqrt(1 + self.samples / recipe.learning_rate_samples))
 
     def averaged(self) -> list[Tensor]:
-        """Views of weight (O, I), bias (O), label vectors (L, O) for predictions; copy them before the next update."""
+        """Weight (O, I), bias (O), label vectors (L, O) for predictions: views, to copy before the next update."""
         return self._split(self._average)
 
     def state(self) -> dict[str, Tensor]:
