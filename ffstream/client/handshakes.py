@@ -48,8 +48,12 @@ class Handshakes:
         if self._retry_at is not None and time.monotonic() >= self._retry_at:
             self._retry_at = None
             self._connect_again()
-        while self._monitor.poll(0):
-            self._take(parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"])
+        while True:
+            try:
+                frames = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._take(parse_monitor_message(frames)["event"])
 
     def _connect_again(self) -> None:
         """Of the session that gave up only the name is left, and would make connecting a matter of nothing."""

@@ -41,7 +41,7 @@ class Receipt(NamedTuple):
 class _Client:
     base: int = 1
     seen: float = 0.0  # seconds since 1970
-    last_seq: int = 0  # of its newest sample
+    last_seq: int = 0  # of its newest sample, or of one that came with it
     receipts: dict[int, Receipt] = field(default_factory=dict)
 
 
@@ -176,10 +176,9 @@ class Journal:
             sender.seen = now
             self._clients[name] = sender  # the one seen last comes last
         for entry, receipt in zip(entries, receipts, strict=True):
-            sender = self._clients[entry.client]
-            sender.receipts[entry.n] = receipt
-            sender.last_seq = receipt.first_seq + receipt.samples - 1
+            self._clients[entry.client].receipts[entry.n] = receipt
         for name, base in bases.items():
+            self._clients[name].last_seq = seq - 1
             self._forget_below(name, base)
         self.head.advance(seq - 1)
         return receipts

@@ -98,7 +98,7 @@ class Admission:
             raise RateLimited(
                 f"{stored} stored messages of {client!r} are unresolved", hint="raise `base` to the lowest unanswered"
             )
-        if not self._rates.take(client, samples):
+        if self._limits.client_samples_per_s and not self._rates.take(client, samples):
             raise RateLimited(f"{client!r} sends too fast", hint="slow down; limits.client_samples_per_s")
 
     def stored(self, size: int) -> None:
@@ -154,8 +154,6 @@ class _Rates:
     def take(self, client: str, samples: int) -> bool:
         """Whether that many may pass. More than a bucket holds pass when it is full, and leave a debt."""
         rate = self._rate
-        if not rate:
-            return True
         now = time.monotonic()
         left, at = self._buckets.get(client, (rate, now))
         left = min(rate, left + (now - at) * rate)
