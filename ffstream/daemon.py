@@ -194,7 +194,8 @@ class Daemon:
             "stop": lambda arguments: self._request_stop(),
             "config": lambda arguments: {"config": self.config.model_dump(mode="json")},
         }
-        self.control = ControlLoop(commands, sockets, self.metrics, self._fail)
+        waits = {"wait_idle", "checkpoint", "rollback", "drain"}
+        self.control = ControlLoop(commands, sockets, self.metrics, self._fail, waits=waits)
         self._steps.append(_Step(_Order.END_COMMANDS, "commands", self._end_commands))
         for loop, endpoint, order in (
             (self.learn, config.listen.learn, _Order.ACCEPT_NO_MORE),

@@ -66,7 +66,7 @@ class Connection:
     def await_event(self, event: int, timeout_s: float) -> bool:
         """Whether the socket can be read, or written, before the timeout. Raises RequestRefused if it has to wait."""
         if timeout_s <= 0:
-            return bool(self.socket.getsockopt(zmq.EVENTS) & event)
+            return bool(int(self.socket.getsockopt(zmq.EVENTS)) & event)
         deadline = time.monotonic() + timeout_s
         left_s = timeout_s
         while not self.socket.poll(max(0, int(min(left_s, _LOOK_S) * 1000)), event):

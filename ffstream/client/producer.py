@@ -102,19 +102,18 @@ class Producer:
         self._handshakes = self._connection.handshakes
         try:
             self._next_n = self._base = self._greet(connect_timeout_s)
-            self._reconnected()  # the first handshake, if the monitor was there in time to see it
         except BaseException:
             self.close()
             raise
 
     def _greet(self, timeout_s: float) -> int:
         deadline = time.monotonic() + timeout_s
-        if self._connection.await_event(zmq.POLLOUT, timeout_s):
-            self._say(Hello(client=self.client))
         while (left_s := deadline - time.monotonic()) > 0:
-            received = self._connection.receive(left_s)
+            if self._reconnected():  # at first, and whenever a daemon died before its welcome
+                self._say(Hello(client=self.client))
+            received = self._connection.receive(min(left_s, _LOOK_S))
             if received is None:
-                break
+                continue
             if isinstance(received[0], ErrorReply):
                 raise RequestRefused(received[0].code, received[0].message, hint=received[0].hint)
             if isinstance(received[0], Welcome):

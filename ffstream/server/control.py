@@ -1,7 +1,7 @@
 """The control socket: commands to the daemon. They run beside the loop, which goes on serving."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 
 Command = Callable[[dict[str, Any]], dict[str, Any]]
 
-_WAITING_MAX = 64  # a thread each, made when needed: clients that wait keep nobody from asking
+_WAITING_MAX = 64  # a thread each, made when needed
+_RESERVED = 8  # of these, for commands that answer at once: whoever waits keeps nobody from saying stop
 _BUSY_POLL_MS = 5
 _LAST_ANSWERS_S = 1.0
 
@@ -25,7 +26,8 @@ class InternalError(FFStreamError):
 
 
 class ControlLoop(RouterLoop):
-    """Thread `ff-control`. Commands take the request's arguments and return the reply's result."""
+    """Thread `ff-control`. Commands take the request's arguments and return the reply's result. `waits` names those
+    that may take long."""
 
     def __init__(
         self,
@@ -33,12 +35,15 @@ class ControlLoop(RouterLoop):
         sockets: SocketLimits,
         metrics: Metrics,
         on_failure: Callable[[Exception], None],
+        *,
+        waits: Collection[str] = (),
     ) -> None:
         # No command has a payload; a header that is a little too large gets an answer.
         header_only = min(sockets.message_max_bytes, 2 * MAX_HEADER_BYTES)
         sockets = sockets._replace(message_max_bytes=header_only)
         super().__init__("control", (Request,), sockets, metrics, on_failure, batch_messages=64, batch_bytes=1 << 20)
         self._commands = commands
+        self._waits = waits
         self._workers = ThreadPoolExecutor(_WAITING_MAX, thread_name_prefix="ff-command")
         self._waiting: list[tuple[bytes, int, Future[dict[str, Any]]]] = []
 
@@ -52,8 +57,8 @@ class ControlLoop(RouterLoop):
                 if command is None:
                     known = ", ".join(sorted(self._commands))
                     raise BadHeader("unknown command", hint=f"there are {known}")
-                if len(self._waiting) >= _WAITING_MAX:
-                    raise RateLimited(f"{_WAITING_MAX} commands are running", hint="try again later")
+                if len(self._waiting) >= _WAITING_MAX - _RESERVED * (message.command in self._waits):
+                    raise RateLimited(f"{len(self._waiting)} commands are running", hint="try again later")
             except FFStreamError as error:
                 self.refuse(peer, error, id=message.id)
                 continue

@@ -1,8 +1,10 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from ffstream.client import Producer
 from ffstream.client.producer import Counts, Refused
@@ -70,6 +72,19 @@ def test_nobody_there(scripted: Script) -> None:
     with pytest.raises(DeadlineExceeded, match="no welcome") as caught:
         Producer(f"tcp://127.0.0.1:{free_port()}", connect_timeout_s=0.1)
     assert caught.value.hint
+
+
+def test_a_daemon_that_dies_before_its_welcome_is_greeted_again_when_it_is_back(scripted: Script) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    with zmq.Context() as context, ThreadPoolExecutor(1) as pool:
+        with context.socket(zmq.ROUTER) as first:
+            first.setsockopt(zmq.LINGER, 0)
+            first.bind(endpoint)
+            producer = pool.submit(Producer, endpoint)
+            assert first.poll(10_000), "it says hello"
+        scripted(endpoint=endpoint, next=7)
+        with producer.result(20) as greeted:
+            assert greeted.send(IMAGE, [1]) == 7
 
 
 def test_a_greeting_that_is_refused(scripted: Script, monkeypatch: pytest.MonkeyPatch) -> None:
