@@ -76,8 +76,8 @@ def test_nobody_there(scripted: Script) -> None:
 
 def test_a_daemon_that_dies_before_its_welcome_is_greeted_again_when_it_is_back(scripted: Script) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    with zmq.Context() as context, ThreadPoolExecutor(1) as pool:
-        with context.socket(zmq.ROUTER) as first:
+    with ThreadPoolExecutor(1) as pool:
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as first:
             first.setsockopt(zmq.LINGER, 0)
             first.bind(endpoint)
             producer = pool.submit(Producer, endpoint)
