@@ -9,7 +9,8 @@ from ffstream.checkpoint.inspection import look
 from ffstream.cli import options, states
 from ffstream.cli.output import print_json, progress_bar
 from ffstream.journal import inspection
-from ffstream.journal.inspection import Findings, Summary, Verification
+from ffstream.journal.inspection import Findings, Summary
+from ffstream.journal.verification import Verification
 
 _LARGEST = 5
 

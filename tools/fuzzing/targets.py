@@ -87,9 +87,10 @@ def control(folder: Path) -> Prepared:
 def journal(folder: Path) -> Prepared:
     """Bytes changed here and there in a journal: page, offset in it, what to write, four times or more."""
     from ffstream.errors import FFStreamError
-    from ffstream.journal.inspection import Verification, opened, summarize
+    from ffstream.journal.inspection import opened, summarize
     from ffstream.journal.journal import Entry, Journal
     from ffstream.journal.reader import Reader
+    from ffstream.journal.verification import Verification
 
     path, page = folder / "journal.sqlite", 8192
     with closing(Journal(path, inputs=100, labels=10)) as whole:

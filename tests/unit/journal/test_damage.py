@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ffstream.errors import FFStreamError, JournalDamaged, StaleSequence
-from ffstream.journal.inspection import Verification, opened, summarize
+from ffstream.journal.inspection import opened, summarize
 from ffstream.journal.journal import Entry, Journal
 from ffstream.journal.reader import Reader, Row
+from ffstream.journal.verification import Verification
 from tests.unit.journal.entries import crash_image, entry
 
 INPUTS, LABELS, PAGE = 100, 10, 8192

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from ffstream.errors import ConfigError, JournalDamaged
-from ffstream.journal.inspection import Findings, Summary, Verification, opened, summarize
+from ffstream.journal.inspection import Findings, Summary, opened, summarize
 from ffstream.journal.journal import Journal
+from ffstream.journal.verification import Verification
 from tests.support import picture
 from tests.unit.journal.entries import crash_image, entry
 
