@@ -2,7 +2,7 @@
 
 Each microbatch is predicted by the snapshot that the last barrier before it in the stream published: weights that
 have seen everything before that barrier and nothing of the microbatch, whatever the threads are doing. So the error
-of a stream is a figure that can be reproduced.
+of a stream is a figure that can be reproduced, as long as it does not pause: a pause publishes earlier.
 
 Evaluation never holds learning up. When it falls behind, it looks at every second microbatch, every fourth, and so
 on, until it keeps up; what is passed over is counted, and the microbatch evaluated next stands for it in the error
