@@ -30,6 +30,7 @@ from ffstream.errors import (
     FFStreamError,
     JournalDamaged,
     RequestRefused,
+    StageFailed,
 )
 from tests import wire_spec
 from tests.in_process import INPUTS, Peer, Running, config, images, labels
@@ -710,6 +711,20 @@ def test_a_thread_that_dies_shows_and_the_daemon_ends_with_its_error(daemon: Run
         daemon.daemon.stop()
     daemon.daemon.state = "stopping"  # it has ended
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ff-stage")]
+
+
+def test_a_socket_that_is_stuck_is_named_and_ends_the_daemon(start: Start) -> None:
+    """A query that never comes back would leave a daemon that seems alive."""
+    running = start("pipeline.stall_timeout_s=0.3")
+    go_on = threading.Event()
+    running.daemon.predict.handle = lambda batch: go_on.wait(WAIT_S) and None  # type: ignore[method-assign]
+    running.peer("predict").send("predict", bytes(INPUTS), id=1, count=1, dtype="uint8", shape=[INPUTS])
+    running.daemon.wait()
+    assert running.daemon.state == "failed"
+    go_on.set()
+    with pytest.raises(StageFailed, match="ff-predict made no progress"):
+        running.daemon.stop()
+    running.daemon.state = "stopping"  # it has ended
 
 
 # --- starting -------------------------------------------------------------------------------------------------------

@@ -108,6 +108,21 @@ def test_an_evaluator_that_falls_behind_a_checkpoint_catches_up(tmp_path: Path) 
         wait_until(lambda: learner.store.seqs()[-1:] == [18 * SIZE], DEADLINE_S, "the checkpoints are written")
 
 
+def test_checkpoints_by_time_and_none_without_news(tmp_path: Path) -> None:
+    with Bench(tmp_path / "bench", checkpoint={"every_samples": 0, "every_s": 0.05, "keep": 100}) as bench:
+        bench.learn(4)
+
+        def is_saved() -> bool:
+            bench.learn(1)
+            return bool(bench.learner.store.seqs())
+
+        wait_until(is_saved, DEADLINE_S, "a checkpoint comes by itself")
+        bench.learner.checkpoint(DEADLINE_S)
+        seqs = bench.learner.store.seqs()
+        bench.learner.wait_idle(DEADLINE_S)
+        assert bench.learner.store.seqs() == seqs
+
+
 # --- rollback -------------------------------------------------------------------------------------------------------
 
 
