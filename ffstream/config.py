@@ -9,9 +9,9 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from ffstream.errors import ConfigError
 from ffstream.ff.presets import PRESETS, Recipe
@@ -75,7 +75,7 @@ class Limits(_Section):
     )
     client_samples_per_s: float = Field(0.0, ge=0, description="samples a second from one producer; 0: no limit")
     receive_queue_messages: int = Field(
-        2048, ge=1, description="messages of one peer that wait to be looked at; then its connection waits"
+        2048, ge=0, description="messages of one peer that wait to be looked at, above the window; 0: no limit"
     )
     query_batch_max_samples: int = Field(1024, ge=1, description="samples of queries predicted at once")
     reply_queue_messages: int = Field(1000, ge=1, description="replies that wait for one peer to read them")
@@ -97,6 +97,14 @@ class Security(_Section):
     predict_clients: str = Field("", description="folder with the public keys of those who may ask for predictions")
     control_clients: str = Field("", description="folder with the public keys of those who may control the daemon")
     http_token: str = Field("", description="file with the token that HTTP requests bear, but for health and page")
+
+    @model_validator(mode="after")
+    def _let_windows_in(self) -> Self:
+        # libzmq 4.3.5 aborts the process when a peer dies whose queue was full for longer than a heartbeat. Whoever
+        # keeps to the window must not get there.
+        if 0 < self.receive_queue_messages <= self.window_messages:
+            raise ValueError("receive_queue_messages must be above window_messages")
+        return self
 
 
 class Learning(_Section):

@@ -215,3 +215,10 @@ def test_every_number_has_a_limit() -> None:
 def test_options_travel_as_json() -> None:
     options = json.loads(json.dumps(Config().model_dump(mode="json")))
     assert options["network"]["batch_size"] == Config().network.batch_size
+
+
+def test_a_queue_that_a_polite_producer_could_fill_is_refused() -> None:
+    with pytest.raises(ConfigError, match="above window_messages"):
+        load(settings=["limits.window_messages=2048"], environment={})
+    assert load(settings=["limits.window_messages=2047"], environment={}).limits.receive_queue_messages == 2048
+    assert load(settings=["limits.receive_queue_messages=0"], environment={}).limits.window_messages == 1024
