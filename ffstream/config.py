@@ -87,6 +87,14 @@ class Limits(_Section):
     )
     http_connections: int = Field(64, ge=1, description="HTTP connections at a time; more are answered with 503")
 
+    @model_validator(mode="after")
+    def _let_windows_in(self) -> Self:
+        # libzmq 4.3.5 aborts the process when a peer dies whose queue was full for longer than a heartbeat. Whoever
+        # keeps to the window must not get there.
+        if 0 < self.receive_queue_messages <= self.window_messages:
+            raise ValueError("receive_queue_messages must be above window_messages")
+        return self
+
 
 class Security(_Section):
     """Who gets in. `ffstream keygen` makes the keys; an empty name means: none."""
@@ -97,14 +105,6 @@ class Security(_Section):
     predict_clients: str = Field("", description="folder with the public keys of those who may ask for predictions")
     control_clients: str = Field("", description="folder with the public keys of those who may control the daemon")
     http_token: str = Field("", description="file with the token that HTTP requests bear, but for health and page")
-
-    @model_validator(mode="after")
-    def _let_windows_in(self) -> Self:
-        # libzmq 4.3.5 aborts the process when a peer dies whose queue was full for longer than a heartbeat. Whoever
-        # keeps to the window must not get there.
-        if 0 < self.receive_queue_messages <= self.window_messages:
-            raise ValueError("receive_queue_messages must be above window_messages")
-        return self
 
 
 class Learning(_Section):
