@@ -23,7 +23,7 @@ import zmq
 from ffstream import __version__
 from ffstream.checkpoint.store import fsync
 from ffstream.config import Config
-from ffstream.errors import BadHeader, ConfigError, DeadlineExceeded, StageFailed
+from ffstream.errors import BadHeader, ConfigError, DeadlineExceeded, FFStreamError, StageFailed
 from ffstream.journal.journal import Journal
 from ffstream.keys import check_folder
 from ffstream.learner import Learner
@@ -213,7 +213,7 @@ class Daemon:
             token=access.http_token,
             refusals=access.http_refusals,
         )
-        self.http = HttpServer(app, config.listen.http, limits.http_connections)
+        self.http = HttpServer(app, config.listen.http, limits.http_connections, self._fail)
         self._steps.append(_Step(_Order.ANSWER_NO_MORE, "ff-http", self.http.stop))
         for started in (self.learn, self.predict, self.control, self.http):
             started.start()
@@ -304,8 +304,9 @@ class Daemon:
             accepted, result = self.journal.head.seq, self._wait_idle(arguments)
             while accepted < self.journal.head.seq:  # a commit was in hand
                 accepted, result = self.journal.head.seq, self._wait_idle(arguments)
-        except DeadlineExceeded:
-            self.state, self.admission.draining = "ready", False
+        except FFStreamError:
+            if self.state == "draining":
+                self.state, self.admission.draining = "ready", False
             raise
         self._wake.put(None)
         return result
@@ -357,7 +358,12 @@ class Daemon:
         deadline = time.monotonic() + self.config.shutdown.drain_timeout_s
         late = []
         for step in sorted(self._steps):
-            if not step.end(max(0.1, deadline - time.monotonic())):
+            try:
+                in_time = step.end(max(0.1, deadline - time.monotonic()))
+            except Exception:  # the steps after it have things to end, too
+                log.exception("step failed name=%s", step.name)
+                in_time = False
+            if not in_time:
                 late.append(step.name)
         log.info("stopped late=%s", ",".join(late) or "none")
         if self.failure is not None:
@@ -393,7 +399,7 @@ def _lock(state: Path) -> IO[str]:
     """Makes the state folder and holds it for this process. Raises ConfigError when another one has it."""
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if check_folder(state):
+        if check_folder(state, of_keys=False):
             log.warning("others may read the state folder path=%s hint=chmod 700", state)
         file = (state / "lock").open("w")
     except OSError as error:

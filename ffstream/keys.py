@@ -125,9 +125,9 @@ def check_private(path: Path) -> None:
         raise ConfigError(f"{path} cannot be read", hint="it belongs to another user")
 
 
-def check_folder(folder: Path) -> bool:
-    """Raises ConfigError if everybody may write into the folder; returns whether others may read it."""
+def check_folder(folder: Path, *, of_keys: bool = True) -> bool:
+    """Raises ConfigError if others may write into the folder; returns whether they may read it."""
     mode = folder.stat().st_mode
-    if mode & stat.S_IWOTH:
-        raise ConfigError(f"everybody may write into {folder}", hint=f"chmod 700 {folder}")
+    if mode & (stat.S_IWOTH | (stat.S_IWGRP if of_keys else 0)):
+        raise ConfigError(f"others may write into {folder}", hint=f"chmod 700 {folder}")
     return bool(mode & (stat.S_IRGRP | stat.S_IROTH))

@@ -72,11 +72,13 @@ class Learner:
         self._writes = 0
         self._courses = 0
         self._ending = False  # commands that wait must end
+        self._paused = False  # as the course that a rollback ended was
         self._rolling = threading.Lock()  # one rollback at a time, and no trimming meanwhile
         folder = config.state / "checkpoints"
         self.store = CheckpointStore(folder, keep=config.checkpoint.keep, recipe=asdict(config.network))
         self._oldest_checkpoint = 0  # the journal may forget what lies below
-        self._vouched_for = 0  # the newest checkpoint that was read again before its rows gave way
+        self._looked_at = -1  # the newest checkpoint when the journal was full
+        self._vouched_for = 0  # up to where rows may then give way
         self._pressed_at = 0.0
         self.writer = CheckpointWriter(
             self.store, self._on_written, on_failure, bytes_per_s=config.checkpoint.write_bytes_per_s
@@ -121,11 +123,10 @@ class Learner:
 
     def _make_course(self, start: StartingPoint) -> None:
         """A pipeline and an evaluation that begin there; `_start_course` starts them."""
-        self.pipeline = self._make_pipeline(start)
-        first = Snapshot(self._classifier(self.pipeline.weights()), start.version, start.seq)
-        self._first_snapshot = first
+        pipeline = self._make_pipeline(start)
+        first = Snapshot(self._classifier(pipeline.weights()), start.version, start.seq)
         options = self._config.prequential
-        self.prequential = Prequential(
+        prequential = Prequential(
             self._metrics,
             first,
             fraction=options.fraction,
@@ -134,6 +135,7 @@ class Learner:
             record=ErrorRecord(start.progress.get("prequential")),
             on_failure=self._on_failure,
         )
+        self.pipeline, self.prequential, self._first_snapshot = pipeline, prequential, first
         log.info("learning begins checkpoint=%d journal=%d", start.seq, self._journal.head.seq)
 
     def _start_course(self) -> None:
@@ -213,8 +215,7 @@ class Learner:
 
     def _on_barrier(self, barrier: Barrier) -> None:
         snapshot = Snapshot(self._classifier(barrier.weights), barrier.version, barrier.seq)
-        if barrier.version > self.snapshots.current.version:
-            self.snapshots.publish(snapshot)
+        self.snapshots.publish(snapshot)
         # A saving barrier waits for the evaluator, so later ones may overtake it; its snapshot is wanted too.
         self.prequential.publish(snapshot)
         if barrier.saves:
@@ -229,7 +230,7 @@ class Learner:
             metrics.checkpoint_seconds.observe(written.seconds)
             metrics.checkpoint_bytes.set(written.bytes)
             metrics.checkpoint_seq.set(written.seq)
-            self._oldest_checkpoint = self.store.seqs()[0]
+            self._oldest_checkpoint = min(seq for seq in self.store.seqs() if seq <= written.seq)
         with self._checkpointed:
             self._last_written = written
             self._writes += 1
@@ -254,14 +255,16 @@ class Learner:
         if newest < self.pipeline.applied_seq and now - self._pressed_at > _PRESS_S:
             self._pressed_at = now
             self.pipeline.request_checkpoint(lambda barrier: None)
-        if newest > self._vouched_for:
+        if newest != self._looked_at:
+            self._looked_at, self._vouched_for = newest, self._oldest_checkpoint
             try:
                 self.store.verify(newest)
-            except CheckpointDamaged:
-                return self._oldest_checkpoint
-            self._vouched_for = newest
-            log.warning("journal full: rows up to the newest checkpoint give way seq=%d", newest)
-        return newest
+            except CheckpointDamaged as damage:
+                log.error("journal full, and the newest checkpoint is damaged: %s", damage.message)
+            else:
+                self._vouched_for = newest
+                log.warning("journal full: rows up to the newest checkpoint give way seq=%d", newest)
+        return self._vouched_for
 
     # --- commands ----------------------------------------------------------------------------------------------
 
@@ -356,14 +359,14 @@ class Learner:
         try:
             self._check_target(to)
             self._starting_point(to)  # before anything is given up
-            self._end_course(timeout_s)
+            self._end_course(max(timeout_s, self._config.shutdown.drain_timeout_s))
             try:
+                self._starting_point(to)  # again: a checkpoint that was being written may have replaced the oldest
                 self.store.discard_after(to)
                 moments.reached("rollback.discarded")
                 last = self._journal.head.seq
                 if skip and last > to:
-                    skips.add(self._journal.path, skips.Skip(to + 1, last))
-                    moments.reached("rollback.skipped")
+                    self._skip(to + 1, last)
             finally:
                 checkpoint = self._begin_again()
         except OSError as error:
@@ -376,6 +379,14 @@ class Learner:
         log.warning("rolled back to=%d checkpoint=%d first=%d last=%d later=%s", *done)
         return done
 
+    def _skip(self, first: int, last: int) -> None:
+        try:
+            skips.add(self._journal.path, skips.Skip(first, last))
+        except Unavailable as error:
+            error.hint = f"learning is back, but samples {first} to {last} are learned again; then ask once more"
+            raise
+        moments.reached("rollback.skipped")
+
     def _check_target(self, to: int) -> None:
         applied = self.pipeline.applied_seq
         if not 0 <= to <= applied:
@@ -384,8 +395,10 @@ class Learner:
     def _end_course(self, timeout_s: float) -> None:
         """Ends learning and evaluation where they are. What they have not saved the journal has."""
         self._paused = self.pipeline.paused
-        ended = self.pipeline.abort(timeout_s) and self.prequential.stop(timeout_s) and self.writer.settle(timeout_s)
-        if not ended:
+        deadline = time.monotonic() + timeout_s
+        for end in (self.pipeline.abort, self.prequential.stop, self.writer.settle):
+            if end(max(0.1, deadline - time.monotonic())):
+                continue
             failure = StageFailed("learning could not be ended for a rollback", hint="restart; see the log")
             self._on_failure(failure)
             raise failure
@@ -403,7 +416,7 @@ class Learner:
         start = start._replace(version_at_least=self.snapshots.current.version + 1)
         with self._checkpointed:
             self._last_written = Written(-1, 0, 0.0, None)  # numbers come again
-            self._vouched_for = 0
+        self._looked_at = -1
         self._make_course(start)
         self._oldest_checkpoint = min(self._oldest_checkpoint, *self.store.seqs(), start.seq)
         # What lived for the course before is garbage now, and was told to the collector as lasting.

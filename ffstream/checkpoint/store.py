@@ -93,7 +93,8 @@ class CheckpointStore:
         draft.rename(final / MANIFEST)
         fsync(final)
         moments.reached("checkpoint.manifest.after")
-        for old in self.seqs()[: -self.keep]:
+        # A newer one is damaged: recovery began before it. It is no reason to give up a whole one.
+        for old in [seq for seq in self.seqs() if seq <= checkpoint.seq][: -self.keep]:
             moments.reached("checkpoint.remove.before")
             self._remove(old)
         return saved.bytes

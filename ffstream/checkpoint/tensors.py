@@ -106,6 +106,7 @@ class _File:
                 raise
             # Other blocks than we think, or a quota that ends inside one: through the page cache, then.
             fcntl.fcntl(self._descriptor, fcntl.F_SETFL, 0)
+            os.lseek(self._descriptor, self.size - self._held, os.SEEK_SET)  # a part may have been written
             self._put(self._buffer[: self._held])
         self._wrote(self._held)
         self._held = 0

@@ -76,7 +76,8 @@ class CheckpointWriter:
         with self._changed:
             self._stopping = True
             self._hurry()
-        self.thread.join(timeout_s)
+        if self.thread.ident is not None:
+            self.thread.join(timeout_s)
         return not self.thread.is_alive()
 
     def _run(self) -> None:

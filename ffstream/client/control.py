@@ -11,7 +11,7 @@ class Control:
     """A connection to the control socket. For one thread."""
 
     def __init__(self, endpoint: str = DEFAULT_CONTROL, *, keys: CurveKeys | None = None) -> None:
-        self._connection = Connection(endpoint, (Reply,), keys=keys)
+        self._connection = Connection(endpoint, (Reply,), immediate=True, keys=keys)
         self._id = 0
 
     def request(

@@ -132,24 +132,14 @@ def _text(raw: bytes) -> str:
 
 def raise_if_not_its_fault(error: Exception) -> None:
     """Raises what says nothing about the journal: no access, no memory."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_ITS_FAULT:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in schema.NOT_ITS_FAULT:
         raise error
 
 
 def _unreadable(path: Path, error: Exception) -> JournalDamaged | ConfigError:
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_ITS_FAULT:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in schema.NOT_ITS_FAULT:
         return ConfigError(f"{path} cannot be read: {error}", hint="may this user read it, and the files beside it?")
     return schema.damaged(path, str(error))
-
-
-_NOT_ITS_FAULT = {
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_FULL,  # of the folder for temporary files
-    sqlite3.SQLITE_NOMEM,
-}
 
 
 def summarize(connection: sqlite3.Connection) -> Summary:

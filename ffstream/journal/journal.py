@@ -146,6 +146,12 @@ class Journal:
             )
         return known.receipts.get(n)
 
+    def holds(self, receipt: Receipt, entry: Entry) -> bool:
+        """Whether that message was stored with this content; True when its row is deleted and nobody can tell."""
+        row = self._db.execute("SELECT crc FROM messages WHERE first_seq = ?", (receipt.first_seq,)).fetchone()
+        _, _, _, count, dtype, labels, images = entry
+        return row is None or row[0] == schema.checksum(receipt.first_seq, count, dtype, labels, images)
+
     def append(self, entries: Sequence[Entry]) -> list[Receipt]:
         """Stores new messages in one transaction and returns their receipts, in order.
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ffstream.journal import schema
-from ffstream.journal.skips import Skips
+from ffstream.journal import schema, skips
 
 
 class Row(NamedTuple):
@@ -26,10 +25,10 @@ class Reader:
         self.path = path
         self._db = schema.connect(path, read_only=True)
         try:
-            self.skips = Skips(self._db.execute("SELECT first_seq, last_seq FROM skips"))
-        except sqlite3.DatabaseError as error:
+            self.skips = skips.read(self._db, path)
+        except BaseException:
             self._db.close()
-            raise schema.damaged(path, str(error)) from error
+            raise
 
     def read(self, beyond: int, max_samples: int) -> list[Row]:
         """Rows that hold samples beyond `beyond`, in order, until they hold `max_samples` or no more are there.

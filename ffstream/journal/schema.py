@@ -5,7 +5,7 @@ messages  one row an accepted message, in sequence order. Row r holds the sample
           lengths that count and dtype promise, and crc is `checksum` of the rest.
 receipts  messages whose row was deleted but whose sender may still ask about them.
 clients   for each client the lowest message number that it may still send (`base`).
-skips     ranges of samples that are never learned; see skips.py.
+skips     ranges of samples that are never learned; see skips.py. Valid if and only if 0 < first ≤ last < next number.
 meta      `version` of this schema; `next_seq`, so that numbers are never given twice when all rows are gone;
           `inputs` and `labels` of the network that the images are for.
 
@@ -48,6 +48,7 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) W
 """
 
 _OF_OLD = {"messages", "receipts", "clients", "meta"}  # every journal has them, whatever was added later
+_BUSY_MS = 10_000
 SEQ_MAX = 2**62  # a number above it was never given
 
 # What reading a damaged file raises: SQLite's message may quote bytes from it that are no text.
@@ -68,7 +69,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         else:
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         # Another connection holds the write lock for one transaction at most.
-        connection.execute("PRAGMA busy_timeout = 10000")
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
         if not read_only:
             connection.execute("PRAGMA page_size = 8192")
             connection.execute("PRAGMA journal_mode = WAL")
@@ -78,7 +79,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     except UNREADABLE as error:
         if connection is not None:
             connection.close()
-        raise damaged(path, str(error)) from error
+        raise _cannot_open(path, error) from error
     return connection
 
 
@@ -92,7 +93,7 @@ def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int)
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} INSERT OR IGNORE INTO meta VALUES {values}; COMMIT")
         found = dict(connection.execute("SELECT key, value FROM meta"))
     except UNREADABLE as error:
-        raise damaged(path, str(error)) from error
+        raise _cannot_open(path, error) from error
     for key, value in expected.items():
         if found.get(key) != value:
             raise JournalDamaged(
@@ -181,6 +182,23 @@ def only_damage(path: Path) -> Iterator[None]:
 
 # A constraint: the file holds a number that was not given yet.
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
+
+
+# What SQLite says that is no damage of the file.
+NOT_ITS_FAULT = {
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_FULL,  # of the folder for temporary files
+    sqlite3.SQLITE_NOMEM,
+}
+
+
+def _cannot_open(path: Path, error: Exception) -> JournalDamaged | Unavailable:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in NOT_ITS_FAULT:
+        return Unavailable(f"{path}: {error}", hint="which other program has it, may this user write, is there room?")
+    return damaged(path, str(error))
 
 
 def damaged(path: Path, what: str) -> JournalDamaged:

@@ -4,6 +4,7 @@ They keep their numbers and stay in the journal until rows that old are deleted.
 what counts is their union. They are read once, when a learner is built: a rollback builds another one.
 """
 
+import sqlite3
 from bisect import bisect_right
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,6 +39,22 @@ class Skips:
     def count(self, seq: int) -> int:
         """How many of the samples 1 … seq are skipped."""
         return sum(min(skip.last, seq) - skip.first + 1 for skip in self.ranges if skip.first <= seq)
+
+
+def read(connection: sqlite3.Connection, path: Path) -> Skips:
+    """Those in a journal. Raises JournalDamaged for ranges that no rollback could have written."""
+    try:
+        last = connection.execute(schema.LAST).fetchone()
+        (stored,) = connection.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
+        end = max(last[0] if last else 1, stored)
+        ranges = connection.execute("SELECT first_seq, last_seq FROM skips").fetchall()
+        for first, last_seq in ranges:
+            # A rollback skips samples that are on disk, and rows go from the front.
+            if not (type(first) is type(last_seq) is int and 0 < first <= last_seq < end):
+                raise schema.damaged(path, f"samples {first} to {last_seq} are to be skipped, and end before {end}")
+    except (*schema.UNREADABLE, TypeError) as error:
+        raise schema.damaged(path, str(error)) from error
+    return Skips(ranges)
 
 
 def add(journal: Path, skip: Skip) -> None:

@@ -7,10 +7,11 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
-from ffstream.errors import ProtocolError
-from ffstream.journal import schema
+from ffstream.errors import JournalDamaged, ProtocolError
+from ffstream.journal import schema, skips
 from ffstream.journal.inspection import (
     NAMED_MAX,
     Findings,
@@ -83,6 +84,7 @@ class Verification:
             self._check_numbers()
             self._check_receipts()
             check_end(self._db, self._meta.get("next_seq"), self.findings)
+            self._check_skips()
             self._check_file()
         finally:
             self._db.set_progress_handler(None, 0)
@@ -195,6 +197,13 @@ class Verification:
             for client, n, first_seq, count in self._db.execute("SELECT client, n, first_seq, count FROM receipts"):
                 if not all(map(is_number, (n, first_seq, count))) or not 0 < first_seq <= end - count:
                     self.findings.add(f"the receipt of message {n} of {client!r} names samples it cannot have")
+
+    def _check_skips(self) -> None:
+        with told(self.findings, "skips"), reading(self._db):
+            try:
+                skips.read(self._db, Path("skips"))
+            except JournalDamaged as error:
+                self.findings.add(error.message)
 
     def _check_file(self) -> None:
         with told(self.findings, "the file"), reading(self._db):

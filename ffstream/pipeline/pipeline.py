@@ -5,6 +5,7 @@
 One learner goes from one state to a later one. Rolling back means building another from an older state.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class Pipeline:
         self._metrics = metrics
         self._save_contributors = save_contributors
         self.applied_seq = start.seq
+        self._advancing = threading.Lock()
         self.stages = self._build_stages(options, start)
         self.learned = 0
         self._reader = Reader(journal)
@@ -174,7 +176,7 @@ class Pipeline:
             contributors += [FEEDER, *self._save_contributors]
 
         def complete(barrier: Barrier) -> None:
-            self.applied_seq = max(self.applied_seq, barrier.seq)  # microbatches skipped before it are done with too
+            self._advance(barrier.seq)  # microbatches skipped before it are done with too
             self._callbacks.on_barrier(barrier)
             if on_complete is not None:
                 on_complete(barrier)
@@ -186,8 +188,12 @@ class Pipeline:
             self._callbacks.on_saving(barrier)
         return barrier
 
+    def _advance(self, seq: int) -> None:
+        with self._advancing:  # barriers complete on threads of their own
+            self.applied_seq = max(self.applied_seq, seq)
+
     def _on_learned(self, handed: Handed) -> None:
-        self.applied_seq = handed.seq
+        self._advance(handed.seq)
         self.learned += handed.fresh
         self._metrics.samples_learned.inc(handed.fresh)
 
@@ -206,7 +212,8 @@ class Pipeline:
         deadline = time.monotonic() + timeout_s
         self._feeder.stop(save=save)
         for thread in (self._feeder.thread, *(stage.thread for stage in self.stages)):
-            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
         alive = self._feeder.thread.is_alive() or any(stage.thread.is_alive() for stage in self.stages)
         if not alive:
             self._reader.close()

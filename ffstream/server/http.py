@@ -1,6 +1,7 @@
 """HTTP for people and machines that watch: metrics, health, readiness, and a page. A uvicorn server on a thread."""
 
 import hmac
+import logging
 import socket
 import threading
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ffstream.errors import ConfigError, DeadlineExceeded
+from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
 from ffstream.server.refusals import Refusals
+
+log = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 10.0
 _CONNECTIONS = 64
@@ -93,7 +96,14 @@ class HttpServer:
 
     name = "ff-http"
 
-    def __init__(self, app: Starlette, address: str, connections: int = _CONNECTIONS) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        address: str,
+        connections: int = _CONNECTIONS,
+        on_failure: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        self._on_failure = on_failure
         host, _, port = address.rpartition(":")
         try:
             self._listener = socket.create_server((host.strip("[]"), int(port)))
@@ -110,9 +120,7 @@ class HttpServer:
             http="h11",  # which limits the bytes of a request's head
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._listener]}, name="ff-http", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="ff-http", daemon=True)
 
     def start(self) -> None:
         """Returns once requests are answered."""
@@ -123,6 +131,15 @@ class HttpServer:
                 return
             pause.wait(0.01)
         raise DeadlineExceeded("the HTTP server did not start", hint="see the log")
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._listener])
+            if not self._server.should_exit:
+                raise StageFailed("ff-http ended by itself", hint="see the log")
+        except Exception as error:
+            log.exception("thread failed name=%s", self.name)
+            self._on_failure(error)
 
     def stop(self, timeout_s: float) -> bool:
         """Closes the listener; requests under way get the time to finish."""

@@ -80,17 +80,17 @@ class LearnLoop(RouterLoop):
                         hint="a client's name belongs to one producer at a time",
                     )
                 receipt, entry = self._check(message, payload)
-                if receipt is not None and receipt.samples != message.count:
-                    raise StaleSequence(
-                        f"message {message.n} was stored with {receipt.samples} samples",
-                        hint="a client's name belongs to one producer at a time",
-                    )
                 if receipt is not None:
+                    # An ack would promise samples that nobody stored.
+                    if receipt.samples != entry.samples or not self.journal.holds(receipt, entry):
+                        raise _stored_otherwise(message.n)
                     self._metrics.samples_duplicate.inc(receipt.samples)
                     acks.setdefault(peer, []).append(receipt)
                 elif (entry.client, entry.n) in accepted:
                     self._metrics.samples_duplicate.inc(entry.samples)
                     first = accepted[entry.client, entry.n][1]
+                    if (first.labels, first.images) != (entry.labels, entry.images):
+                        raise _stored_otherwise(message.n)
                     accepted[entry.client, entry.n] = (
                         peer,
                         first,
@@ -167,3 +167,9 @@ class LearnLoop(RouterLoop):
 
     def _poll_ms(self) -> int:
         return 0 if self._trims else super()._poll_ms()
+
+
+def _stored_otherwise(n: int) -> StaleSequence:
+    return StaleSequence(
+        f"message {n} was stored with other samples", hint="a client's name belongs to one producer at a time"
+    )

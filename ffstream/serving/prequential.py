@@ -135,7 +135,8 @@ class Prequential:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self.thread.join(timeout_s)
+        if self.thread.ident is not None:
+            self.thread.join(timeout_s)
         return not self.thread.is_alive()
 
     def observe(self, images: Tensor, labels: Tensor, version: int, *, behind: bool = False) -> None:

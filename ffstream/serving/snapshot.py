@@ -31,10 +31,11 @@ class Snapshots:
         return self._current
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Replaces the current snapshot."""
+        """Replaces the current snapshot, unless that is a later one: barriers may complete out of order."""
         with self._published:
-            self._current = snapshot
-            self._published.notify_all()
+            if snapshot.version > self._current.version:
+                self._current = snapshot
+                self._published.notify_all()
 
     def wait_for(self, seq: int, timeout_s: float) -> bool:
         """True once a snapshot has learned every sample up to `seq`; False after the timeout, or once closed."""

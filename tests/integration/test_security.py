@@ -429,7 +429,7 @@ def test_keys_that_are_not_complete(house: House, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no secret key"):
         start(f"security.server_key={public}")
     (house.folder / "control").chmod(0o777)
-    with pytest.raises(ConfigError, match="everybody may write"):
+    with pytest.raises(ConfigError, match="others may write"):
         start()
 
 
@@ -455,7 +455,7 @@ def test_the_state_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     with Running(tmp_path / "new"):
         assert "others may read the state folder" in caplog.text
     (tmp_path / "new").chmod(0o777)
-    with pytest.raises(ConfigError, match="everybody may write") as caught:
+    with pytest.raises(ConfigError, match="others may write") as caught:
         Daemon(config(tmp_path / "new")).start()
     assert "chmod 700" in caught.value.hint
 

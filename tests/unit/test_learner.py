@@ -216,6 +216,36 @@ def test_what_is_trimmed_cannot_be_gone_back_to(tmp_path: Path) -> None:
         assert bench.learner.learned == 164
 
 
+def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing_to_begin_from(
+    tmp_path: Path, watched: Watch
+) -> None:
+    """Then it is refused, and nothing is lost."""
+    with Bench(tmp_path / "bench", checkpoint={"every_samples": 0, "every_s": 0, "keep": 1}) as bench:
+        bench.learn(10)
+        bench.learner.checkpoint(DEADLINE_S)
+        while bench.learner.trim():
+            pass
+        bench.learn(10, seed=1)
+        inside, go_on = threading.Event(), threading.Event()
+
+        def hold(moment: str) -> None:
+            if moment == "checkpoint.rename.after":
+                inside.set()
+                go_on.wait(DEADLINE_S)
+
+        watched(hold)
+        writing = threading.Thread(target=lambda: bench.learner.checkpoint(DEADLINE_S))
+        writing.start()
+        assert inside.wait(DEADLINE_S)
+        threading.Timer(0.2, go_on.set).start()
+        with pytest.raises(SequenceUnknown):
+            bench.learner.rollback(60, skip=True, timeout_s=DEADLINE_S)
+        writing.join(DEADLINE_S)
+        assert bench.learner.store.seqs() == [80]
+        bench.learn(1)
+        assert bench.learner.learned == 84
+
+
 def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
     bench.learn(10)
     inside, go_on = threading.Event(), threading.Event()

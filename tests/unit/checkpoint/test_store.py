@@ -368,3 +368,15 @@ def test_a_disk_that_refuses_is_an_os_error_and_the_one_before_stays(store: Chec
     assert the_same(store.newest()[0], checkpoint(10))
     assert store.write(checkpoint(20)) > 0
     assert the_same(store.newest()[0], checkpoint(20))
+
+
+def test_damaged_newer_ones_do_not_push_out_whole_ones(tmp_path: Path) -> None:
+    store = make(tmp_path, keep=1)
+    for seq in (100, 300):
+        make(tmp_path, keep=2).write(checkpoint(seq))
+    (folder_of(store, 300) / STATE).write_bytes(b"")
+    store.write(checkpoint(150))
+    assert the_same(store.newest()[0], checkpoint(150))
+    assert store.seqs() == [150, 300]
+    store.write(checkpoint(350))
+    assert store.seqs() == [350]

@@ -1,6 +1,9 @@
 """What is saved is what the safetensors library reads."""
 
+import errno
 import hashlib
+import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,23 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     with pytest.raises(OSError, match="exists"):
         save({}, tmp_path / "x", lambda size: None)
+
+
+def test_what_a_disk_takes_in_part_and_then_refuses_is_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a quota does that ends inside a block."""
+    write, calls = os.write, itertools.count()
+
+    def take_a_part(descriptor: int, memory: memoryview) -> int:
+        call = next(calls)
+        if call == 1:
+            raise OSError(errno.EINVAL, "odd")
+        return write(descriptor, memory[: 1 << 20] if call == 0 else memory)
+
+    monkeypatch.setattr(os, "write", take_a_part)
+    large = {"a": torch.randn(3_000_000)}
+    saved = save(large, tmp_path / "x", lambda size: None)
+    monkeypatch.undo()
+    assert equal(load_file(tmp_path / "x"), large)
+    assert saved.sha256 == hashlib.sha256((tmp_path / "x").read_bytes()).hexdigest()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ffstream.errors import DiskFull, JournalDamaged, StaleSequence
-from ffstream.journal import skips
+from ffstream.errors import DiskFull, JournalDamaged, StaleSequence, Unavailable
+from ffstream.journal import schema, skips
 from ffstream.journal.journal import Head, Journal, Receipt
 from ffstream.journal.reader import Reader
 from ffstream.journal.skips import Skip
@@ -332,7 +332,7 @@ def test_a_file_that_is_no_database(content: bytes, tmp_path: Path, open_journal
 
 
 def test_a_reader_does_not_make_a_journal(tmp_path: Path) -> None:
-    with pytest.raises(JournalDamaged):
+    with pytest.raises(Unavailable):
         Reader(tmp_path / "none.sqlite")
     assert not (tmp_path / "none.sqlite").exists()
 
@@ -397,6 +397,7 @@ def test_a_client_that_comes_back_after_it_was_forgotten_begins_anew(journal: Jo
 def test_skips_are_on_disk_and_overlapping_ones_are_one(
     journal: Journal, open_reader: Callable[[Path], Reader]
 ) -> None:
+    journal.append([entry("a", 1, samples=30)])
     for skip in (Skip(5, 9), Skip(20, 30), Skip(8, 12), Skip(13, 13), Skip(5, 6)):
         skips.add(journal.path, skip)
     found = open_reader(journal.path).skips
@@ -410,3 +411,28 @@ def test_skips_are_on_disk_and_overlapping_ones_are_one(
         None,
     ]
     assert [found.count(seq) for seq in (0, 4, 5, 13, 19, 20, 99)] == [0, 0, 1, 9, 9, 10, 20]
+
+
+@pytest.mark.parametrize("row", [(1, "x"), (0, 1), (2, 1), (1, 1_000_000)])
+def test_a_skip_that_no_rollback_wrote_is_damage(
+    journal: Journal, open_reader: Callable[[Path], Reader], row: tuple[Any, Any]
+) -> None:
+    journal.append([entry("a", 1, samples=10)])
+    connection = sqlite3.connect(journal.path)
+    connection.execute("INSERT INTO skips VALUES (?, ?)", row)
+    connection.commit()
+    connection.close()
+    with pytest.raises(JournalDamaged, match="skipped"):
+        open_reader(journal.path)
+
+
+def test_a_journal_that_another_program_has_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.sqlite"
+    Journal(path, inputs=INPUTS, labels=LABELS).close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(schema, "_BUSY_MS", 10)
+    with pytest.raises(Unavailable, match="locked") as caught:
+        Journal(path, inputs=INPUTS, labels=LABELS)
+    assert caught.value.hint
+    other.close()

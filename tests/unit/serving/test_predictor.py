@@ -35,7 +35,7 @@ def test_each_query_gets_its_own_answer_in_order_whatever_it_is_mixed_with() -> 
 
 def test_queries_that_wait_together_are_answered_from_one_snapshot() -> None:
     """Even if another one is published between the uint8 and the float32 images."""
-    snapshots = Snapshots(snapshot(1))
+    snapshots = Snapshots(snapshot(0))
 
     class Publishing:
         def predict(self, images: torch.Tensor) -> Any:
