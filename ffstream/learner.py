@@ -53,7 +53,7 @@ class RolledBack(NamedTuple):
     checkpoint: int
     first: int
     last: int
-    later: str  # "relearned" or "skipped"
+    later: str  # "relearned" (but for those that an earlier rollback skipped) or "skipped"
 
 
 class Learner:

@@ -254,8 +254,9 @@ class Journal:
             self._db.executemany("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?)", still_asked)
             self._db.execute("DELETE FROM messages WHERE first_seq <= ?", (old[-1][0],))
             self._db.execute("UPDATE meta SET value = ? WHERE key = 'next_seq'", (self._next_seq,))
-            self._db.execute(
-                "DELETE FROM receipts WHERE n < (SELECT base FROM clients WHERE clients.client = receipts.client)"
+            self._db.executemany(
+                "DELETE FROM receipts WHERE client = ? AND n < ?",
+                [(client, self._clients[client].base) for client in {client for _, client, _, _ in old}],
             )
         moments.reached("trim.after")
         self._first_seq = old[-1][0] + old[-1][3]

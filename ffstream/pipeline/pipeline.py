@@ -47,7 +47,10 @@ class PipelineOptions:
 
 
 class StartingPoint(NamedTuple):
-    """Where a learner begins: nothing learned, or what a checkpoint holds. Versions of snapshots only go up."""
+    """Where a learner begins: nothing learned, or what a checkpoint holds.
+
+    In one process versions of snapshots only go up; after a death they may come again.
+    """
 
     seq: int = 0
     tensors: Mapping[str, Tensor] = {}
