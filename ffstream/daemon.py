@@ -30,7 +30,7 @@ from ffstream.learner import Learner
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
 from ffstream.server.admission import Admission, AdmissionLimits
-from ffstream.server.control import ControlLoop
+from ffstream.server.control import Command, ControlLoop
 from ffstream.server.http import HttpServer, make_app
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
@@ -43,7 +43,7 @@ from ffstream.wire.codec import ImageChecker
 log = logging.getLogger(__name__)
 
 _COMMAND_S = 60.0  # what a command takes at most, unless its client says otherwise
-_RETURN_MEMORY_S = 30.0
+_RETURN_MEMORY_S = 10.0
 
 
 class _Order(IntEnum):
@@ -183,16 +183,16 @@ class Daemon:
             metrics=self.metrics,
             on_failure=self._fail,
         )
-        commands = {
-            "status": lambda arguments: self.status(),
-            "wait_idle": self._wait_idle,
-            "checkpoint": self._checkpoint,
-            "pause": lambda arguments: self._pause(True),
-            "resume": lambda arguments: self._pause(False),
+        commands: dict[str, Command] = {
+            "status": lambda arguments: self.status,
+            "wait_idle": lambda arguments: partial(self._wait_idle, _seconds(arguments)),
+            "checkpoint": lambda arguments: partial(self._checkpoint, _seconds(arguments)),
+            "pause": lambda arguments: partial(self._pause, True),
+            "resume": lambda arguments: partial(self._pause, False),
             "rollback": self._rollback,
-            "drain": self._drain,
-            "stop": lambda arguments: self._request_stop(),
-            "config": lambda arguments: {"config": self.config.model_dump(mode="json")},
+            "drain": lambda arguments: partial(self._drain, _seconds(arguments)),
+            "stop": lambda arguments: self._request_stop,
+            "config": lambda arguments: self._show_config,
         }
         waits = {"wait_idle", "checkpoint", "rollback", "drain"}
         self.control = ControlLoop(commands, sockets, self.metrics, self._fail, waits=waits)
@@ -275,35 +275,38 @@ class Daemon:
             },
         }
 
-    def _wait_idle(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        self.learner.wait_idle(_seconds(arguments))
+    def _show_config(self) -> dict[str, Any]:
+        return {"config": self.config.model_dump(mode="json")}
+
+    def _wait_idle(self, timeout_s: float) -> dict[str, Any]:
+        self.learner.wait_idle(timeout_s)
         return self.status()
 
-    def _checkpoint(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        written = self.learner.checkpoint(_seconds(arguments))
+    def _checkpoint(self, timeout_s: float) -> dict[str, Any]:
+        written = self.learner.checkpoint(timeout_s)
         return {"seq": written.seq, "bytes": written.bytes, "seconds": written.seconds}
 
     def _pause(self, paused: bool) -> dict[str, Any]:
         self.learner.pause(paused)
         return {"paused": paused}
 
-    def _rollback(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _rollback(self, arguments: dict[str, Any]) -> Callable[[], dict[str, Any]]:
         to, later = arguments.get("to"), arguments.get("later", "relearn")
         if type(to) is not int or not 0 <= to < 2**63:
             raise BadHeader("rollback.to is not a sequence number", hint="ffstream rollback --to SEQ")
         if later not in {"relearn", "skip"}:
             raise BadHeader("rollback.later is neither relearn nor skip", hint="relearn is the default")
-        return self.learner.rollback(to, skip=later == "skip", timeout_s=_seconds(arguments))._asdict()
+        timeout_s = _seconds(arguments)
+        return lambda: self.learner.rollback(to, skip=later == "skip", timeout_s=timeout_s)._asdict()
 
-    def _drain(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _drain(self, timeout_s: float) -> dict[str, Any]:
         """Accepts no more samples, learns what is acked, then stops."""
-        _seconds(arguments)  # before anything changes: refused, it must leave nothing behind
         self.state = "draining"
         self.admission.draining = True
         try:
-            accepted, result = self.journal.head.seq, self._wait_idle(arguments)
+            accepted, result = self.journal.head.seq, self._wait_idle(timeout_s)
             while accepted < self.journal.head.seq:  # a commit was in hand
-                accepted, result = self.journal.head.seq, self._wait_idle(arguments)
+                accepted, result = self.journal.head.seq, self._wait_idle(timeout_s)
         except FFStreamError:
             if self.state == "draining":
                 self.state, self.admission.draining = "ready", False

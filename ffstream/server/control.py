@@ -13,7 +13,8 @@ from ffstream.wire.messages import MAX_HEADER_BYTES, Reply, Request
 
 log = logging.getLogger(__name__)
 
-Command = Callable[[dict[str, Any]], dict[str, Any]]
+# Looks at the arguments, on the loop's thread: raises FFStreamError, or returns what is to be done on another one.
+Command = Callable[[dict[str, Any]], Callable[[], dict[str, Any]]]
 
 _WAITING_MAX = 64  # a thread each, made when needed
 _RESERVED = 8  # of these, for commands that answer at once: whoever waits keeps nobody from saying stop
@@ -26,8 +27,7 @@ class InternalError(FFStreamError):
 
 
 class ControlLoop(RouterLoop):
-    """Thread `ff-control`. Commands take the request's arguments and return the reply's result. `waits` names those
-    that may take long."""
+    """Thread `ff-control`. Each command's work returns the reply's result. `waits` names those that may take long."""
 
     def __init__(
         self,
@@ -57,12 +57,13 @@ class ControlLoop(RouterLoop):
                 if command is None:
                     known = ", ".join(sorted(self._commands))
                     raise BadHeader("unknown command", hint=f"there are {known}")
+                work = command(message.arguments)
                 if len(self._waiting) >= _WAITING_MAX - _RESERVED * (message.command in self._waits):
                     raise RateLimited(f"{len(self._waiting)} commands are running", hint="try again later")
             except FFStreamError as error:
                 self.refuse(peer, error, id=message.id)
                 continue
-            self._waiting.append((peer, message.id, self._workers.submit(command, message.arguments)))
+            self._waiting.append((peer, message.id, self._workers.submit(work)))
 
     def idle(self) -> None:
         """Replies to what has finished."""

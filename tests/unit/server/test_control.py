@@ -1,13 +1,14 @@
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import zmq
 
-from ffstream.errors import SequenceUnknown, Unavailable
+from ffstream.errors import ConfigError, SequenceUnknown, Unavailable
 from ffstream.metrics import Metrics
-from ffstream.server.control import ControlLoop
+from ffstream.server.control import Command, ControlLoop
 from ffstream.server.router import SocketLimits
 from tests.in_process import Peer
 from tests.support import wait_until
@@ -21,7 +22,9 @@ class Desk:
         self.started = 0
         self.failures: list[Exception] = []
         self.metrics = Metrics()
-        commands = {"echo": self._echo, "hold": self._hold, "refuse": self._refuse, "break": self._break}
+        works = {"echo": self._echo, "hold": self._hold, "refuse": self._refuse, "break": self._break}
+        commands: dict[str, Command] = {name: partial(partial, work) for name, work in works.items()}
+        commands["check"] = self._check
         self.loop = ControlLoop(
             commands, SocketLimits(1 << 20, 100, 5.0), self.metrics, self.failures.append, waits={"hold"}
         )
@@ -29,6 +32,9 @@ class Desk:
         self.loop.bind(self._context, "tcp://127.0.0.1:*")
         self.loop.start()
         self.peer = Peer(self.loop.endpoint)
+
+    def _check(self, arguments: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+        raise ConfigError("no such time", hint="another")
 
     def _echo(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments
@@ -83,6 +89,16 @@ def test_commands_that_wait_hold_up_no_other(desk: Desk) -> None:
     assert {desk.peer.answer()["id"] for _ in range(40)} == set(range(40))
 
 
+def test_wrong_arguments_take_no_place(desk: Desk) -> None:
+    for id in range(56):
+        desk.ask(id, "hold")
+    wait_until(lambda: desk.started == 56, 10, "all of them run")
+    for id in range(100, 200):
+        desk.ask(id, "check")
+    assert {desk.peer.answer()["code"] for _ in range(100)} == {"config"}
+    desk.gate.set()
+
+
 def test_what_is_too_much_is_refused(desk: Desk) -> None:
     for id in range(57):
         desk.ask(id, "hold")
@@ -121,7 +137,7 @@ def test_a_command_that_fails_is_an_error_with_its_id(
 
 def test_an_unknown_command_is_told_which_there_are(desk: Desk) -> None:
     desk.ask(1, "help")
-    assert desk.peer.answer()["hint"] == "there are break, echo, hold, refuse"
+    assert desk.peer.answer()["hint"] == "there are break, check, echo, hold, refuse"
 
 
 def test_a_payload_is_refused(desk: Desk) -> None:
