@@ -855,6 +855,10 @@ def test_a_rollback_while_samples_and_queries_come(start: Start) -> None:
     try:
         for at in range(60):
             producer.send(images(4, seed=at), labels(4, seed=at))
+            if at == 20:
+                producer.flush(WAIT_S)
+                control.wait_idle(WAIT_S)
+                control.request("checkpoint")  # one that comes by itself may be passed over for a later one
             if at == 40:
                 producer.flush(WAIT_S)
                 learned = control.wait_idle(WAIT_S)["learned"]
