@@ -87,8 +87,8 @@ def record(folder: Path, seed: int, messages: int = _MESSAGES) -> Recording:
                 raise DaemonFailed(f"a traced daemon left with exit code {code}\n{log_tail(home.log)}")
             contents.append(reader.contents())
     events: list[trace.Event] = []
-    for lines, there in zip(trace.by_life(output, pids), contents, strict=True):
-        events += reader.read(lines)
+    for steps, there in zip(trace.by_life(output, pids), contents, strict=True):
+        events += reader.read(steps)
         reader.check(there)
     output.unlink()
     operations: list[disk.Operation] = []

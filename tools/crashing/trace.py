@@ -113,24 +113,28 @@ def _text(text: str) -> str:
 
 
 class _Step(NamedTuple):
-    """A call as it begins (`call` is known all the same), or as it ends."""
+    """A call as it begins (`call` is known all the same), or as it ends; its ticket is the line of its beginning."""
 
     begins: bool
     ticket: int
     call: _Call
 
 
-def by_life(path: Path, pids: Sequence[int]) -> Iterator[list[str]]:
-    """The lines of a trace, each life's from its first call on; lives of one fork server follow one another."""
+def by_life(path: Path, pids: Sequence[int]) -> Iterator[list[_Step]]:
+    """The steps of each life, from its first call on; lives of one fork server follow one another.
+
+    Halves of a call are joined before lives are told apart: the server's own may lie across the beginning of a life.
+    """
     lines = path.read_text().splitlines()
     begins = [next(at for at, line in enumerate(lines) if line.startswith(f"{pid} ")) for pid in pids]
+    steps = _steps(lines)
     for begin, end in pairwise([*begins, len(lines)]):
-        yield lines[begin:end]
+        yield [step for step in steps if begin <= step.ticket < end]
 
 
 def _steps(lines: Sequence[str]) -> list[_Step]:
     began: dict[str, tuple[int, str]] = {}
-    steps: list[tuple[int, bool, int, _Call]] = []
+    steps: list[tuple[int, _Step]] = []
     for number, line in enumerate(lines):
         found = _LINE.match(line)
         if found is None:
@@ -147,9 +151,8 @@ def _steps(lines: Sequence[str]) -> list[_Step]:
         if call is None or call[3] == "?":
             continue  # a signal, an exit, or a call that the end of the process cut off
         whole = _Call(call[1], call[2], int(call[3]))
-        steps += [(start, True, start, whole), (number, False, start, whole)]
-    steps.sort(key=lambda step: (step[0], not step[1]))
-    return [_Step(begins, ticket, call) for _, begins, ticket, call in steps]
+        steps += [(start, _Step(True, start, whole)), (number, _Step(False, start, whole))]
+    return [step for _, step in sorted(steps, key=lambda each: (each[0], not each[1].begins))]
 
 
 class Reader:
@@ -161,12 +164,12 @@ class Reader:
         self._parent = str(root)
         self._ticket = 0
 
-    def read(self, lines: Sequence[str]) -> Iterator[Event]:
+    def read(self, steps: Sequence[_Step]) -> Iterator[Event]:
         """The events of one life. Raises TraceUnclear."""
         offsets: dict[int, int] = {}
         streams: dict[str, _Stream] = defaultdict(_Stream)
         tickets: dict[int, int] = {}
-        for begins, ticket, call in _steps(lines):
+        for begins, ticket, call in steps:
             if call.result < 0:
                 continue
             if call.name in ("sendto", "sendmsg", "write", "writev") and "socket:" in call.descriptor[1]:
