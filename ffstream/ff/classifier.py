@@ -17,7 +17,9 @@ from ffstream.ff.layer import LayerWeights
 from ffstream.ff.normalization import make_normalization, sum_squares
 from ffstream.ff.presets import Recipe
 
-_CHUNK = 256  # samples at a time, so that a large query needs no more memory than a microbatch
+# Samples at a time, so that a large query needs no more memory than a microbatch. What is less is filled up to a power
+# of two: for every number of rows, products in bf16 are compiled anew (half a millisecond, and 0.3 MB that stay).
+_CHUNK = 256
 
 
 class Prediction(NamedTuple):
@@ -38,13 +40,16 @@ class Classifier:
 
     def predict(self, images_BI: Tensor) -> Prediction:
         """Labels and goodness of images (B, I): uint8, or float32 between 0 and 1."""
-        chunks = [self._goodness_by_label(chunk) for chunk in images_BI.split(_CHUNK)]
+        chunks = [self._goodness_by_label(chunk)[: len(chunk)] for chunk in images_BI.split(_CHUNK)]
         goodness_BL = torch.cat(chunks).cpu() if chunks else torch.empty(0, self.recipe.labels)
         return Prediction(goodness_BL.argmax(1), goodness_BL)
 
     def _goodness_by_label(self, images_BI: Tensor) -> Tensor:
+        """Also of the rows that fill up."""
         first = self.layers[0]
-        pixels_BI = to_unit(images_BI, torch.empty(images_BI.shape, device=first.weight_OI.device))
+        count, inputs = images_BI.shape
+        pixels_BI = torch.zeros(_filled_up(count), inputs, device=first.weight_OI.device)
+        to_unit(images_BI, pixels_BI[:count])
         dtype = first.weight_OI.dtype
         x_BI, factor_B, gain_B = prepare(pixels_BI, first.mean_I, self.recipe, self._normalization, dtype)
         term_BO = _term(x_BI, factor_B, first)
@@ -78,6 +83,11 @@ class Classifier:
             if len(weights.vectors_LO):
                 h_BLO.add_(weights.vectors_LO)
             yield self._goodness(h_BLO.clamp_min_(0))
+
+
+def _filled_up(count: int) -> int:
+    """The next power of two."""
+    return 1 << max(count - 1, 0).bit_length()
 
 
 def _term(x_NI: Tensor, factor_N: Tensor, weights: LayerWeights) -> Tensor:

@@ -1,5 +1,6 @@
 """Where a stage computes. On CUDA each stage has a stream of its own; on the CPU there is nothing to order."""
 
+import os
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -75,7 +76,19 @@ def choose_product_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
         name = "bf16" if fast else "fp32"
+    if name == "bf16" and device.type == "cpu":
+        _bound_compiled_products()
     return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def _bound_compiled_products() -> None:
+    """On the CPU oneDNN compiles a bf16 product for each shape, and torch keeps it: 1,024 of them are 600 MB.
+
+    The network has a few dozen shapes; microbatches that are flushed on time have any number of rows. The limits are
+    read at the first such product. torch's cache (the first; one a thread) lies over oneDNN's (one for all).
+    """
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 def _cpu_has_bf16() -> bool:

@@ -68,8 +68,9 @@ class Raw(NamedTuple):
 
 
 def _noise(chance: random.Random) -> bytes:
-    """Begins as a greeting of today does: nothing else in it can pass for a message."""
-    return b"\xff" + chance.randbytes(8) + b"\x7f" + chance.randbytes(chance.randrange(1, 4096))
+    """Begins as a greeting of today does, its version (3 or later) too: nothing else in it can pass for a message."""
+    version = bytes([chance.randrange(3, 256)])
+    return b"\xff" + chance.randbytes(8) + b"\x7f" + version + chance.randbytes(chance.randrange(4096))
 
 
 RAW = (

@@ -11,7 +11,7 @@ from ffstream.ff.presets import Recipe
 from tests.unit.ff import formulas
 from tests.unit.ff.formulas import SMALL, variant
 
-B = 70  # more than are computed at a time
+B = 300  # more than are computed at a time
 DEEP = variant(SMALL, widths=(12, 10, 7), objective="paired")
 
 

@@ -25,6 +25,13 @@ def test_none_of_it_becomes_a_message() -> None:
         assert not router.poll(300)
 
 
+def test_noise_is_never_taken_for_an_older_protocol() -> None:
+    """Versions 0 and 1 have no handshake to fail: once in a hundred times, any byte there would be one of them."""
+    (noise,) = (raw for raw in RAW if raw.name == "noise")
+    chance = random.Random(1)
+    assert {noise.says(chance)[10] for _ in range(5000)} == set(range(3, 256))
+
+
 def test_chance_has_it_the_same_way_again() -> None:
     first, second = ([raw.says(random.Random(5)) for raw in RAW] for _ in range(2))
     assert first == second
