@@ -17,8 +17,8 @@ from ffstream.ff.layer import LayerWeights
 from ffstream.ff.normalization import make_normalization, sum_squares
 from ffstream.ff.presets import Recipe
 
-# Samples at a time, so that a large query needs no more memory than a microbatch. What is less is filled up to a power
-# of two: for every number of rows, products in bf16 are compiled anew (half a millisecond, and 0.3 MB that stay).
+# Samples at a time, so that a large query needs no more memory than a microbatch. What is less is filled up to a
+# power of two: for every number of rows, products in bf16 are compiled anew (half a millisecond; 0.3 MB that stay).
 _CHUNK = 256
 
 
