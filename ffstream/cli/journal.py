@@ -121,7 +121,7 @@ def _show_stat(result: dict[str, Any]) -> None:
             "held": f"{held}; {result['samples']:,} in {result['messages']:,} messages",
             "next": f"sample {result['next_seq']:,}",
             "to learn": f"{result['backlog']:,} samples behind checkpoint {result['checkpoint_seq']:,}",
-            "on disk": f"{states.size(result['file_bytes'])}, {states.size(result['used_bytes'])} of it in use; "
+            "on disk": f"{states.size(result['used_bytes'])} in use; file {states.size(result['file_bytes'])}, "
             f"log {states.size(result['wal_bytes'])}",
             "clients": f"{result['clients']:,}, {result['receipts']:,} receipts"
             + (f"; {largest}" if largest else ""),
