@@ -21,8 +21,8 @@ from typing import IO, Any, NamedTuple
 import zmq
 
 from ffstream import __version__
-from ffstream.checkpoint.store import fsync
 from ffstream.config import Config
+from ffstream.durable import fsync, fsync_tree
 from ffstream.errors import BadHeader, ConfigError, DeadlineExceeded, FFStreamError, StageFailed
 from ffstream.journal.journal import Journal
 from ffstream.keys import check_folder
@@ -118,6 +118,10 @@ class Daemon:
         state = self.config.state
         self._lock = _lock(state)
         self._steps.append(_Step(_Order.RELEASE_STATE, "lock", self._unlock))
+        try:
+            fsync_tree(state)  # before anything relies on what is there
+        except OSError as error:
+            raise ConfigError(f"{state}: {error.strerror}", hint="its files cannot be flushed to the disk") from error
         recipe = self.config.network
         self.journal = Journal(state / "journal.sqlite", inputs=recipe.inputs, labels=recipe.labels)
         self._steps.append(_Step(_Order.CLOSE_JOURNAL, "journal", self._close_journal))

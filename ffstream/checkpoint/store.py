@@ -15,7 +15,6 @@ reading a checkpoint runs no code.
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ from ffstream import moments
 from ffstream.checkpoint import manifest as manifests
 from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, damaged, folder_of
 from ffstream.checkpoint.tensors import save
+from ffstream.durable import fsync
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class CheckpointStore:
         # As it looks when read back: JSON has lists where Python has tuples.
         self.recipe = json.loads(json.dumps(recipe))
         folder.mkdir(parents=True, exist_ok=True)
+        fsync(folder.parent)  # the journal lets rows go that are learned in here
 
     def write(self, checkpoint: Checkpoint, wrote: Callable[[int], object] = lambda size: None) -> int:
         """Makes a checkpoint durable and removes what is over `keep`. Returns its bytes. Raises OSError.
@@ -164,12 +165,3 @@ class CheckpointStore:
         for path in self.folder.iterdir():
             if path.is_dir() and not (path / MANIFEST).exists():
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def fsync(path: Path) -> None:
-    """Makes a file's contents, or a folder's entries, survive power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from ffstream.durable import fsync
 from ffstream.errors import DataError
 
 Progress = Callable[[str, int, int | None], None]
@@ -118,7 +119,7 @@ def _store(
         if not remote.matches(part):
             raise _MirrorFailed("checksum differs")
         target = part.replace(folder / remote.name)
-        _fsync_folder(folder)
+        fsync(folder)
         return target
     finally:
         part.unlink(missing_ok=True)
@@ -128,11 +129,3 @@ def _checksum(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
     return f"{algorithm}:{digest.hexdigest()}"
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,8 +20,6 @@ from tools.crashing.killing import Killing, reason_to_pass_over
 from tools.crashing.lives import ForkServer
 from tools.crashing.stream import Heard
 
-MESSAGES = 60
-
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[ForkServer]:
@@ -52,7 +50,9 @@ def test_without_power_it_keeps_what_it_acked_and_a_disk_that_lies_is_found_out(
     why_not = trace.why_not(tmp_path)
     if why_not is not None:
         pytest.skip(why_not)
-    recording = power.record(tmp_path, 1, MESSAGES)
+    recording = power.record(tmp_path, 1)
+    assert list(power.unsafe(tmp_path, recording)) == []
+    flushes_what_it_finds(recording)
     points = power.points(recording, 5, random.Random(1))
     honest = list(power.lose_power(tmp_path, recording, points, forks))
     assert len(honest) == 5
@@ -74,6 +74,21 @@ def test_without_power_it_keeps_what_it_acked_and_a_disk_that_lies_is_found_out(
                 there = folder / "state" / "endpoints.json"
                 assert not there.exists() or there.read_text().endswith("}\n")
     assert renamed == 3
+
+
+def flushes_what_it_finds(recording: power.Recording) -> None:
+    """Each life but the first flushes all that is there before it writes: the one before may not have come to it."""
+    state = disk.Disk(recording.root)
+    for at, operation in enumerate(recording.operations):
+        if at in recording.births[1:]:
+            unflushed = {Path(each) for each in state.files()}
+            unflushed |= {parent for each in unflushed for parent in each.parents if recording.root in parent.parents}
+        elif at > recording.births[1]:
+            if isinstance(operation, disk.SyncBegins):
+                unflushed.discard(Path(operation.path))
+            elif isinstance(operation, disk.Write | disk.Make | disk.Rename | disk.Remove):
+                assert unflushed == set(), f"before {type(operation).__name__} {operation.path}"
+        state.do(operation)
 
 
 # --- the accounts -------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ffstream.errors import FFStreamError
 from tools.crashing import power, trace
 from tools.crashing.killing import Killed, Killing
 from tools.crashing.lives import ForkServer
+from tools.daemon_process import DaemonFailed
 
 screen = Console(stderr=True)
 Tell = Callable[[str], None]
@@ -73,7 +74,7 @@ def main(kills: int, power_losses: int | None, seed: int, as_json: bool) -> None
                 result,
                 lambda what: progress.update(task, advance=1, description=what),
             )
-    except (FFStreamError, trace.TraceUnclear) as error:
+    except (FFStreamError, DaemonFailed, trace.TraceUnclear) as error:
         result["failure"] = str(error)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
@@ -95,7 +96,7 @@ def main(kills: int, power_losses: int | None, seed: int, as_json: bool) -> None
 def holds(result: dict[str, Any]) -> bool:
     """Whether every promise was kept."""
     kept = result["lost"] == 0 and result["twice"] == 0 and result["weights_equal"] and result["in_order"]
-    return bool("failure" not in result and kept)
+    return bool("failure" not in result and kept and not result.get("unsafe"))
 
 
 def crash(
@@ -115,6 +116,7 @@ def crash(
         return
     start = time.monotonic()
     recording = power.record(folder, seed)
+    result["unsafe"] = list(power.unsafe(folder, recording))
     points = power.points(recording, losses, random.Random(seed))
     for lost in power.lose_power(folder, recording, points, forks, tell):
         result["power_losses"] += 1
@@ -160,6 +162,7 @@ def show(result: dict[str, Any], *, good: bool) -> None:
         f"{result['acked']:,} samples acked, {result['lost']} lost, {result['twice']} twice.",
         f"Weights {'equal' if result['weights_equal'] else 'DIFFERENT'}, bit for bit, to those of a run without.",
         result.get("power_note", ""),
+        *(f"Not safe {each}." for each in result.get("unsafe", [])),
         "" if good else f"A promise is broken. Everything is in {result['folder']}.",
     ]
     screen.print("\n".join(filter(None, lines)), markup=False, highlight=False)

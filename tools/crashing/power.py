@@ -5,6 +5,9 @@ one that is stopped, one that is killed, one that is stopped; SQLite folds its l
 that this happens often. For a point in the record, `disk` makes a folder as power loss there may leave it. A daemon
 begins on it, a producer that heard the acks sent before that point sends the rest of the stream, and in the end the
 accounts must be right and the state equal to that of a life that nothing happened to.
+
+That takes seconds a point. What every single point must have, if nothing is there but what was flushed, is looked up
+in the files: each acked sample in a whole checkpoint or in the journal, and no gap between the two.
 """
 
 import random
@@ -12,15 +15,19 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from ffstream.checkpoint import manifest
+from ffstream.errors import FFStreamError
+from ffstream.journal.journal import Journal
 from tools.crashing import disk, trace
 from tools.crashing.accounts import Account, Remains, settle
 from tools.crashing.killing import end_in_order, never_killed
 from tools.crashing.lives import ForkServer, Home
-from tools.crashing.stream import Heard, connect, send_all, sizes
+from tools.crashing.stream import INPUTS, LABELS, Heard, connect, send_all, sizes
 from tools.crashing.victim import Death
 from tools.daemon_process import DaemonFailed, log_tail
 
@@ -35,13 +42,14 @@ _NOT_LEARNED = "progress.version"
 
 @dataclass(frozen=True)
 class Recording:
-    """Operations on the folder in order, each ack with the number of operations before it, and the whole stream."""
+    """Operations on the folder in order; each ack and the birth of each life with the number of them before it."""
 
     root: Path
     seed: int
     sizes: Sequence[int]
     operations: Sequence[disk.Operation]
     acks: Sequence[tuple[int, Heard]]
+    births: Sequence[int]
 
     def heard_before(self, point: int) -> list[Heard]:
         """What a producer may have heard when so many operations were done."""
@@ -64,14 +72,14 @@ class PowerLost:
         return bool(account.lost or account.twice or self.different or not account.in_order)
 
 
-def record(folder: Path, seed: int, messages: int = _MESSAGES) -> Recording:
-    """Three lives. Raises and trace.TraceUnclear when something is not understood."""
+def record(folder: Path, seed: int) -> Recording:
+    """Three lives. Raises DaemonFailed, and trace.TraceUnclear when something is not understood."""
     root = folder / "recorded"
     root.mkdir()
-    home, counts = Home(root / "state"), sizes(messages)
+    home, counts = Home(root / "state"), sizes(_MESSAGES)
     reader = trace.Reader(root, home.state)
     output = folder / "trace"
-    thirds = [messages * part // 3 for part in range(4)]
+    thirds = [_MESSAGES * part // 3 for part in range(4)]
     pids, contents = [], []
     with ForkServer(below=trace.command(output)) as traced:
         for (begin, end), how in zip(pairwise(thirds), _ENDS, strict=True):
@@ -86,19 +94,55 @@ def record(folder: Path, seed: int, messages: int = _MESSAGES) -> Recording:
             if code != (-how if how == signal.SIGKILL else 0):
                 raise DaemonFailed(f"a traced daemon left with exit code {code}\n{log_tail(home.log)}")
             contents.append(reader.contents())
-    events: list[trace.Event] = []
-    for steps, there in zip(trace.by_life(output, pids), contents, strict=True):
-        events += reader.read(steps)
-        reader.check(there)
-    output.unlink()
     operations: list[disk.Operation] = []
     acks: list[tuple[int, Heard]] = []
-    for event in events:
-        if isinstance(event.what, Heard):
-            acks.append((len(operations), event.what))
-        else:
-            operations.append(event.what)
-    return Recording(root, seed, counts, operations, acks)
+    births = []
+    for steps, there in zip(trace.by_life(output, pids), contents, strict=True):
+        births.append(len(operations))
+        for event in reader.read(steps):
+            if isinstance(event.what, Heard):
+                acks.append((len(operations), event.what))
+            else:
+                operations.append(event.what)
+        reader.check(there)
+    output.unlink()
+    return Recording(root, seed, counts, operations, acks, births)
+
+
+def unsafe(folder: Path, recording: Recording) -> Iterator[str]:
+    """What was promised and not yet flushed, at any point of the record."""
+    state = disk.Disk(recording.root)
+    safe = folder / "safe"
+    acked = {at for at, _ in recording.acks}
+    for at, operation in enumerate(recording.operations, start=1):
+        state.do(operation)
+        if isinstance(operation, disk.SyncEnds) or at in acked:
+            state.write_after_power_loss(safe, "nothing", random.Random(0))
+            missing = _missing(safe / "state", recording.heard_before(at))
+            shutil.rmtree(safe)
+            if missing:
+                yield f"after operation {at}, {type(operation).__name__}: {missing}"
+
+
+def _missing(state: Path, heard: Sequence[Heard]) -> str | None:
+    """What neither a whole checkpoint nor the journal holds."""
+    acked = max((each.first_seq + each.samples - 1 for each in heard), default=0)
+    if not (state / "journal.sqlite").exists():
+        return f"samples up to {acked} are acked, and there is no journal" if acked else None
+    try:
+        with closing(Journal(state / "journal.sqlite", inputs=INPUTS, labels=LABELS)) as journal:
+            first, last = journal.first_seq, journal.head.seq
+        checkpoints = manifest.seqs(state / "checkpoints")
+        for each in checkpoints:
+            manifest.verify(state / "checkpoints", each)
+    except FFStreamError as error:
+        return str(error)
+    learned = max(checkpoints, default=0)
+    if first > learned + 1:
+        return f"the journal begins at {first}, and checkpoints end at {learned}"
+    if last < max(acked, learned):
+        return f"the journal ends at {last}; acked {acked}, checkpoints {learned}"
+    return None
 
 
 def points(recording: Recording, count: int, chance: random.Random) -> list[int]:
