@@ -1,6 +1,9 @@
-"""Waiting on a real condition: the only place where a test sleeps. Pictures of folders."""
+"""Waiting on a real condition: the only place where a test sleeps. Pictures of folders. Memory of a program."""
 
 import hashlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,3 +33,35 @@ def picture(folder: Path) -> dict[str, tuple[str, int]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+_PROGRAM = """
+import torch
+
+def memory_mb():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+def begin():
+    global before
+    before = memory_mb()
+
+torch.set_num_threads(1)
+"""
+_OF_TORCH = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
+
+
+def growth_mb(program: str, timeout_s: float = 100.0) -> float:
+    """How much memory a program took since it called `begin()`, in a process of its own."""
+    # What bounds torch's memory is read once in a process; a test that ran before may have set it in this one.
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_TORCH}
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{_PROGRAM}{program}\nprint(memory_mb() - before)"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return float(ended.stdout)

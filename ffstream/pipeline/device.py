@@ -85,7 +85,8 @@ def _bound_compiled_products() -> None:
     """On the CPU oneDNN compiles a bf16 product for each shape, and torch keeps it: 1,024 of them are 600 MB.
 
     The network has a few dozen shapes; microbatches that are flushed on time have any number of rows. The limits are
-    read at the first such product. torch's cache (the first; one a thread) lies over oneDNN's (one for all).
+    read at the first such product, so this comes before it. torch's cache (the first; one a thread) lies over
+    oneDNN's (one for all threads).
     """
     os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")

@@ -318,7 +318,7 @@ def test_death_while_an_old_one_is_removed(tmp_path: Path, monkeypatch: pytest.M
 def test_power_loss_finds_everything_in_the_right_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Content before name, the state before the manifest, and no step before the one that it rests on is synced."""
     done: list[str] = []
-    names = {tmp_path / "checkpoints": "parent"}
+    names = {tmp_path / "checkpoints": "parent", tmp_path: "state folder"}
 
     def name(path: Path) -> str:
         return names.get(path, path.name.replace(".writing-10", "aside").replace(f"{10:020d}", "folder"))
@@ -337,6 +337,7 @@ def test_power_loss_finds_everything_in_the_right_order(tmp_path: Path, monkeypa
     monkeypatch.setattr(Path, "rename", record_rename)
     make(tmp_path).write(checkpoint(10))
     assert done == [
+        "fsync state folder",
         "fsync state.safetensors",
         "fsync aside",
         "rename aside folder",

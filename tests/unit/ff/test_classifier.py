@@ -8,6 +8,7 @@ from ffstream.ff.classifier import Classifier
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
 from ffstream.ff.presets import Recipe
+from tests.support import growth_mb
 from tests.unit.ff import formulas
 from tests.unit.ff.formulas import SMALL, variant
 
@@ -75,6 +76,44 @@ def test_a_sample_is_predicted_the_same_in_any_company() -> None:
     together = classifier.predict(images_BI).goodness_BL
     alone = torch.cat([classifier.predict(image[None]).goodness_BL for image in images_BI])
     assert torch.allclose(alone, together, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 17, 255, 256, 257])
+def test_rows_that_fill_up_are_nobody(count: int) -> None:
+    """Products in bf16 are of certain sizes only."""
+    network = Network(DEEP, Placement(product_dtype=torch.bfloat16))
+    images_BI = formulas.random_images(B, 16, torch.uint8)
+    some = network.classifier().predict(images_BI[:count])
+    assert some.labels_B.shape == (count,)
+    every = network.classifier().predict(images_BI)
+    assert torch.allclose(some.goodness_BL, every.goodness_BL[:count], rtol=1e-2)
+
+
+@pytest.mark.timeout(240)
+def test_queries_of_any_size_do_not_pile_up() -> None:
+    """A product in bf16 is compiled for each number of rows, and kept."""
+    program = """
+from ffstream.ff.layer import Placement
+from ffstream.ff.network import Network
+from ffstream.ff.presets import Recipe
+
+classifier = Network(Recipe(widths=(256, 256)), Placement(product_dtype=torch.bfloat16)).classifier()
+
+def product(rows):
+    {}
+
+for rows in range(1, 257, 16):  # what each of the sizes that there are needs
+    product(rows)
+begin()
+for rows in range(1, 257):
+    product(rows)
+"""
+    predicted = growth_mb(program.format("classifier.predict(torch.zeros(rows, 784, dtype=torch.uint8))"))
+    weight = "classifier.layers[0].weight_OI"
+    bare = growth_mb(program.format(f"torch.zeros(rows, 784, dtype=torch.bfloat16) @ {weight}.t()"))
+    if bare < 30:
+        pytest.skip(f"this processor compiles nothing that would stay: {bare:.0f} MB")
+    assert predicted < bare / 4
 
 
 def test_no_images_get_no_labels() -> None:
