@@ -51,17 +51,17 @@ class InputLayer(LabelLayer):
         self._pixels_BI = torch.empty(recipe.rows, self.inputs, device=self.device)
         self._seen = 0
 
-    def forward(self, images_BI: Tensor, labels_B: Tensor, seq: int, polarity: Polarity) -> Activities:
+    def forward(self, images_BI: Tensor, labels_B: Tensor, step: int, polarity: Polarity) -> Activities:
         """What to hand on for images (B, I; uint8, or float32 in 0 to 1).
 
-        `seq` numbers the microbatch: random wrong labels depend on it and the seed alone.
+        `step` numbers the microbatch: random wrong labels depend on it and the seed alone.
         """
         pixels_BI = to_unit(images_BI, self._pixels_BI[: len(images_BI)])
         if self.recipe.centering:
             self._seen += len(pixels_BI)
             self._mean_I.lerp_(pixels_BI.mean(0), max(len(pixels_BI) / self._seen, _MEMORY_OF_MEAN))
         x_BI, factor_B, gain_B = prepare(pixels_BI, self._mean_I, self.recipe, self.normalization, self.product_dtype)
-        return self._step(x_BI, factor_B, gain_B, labels_B.to(self.device), seq, polarity)
+        return self._step(x_BI, factor_B, gain_B, labels_B.to(self.device), step, polarity)
 
     def averaged(self) -> LayerWeights:
         return super().averaged()._replace(mean_I=self._mean_I.clone())

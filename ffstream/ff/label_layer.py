@@ -30,23 +30,23 @@ class LabelLayer(Layer):
         self._error_BO = torch.empty(recipe.rows, self.outputs, device=self.device)
 
     def _step(
-        self, x_BI: Tensor, factor_B: Tensor, gain_B: Tensor, labels_B: Tensor, seq: int, polarity: Polarity
+        self, x_BI: Tensor, factor_B: Tensor, gain_B: Tensor, labels_B: Tensor, step: int, polarity: Polarity
     ) -> Activities:
         size = len(x_BI)
         product_BO = torch.mm(x_BI, self._weight_OI.t(), out=self._product_BO[:size])
         term_BO = self._term_BO[:size].copy_(product_BO)
         torch.addcmul(self.parameters.bias_O, term_BO, factor_B[:, None], out=term_BO)
         self._x_BI, self._factor_B, self._gain_B, self._rows_BO = x_BI, factor_B, gain_B, term_BO
-        self._own_B, self._seq, self._polarity = labels_B, seq, polarity
+        self._own_B, self._at_step, self._polarity = labels_B, step, polarity
         self._goodness_BL: Tensor | None = None
         if self.recipe.hand_on == "neutral":
-            return Activities(self._out(size).copy_(term_BO).clamp_min_(0), labels_B, seq, polarity)
+            return Activities(self._out(size).copy_(term_BO).clamp_min_(0), labels_B, step, polarity)
         self._wrong_B = self._wrong_labels()
         labels = {"interleaved": [labels_B, self._wrong_B], "wake": [labels_B], "sleep": [self._wrong_B]}[polarity]
         h_NO = self._out(size * len(labels))
         for rows_BO, row_labels_B in zip(h_NO.split(size), labels, strict=True):
             rows_BO.copy_(torch.addcmul(term_BO, self._vectors_LO[row_labels_B], gain_B[:, None])).clamp_min_(0)
-        return Activities(h_NO, torch.cat(labels), seq, polarity)
+        return Activities(h_NO, torch.cat(labels), step, polarity)
 
     def _all_goodness(self) -> Tensor:
         """Goodness for every label (B, L), computed once a step."""
@@ -57,7 +57,7 @@ class LabelLayer(Layer):
 
     def _wrong_labels(self) -> Tensor:
         if self.recipe.negatives == "random":
-            return random_wrong_labels(self._own_B, self.recipe.labels, self.recipe.seed, self._seq)
+            return random_wrong_labels(self._own_B, self.recipe.labels, self.recipe.seed, self._at_step)
         return hardest_wrong_labels(self._all_goodness(), self._own_B)
 
     def update(self) -> None:
@@ -104,7 +104,7 @@ class NeutralLayer(LabelLayer):
 
     def forward(self, given: Activities) -> Activities:
         """What to hand on for the neutral activities (B, I) of the layer before."""
-        x_BI, labels_B, seq, polarity = given
+        x_BI, labels_B, step, polarity = given
         factor_B = self.normalization.factor(sum_squares(x_BI), self.inputs)
         # x is not copied: the layer before keeps a buffer for as long as we hold it.
-        return self._step(x_BI, factor_B, torch.ones_like(factor_B), labels_B, seq, polarity)
+        return self._step(x_BI, factor_B, torch.ones_like(factor_B), labels_B, step, polarity)

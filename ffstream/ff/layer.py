@@ -39,7 +39,7 @@ class Activities(NamedTuple):
 
     h_NO: Tensor
     labels_N: Tensor
-    seq: int
+    step: int
     polarity: Polarity
 
 

@@ -14,9 +14,9 @@ def generator_for(purpose: str, seed: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{purpose} {seed} {position}".encode()))
 
 
-def random_wrong_labels(labels_B: Tensor, labels: int, seed: int, seq: int) -> Tensor:
+def random_wrong_labels(labels_B: Tensor, labels: int, seed: int, step: int) -> Tensor:
     """A label other than the sample's own, uniformly."""
-    generator = generator_for("negatives", seed, seq)
+    generator = generator_for("negatives", seed, step)
     offset_B = torch.randint(1, labels, labels_B.shape, generator=generator)
     return (labels_B + offset_B.to(labels_B.device)).remainder_(labels)
 

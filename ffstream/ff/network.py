@@ -28,9 +28,9 @@ class Network:
         self.recipe = recipe
         self.first, self.later = build_layers(recipe, placement or Placement())
 
-    def learn(self, images_BI: Tensor, labels_B: Tensor, seq: int, polarity: Polarity = "interleaved") -> None:
+    def learn(self, images_BI: Tensor, labels_B: Tensor, step: int, polarity: Polarity = "interleaved") -> None:
         """One microbatch: images (B, I), labels (B) int64; B is at most the recipe's batch size."""
-        activities = self.first.forward(images_BI, labels_B, seq, polarity)
+        activities = self.first.forward(images_BI, labels_B, step, polarity)
         self.first.update()
         for layer in self.later:
             activities = layer.forward(activities)

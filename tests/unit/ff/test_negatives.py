@@ -12,19 +12,19 @@ from tests.unit.ff.formulas import SMALL, variant
 B = 200
 
 
-@given(labels=st.integers(2, 20), seed=st.integers(0, 2**20), seq=st.integers(0, 2**40))
-def test_random_ones_are_never_right_and_repeat(labels: int, seed: int, seq: int) -> None:
+@given(labels=st.integers(2, 20), seed=st.integers(0, 2**20), step=st.integers(0, 2**40))
+def test_random_ones_are_never_right_and_repeat(labels: int, seed: int, step: int) -> None:
     own_B = formulas.random_labels(B, labels)
-    wrong_B = random_wrong_labels(own_B, labels, seed, seq)
+    wrong_B = random_wrong_labels(own_B, labels, seed, step)
     assert wrong_B.dtype == torch.int64
     assert ((wrong_B >= 0) & (wrong_B < labels)).all()
     assert (wrong_B != own_B).all()
-    assert torch.equal(wrong_B, random_wrong_labels(own_B, labels, seed, seq))
+    assert torch.equal(wrong_B, random_wrong_labels(own_B, labels, seed, step))
 
 
 def test_random_ones_differ_for_another_number() -> None:
     own_B = formulas.random_labels(B, 10)
-    drawn = [random_wrong_labels(own_B, 10, 1, seq).tolist() for seq in (5, 6, 7, 100)]
+    drawn = [random_wrong_labels(own_B, 10, 1, step).tolist() for step in (5, 6, 7, 100)]
     assert all(a != b for i, a in enumerate(drawn) for b in drawn[i + 1 :])
 
 
@@ -35,7 +35,7 @@ def test_random_ones_differ_for_another_seed() -> None:
 
 
 def test_random_ones_are_spread_evenly() -> None:
-    drawn = torch.cat([random_wrong_labels(torch.full((B,), 3), 10, 0, seq) for seq in range(90)])
+    drawn = torch.cat([random_wrong_labels(torch.full((B,), 3), 10, 0, step) for step in range(90)])
     counts = Counter(drawn.tolist())
     assert sorted(counts) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert all(abs(count / 2000 - 1) < 0.12 for count in counts.values()), counts

@@ -36,9 +36,9 @@ RECIPES = {
 def learn(network: Network, first: int, last: int) -> None:
     """Microbatches `first` to `last`, each from its number alone."""
     recipe = network.recipe
-    for seq in range(first, last + 1):
-        images_BI = formulas.random_images(recipe.batch_size, recipe.inputs, torch.uint8, seed=seq)
-        network.learn(images_BI, formulas.random_labels(recipe.batch_size, recipe.labels, seed=seq), seq)
+    for step in range(first, last + 1):
+        images_BI = formulas.random_images(recipe.batch_size, recipe.inputs, torch.uint8, seed=step)
+        network.learn(images_BI, formulas.random_labels(recipe.batch_size, recipe.labels, seed=step), step)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -146,14 +146,14 @@ def test_adam_and_momentum_step_as_torch_does() -> None:
             if name == "adam"
             else torch.optim.SGD([parameter], recipe.learning_rate, recipe.momentum)
         )
-        for seq in range(1, 6):
+        for step in range(1, 6):
             # The gradient at the optimiser's point, shown by one plain step from there.
             state = plain.state() | {"layers.0.parameters": parameter.detach().clone()}
             plain.load(state)
-            learn(plain, seq, seq)
+            learn(plain, step, step)
             parameter.grad = (parameter.detach() - plain.state()["layers.0.parameters"]) / formulas.STEP
             optimizer.step()
-            learn(network, seq, seq)
+            learn(network, step, step)
             got = network.state()["layers.0.parameters"]
             assert torch.allclose(got, parameter.detach(), atol=recipe.learning_rate * 2e-3)
 
@@ -217,19 +217,22 @@ def test_step_sizes_go_with_the_root_of_the_rows_and_fall_with_the_samples() -> 
     reference = variant(recipe, learning_rate_samples=0.0)
     network = formulas.random_network(recipe)
     learned = 0.0
-    for seq, rows in enumerate((7, 7, 2, 3, 7, *[7] * 400)):
+    for step, rows in enumerate((7, 7, 2, 3, 7, *[7] * 400)):
         state = network.state()
-        images_BI, labels_B = formulas.random_images(rows, 16, torch.uint8, seed=seq), formulas.random_labels(rows, 4)
-        if seq < 5 or seq == 404:
+        images_BI, labels_B = (
+            formulas.random_images(rows, 16, torch.uint8, seed=step),
+            formulas.random_labels(rows, 4),
+        )
+        if step < 5 or step == 404:
             whole = Network(variant(reference, batch_size=rows, young_batch_size=rows))
             whole.load(state)
-            whole.learn(images_BI, labels_B, seq)
-            network.learn(images_BI, labels_B, seq)
+            whole.learn(images_BI, labels_B, step)
+            network.learn(images_BI, labels_B, step)
             moved, plain = (each.state()[KEY] - state[KEY] for each in (network, whole))
             fall = max(0.2, (1 + learned / 100) ** -0.5)
             assert torch.allclose(moved, plain * ((rows / 7) ** 0.5 * fall), rtol=1e-3, atol=1e-6)
         else:
-            network.learn(images_BI, labels_B, seq)
+            network.learn(images_BI, labels_B, step)
             network.load(state | {name: value for name, value in network.state().items() if name.endswith("samples")})
         learned += rows
 

@@ -27,7 +27,7 @@ class Spy:
 
         def spy_forward(given: Activities) -> Activities:
             self._given, self._copy = given.h_NO, given.h_NO.clone()
-            self.learned.append(given.seq)
+            self.learned.append(given.step)
             result: Activities = forward(given)
             return result
 
