@@ -25,3 +25,10 @@ def lower_priority(niceness: int) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
     except (AttributeError, OSError):
         log.debug("thread priority unchanged thread=%s", threading.current_thread().name)
+
+
+def join(thread: threading.Thread, timeout_s: float) -> bool:
+    """Waits for the end of a thread; one that was never started has nothing to end. False if the deadline passed."""
+    if thread.ident is not None:
+        thread.join(timeout_s)
+    return not thread.is_alive()

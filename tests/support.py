@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 POLL_S = 0.01
 
 Watch = Callable[[Callable[[str], object] | None], None]  # what the fixture `watched` is
@@ -36,11 +38,12 @@ def picture(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 _PROGRAM = """
+import psutil
 import torch
 
 def memory_mb():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 2**20
 
 def begin():
     global before
@@ -51,7 +54,7 @@ torch.set_num_threads(1)
 _OF_TORCH = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
 
 
-def growth_mb(program: str, timeout_s: float = 100.0) -> float:
+def _growth_mb(program: str, timeout_s: float = 100.0) -> float:
     """How much memory a program took since it called `begin()`, in a process of its own."""
     # What bounds torch's memory is read once in a process; a test that ran before may have set it in this one.
     environment = {name: value for name, value in os.environ.items() if name not in _OF_TORCH}
@@ -65,3 +68,11 @@ def growth_mb(program: str, timeout_s: float = 100.0) -> float:
     )
     assert ended.returncode == 0, ended.stderr
     return float(ended.stdout)
+
+
+def assert_bounded(program: str, bounded: str, unbounded: str) -> None:
+    """A program grows by less than a quarter with `bounded` in its braces of what it does with `unbounded`."""
+    growth_mb = _growth_mb(program.format(unbounded))
+    if growth_mb < 30:
+        pytest.skip(f"this processor compiles nothing that would stay: {growth_mb:.0f} MB")
+    assert _growth_mb(program.format(bounded)) < growth_mb / 4

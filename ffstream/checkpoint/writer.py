@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
-from ffstream.threads import WRITING_NICENESS, lower_priority
+from ffstream.threads import WRITING_NICENESS, join, lower_priority
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,7 @@ class CheckpointWriter:
         with self._changed:
             self._stopping = True
             self._hurry()
-        if self.thread.ident is not None:
-            self.thread.join(timeout_s)
-        return not self.thread.is_alive()
+        return join(self.thread, timeout_s)
 
     def _run(self) -> None:
         lower_priority(WRITING_NICENESS)

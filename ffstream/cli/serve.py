@@ -19,6 +19,7 @@ import click
 import sdnotify
 
 from ffstream.cli import options
+from ffstream.durable import fsync
 
 if TYPE_CHECKING:
     from ffstream.daemon import Daemon
@@ -91,8 +92,6 @@ def _run(daemon: "Daemon", endpoints: Path) -> None:
 
 def _write_whole(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # or power loss may leave the name, and nothing in the file
+    part.write_text(text)
+    fsync(part)  # or power loss may leave the name, and nothing in the file
     part.replace(path)

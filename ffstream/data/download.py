@@ -5,7 +5,6 @@ and they were on disk: it is written beside, verified, fsynced and renamed.
 """
 
 import hashlib
-import os
 import secrets
 import time
 import urllib.request
@@ -114,8 +113,7 @@ def _store(
                 file.write(chunk)
                 if progress:
                     progress(remote.name, file.tell(), total)
-            file.flush()
-            os.fsync(file.fileno())
+        fsync(part)
         if not remote.matches(part):
             raise _MirrorFailed("checksum differs")
         target = part.replace(folder / remote.name)

@@ -39,12 +39,11 @@ class Classifier:
 
     def predict(self, images_BI: Tensor) -> Prediction:
         """Labels and goodness of images (B, I): uint8, or float32 between 0 and 1."""
-        chunks = [self._goodness_by_label(chunk)[: len(chunk)] for chunk in images_BI.split(_CHUNK)]
+        chunks = [self._goodness_by_label(chunk) for chunk in images_BI.split(_CHUNK)]
         goodness_BL = torch.cat(chunks).cpu() if chunks else torch.empty(0, self.recipe.labels)
         return Prediction(goodness_BL.argmax(1), goodness_BL)
 
     def _goodness_by_label(self, images_BI: Tensor) -> Tensor:
-        """Also of the rows that fill up."""
         first = self.layers[0]
         count, inputs = images_BI.shape
         device, dtype = first.weight_OI.device, first.weight_OI.dtype
@@ -60,7 +59,7 @@ class Classifier:
             h_BLO = torch.addcmul(term_BO[:, None], gain_B[:, None, None], first.vectors_LO).clamp_min_(0)
             goodness = [self._goodness(h_BLO), *self._labelled(h_BLO, self.layers[1:])]
         scored = goodness if self.recipe.score_first_layer or len(goodness) == 1 else goodness[1:]
-        return torch.stack(scored).sum(0)
+        return torch.stack(scored).sum(0)[:count]
 
     def _of_all_labels(self, term_BO: Tensor, gain_B: Tensor, weights: LayerWeights) -> Tensor:
         squares_BL = all_label_squares(term_BO, gain_B, weights.vectors_LO)

@@ -31,6 +31,7 @@ from ffstream.pipeline.messages import Barrier, Handed, MicroBatch
 from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.restore import check_layers, check_memory, check_positions
 from ffstream.pipeline.stage import Stage, Wiring
+from ffstream.threads import join
 
 
 @dataclass(frozen=True)
@@ -215,8 +216,7 @@ class Pipeline:
         deadline = time.monotonic() + timeout_s
         self._feeder.stop(save=save)
         for thread in (self._feeder.thread, *(stage.thread for stage in self.stages)):
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            join(thread, max(0.0, deadline - time.monotonic()))
         alive = self._feeder.thread.is_alive() or any(stage.thread.is_alive() for stage in self.stages)
         if not alive:
             self._reader.close()

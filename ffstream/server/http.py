@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
 from ffstream.server.refusals import Refusals
+from ffstream.threads import join
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,6 @@ class HttpServer:
     def stop(self, timeout_s: float) -> bool:
         """Closes the listener; requests under way get the time to finish."""
         self._server.should_exit = True
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        ended = join(self._thread, timeout_s)
         self._listener.close()
-        return not self._thread.is_alive()
+        return ended

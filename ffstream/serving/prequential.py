@@ -20,7 +20,7 @@ from torch import Tensor
 from ffstream.errors import CheckpointIncompatible
 from ffstream.metrics import Metrics
 from ffstream.serving.snapshot import Snapshot
-from ffstream.threads import EVALUATION_NICENESS, lower_priority, use_one_core
+from ffstream.threads import EVALUATION_NICENESS, join, lower_priority, use_one_core
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +135,7 @@ class Prequential:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self.thread.ident is not None:
-            self.thread.join(timeout_s)
-        return not self.thread.is_alive()
+        return join(self.thread, timeout_s)
 
     def observe(self, images: Tensor, labels: Tensor, version: int, *, behind: bool = False) -> None:
         """Takes a microbatch that is about to be learned; `version` is the last one sent before it.

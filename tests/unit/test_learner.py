@@ -216,6 +216,19 @@ def test_what_is_trimmed_cannot_be_gone_back_to(tmp_path: Path) -> None:
         assert bench.learner.learned == 164
 
 
+def hold_at(held: str, watched: Watch) -> tuple[threading.Event, threading.Event]:
+    """Who reaches that moment sets the first event, and waits for the second."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(moment: str) -> None:
+        if moment == held:
+            inside.set()
+            go_on.wait(DEADLINE_S)
+
+    watched(hold)
+    return inside, go_on
+
+
 def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing_to_begin_from(
     tmp_path: Path, watched: Watch
 ) -> None:
@@ -226,14 +239,7 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
         while bench.learner.trim():
             pass
         bench.learn(10, seed=1)
-        inside, go_on = threading.Event(), threading.Event()
-
-        def hold(moment: str) -> None:
-            if moment == "checkpoint.rename.after":
-                inside.set()
-                go_on.wait(DEADLINE_S)
-
-        watched(hold)
+        inside, go_on = hold_at("checkpoint.rename.after", watched)
         writing = threading.Thread(target=lambda: bench.learner.checkpoint(DEADLINE_S))
         writing.start()
         assert inside.wait(DEADLINE_S)
@@ -248,14 +254,7 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
 
 def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
     bench.learn(10)
-    inside, go_on = threading.Event(), threading.Event()
-
-    def hold(moment: str) -> None:
-        if moment == "rollback.discarded":
-            inside.set()
-            go_on.wait(DEADLINE_S)
-
-    watched(hold)
+    inside, go_on = hold_at("rollback.discarded", watched)
     first = threading.Thread(target=lambda: bench.learner.rollback(8, skip=True, timeout_s=DEADLINE_S))
     first.start()
     assert inside.wait(DEADLINE_S)

@@ -8,7 +8,7 @@ from ffstream.ff.classifier import Classifier
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
 from ffstream.ff.presets import Recipe
-from tests.support import growth_mb
+from tests.support import assert_bounded
 from tests.unit.ff import formulas
 from tests.unit.ff.formulas import SMALL, variant
 
@@ -108,12 +108,11 @@ begin()
 for rows in range(1, 257):
     product(rows)
 """
-    predicted = growth_mb(program.format("classifier.predict(torch.zeros(rows, 784, dtype=torch.uint8))"))
-    weight = "classifier.layers[0].weight_OI"
-    bare = growth_mb(program.format(f"torch.zeros(rows, 784, dtype=torch.bfloat16) @ {weight}.t()"))
-    if bare < 30:
-        pytest.skip(f"this processor compiles nothing that would stay: {bare:.0f} MB")
-    assert predicted < bare / 4
+    assert_bounded(
+        program,
+        "classifier.predict(torch.zeros(rows, 784, dtype=torch.uint8))",
+        "torch.zeros(rows, 784, dtype=torch.bfloat16) @ classifier.layers[0].weight_OI.t()",
+    )
 
 
 def test_no_images_get_no_labels() -> None:
