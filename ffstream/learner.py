@@ -257,14 +257,18 @@ class Learner:
             self.pipeline.request_checkpoint(lambda barrier: None)
         if newest != self._looked_at:
             self._looked_at, self._vouched_for = newest, self._oldest_checkpoint
-            try:
-                self.store.verify(newest)
-            except CheckpointDamaged as damage:
-                log.error("journal full, and the newest checkpoint is damaged: %s", damage.message)
-            else:
-                self._vouched_for = newest
-                log.warning("journal full: rows up to the newest checkpoint give way seq=%d", newest)
+            if newest > self._oldest_checkpoint:
+                self._vouch_for(newest)
         return self._vouched_for
+
+    def _vouch_for(self, newest: int) -> None:
+        try:
+            self.store.verify(newest)
+        except CheckpointDamaged as damage:
+            log.error("journal full, and the newest checkpoint is damaged: %s", damage.message)
+        else:
+            self._vouched_for = newest
+            log.warning("journal full: rows up to the newest checkpoint give way seq=%d", newest)
 
     # --- commands ----------------------------------------------------------------------------------------------
 

@@ -1,9 +1,12 @@
-"""Waiting on a real condition: the only place where a test sleeps. Pictures of folders. Memory of a program."""
+"""Waiting on a real condition: the only place where a test sleeps. Holding a thread at a moment. Pictures of folders.
+Memory of a program.
+"""
 
 import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +29,19 @@ def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> 
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout_s:g} s: {what}")
         time.sleep(POLL_S)
+
+
+def hold_at(held: str, watched: Watch, timeout_s: float) -> tuple[threading.Event, threading.Event]:
+    """Who reaches that moment sets the first event, and waits for the second (until the deadline)."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(moment: str) -> None:
+        if moment == held:
+            inside.set()
+            go_on.wait(timeout_s)
+
+    watched(hold)
+    return inside, go_on
 
 
 def picture(folder: Path) -> dict[str, tuple[str, int]]:

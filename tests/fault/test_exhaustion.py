@@ -13,7 +13,7 @@ import pytest
 from ffstream.client.producer import Producer
 from ffstream.errors import RequestRefused
 from tests.in_process import INPUTS, Running, images, labels
-from tests.support import wait_until
+from tests.support import Watch, hold_at, wait_until
 
 WAIT_S = 40.0
 MIB = 1 << 20
@@ -122,7 +122,7 @@ def test_memory_over_its_limit(tmp_path: Path) -> None:
         prove_it_goes_on(running, producer, 80)
 
 
-def test_a_journal_over_its_limit(tmp_path: Path) -> None:
+def test_a_journal_over_its_limit(tmp_path: Path, watched: Watch, caplog: pytest.LogCaptureFixture) -> None:
     """It makes room by itself, with a checkpoint that nobody asked for and earlier than checkpoints would be due."""
     settings = (
         "limits.journal_max_bytes=4194304",
@@ -130,6 +130,8 @@ def test_a_journal_over_its_limit(tmp_path: Path) -> None:
         "network.inputs=784",
         "checkpoint.every_samples=100000",
     )
+    # It would have made room before anybody could look.
+    written, go_on = hold_at("checkpoint.write.after", watched, 3 * WAIT_S)
     with Running(tmp_path / "state", *settings) as running:
         producer = running.producer()
         sent = 0
@@ -137,12 +139,15 @@ def test_a_journal_over_its_limit(tmp_path: Path) -> None:
             producer.send(images(64 * 784 // INPUTS, seed=sent).reshape(64, 784), labels(64, seed=sent))
             sent += 64
             assert sent < 64 * 1000
+        assert written.wait(WAIT_S)
         wait_until(refuses(running, "journal_full"), WAIT_S, "it says so")
         assert ready(running) == (503, "journal_full")
         assert len(running.predictor().predict(images(49).reshape(1, 784)).labels) == 1
+        go_on.set()
         prove_it_goes_on(running, producer, sent)
     with Running(tmp_path / "state", *settings) as again:
         assert again.control().status()["learned"] == sent
+    assert "damaged" not in caplog.text
 
 
 def test_more_connections_than_descriptors(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ffstream.errors import JournalDamaged, RateLimited, SequenceUnknown
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
-from tests.support import Watch, wait_until
+from tests.support import Watch, hold_at, wait_until
 
 DEADLINE_S = 30.0
 SIZE = 4
@@ -216,19 +216,6 @@ def test_what_is_trimmed_cannot_be_gone_back_to(tmp_path: Path) -> None:
         assert bench.learner.learned == 164
 
 
-def hold_at(held: str, watched: Watch) -> tuple[threading.Event, threading.Event]:
-    """Who reaches that moment sets the first event, and waits for the second."""
-    inside, go_on = threading.Event(), threading.Event()
-
-    def hold(moment: str) -> None:
-        if moment == held:
-            inside.set()
-            go_on.wait(DEADLINE_S)
-
-    watched(hold)
-    return inside, go_on
-
-
 def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing_to_begin_from(
     tmp_path: Path, watched: Watch
 ) -> None:
@@ -239,7 +226,7 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
         while bench.learner.trim():
             pass
         bench.learn(10, seed=1)
-        inside, go_on = hold_at("checkpoint.rename.after", watched)
+        inside, go_on = hold_at("checkpoint.rename.after", watched, DEADLINE_S)
         writing = threading.Thread(target=lambda: bench.learner.checkpoint(DEADLINE_S))
         writing.start()
         assert inside.wait(DEADLINE_S)
@@ -254,7 +241,7 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
 
 def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
     bench.learn(10)
-    inside, go_on = hold_at("rollback.discarded", watched)
+    inside, go_on = hold_at("rollback.discarded", watched, DEADLINE_S)
     first = threading.Thread(target=lambda: bench.learner.rollback(8, skip=True, timeout_s=DEADLINE_S))
     first.start()
     assert inside.wait(DEADLINE_S)
