@@ -55,7 +55,11 @@ class CheckpointWriter:
         """Takes a cut; returns at once."""
         with self._changed:
             if self._waiting is not None:
-                log.warning("checkpoint passed over seq=%d: the disk is slow", self._waiting.seq)
+                log.info(
+                    "checkpoint passed over seq=%d for=%d: they come faster than the disk takes them",
+                    self._waiting.seq,
+                    checkpoint.seq,
+                )
             self._waiting = checkpoint
             self._changed.notify_all()
 

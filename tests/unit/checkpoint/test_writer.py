@@ -1,3 +1,4 @@
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ import torch
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.checkpoint.writer import CheckpointWriter, Written
-from tests.support import Watch, wait_until
+from tests.support import Watch, hold_at, wait_until
 
 
 class Bench:
@@ -44,6 +45,25 @@ def test_a_stop_writes_the_newest_that_was_submitted(bench: Bench) -> None:
     assert bench.writer.stop(10)
     assert bench.store.seqs()[-1] == 3
     assert [written.seq for written in bench.written] == bench.store.seqs()
+
+
+def test_a_newer_one_takes_the_place_of_one_that_waits(
+    tmp_path: Path, watched: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which loses nothing, so nobody is warned."""
+    writing, go_on = hold_at("checkpoint.write.after", watched, 30)
+    bench = Bench(tmp_path)
+    bench.submit(1)
+    assert writing.wait(30)
+    with caplog.at_level(logging.INFO):
+        bench.submit(2)
+        bench.submit(3)
+    go_on.set()
+    assert bench.writer.stop(30)
+    assert bench.store.seqs() == [1, 3]
+    assert [(line.levelname, line.getMessage()) for line in caplog.records] == [
+        ("INFO", "checkpoint passed over seq=2 for=3: they come faster than the disk takes them")
+    ]
 
 
 def test_a_stop_has_a_deadline(tmp_path: Path, watched: Watch) -> None:
