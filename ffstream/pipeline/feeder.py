@@ -143,6 +143,7 @@ class Feeder:
             log.exception("feeder failed seq=%d", self.state.seq)
             self._on_failure(StageFailed(f"{NAME}: {error!r}", hint="see the traceback in the log"))
         finally:
+            self.busy_since = None  # it has ended with its work done or given up: it is not stuck
             self._out.close()
 
     def _serve_request(self) -> bool:

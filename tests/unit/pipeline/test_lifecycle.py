@@ -130,6 +130,7 @@ def test_a_stop_that_is_not_in_time_says_so_and_can_be_repeated(store: Store) ->
     gate.open()
     last = run.stop()
     assert_same(last.tensors, Serial(RECIPE, stream).states[last.step])
+    assert run.pipeline.stalled(0.0) is None, "what has ended is not stuck, in the midst of the stream or not"
 
 
 def test_threads_are_named_and_end(store: Store) -> None:
@@ -164,14 +165,16 @@ def test_a_stuck_stage_is_named(store: Store) -> None:
     run = Run(store, RECIPE)
     gate = Gated(run.pipeline.stages[1].layers[0])
     run.start()
-    first, second, _ = run.pipeline.stages
+    first, second, third = run.pipeline.stages
     wait_until(lambda: len(first.inbox) == len(second.inbox) == 2, DEADLINE_S, "all queues before it are full")
+    # It has handed on its first microbatch, which the stage after it may have in hand for a while.
+    wait_until(lambda: third.steps and third.busy_since is None, DEADLINE_S, "the stage after it waits")
     wait_until(lambda: run.pipeline.stalled(0.05), DEADLINE_S, "something is stuck")
     assert run.pipeline.stalled(0.01) == "ff-stage-1", "not the stage that waits for it"
     assert run.pipeline.stalled(600) is None
     gate.open()
     run.wait_applied(STEPS * BATCH)
-    wait_until(lambda: not len(run.pipeline.stages[1].inbox), DEADLINE_S, "idle")
+    wait_until(lambda: run.pipeline.stalled(0.0) is None, DEADLINE_S, "idle")
     run.stop()
     assert run.pipeline.stalled(0.0) is None
 
@@ -206,8 +209,7 @@ def test_waiting_for_the_rest_of_a_microbatch_takes_no_processor_time(store: Sto
     """Whatever `linger_s` is: it is for `partial = flush` alone."""
     store.write(np.zeros((1, 16), np.uint8), np.zeros(1, np.int64))
     run = Run(store, RECIPE, linger_s=0.0, partial="wait")
-    feeder = run.pipeline._feeder
-    assembler, looked = feeder._assembler, threading.Semaphore(0)
+    assembler, looked = run.pipeline._feeder._assembler, threading.Semaphore(0)
     original = assembler.next
 
     def count(**options: Any) -> Any:
