@@ -9,7 +9,9 @@ from tests.unit.pipeline.learner import DEADLINE_S, Store, running
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """An empty journal. Afterwards no thread of ours is left."""
+    """An empty journal. Before and afterwards no thread of ours is left."""
+    # The control socket's workers are told to end and not waited for: those of a test before may be on their way.
+    wait_until(lambda: not running(), DEADLINE_S, "the threads of the tests before ended")
     store = Store(tmp_path)
     yield store
     for run in store.runs:

@@ -122,8 +122,8 @@ class Run:
         self.events.append(("observed", micro.seq))
 
     def _on_saving(self, barrier: Barrier) -> None:
-        self.saving.append(barrier)
         self.events.append(("saving", barrier.seq))
+        self.saving.append(barrier)  # last: whoever waits for it then looks at the events
 
     def start(self) -> "Run":
         self.pipeline.start()

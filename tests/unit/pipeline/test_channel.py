@@ -11,7 +11,7 @@ from ffstream.pipeline.channel import Channel, Closed, Item
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from tests.support import wait_until
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 def micro(step: int) -> MicroBatch:

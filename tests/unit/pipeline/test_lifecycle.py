@@ -1,6 +1,7 @@
 """Failure, abort, pause, and options that cannot be."""
 
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from ffstream.errors import ConfigError
+from ffstream.pipeline import feeder
 from ffstream.pipeline.device import choose_device, choose_product_dtype
 from tests.support import wait_until
 from tests.unit.ff.formulas import variant
@@ -217,9 +219,11 @@ def test_waiting_for_the_rest_of_a_microbatch_takes_no_processor_time(store: Sto
         return original(**options)
 
     assembler.next = count  # type: ignore[method-assign]
+    began = time.monotonic()
     run.start()
     looks = sum(looked.acquire(timeout=0.3) for _ in range(5))
-    assert looks <= 3, "the feeder spins"
+    # By the time it took: while this thread is held up, the feeder may look again by right.
+    assert looks <= 2 + (time.monotonic() - began) / feeder._IDLE_WAIT_S, "the feeder spins"
     run.stop()
 
 
