@@ -46,12 +46,15 @@ class Bench:
 
     def __exit__(self, *exception: object) -> None:
         learner = self.learner
-        learner.end_learning(DEADLINE_S, failed=False)
-        learner.end_evaluation(DEADLINE_S)
-        learner.end_writing(DEADLINE_S)
+        ended = [
+            learner.end_learning(DEADLINE_S, failed=False),
+            learner.end_evaluation(DEADLINE_S),
+            learner.end_writing(DEADLINE_S),
+        ]
         self.journal.close()
         if exception[0] is None:
             assert self.failures == []
+            assert all(ended), f"learning, evaluation, writing in time: {ended}"
 
     def feed(self, microbatches: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -64,6 +67,10 @@ class Bench:
     def learn(self, microbatches: int, seed: int = 0) -> None:
         self.feed(microbatches, seed)
         self.learner.wait_idle(DEADLINE_S)
+
+    def wait_written(self, seq: int) -> None:
+        """For what needs that checkpoint: until it is written, the next one may take its place."""
+        wait_until(lambda: seq in self.learner.store.seqs(), DEADLINE_S, f"checkpoint {seq} is written")
 
     def state(self) -> dict[str, torch.Tensor]:
         """Every tensor after all that is acked."""
@@ -103,7 +110,7 @@ def test_an_evaluator_that_falls_behind_a_checkpoint_catches_up(tmp_path: Path) 
         assert learner.store.seqs() == [], "the checkpoints wait for the evaluator"
         catch_up.set()
         learner.prequential.mark(lambda record: reached.set())
-        assert reached.wait(5), "the evaluator waits for a snapshot that was never given to it"
+        assert reached.wait(DEADLINE_S), "the evaluator waits for a snapshot that was never given to it"
         assert learner.prequential.record.state()["samples"] == 20 * SIZE
         wait_until(lambda: learner.store.seqs()[-1:] == [18 * SIZE], DEADLINE_S, "the checkpoints are written")
 
@@ -117,17 +124,30 @@ def test_checkpoints_by_time_and_none_without_news(tmp_path: Path) -> None:
             return bool(bench.learner.store.seqs())
 
         wait_until(is_saved, DEADLINE_S, "a checkpoint comes by itself")
-        bench.learner.checkpoint(DEADLINE_S)
-        seqs = bench.learner.store.seqs()
-        bench.learner.wait_idle(DEADLINE_S)
-        assert bench.learner.store.seqs() == seqs
+        seq = bench.learner.checkpoint(DEADLINE_S).seq
+        feeder, turned = bench.learner.pipeline._feeder, threading.Semaphore(0)
+        following = feeder._assembler.next
+
+        def turn(**options: Any) -> Any:
+            turned.release()
+            return following(**options)
+
+        feeder._saved_at -= 3600  # as if it were an hour ago; the feeder is idle, and does not touch it
+        version = feeder.state.version
+        feeder._assembler.next = turn  # type: ignore[method-assign]
+        for _ in range(3):
+            assert turned.acquire(timeout=DEADLINE_S), "the feeder looks for more"
+        assert feeder.state.version == version, "a barrier was sent, and nothing had come"
+        assert bench.learner.store.seqs()[-1] == seq
 
 
 # --- rollback -------------------------------------------------------------------------------------------------------
 
 
 def test_relearning_leads_to_the_same_weights(bench: Bench) -> None:
-    bench.learn(20)
+    bench.learn(6)
+    bench.wait_written(24)
+    bench.learn(14, seed=1)
     before = bench.state()
     done = bench.learner.rollback(10 * SIZE + 1, skip=False, timeout_s=DEADLINE_S)
     assert done == (41, 24, 42, 80, "relearned")
@@ -139,6 +159,7 @@ def test_relearning_leads_to_the_same_weights(bench: Bench) -> None:
 def test_skipped_samples_have_never_been(bench: Bench, tmp_path: Path) -> None:
     """Whatever was learned after the target leaves no trace: as if it had not come."""
     bench.learn(10)
+    bench.wait_written(24)
     bench.learn(9, seed=666)
     done = bench.learner.rollback(10 * SIZE, skip=True, timeout_s=DEADLINE_S)
     assert done == (40, 24, 41, 76, "skipped")
@@ -154,19 +175,23 @@ def test_skipped_samples_have_never_been(bench: Bench, tmp_path: Path) -> None:
 
 def test_what_was_skipped_stays_skipped_after_a_restart(tmp_path: Path) -> None:
     with Bench(tmp_path / "bench") as bench:
-        bench.learn(12)
+        bench.learn(6)
+        bench.wait_written(24)
+        bench.learn(6, seed=2)
         bench.learner.rollback(30, skip=True, timeout_s=DEADLINE_S)
         bench.learn(3, seed=1)
         before = bench.state()
-    for seq in bench.learner.store.seqs()[1:]:
-        bench.learner.store.discard_after(seq - 1)
+    bench.learner.store.discard_after(30)
+    assert bench.learner.store.seqs() == [24], "from before the rollback"
     with Bench(tmp_path / "bench") as again:
         assert equal(again.state(), before), "learned again from an older checkpoint"
         assert again.learner.learned == 30 + 12
 
 
 def test_weights_that_predict_go_back_at_once_and_their_version_goes_on(bench: Bench) -> None:
-    bench.learn(20)
+    bench.learn(6)
+    bench.wait_written(24)
+    bench.learn(14, seed=1)
     bench.learner.pause(True)
     version = bench.learner.snapshots.current.version
     bench.learner.rollback(25, skip=False, timeout_s=DEADLINE_S)
@@ -187,7 +212,9 @@ def test_back_to_the_very_beginning(bench: Bench) -> None:
 
 
 def test_no_checkpoint_beyond_the_target_is_left(bench: Bench) -> None:
-    bench.learn(20)
+    bench.learn(6)
+    bench.wait_written(24)
+    bench.learn(14, seed=1)
     bench.learner.pause(True)
     bench.learner.rollback(24, skip=True, timeout_s=DEADLINE_S)
     assert bench.learner.store.seqs() == [24]
@@ -217,7 +244,7 @@ def test_what_is_trimmed_cannot_be_gone_back_to(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing_to_begin_from(
-    tmp_path: Path, watched: Watch
+    tmp_path: Path, watched: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then it is refused, and nothing is lost."""
     with Bench(tmp_path / "bench", checkpoint={"every_samples": 0, "every_s": 0, "keep": 1}) as bench:
@@ -227,13 +254,20 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
             pass
         bench.learn(10, seed=1)
         inside, go_on = hold_at("checkpoint.rename.after", watched, DEADLINE_S)
-        writing = threading.Thread(target=lambda: bench.learner.checkpoint(DEADLINE_S))
-        writing.start()
+        bench.learner.pipeline.request_checkpoint(lambda barrier: None)
         assert inside.wait(DEADLINE_S)
-        threading.Timer(0.2, go_on.set).start()
+        settle = bench.learner.writer.settle
+
+        def write_and_settle(timeout_s: float) -> bool:
+            # Only now: a rollback has found the old checkpoint, ended learning and waits for the one in hand.
+            assert bench.learner.store.seqs() == [40]
+            go_on.set()
+            return settle(timeout_s)
+
+        monkeypatch.setattr(bench.learner.writer, "settle", write_and_settle)
         with pytest.raises(SequenceUnknown):
             bench.learner.rollback(60, skip=True, timeout_s=DEADLINE_S)
-        writing.join(DEADLINE_S)
+        assert go_on.is_set(), "refused before it waited for the checkpoint in hand"
         assert bench.learner.store.seqs() == [80]
         bench.learn(1)
         assert bench.learner.learned == 84
@@ -275,7 +309,7 @@ def test_death_in_a_rollback_leaves_all_of_it_or_nothing(
     with pytest.raises(Death):
         bench.learner.rollback(30, skip=True, timeout_s=DEADLINE_S)
     watched(None)
-    bench.learner.end_writing(DEADLINE_S)
+    assert bench.learner.end_writing(DEADLINE_S)
     bench.journal.close()
     with Bench(tmp_path / "bench") as again:
         again.learner.wait_idle(DEADLINE_S)

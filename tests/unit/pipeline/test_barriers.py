@@ -131,6 +131,19 @@ def test_other_contributors_see_saving_barriers_in_the_order_of_the_stream(store
     assert run.pipeline.stop(DEADLINE_S, save=False)
 
 
+def test_by_time_nothing_is_saved_without_news(store: Store) -> None:
+    """In the sleep phase the network learns from memory: steps go on, and the stream does not."""
+    stream = Stream.random(6 * BATCH)
+    store.write(stream.images, stream.labels)
+    options = replace(QUIET, wake=2, sleep=3)
+    run = Run(store, LABELLED, options, checkpoint_every_s=1e-9).start()  # at each step the time has come
+    run.wait_applied(6 * BATCH)
+    run.stop()
+    by_time = [each.seq for each in run.saving[:-1]]
+    assert by_time == list(range(BATCH, 6 * BATCH + 1, BATCH))
+    assert run.barriers[-1].step > 6, "it has slept"
+
+
 def test_microbatches_are_observed_before_they_are_learned_with_the_version_sent_before(store: Store) -> None:
     stream = Stream.random(10 * BATCH)
     store.write(stream.images, stream.labels)
