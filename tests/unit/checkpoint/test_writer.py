@@ -10,6 +10,8 @@ from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from tests.support import Watch, hold_at, wait_until
 
+DEADLINE_S = 30.0
+
 
 class Bench:
     def __init__(self, folder: Path) -> None:
@@ -26,12 +28,12 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
-    assert bench.writer.stop(10)
+    assert bench.writer.stop(DEADLINE_S)
 
 
 def test_what_is_submitted_is_written_and_told(bench: Bench) -> None:
     bench.submit(1)
-    wait_until(lambda: bench.written, 10, "the checkpoint is written")
+    wait_until(lambda: bench.written, DEADLINE_S, "the checkpoint is written")
     (written,) = bench.written
     assert (written.seq, written.error) == (1, None)
     assert written.bytes > 400
@@ -42,7 +44,7 @@ def test_what_is_submitted_is_written_and_told(bench: Bench) -> None:
 def test_a_stop_writes_the_newest_that_was_submitted(bench: Bench) -> None:
     for seq in (1, 2, 3):
         bench.submit(seq)
-    assert bench.writer.stop(10)
+    assert bench.writer.stop(DEADLINE_S)
     assert bench.store.seqs()[-1] == 3
     assert [written.seq for written in bench.written] == bench.store.seqs()
 
@@ -68,24 +70,24 @@ def test_a_newer_one_takes_the_place_of_one_that_waits(
 
 def test_a_stop_has_a_deadline(tmp_path: Path, watched: Watch) -> None:
     slow = threading.Event()
-    watched(lambda moment: slow.wait(10) and None)
+    watched(lambda moment: slow.wait(DEADLINE_S) and None)
     store = CheckpointStore(tmp_path, keep=1, recipe={})
     writer = CheckpointWriter(store, lambda written: None)
     writer.start()
     writer.submit(Checkpoint(1, {"x": torch.zeros(1)}, {}))
     assert not writer.stop(0.05)
     slow.set()
-    assert writer.stop(10)
+    assert writer.stop(DEADLINE_S)
     assert store.seqs() == [1]
 
 
 def test_a_write_that_fails_is_told_and_the_next_one_works(bench: Bench) -> None:
     bench.store.folder.rename(bench.store.folder.with_name("away"))
     bench.submit(1)
-    wait_until(lambda: bench.written, 10, "the failure is told")
+    wait_until(lambda: bench.written, DEADLINE_S, "the failure is told")
     assert isinstance(bench.written[0].error, OSError)
     bench.store.folder.mkdir()
     bench.submit(2)
-    wait_until(lambda: len(bench.written) == 2, 10, "the next one is written")
+    wait_until(lambda: len(bench.written) == 2, DEADLINE_S, "the next one is written")
     assert bench.written[1].error is None
     assert bench.store.seqs() == [2]

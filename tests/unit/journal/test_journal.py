@@ -106,6 +106,7 @@ def test_whoever_waits_for_more_is_woken_by_the_commit(journal: Journal) -> None
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.append(journal.head.wait(0, 30)))
     thread.start()
+    wait_until(lambda: journal.head._grown._waiters, 10, "the thread waits")  # type: ignore[attr-defined]
     journal.append([entry()])
     thread.join(10)
     assert found == [True]
