@@ -250,8 +250,8 @@ class Daemon:
     def _fail(self, error: Exception) -> None:
         """The first thread to die ends the daemon."""
         if self.failure is None:
+            self.state = "failed"  # first: who sees that it is not alive is told why by readiness
             self.failure = error
-            self.state = "failed"
             log.error("failed error=%s", error)
         self._wake.put(None)
 

@@ -1,7 +1,8 @@
 """Daemons in this process, on free ports of loopback, with a network that learns in no time."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,6 +54,19 @@ def labels(count: int, seed: int = 0) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, 4, count)
 
 
+@contextmanager
+def cut_off(socket: zmq.Socket[bytes], timeout_s: float = ANSWER_S) -> Iterator[None]:
+    """What is said in the block ends the connection, and has no answer."""
+    # An answer would have come over that connection, so once it is gone nothing more can come.
+    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    try:
+        yield
+        assert monitor.poll(int(timeout_s * 1000)), f"the connection is still there after {timeout_s:g} s"
+        assert not socket.poll(0), "an answer"
+    finally:
+        socket.disable_monitor()
+
+
 class Peer:
     """A client that says what it is told to say, frame by frame."""
 
@@ -97,6 +111,10 @@ class Peer:
             heard += len(answer["acks"])
             found |= {n: (first_seq, samples) for n, first_seq, samples in answer["acks"]}
         return found
+
+    def cut_off(self) -> AbstractContextManager[None]:
+        """What it says in the block ends its connection, and has no answer."""
+        return cut_off(self._socket)
 
     def close(self) -> None:
         """Closes the socket."""

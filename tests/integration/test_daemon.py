@@ -13,11 +13,9 @@ import httpx
 import msgpack
 import numpy as np
 import pytest
-import zmq
 from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
-from zmq.utils.monitor import recv_monitor_message
 
 from ffstream import __version__
 from ffstream.client.producer import Refused
@@ -92,7 +90,7 @@ def test_what_is_sent_is_learned(daemon: Running) -> None:
 
 def test_a_stream_that_can_be_learned_is_learned(start: Start) -> None:
     """Each label lights its own quarter of the image; the error falls from three in four to nothing."""
-    running = start("network.learning_rate=0.02", "network.averaging_samples=0")
+    running = start("network.learning_rate=0.02", "network.averaging_samples=0", "prequential.queue_depth=1000000")
     rng = np.random.default_rng(0)
     producer = running.producer()
     for _ in range(60):
@@ -101,7 +99,10 @@ def test_a_stream_that_can_be_learned_is_learned(start: Start) -> None:
         quarters[np.arange(16), which] += 180
         producer.send(quarters, which)
     producer.flush(WAIT_S)
-    assert running.control().wait_idle(WAIT_S)["prequential_error"] < 0.3
+    running.control().wait_idle(WAIT_S)
+    # Learning does not wait for the evaluation, and without the last samples the error is that of the beginning.
+    wait_until(lambda: running.metric("prequential_samples_total") == 960, WAIT_S, "all samples are evaluated")
+    assert running.control().status()["prequential_error"] < 0.3
     answer = running.predictor().predict(np.repeat(np.eye(4, dtype=np.uint8) * 200, 4, axis=1).reshape(4, 4, 4))
     assert answer.labels.tolist() == [0, 1, 2, 3]
 
@@ -205,14 +206,18 @@ def test_a_full_backlog_holds_a_producer_back_and_loses_nothing(start: Start) ->
     producer = running.producer()
     sent = 0
 
-    def send_until_it_is_full() -> None:
+    def is_held_back() -> bool:
+        """Sends one more. When that takes long, acks may only be slow: then it is tried again."""
         nonlocal sent
-        while sent < 40:
+        try:
             producer.send(images(1, sent), labels(1, sent), timeout_s=1.0)
-            sent += 1
+        except DeadlineExceeded:
+            return running.daemon.admission.obstacle() is not None
+        sent += 1
+        assert sent < 40
+        return False
 
-    with pytest.raises(DeadlineExceeded):
-        send_until_it_is_full()
+    wait_until(is_held_back, WAIT_S, "the producer is held back")
     status = control.status()
     assert (status["state"], status["learned"]) == ("paused", 0)
     assert 20 <= status["backlog"] < 20 + 8
@@ -336,16 +341,10 @@ def test_each_socket_understands_what_the_specification_says(daemon: Running, so
 def test_a_message_over_the_byte_limit_cuts_off_its_sender_only(start: Start, socket: str) -> None:
     running = start("limits.message_max_bytes=4096")
     good, bad = running.peer(socket), running.peer(socket)
-    monitor = bad._socket.get_monitor_socket()
     bad.send("ping")
     assert bad.answer()["type"] == "pong"
-    bad.say(b"x", bytes(5000))
-
-    def disconnected() -> bool:
-        return bool(monitor.poll(100)) and recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
-
-    wait_until(disconnected, WAIT_S, "the connection is closed")
-    bad._socket.disable_monitor()
+    with bad.cut_off():
+        bad.say(b"x", bytes(5000))
     good.send("ping")
     assert good.answer()["type"] == "pong"
 
@@ -383,7 +382,7 @@ def test_predictions_have_a_label_and_a_goodness_for_each(daemon: Running, dtype
     assert answer.labels.dtype == np.int64
     assert np.array_equal(answer.goodness.argmax(1), answer.labels)
     assert answer.seq == 40
-    assert daemon.metric("predictions_total") >= 0
+    wait_until(lambda: daemon.metric("predictions_total") == 7, WAIT_S, "they are counted, after the reply")
 
 
 def test_predictions_change_nothing_and_do_not_change_while_nothing_is_learned(daemon: Running) -> None:
@@ -532,7 +531,7 @@ def test_a_checkpoint_on_request(daemon: Running) -> None:
     assert control.status()["checkpoint_seq"] == 40
     assert control.request("checkpoint")["seq"] == 40, "nothing new, and no error"
     assert daemon.metric("checkpoint_last_seq") == 40
-    assert daemon.metric("checkpoint_bytes") >= 0
+    assert daemon.metric("checkpoint_bytes") == result["bytes"]
     assert daemon.metric("checkpoint_failures_total") == 0
 
 
