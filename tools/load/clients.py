@@ -62,14 +62,20 @@ class _Client:
         self, name: str, endpoints: Mapping[str, str], context: "zmq.Context[Any]", seen: Attendance
     ) -> None:
         self.name = name
-        self.greeted = False
         self.predicted = False
         self.learn = Peer(endpoints["learn"], context=context)
         self.predict = Peer(endpoints["predict"], context=context)
         self._sent_s: dict[int, float] = {}  # of what is not acked
         self._acked = 0
         self._seen = seen
+        self._awaited = {"welcome", "pong"}
         self.learn.send("hello", client=name)
+        self.predict.send("ping")  # a connection that was never answered on may not be there yet
+
+    @property
+    def greeted(self) -> bool:
+        """Whether both its connections are there."""
+        return not self._awaited
 
     @property
     def done(self) -> bool:
@@ -89,8 +95,8 @@ class _Client:
         """Takes the answers that wait."""
         for answer in self.learn.hear_all() + self.predict.hear_all():
             match answer["type"]:
-                case "welcome":
-                    self.greeted = True
+                case "welcome" | "pong" as greeting:
+                    self._awaited.discard(greeting)
                 case "ack":
                     self._take(answer["acks"])
                 case "prediction":
@@ -234,6 +240,7 @@ def _round(daemon: Served, clients: int, name: str, started: Figures, rest_s: fl
         deadline = time.monotonic() + timeout_s / 2
         while sum(greeted.value for _, greeted in crowd) < clients and time.monotonic() < deadline:
             time.sleep(0.02)
+        together = look(pid)  # all are here; they may be done before the watcher looks again
         begun = time.monotonic()
         go.value = 1
         parts: list[Attendance] = [worker.result(timeout_s + 30) for worker, _ in crowd]
@@ -250,7 +257,7 @@ def _round(daemon: Served, clients: int, name: str, started: Figures, rest_s: fl
         timeout_s=_SETTLE_S,
     )
     after = at_rest(pid, seconds=rest_s)
-    figures = [before, *watcher.figures, after]
+    figures = [before, together, *watcher.figures, after]
     return Round(
         seen,
         seconds,

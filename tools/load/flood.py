@@ -4,6 +4,7 @@ Each kind has a connection of its own and up to a window of messages under way, 
 the codes that fit. A message that cannot be answered (too large, or no ZMTP at all) ends its connection instead.
 """
 
+import math
 import random
 import threading
 import time
@@ -47,6 +48,8 @@ _SILENCE_S = 60.0
 _SETTLE_S = 45.0  # a half-open connection is dropped after ten seconds, a mute one after fifteen
 _CUT_S = 20.0
 _WORST = 10  # complaints that are kept
+_ACKS = 10  # that a quiet time has at least: what the flood does to others is told by comparison
+_ACKS_S = 60.0
 
 
 @dataclass
@@ -173,15 +176,29 @@ def _oversize(endpoints: list[str], messages: int, poured: Poured, ending: threa
 
 def rejected(daemon: Served) -> int:
     """Messages that the daemon says it answered with an error."""
+    return _counted(daemon, "messages_rejected_total")
+
+
+def _counted(daemon: Served, name: str) -> int:
     text = polite.scrape(f"http://{daemon.endpoints['http']}/metrics")
     return int(
         sum(
             sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-            if sample.name == "ffstream_messages_rejected_total"
+            if sample.name == f"ffstream_{name}"
         )
     )
+
+
+def _await_acks(daemon: Served, since: int) -> None:
+    """Returns once others were acked enough since so many samples were. Raises RuntimeError."""
+    deadline = time.monotonic() + _ACKS_S
+    # One more: the last ack that is counted may still be on its way.
+    while _counted(daemon, "samples_acked_total") < since + (_ACKS + 1) * polite.SAMPLES:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"nobody attacks, and others have not {_ACKS} acks after {_ACKS_S:g} s")
+        time.sleep(0.05)
 
 
 def run(
@@ -197,13 +214,22 @@ def run(
     """The whole measurement. Its `broken` lists what went wrong."""
     with served(*SETTINGS, *settings) as daemon:
         pid = daemon.process.pid
-        polite.warm_up(daemon.endpoints, warm_samples)
+        warmed = polite.warm_up(daemon.endpoints, warm_samples)
         with Worker(polite.serve_all, daemon.endpoints, "polite", 0.005) as others:
+            _await_acks(daemon, warmed)
+            calm = look(pid)
             # A first flood makes what is made once: buffers of connections, allocator arenas, threads.
             _poured(daemon, warm_messages or max(20_000, messages // 4), seed + 1, old=True)
-            _await_quiet(daemon, look(pid, daemon.state), 0.0)
-            begun = time.monotonic()
+            # Memory is where that flood has brought it; its connections must not count among those of the others.
+            until_level(
+                pid,
+                descriptors=DESCRIPTORS.allows(calm.descriptors),
+                rss_mb=math.inf,
+                timeout_s=_SETTLE_S,
+            )
+            begun, acked = time.monotonic(), _counted(daemon, "samples_acked_total")
             before = at_rest(pid, daemon.state, seconds=quiet_s)  # the others alone
+            _await_acks(daemon, acked)
             flooded = time.monotonic()
             counted = rejected(daemon)
             poured = _poured(daemon, messages, seed, old=False)

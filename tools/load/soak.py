@@ -121,8 +121,7 @@ def judge_all(figures: list[Figures]) -> list[Verdict]:
 
 
 def _everybody(daemon: Served, killed: _Killed, seconds: float, chance: random.Random) -> _Run:
-    """All loads for that long; returns when all have ended."""
-    end = time.monotonic() + seconds
+    """All loads for that long, from when the last has begun; returns when all have ended."""
     endpoints = daemon.endpoints
     seen = _Run()
     with ExitStack() as stack:
@@ -130,34 +129,39 @@ def _everybody(daemon: Served, killed: _Killed, seconds: float, chance: random.R
         def start(*work: Any) -> Worker:
             return stack.enter_context(Worker(*work))
 
+        def start_victim() -> Worker:
+            killed.lives += 1
+            worker = start(polite.until_killed, endpoints["learn"], killed.client, _PAUSE_S, killed.acked)
+            worker.await_begun()  # a process that only imports is no producer that is killed
+            return worker
+
         steady = start(polite.serve_all, endpoints, "steady", _PAUSE_S)
         visitors = [start(polite.come_and_go, endpoints["learn"], f"visitor{at}", 20, _PAUSE_S) for at in range(2)]
         rough = start(rude.send_without_reading, endpoints, _RUDE_PER_SECOND)
-        kill_at = flood_at = time.monotonic()
-        victim: Worker | None = None
-        while time.monotonic() < end:
-            now = time.monotonic()
+        victim = start_victim()
+        for worker in (steady, *visitors, rough):
+            worker.await_begun()
+        flood_at = time.monotonic()
+        end, kill_at = flood_at + seconds, flood_at + chance.uniform(*_KILL_S)
+        pouring: Worker | None = None
+        while (now := time.monotonic()) < end:
             if now >= kill_at:
-                if victim is not None:
-                    victim.kill()
-                victim = start(polite.until_killed, endpoints["learn"], killed.client, _PAUSE_S, killed.acked)
-                killed.lives += 1
-                kill_at = now + chance.uniform(*_KILL_S)
-            if now >= flood_at:
-                seen.poured.append(_flood(endpoints, chance))
-                flood_at = time.monotonic() + _FLOOD_S
+                victim.kill()
+                victim = start_victim()
+                kill_at = time.monotonic() + chance.uniform(*_KILL_S)
+            if pouring is not None and pouring.is_done:  # not waited for: others come, go and die meanwhile
+                seen.poured.append(pouring.result())
+                pouring, flood_at = None, now + _FLOOD_S
+            if pouring is None and now >= flood_at:
+                pouring = start(flood.pour, endpoints, _FLOOD_MESSAGES, chance.randrange(1 << 30), True)
             time.sleep(0.1)
+        if pouring is not None:
+            seen.poured.append(pouring.result())
         for worker in (steady, *visitors):
             worker.stop()
         seen.rude_sent = rough.finish()
         seen.steady = [worker.result() for worker in (steady, *visitors)]
     return seen
-
-
-def _flood(endpoints: Mapping[str, str], chance: random.Random) -> flood.Poured:
-    with Worker(flood.pour, endpoints, _FLOOD_MESSAGES, chance.randrange(1 << 30), True) as worker:
-        poured: flood.Poured = worker.result()
-    return poured
 
 
 @dataclass

@@ -17,14 +17,27 @@ class Worker:
 
     def __init__(self, work: Callable[..., Any], *arguments: Any) -> None:
         self._stop = _processes.Event()
+        self._begun = _processes.Event()
         self._results, theirs = _processes.Pipe(duplex=False)
-        self._process = _processes.Process(target=_run, args=(theirs, work, self._stop, *arguments), daemon=True)
+        self._process = _processes.Process(
+            target=_run, args=(theirs, self._begun, work, self._stop, *arguments), daemon=True
+        )
         self._process.start()
         theirs.close()
+
+    def await_begun(self) -> None:
+        """Returns once the work has begun: after all imports. Raises RuntimeError if it never does."""
+        if not self._begun.wait(_STOP_S):
+            raise RuntimeError(f"{self._process.name} has not begun after {_STOP_S:g} s")
 
     def stop(self) -> None:
         """Asks for the end."""
         self._stop.set()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `result` returns, or raises, at once."""
+        return self._results.poll(0.0)
 
     def result(self, timeout_s: float = _STOP_S) -> Any:
         """What the work returned. Raises RuntimeError when it failed, died, or is not done in time."""
@@ -57,7 +70,10 @@ class Worker:
         self.kill()
 
 
-def _run(results: "Connection[Any, Any]", work: Callable[..., Any], stop: Event, *arguments: Any) -> None:
+def _run(
+    results: "Connection[Any, Any]", begun: Event, work: Callable[..., Any], stop: Event, *arguments: Any
+) -> None:
+    begun.set()
     try:
         results.send((True, work(stop, *arguments)))
     except Exception:
