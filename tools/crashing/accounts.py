@@ -47,7 +47,7 @@ class Remains:
         manifests = sorted((state / "checkpoints").glob("*/manifest.json"))
         newest = manifests[-1].parent
         return cls(
-            rows=_rows(state / "journal.sqlite"),
+            rows=rows_of(state / "journal.sqlite"),
             checkpoints=[int(each.parent.name) for each in manifests],
             tensors=load_file(newest / "state.safetensors"),
             progress=json.loads(manifests[-1].read_text())["progress"],
@@ -64,7 +64,8 @@ class Remains:
         return sorted(different)
 
 
-def _rows(journal: Path) -> list[Heard]:
+def rows_of(journal: Path) -> list[Heard]:
+    """What a journal has not forgotten; a daemon may be at work on it."""
     connection = sqlite3.connect(f"file:{journal}?mode=ro", uri=True)
     try:
         return [Heard(*row) for row in connection.execute("SELECT n, first_seq, count FROM messages")]

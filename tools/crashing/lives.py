@@ -20,9 +20,19 @@ from typing import Any, Self
 from ffstream.client import Control
 from tools.crashing.stream import SETTINGS
 from tools.crashing.victim import VARIABLE, Death
-from tools.daemon_process import STOP_S, DaemonFailed, await_endpoints, free_port, log_tail, serve_arguments
+from tools.daemon_process import (
+    START_S,
+    STOP_S,
+    DaemonFailed,
+    await_endpoints,
+    free_port,
+    log_tail,
+    read_endpoints,
+    serve_arguments,
+)
 
 _LEARN_S = 300.0
+_LOOK_S = 0.01
 _CLOSED = -1
 # One thread for each library: sums have one order whatever the machine, and a fork server may have no others.
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -67,6 +77,16 @@ class Life:
         """Returns the seconds from its start until it serves. Raises DaemonFailed when it ends instead."""
         await_endpoints(self._home.state, self.pid, self._check)
         return time.monotonic() - self._began
+
+    def ended_serving(self, timeout_s: float) -> bool:
+        """Whether it ends before it serves, or within that time after. Raises DaemonFailed when it never serves."""
+        deadline = time.monotonic() + START_S
+        while read_endpoints(self._home.state).get("pid") != self.pid:
+            if self.ended(_LOOK_S):
+                return True
+            if time.monotonic() > deadline:
+                raise DaemonFailed(f"a daemon does not serve after {START_S:g} s\n{log_tail(self._home.log)}")
+        return self.ended(timeout_s)
 
     def _check(self) -> None:
         if self.ended(0):

@@ -21,13 +21,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from ffstream.checkpoint import manifest
+from ffstream.client import Control
 from ffstream.errors import FFStreamError
 from ffstream.journal.journal import Journal
 from tools.crashing import disk, trace
-from tools.crashing.accounts import Account, Remains, settle
+from tools.crashing.accounts import Account, Remains, rows_of, settle
 from tools.crashing.killing import end_in_order, never_killed
 from tools.crashing.lives import ForkServer, Home
-from tools.crashing.stream import INPUTS, LABELS, Heard, connect, send_all, sizes
+from tools.crashing.stream import CHECKPOINT_SAMPLES, INPUTS, KEPT, LABELS, Heard, connect, send_all, sizes
 from tools.crashing.victim import Death
 from tools.daemon_process import DaemonFailed, log_tail
 
@@ -35,7 +36,8 @@ _MESSAGES = 240
 _PAUSE_S = 0.005  # each message gets a commit of its own, nearly
 _WAL_PAGES = 24
 _ENDS = (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM)
-_QUIET_S = 0.5
+_QUIET_S = 60.0
+_LOOK_S = 0.05
 # The lives in the record end with a snapshot that a life without an end does not publish.
 _NOT_LEARNED = "progress.version"
 
@@ -83,13 +85,14 @@ def record(folder: Path, seed: int) -> Recording:
     pids, contents = [], []
     with ForkServer(below=trace.command(output)) as traced:
         for (begin, end), how in zip(pairwise(thirds), _ENDS, strict=True):
+            newest = max(manifest.seqs(home.state / "checkpoints"), default=0)
             life = traced.start(home, Death(wal_pages=_WAL_PAGES))
             pids.append(life.pid)
             with life.or_dies():
                 life.await_ready()
                 with connect(home.learn) as producer:
                     send_all(producer, seed, counts, begin=begin, end=end, pause_s=_PAUSE_S)
-                time.sleep(_QUIET_S)  # a call that a kill cuts off is in the folder perhaps, and not in the record
+                _await_quiet(home, newest)
                 code = life.end(how)
             if code != (-how if how == signal.SIGKILL else 0):
                 raise DaemonFailed(f"a traced daemon left with exit code {code}\n{log_tail(home.log)}")
@@ -107,6 +110,33 @@ def record(folder: Path, seed: int) -> Recording:
         reader.check(there)
     output.unlink()
     return Recording(root, seed, counts, operations, acks, births)
+
+
+def _await_quiet(home: Home, begun_at: int) -> None:
+    """Returns once a daemon that began at that checkpoint has nothing left to write. Raises DaemonFailed.
+
+    A call that a kill cuts off is in the folder perhaps, and not in the record. To settle would be quiet, too, but
+    would leave the next life nothing to recover from the journal.
+    """
+    deadline = time.monotonic() + _QUIET_S
+    with Control(home.control) as control:
+        learned = control.wait_idle(_QUIET_S)["applied_seq"]
+        due = learned - (learned - begun_at) % CHECKPOINT_SAMPLES
+        while control.status()["checkpoint_seq"] != due or not _is_trimmed(home.state):
+            if time.monotonic() > deadline:
+                raise DaemonFailed(
+                    f"checkpoint {due} and what it sets free take {_QUIET_S:g} s\n{log_tail(home.log)}"
+                )
+            time.sleep(_LOOK_S)
+    # Rows are gone once their transaction is done; SQLite may fold its log then. The same thread answers after that.
+    connect(home.learn).close()
+
+
+def _is_trimmed(state: Path) -> bool:
+    """Whether no checkpoint is left over, and no row that the oldest one has learned: the last things it does."""
+    kept = manifest.seqs(state / "checkpoints")
+    ends = (row.first_seq + row.samples - 1 for row in rows_of(state / "journal.sqlite"))
+    return len(kept) <= KEPT and all(end > min(kept, default=0) for end in ends)
 
 
 def unsafe(folder: Path, recording: Recording) -> Iterator[str]:

@@ -19,7 +19,8 @@ CLIENT = "crash"
 INPUTS = 16
 LABELS = 4
 _BATCH = 8
-_CHECKPOINT_SAMPLES = 19 * _BATCH
+CHECKPOINT_SAMPLES = 19 * _BATCH
+KEPT = 3
 _SIZES = (1, 8, 3, 5)  # samples in a message: microbatches begin and end anywhere in one
 _ANSWER_S = 120.0
 _GREETING_S = 2.0
@@ -40,8 +41,8 @@ SETTINGS = (
     "learning.partial=wait",
     "learning.publish_every=1",  # a snapshot published when idle would count in the progress
     "checkpoint.every_s=0",
-    f"checkpoint.every_samples={_CHECKPOINT_SAMPLES}",
-    "checkpoint.keep=3",  # the journal is trimmed all the time
+    f"checkpoint.every_samples={CHECKPOINT_SAMPLES}",
+    f"checkpoint.keep={KEPT}",  # the journal is trimmed all the time
     "limits.window_messages=32",
     "prequential.busy_fraction=1",  # every sample is predicted: the record is part of what must be equal
     "prequential.queue_depth=1000000",
@@ -75,7 +76,7 @@ def sizes(messages: int) -> list[int]:
     """
     plain = [size(at) for at in range(messages - 1)]
     last = _BATCH - sum(plain) % _BATCH
-    return [*plain, last if (sum(plain) + last) % _CHECKPOINT_SAMPLES else last + _BATCH]
+    return [*plain, last if (sum(plain) + last) % CHECKPOINT_SAMPLES else last + _BATCH]
 
 
 class Witness(Producer):
