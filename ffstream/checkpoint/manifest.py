@@ -5,15 +5,24 @@ The format stands in `store`.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from ffstream.errors import CheckpointDamaged
 
 FORMAT = 1
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
+# SHA-256 takes thirty times as long, time that learning would miss. Both find whatever chance damages, and neither
+# what is done on purpose: who can write here can write a manifest, too.
+CHECKSUM = "xxh3_128"
+_CHECKSUMS: dict[str, Callable[[], Any]] = {
+    CHECKSUM: xxhash.xxh3_128,
+    "sha256": hashlib.sha256,  # of earlier versions
+}
 
 
 def folder_of(folder: Path, seq: int) -> Path:
@@ -49,7 +58,7 @@ def read(folder: Path, seq: int) -> dict[str, Any]:
             size = (here / Path(name).name).stat().st_size
             if size != expected["bytes"]:
                 raise damaged(seq, f"{name}: {size} bytes, not {expected['bytes']}")
-            if not isinstance(expected["sha256"], str):
+            if not isinstance(expected[_kind(expected)], str):
                 raise damaged(seq, f"{MANIFEST}: {name} has no checksum")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(seq, f"unreadable: {error}") from error
@@ -61,10 +70,10 @@ def verify(folder: Path, seq: int) -> dict[str, Any]:
     manifest = read(folder, seq)
     for name, expected in manifest["files"].items():
         try:
-            found = sha256(folder_of(folder, seq) / Path(name).name)
+            found = checksum(folder_of(folder, seq) / Path(name).name, _kind(expected))
         except OSError as error:
             raise damaged(seq, f"unreadable: {error}") from error
-        if found != expected["sha256"]:
+        if found != expected[_kind(expected)]:
             raise damaged(seq, f"{name}: checksum differs")
     return manifest
 
@@ -74,10 +83,15 @@ def damaged(seq: int, what: str) -> CheckpointDamaged:
     return CheckpointDamaged(f"checkpoint {seq}: {what}", hint="an older one is used, and the journal from there on")
 
 
-def sha256(path: Path) -> str:
-    """Of a file. Raises OSError."""
+def checksum(path: Path, kind: str = CHECKSUM) -> str:
+    """Of a file, in hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, _CHECKSUMS[kind]).hexdigest()
+
+
+def _kind(expected: Mapping[str, Any]) -> str:
+    """Under which name a file's checksum stands."""
+    return CHECKSUM if CHECKSUM in expected else "sha256"
 
 
 def _check(manifest: Mapping[str, Any]) -> str:

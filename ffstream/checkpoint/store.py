@@ -4,7 +4,8 @@
     checkpoints/00000000000000041200/manifest.json       what belongs to it, and its checksums
 
 A checkpoint is valid if and only if its manifest is there, has the SHA-256 that stands in it as `check`, and every
-file in it has the size and the SHA-256 that the manifest states. The order of writing keeps this true at all times:
+file in it has the size and the XXH3 checksum that the manifest states. The order of writing keeps this true at all
+times:
 
     1. state into `.writing-SEQ/`, fsync file and folder     2. rename to `SEQ/`, fsync the parent
     3. manifest into `SEQ/.manifest`, fsync                  4. rename to `SEQ/manifest.json`, fsync the folder

@@ -1,6 +1,5 @@
 """Whatever a checkpoint's folder holds, a daemon begins from just what is in it, from an older one, or not at all."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ffstream.checkpoint import manifest as manifests
-from ffstream.checkpoint.manifest import MANIFEST, STATE, folder_of
+from ffstream.checkpoint.manifest import CHECKSUM, MANIFEST, STATE, folder_of
 from ffstream.daemon import Daemon
 from ffstream.errors import FFStreamError, JournalDamaged
 from ffstream.journal.journal import Journal
@@ -61,8 +60,8 @@ class Disk:
     def sign(self, change: Callable[[dict[str, Any]], object] = lambda manifest: None) -> None:
         """A manifest that vouches for the files as they are, but for what is changed in it."""
         manifest = json.loads((self.here / MANIFEST).read_text())
-        content = (self.here / STATE).read_bytes()
-        manifest["files"] = {STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+        state = self.here / STATE
+        manifest["files"] = {STATE: {"bytes": state.stat().st_size, CHECKSUM: manifests.checksum(state)}}
         del manifest["check"]
         change(manifest)
         (self.here / MANIFEST).write_text(json.dumps(manifests.sign(manifest)))
@@ -177,7 +176,7 @@ PLACES = (
     ("files",),
     ("files", STATE),
     ("files", STATE, "bytes"),
-    ("files", STATE, "sha256"),
+    ("files", STATE, CHECKSUM),
 )
 
 

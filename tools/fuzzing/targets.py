@@ -140,7 +140,7 @@ def manifest(folder: Path) -> Prepared:
     here.mkdir()
     state = here / manifests.STATE
     state.write_bytes(b"state")
-    files = {manifests.STATE: {"bytes": 5, "sha256": manifests.sha256(state)}}
+    files = {manifests.STATE: {"bytes": 5, manifests.CHECKSUM: manifests.checksum(state)}}
     good = {"format": 1, "seq": 5, "written": 0.5, "recipe": {"widths": [3]}, "progress": {}, "files": files}
 
     def run(data: bytes) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
@@ -84,7 +85,7 @@ def test_the_manifest_says_what_it_stands_for(store: CheckpointStore) -> None:
     manifest = json.loads((folder_of(store, 100) / "manifest.json").read_text())
     state = (folder_of(store, 100) / "state.safetensors").read_bytes()
     assert manifest["files"] == {
-        "state.safetensors": {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+        "state.safetensors": {"bytes": len(state), "xxh3_128": xxhash.xxh3_128(state).hexdigest()}
     }
     assert (manifest["format"], manifest["seq"]) == (1, 100)
     assert manifest["recipe"] == RECIPE | {"widths": [32, 32]}
@@ -249,9 +250,21 @@ def test_nothing_in_a_checkpoint_leads_out_of_its_folder(store: CheckpointStore)
     store.write(checkpoint(10))
     outside = store.folder / "outside"
     outside.write_bytes(b"x")
-    files = {"../outside": {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}}
+    files = {"../outside": {"bytes": 1, "xxh3_128": xxhash.xxh3_128(b"x").hexdigest()}}
     rewrite(folder_of(store, 10) / MANIFEST, files=files)
     with pytest.raises(CheckpointDamaged):
+        store.load(10)
+
+
+def test_a_checksum_of_an_earlier_version_is_good(store: CheckpointStore) -> None:
+    store.write(checkpoint(10))
+    state = folder_of(store, 10) / STATE
+    content = state.read_bytes()
+    files = {STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    rewrite(folder_of(store, 10) / MANIFEST, files=files)
+    assert the_same(store.load(10), checkpoint(10))
+    flip(state, -1)
+    with pytest.raises(CheckpointDamaged, match="checksum differs"):
         store.load(10)
 
 
