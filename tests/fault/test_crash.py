@@ -5,6 +5,7 @@ harmed. And what says so can say otherwise.
 """
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -13,12 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ffstream.client import Control
+from ffstream.errors import DeadlineExceeded
 from ffstream.moments import MOMENTS
 from tools.crashing import disk, power, trace
 from tools.crashing.accounts import Account, Remains, settle
-from tools.crashing.killing import Killing, reason_to_pass_over
-from tools.crashing.lives import ForkServer
-from tools.crashing.stream import Heard
+from tools.crashing.killing import Killing, end_in_order, never_killed, reason_to_pass_over
+from tools.crashing.lives import ForkServer, Home
+from tools.crashing.stream import CHECKPOINT_SAMPLES, Heard, connect, send_all, sizes
+from tools.crashing.victim import Death
+
+DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +47,49 @@ def test_killed_at_every_moment_it_learns_each_sample_once_and_in_order(tmp_path
     assert killed.starts["real"] > 1
     assert killed.before_first_checkpoint > 0
     assert killed.resent > 0, "no kill met a message under way: this run proves little"
+
+
+@pytest.mark.timeout(240)
+def test_killed_in_a_rollback_it_skips_all_that_came_later_or_nothing(tmp_path: Path, forks: ForkServer) -> None:
+    skipped = rolled_back(tmp_path / "alive", forks)
+    learned = never_killed(tmp_path / "never", 1, SENT, forks)
+    assert "layers.0.parameters" in skipped.differs_from(learned)
+
+    for moment, expected in (("rollback.discarded", learned), ("rollback.skipped", skipped)):
+        killed = rolled_back(tmp_path / moment, forks, moment)
+        assert set(killed.differs_from(expected)) <= {"progress.version"}, moment  # a rollback counts as a snapshot
+
+
+SENT = sizes(120)
+
+
+def rolled_back(folder: Path, forks: ForkServer, moment: str | None = None) -> Remains:
+    """What is left after a rollback in mid-stream that skips what came later; it dies of `moment`, if of any."""
+    folder.mkdir()
+    home = Home(folder / "state")
+    life = forks.start(home, Death(moment))
+    with life.or_dies():
+        life.await_ready()
+        with connect(home.learn) as producer, Control(home.control) as control:
+            send_all(producer, 1, SENT, end=60)
+            control.wait_idle(DEADLINE_S)
+            arguments = {"to": CHECKPOINT_SAMPLES + 50, "later": "skip"}
+            if moment is None:
+                control.request("rollback", arguments, DEADLINE_S)
+            else:
+                with pytest.raises(DeadlineExceeded):
+                    control.request("rollback", arguments, 1.0)
+    if moment is not None:
+        assert life.ended(DEADLINE_S)
+        assert life.end() == -signal.SIGKILL
+        life = forks.start(home)
+    with life.or_dies():
+        life.await_ready()
+        with connect(home.learn) as producer:
+            producer.resume_at(61)
+            send_all(producer, 1, SENT, begin=60)
+        end_in_order(home, life)
+    return Remains.of(home.state)
 
 
 @pytest.mark.timeout(240)

@@ -2,17 +2,23 @@
 
 Two of three kills come at a named moment (`ffstream.moments`), each as often as the others, at a passing that chance
 chooses; the rest come at any time: during start and recovery, or while it serves. One life in twenty begins as a
-user's does; the others are forks.
+user's does; the others are forks. The moments of a rollback are met in one that goes back to anywhere and learns
+again what came later: whatever becomes of it, the state at the end is the same.
 """
 
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
+from ffstream.checkpoint import manifest
+from ffstream.client import Control
+from ffstream.errors import FFStreamError
 from ffstream.moments import MOMENTS
 from tools.crashing.accounts import Account, Remains, settle
 from tools.crashing.lives import ForkServer, Home, Life, start_really
@@ -26,7 +32,9 @@ _SERVING_S = 0.4
 _REAL_EVERY = 20
 # Passed with each message or microbatch; the others with each checkpoint.
 _OFTEN = ("commit", "ack", "hand_on", "learned")
-_NEEDS_A_COMMAND = {"rollback": "only passed when somebody asks for a rollback"}
+_ROLLBACK = "rollback."
+_ANSWER_S = 0.5  # who dies does not answer
+_CHANGES_THE_STREAM = {"rollback.skipped": "what is skipped is not learned: another state at the end"}
 
 
 @dataclass
@@ -44,7 +52,7 @@ class Killed:
 
 def reason_to_pass_over(moment: str) -> str | None:
     """Why nothing here reaches that moment, if so."""
-    return next((why for prefix, why in _NEEDS_A_COMMAND.items() if moment.startswith(prefix)), None)
+    return _CHANGES_THE_STREAM.get(moment)
 
 
 class Killing:
@@ -114,7 +122,7 @@ class Killing:
         self._life = life = self._start(death, really=really)
         if moment is None:
             way = self._await_chance(life, really=really)
-        elif life.ended_serving(_REACH_S):
+        elif self._meets(moment, life):
             way = moment
         else:
             way = "random.serving"
@@ -126,8 +134,26 @@ class Killing:
             raise DaemonFailed(f"a daemon ended by itself, exit code {code}\n{log_tail(self._home.log)}")
         return way
 
+    def _meets(self, moment: str, life: Life) -> bool:
+        """Whether it dies of that moment."""
+        if moment.startswith(_ROLLBACK) and not life.ended_serving(0):
+            self._roll_back(life)
+        return life.ended_serving(_REACH_S)
+
+    def _roll_back(self, life: Life) -> None:
+        """Asks until it dies of it, for as long as a moment may take to come."""
+        deadline = time.monotonic() + _REACH_S
+        with Control(self._home.control) as control:
+            while not life.ended(0) and time.monotonic() < deadline:
+                oldest = min(manifest.seqs(self._home.state / "checkpoints"), default=0)
+                with suppress(FFStreamError):  # it may be dead by now, or the oldest checkpoint another one
+                    to = self._chance.randint(oldest, max(oldest, control.status(_ANSWER_S)["applied_seq"]))
+                    control.request("rollback", {"to": to, "later": "relearn"}, _ANSWER_S)
+
     def _passing(self, moment: str) -> int:
         if not self.by_moment[moment]:
+            return 1
+        if moment.startswith(_ROLLBACK):
             return 1
         often = moment.startswith(_OFTEN)
         return self._chance.randint(1, 40 if often else 3)
