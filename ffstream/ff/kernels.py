@@ -8,6 +8,9 @@ formulas are tensor operations.
 Shapes: B samples, L labels, O outputs. Everything float32.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 import numba
 import numpy as np
 import torch
@@ -16,9 +19,22 @@ from torch import Tensor
 
 _Array = NDArray[np.float32]
 _ZERO = np.float32(0)
+_Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
 
-@numba.njit("void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1])", nogil=True, fastmath=True, cache=True)
+def _compiled(signature: str, *, fastmath: bool = False) -> Callable[[_Loop], _Loop]:
+    """Machine code, kept from one start to the next where there is a folder for it."""
+
+    def compile(loop: _Loop) -> _Loop:
+        try:
+            return cast(_Loop, numba.njit(signature, nogil=True, fastmath=fastmath, cache=True)(loop))
+        except RuntimeError:  # neither beside the code nor below the home: made anew at each start, in seconds
+            return cast(_Loop, numba.njit(signature, nogil=True, fastmath=fastmath)(loop))
+
+    return compile
+
+
+@_compiled("void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1])", fastmath=True)
 def _squares(term_BO: _Array, gain_B: _Array, vectors_LO: _Array, out_BL: _Array) -> None:
     for b in range(term_BO.shape[0]):
         for label in range(vectors_LO.shape[0]):
@@ -29,9 +45,7 @@ def _squares(term_BO: _Array, gain_B: _Array, vectors_LO: _Array, out_BL: _Array
             out_BL[b, label] = total
 
 
-@numba.njit(
-    "void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1], f4[:,::1], f4[:,::1])", nogil=True, fastmath=True, cache=True
-)
+@_compiled("void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1], f4[:,::1], f4[:,::1])", fastmath=True)
 def _errors(
     term_BO: _Array, gain_B: _Array, vectors_LO: _Array, slope_BL: _Array, error_BO: _Array, gradient_LO: _Array
 ) -> None:
@@ -49,7 +63,7 @@ def _errors(
                 gradient_LO[label, o] += gain * error
 
 
-@numba.njit("f4(f4[:,::1], i8[::1], f4, f4, f4[:,::1])", nogil=True, cache=True)
+@_compiled("f4(f4[:,::1], i8[::1], f4, f4, f4[:,::1])")
 def _softmax(
     goodness_BL: _Array, labels_B: NDArray[np.int64], alpha: float, smoothing: float, out_BL: _Array
 ) -> float:

@@ -74,6 +74,11 @@ class Recipe:
     score_first_layer: bool = _option(True, "the first layer's goodness counts in predictions")
     seed: int = _option(0, "seed of the first weights, of random wrong labels and of rehearsal")
 
+    @property
+    def has_square_images(self) -> bool:
+        """Whether the inputs are an image with as many rows as columns."""
+        return math.isqrt(self.inputs) ** 2 == self.inputs
+
     def __post_init__(self) -> None:
         if self.objective == "softmax" and self.hand_on == "labelled" and len(self.widths) > 1:
             raise ValueError("the softmax objective compares all labels, so hand_on must be neutral")
