@@ -75,9 +75,10 @@ def control(folder: Path) -> Prepared:
             request = codec.decode(data[1:], table)
             assert isinstance(request, Request)
             command = commands.get(request.command) or commands[names[data[0] % len(names)]]
-            codec.encode(Reply(id=request.id, result=command(request.arguments)))
+            work = command(request.arguments)
+            codec.encode(Reply(id=request.id, result=work()))
 
-    arguments: list[dict[str, Any]] = [{}, {"timeout_s": 0.5}, {"timeout_s": 2, "seq": 1}]
+    arguments: list[dict[str, Any]] = [{}, {"timeout_s": 0.5}, {"timeout_s": 2, "to": 0, "later": "skip"}]
     seeds = [
         b"\0" + codec.encode(Request(id=1, command=name, arguments=each)) for name in names for each in arguments
     ]
