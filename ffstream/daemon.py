@@ -75,8 +75,8 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.metrics = Metrics()
-        self.state = "starting"
         self.failure: Exception | None = None
+        self._phase = "starting"  # then "ready", then "stopping"
         self._steps: list[_Step] = []
         # Not an Event: a signal handler that sets one deadlocks if its thread is just about to wait for it.
         self._wake: SimpleQueue[None] = SimpleQueue()
@@ -93,6 +93,8 @@ class Daemon:
             self._open_state()
             self._recover()
             self._open_sockets()
+            if self.failure is not None:  # what was started first may be dead by now
+                raise self.failure
         except BaseException:
             self.stop()
             raise
@@ -100,7 +102,7 @@ class Daemon:
         gc.collect()
         gc.freeze()
         gc.enable()
-        self.state = "ready"
+        self._phase = "ready"
         log.info(
             "ready version=%s learn=%s predict=%s control=%s http=%s seq=%d applied=%d precision=%s device=%s",
             __version__,
@@ -250,10 +252,16 @@ class Daemon:
     def _fail(self, error: Exception) -> None:
         """The first thread to die ends the daemon."""
         if self.failure is None:
-            self.state = "failed"  # first: who sees that it is not alive is told why by readiness
             self.failure = error
             log.error("failed error=%s", error)
         self._wake.put(None)
+
+    @property
+    def state(self) -> str:
+        """`starting`, `ready`, `draining`, `stopping`; or `failed`, which none of these takes back."""
+        if self.failure is not None:
+            return "failed"
+        return "draining" if self._phase == "ready" and self.admission.draining else self._phase
 
     def readiness(self) -> str:
         """`ready`, or why samples are not taken: the daemon's state, or the code of what is short."""
@@ -305,15 +313,14 @@ class Daemon:
 
     def _drain(self, timeout_s: float) -> dict[str, Any]:
         """Accepts no more samples, learns what is acked, then stops."""
-        self.state = "draining"
         self.admission.draining = True
         try:
-            accepted, result = self.journal.head.seq, self._wait_idle(timeout_s)
-            while accepted < self.journal.head.seq:  # a commit was in hand
+            while True:
                 accepted, result = self.journal.head.seq, self._wait_idle(timeout_s)
+                if accepted == self.journal.head.seq:  # no commit was in hand
+                    break
         except FFStreamError:
-            if self.state == "draining":
-                self.state, self.admission.draining = "ready", False
+            self.admission.draining = False
             raise
         self._wake.put(None)
         return result
@@ -360,8 +367,7 @@ class Daemon:
 
     def stop(self) -> None:
         """Ends what was started, in order, each step with a deadline. Raises what failed, if anything did."""
-        if self.state != "failed":
-            self.state = "stopping"
+        self._phase = "stopping"
         deadline = time.monotonic() + self.config.shutdown.drain_timeout_s
         late = []
         for step in sorted(self._steps):
@@ -422,5 +428,5 @@ def _lock(state: Path) -> IO[str]:
 def _seconds(arguments: dict[str, Any]) -> float:
     value = arguments.get("timeout_s", _COMMAND_S)
     if not isinstance(value, int | float) or not 0 <= value <= 86_400:
-        raise ConfigError("timeout_s is not a number of seconds", hint="0 to 86400")
+        raise BadHeader("timeout_s is not a number of seconds", hint="0 to 86400")
     return float(value)

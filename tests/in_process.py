@@ -137,8 +137,10 @@ class Running:
         self._start()
 
     def _start(self) -> None:
+        self._has_ended = True  # until it has begun
         self.daemon = Daemon(config(self.state, *self.settings))
         self.daemon.start()
+        self._has_ended = False
 
     def __enter__(self) -> Self:
         return self
@@ -149,8 +151,9 @@ class Running:
         self.stop()
 
     def stop(self) -> None:
-        """Ends the daemon in good order, if it runs."""
-        if self.daemon.state != "stopping":
+        """Ends the daemon in good order, once. Raises what it ended of."""
+        if not self._has_ended:
+            self._has_ended = True
             self.daemon.stop()
 
     def restart(self) -> None:

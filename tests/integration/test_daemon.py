@@ -30,6 +30,7 @@ from ffstream.errors import (
     RequestRefused,
     StageFailed,
 )
+from ffstream.server.http import HttpServer
 from tests import wire_spec
 from tests.in_process import INPUTS, Peer, Running, config, images, labels
 from tests.support import wait_until
@@ -501,7 +502,7 @@ def test_pause_and_resume(daemon: Running) -> None:
 def test_a_wait_without_a_sensible_deadline_is_refused(daemon: Running, timeout: Any) -> None:
     with pytest.raises(RequestRefused) as caught:
         daemon.control().request("wait_idle", {"timeout_s": timeout})
-    assert (caught.value.remote_code, caught.value.hint) == ("config", "0 to 86400")
+    assert (caught.value.remote_code, caught.value.hint) == ("bad_header", "0 to 86400")
 
 
 def test_an_idle_daemon_need_not_be_waited_for(daemon: Running) -> None:
@@ -685,11 +686,29 @@ def test_health_and_readiness(daemon: Running) -> None:
     assert codes() == (200, "ready", 200)
     daemon.control().request("pause")
     assert codes() == (200, "ready", 200), "it takes samples, and answers"
-    daemon.daemon.state = "draining"
-    assert codes() == (200, "draining", 503)
-    daemon.daemon.state = "starting"
-    assert codes() == (200, "starting", 503)
-    daemon.daemon.state = "ready"
+    peer = daemon.peer()
+    peer.samples(1)
+    peer.acked(1)
+    daemon.peer("control").send("request", id=1, command="drain", arguments={"timeout_s": WAIT_S})
+    wait_until(lambda: codes() == (200, "draining", 503), WAIT_S, "it takes no more samples")
+
+
+def test_a_daemon_of_which_a_part_died_during_its_start_is_never_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = StageFailed("ff-stage-0 died", hint="see the log")
+    start = HttpServer.start
+
+    def start_late(server: HttpServer) -> None:
+        start(server)
+        daemon._fail(dead)
+
+    monkeypatch.setattr(HttpServer, "start", start_late)
+    daemon = Daemon(config(tmp_path / "state"))
+    with pytest.raises(StageFailed, match="ff-stage-0 died"):
+        daemon.start()
+    assert daemon.state == "failed"
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ff-")]
 
 
 def test_a_thread_that_dies_shows_and_the_daemon_ends_with_its_error(daemon: Running) -> None:
@@ -707,8 +726,7 @@ def test_a_thread_that_dies_shows_and_the_daemon_ends_with_its_error(daemon: Run
     assert get(daemon, "/readyz").text == "failed\n"
     daemon.daemon.wait()
     with pytest.raises(FFStreamError, match="nobody foresaw this"):
-        daemon.daemon.stop()
-    daemon.daemon.state = "stopping"  # it has ended
+        daemon.stop()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ff-stage")]
 
 
@@ -722,8 +740,7 @@ def test_a_socket_that_is_stuck_is_named_and_ends_the_daemon(start: Start) -> No
     assert running.daemon.state == "failed"
     go_on.set()
     with pytest.raises(StageFailed, match="ff-predict made no progress"):
-        running.daemon.stop()
-    running.daemon.state = "stopping"  # it has ended
+        running.stop()
 
 
 # --- starting -------------------------------------------------------------------------------------------------------
@@ -817,8 +834,7 @@ def test_a_gap_in_the_journal_ends_the_daemon_loudly(start: Start) -> None:
     running.control().request("resume")
     running.daemon.wait()
     with pytest.raises(FFStreamError, match="samples 41 to 48 are missing"):
-        running.daemon.stop()
-    running.daemon.state = "stopping"  # it has ended
+        running.stop()
 
 
 def test_nothing_is_left_of_a_daemon_that_has_stopped(start: Start) -> None:

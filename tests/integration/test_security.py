@@ -392,9 +392,8 @@ def test_a_zap_thread_that_dies_ends_the_daemon(house: House, monkeypatch: pytes
     with pytest.raises((RequestRefused, DeadlineExceeded)):
         Control(house.endpoint("control"), keys=house.keys("anna")).status(1.0)
     with pytest.raises(RuntimeError, match="on purpose"):
-        house.running.daemon.stop()
+        house.running.stop()
     assert not any(thread.name == "ff-zap" for thread in threading.enumerate())
-    house.running.daemon.state = "stopping"  # it has
 
 
 def test_http_wants_its_token(house: House) -> None:
