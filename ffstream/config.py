@@ -170,6 +170,22 @@ class Config(_Section):
     prequential: PrequentialSection = PrequentialSection()
     shutdown: Shutdown = Shutdown()
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """What one section says must make sense beside what the others say."""
+        recipe, learning, stages = self.network, self.learning, self.pipeline.stages
+        if learning.sleep and not learning.wake:
+            raise ValueError("learning.sleep without learning.wake: set that to a count of microbatches")
+        if learning.wake and recipe.objective != "threshold":
+            raise ValueError(
+                f"learning.wake: network.objective must be threshold; {recipe.objective} is for both phases"
+            )
+        if stages and (sum(stages) != len(recipe.widths) or min(stages) < 1):
+            raise ValueError(f"pipeline.stages: {list(stages)} for {len(recipe.widths)} layers")
+        if recipe.rehearsal_jitter and (recipe.rehearsal or learning.wake) and not recipe.has_square_images:
+            raise ValueError(f"network.rehearsal_jitter: {recipe.inputs} inputs are no square that can be shifted")
+        return self
+
 
 def load(
     file: Path | None = None,
@@ -195,8 +211,10 @@ def load(
         return Config.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}: {first['msg']}", hint="ffstream config show lists all options") from error
+        said = [*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")]
+        raise ConfigError(
+            f"{'.'.join(said[:-1])}: {said[-1]}".removeprefix(": "), hint="ffstream config show lists all options"
+        ) from error
 
 
 def _put(tree: dict[str, Any], path: str, text: str) -> None:

@@ -15,22 +15,24 @@ def config() -> None:
 
 @config.command()
 @options.config_file
+@options.state_folder
 @options.settings
-def show(file: Path | None, settings: Iterable[str]) -> None:
+def show(file: Path | None, state: Path | None, settings: Iterable[str]) -> None:
     """Print all options in force as a TOML file, each with what it means."""
     from ffstream.config import describe, load
 
-    click.echo(describe(load(file, settings)), nl=False)
+    click.echo(describe(load(file, options.with_state(settings, state))), nl=False)
 
 
 @config.command()
 @options.config_file
+@options.state_folder
 @options.settings
-def check(file: Path | None, settings: Iterable[str]) -> None:
+def check(file: Path | None, state: Path | None, settings: Iterable[str]) -> None:
     """Say whether the options are right; exit code 2 if they are not."""
     from ffstream.config import load
     from ffstream.server.access import check_doors
 
-    options_in_force = load(file, settings)
+    options_in_force = load(file, options.with_state(settings, state))
     check_doors(options_in_force.listen, options_in_force.security)
     click.echo("the options are right")

@@ -10,20 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ffstream.errors import ConfigError
 from ffstream.ff.negatives import generator_for
 
 
 class Memory:
-    """Up to `capacity` images (inputs) and their labels. `jitter`: how many pixels a drawn image may be shifted."""
+    """Up to `capacity` images (inputs) and their labels. `jitter`: how many pixels a drawn image may be shifted, which
+    is a square then."""
 
     def __init__(self, capacity: int, inputs: int, seed: int, jitter: int = 0) -> None:
         self.capacity = capacity
         self._seed = seed
         self._jitter = jitter
         self._side = math.isqrt(inputs)
-        if capacity and jitter and self._side**2 != inputs:
-            raise ConfigError(f"network.rehearsal_jitter with {inputs} inputs", hint="only squares can be shifted")
         self._images_MI = torch.zeros(capacity, inputs, dtype=torch.uint8)
         self._labels_M = torch.zeros(capacity, dtype=torch.int64)
         self._added = 0

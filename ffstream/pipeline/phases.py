@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from ffstream.errors import ConfigError
 from ffstream.ff.layer import Polarity
 
 
@@ -18,10 +17,6 @@ class PhaseSchedule:
     position: int = 0
 
     def __post_init__(self) -> None:
-        if self.sleep and not self.wake:
-            raise ConfigError(
-                "learning.sleep without learning.wake", hint="set learning.wake to a count of microbatches"
-            )
         self.position %= max(1, self.wake + self.sleep)  # a saved one may come from a longer schedule
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ffstream.errors import ConfigError, StageFailed
+from ffstream.errors import StageFailed
 from ffstream.ff.layer import LayerWeights, Placement
 from ffstream.ff.network import build_layers
 from ffstream.ff.presets import Recipe
@@ -123,11 +123,6 @@ class Pipeline:
                     {name.removeprefix(prefix): v for name, v in start.tensors.items() if name.startswith(prefix)}
                 )
         sizes = options.stages or (1,) * len(layers)
-        if sum(sizes) != len(layers) or min(sizes) < 1:
-            raise ConfigError(
-                f"pipeline.stages = {list(sizes)} for {len(layers)} layers",
-                hint="name how many layers each stage has",
-            )
         # The feeder's own channel always blocks: skipping there would leave samples unlearned by every layer.
         channels = [
             Channel(options.queue_depth, options.overflow if index else "block") for index in range(len(sizes))
@@ -146,11 +141,6 @@ class Pipeline:
     ) -> Feeder:
         recipe = self.recipe
         schedule = PhaseSchedule(options.wake, options.sleep, start.progress.get("phase_position", 0))
-        if schedule.separate and recipe.objective != "threshold":
-            raise ConfigError(
-                f"phases need an objective for one polarity alone, {recipe.objective} is none",
-                hint="set network.objective = threshold",
-            )
         wants_memory = recipe.rehearsal > 0 or schedule.separate
         memory = Memory(recipe.memory if wants_memory else 0, recipe.inputs, recipe.seed, recipe.rehearsal_jitter)
         if memory.capacity:

@@ -222,3 +222,35 @@ def test_a_queue_that_a_polite_producer_could_fill_is_refused() -> None:
         load(settings=["limits.window_messages=2048"], environment={})
     assert load(settings=["limits.window_messages=2047"], environment={}).limits.receive_queue_messages == 2048
     assert load(settings=["limits.receive_queue_messages=0"], environment={}).limits.window_messages == 1024
+
+
+PARTITIONS = ("[1]", "[2,2]", "[3,0]", "[4,-1]")
+PHASES = ("network.objective=threshold", "network.hand_on=labelled")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["learning.sleep=3", *PHASES], "learning.sleep without learning.wake"),
+        (["learning.wake=3", "network.objective=softmax"], "learning.wake: network.objective must be threshold"),
+        (["learning.wake=3", "network.objective=paired"], "learning.wake: network.objective must be threshold"),
+        *((["network.widths=[8,8,8]", f"pipeline.stages={wrong}"], "3 layers") for wrong in PARTITIONS),
+        (["network.inputs=12", "network.rehearsal=1", "network.rehearsal_jitter=1"], "network.rehearsal_jitter: 12"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_go_together_are_named(settings: list[str], named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(settings=settings, environment={})
+    assert named in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["learning.wake=3", "learning.sleep=2", *PHASES],
+        ["network.widths=[8,8,8]", "pipeline.stages=[1,2]"],
+        ["network.inputs=12", "network.rehearsal=0", "network.rehearsal_jitter=1"],
+    ],
+)
+def test_options_that_go_together(settings: list[str]) -> None:
+    load(settings=settings, environment={})

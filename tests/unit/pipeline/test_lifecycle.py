@@ -13,7 +13,6 @@ from ffstream.errors import ConfigError
 from ffstream.pipeline import feeder
 from ffstream.pipeline.device import choose_device, choose_product_dtype
 from tests.support import wait_until
-from tests.unit.ff.formulas import variant
 from tests.unit.pipeline.learner import (
     BATCH,
     DEADLINE_S,
@@ -179,19 +178,6 @@ def test_a_stuck_stage_is_named(store: Store) -> None:
     wait_until(lambda: run.pipeline.stalled(0.0) is None, DEADLINE_S, "idle")
     run.stop()
     assert run.pipeline.stalled(0.0) is None
-
-
-@pytest.mark.parametrize("stages", [(1,), (2, 2), (3, 0), (4, -1)])
-def test_stages_must_hold_every_layer_once(store: Store, stages: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="3 layers"):
-        Run(store, RECIPE, replace(QUIET, stages=stages))
-
-
-@pytest.mark.parametrize("objective", ["softmax", "paired"])
-def test_phases_need_a_separable_objective(store: Store, objective: str) -> None:
-    with pytest.raises(ConfigError, match=objective):
-        Run(store, variant(RECIPE, objective=objective), replace(QUIET, wake=2, sleep=2))
-    assert Run(store, LABELLED, replace(QUIET, wake=2, sleep=2)).pipeline.phase == "wake"
 
 
 def test_phases_can_be_turned_off_between_two_runs(store: Store) -> None:

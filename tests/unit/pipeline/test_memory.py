@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ffstream.errors import ConfigError
 from ffstream.pipeline.memory import Memory
 
 INPUTS = 4
@@ -157,9 +156,3 @@ def test_jitter_repeats_too_and_leaves_what_is_remembered_alone() -> None:
     again, _ = memory.draw(50, 8)
     assert torch.equal(first, again)
     assert torch.equal(memory.state()[0]["memory.images"], centred_dots(4, 9))
-
-
-def test_only_square_images_can_be_shifted() -> None:
-    Memory(4, 12, 0, 0)
-    with pytest.raises(ConfigError, match="jitter"):
-        Memory(4, 12, 0, 1)

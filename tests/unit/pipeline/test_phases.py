@@ -1,8 +1,6 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffstream.errors import ConfigError
 from ffstream.pipeline.phases import PhaseSchedule
 
 
@@ -33,8 +31,3 @@ def test_resumed_from_its_position(wake: int, sleep: int, before: int) -> None:
     polarities(schedule, before)
     resumed = PhaseSchedule(wake, sleep, schedule.position)
     assert polarities(resumed, 20) == polarities(schedule, 20)
-
-
-def test_sleep_without_wake_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"learning\.sleep"):
-        PhaseSchedule(0, 3)
