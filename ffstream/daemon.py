@@ -21,16 +21,17 @@ from typing import IO, Any, NamedTuple
 import zmq
 
 from ffstream import __version__
+from ffstream.commands import Commands
 from ffstream.config import Config
 from ffstream.durable import fsync, fsync_tree
-from ffstream.errors import BadHeader, ConfigError, DeadlineExceeded, FFStreamError, StageFailed
+from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
 from ffstream.journal.journal import Journal
 from ffstream.keys import check_folder
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
 from ffstream.server.admission import Admission, AdmissionLimits
-from ffstream.server.control import Command, ControlLoop
+from ffstream.server.control import ControlLoop
 from ffstream.server.http import HttpServer, make_app
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
@@ -42,7 +43,6 @@ from ffstream.wire.codec import ImageChecker
 
 log = logging.getLogger(__name__)
 
-_COMMAND_S = 60.0  # what a command takes at most, unless its client says otherwise
 _RETURN_MEMORY_S = 10.0
 
 
@@ -189,19 +189,10 @@ class Daemon:
             metrics=self.metrics,
             on_failure=self._fail,
         )
-        commands: dict[str, Command] = {
-            "status": lambda arguments: self.status,
-            "wait_idle": lambda arguments: partial(self._wait_idle, _seconds(arguments)),
-            "checkpoint": lambda arguments: partial(self._checkpoint, _seconds(arguments)),
-            "pause": lambda arguments: partial(self._pause, True),
-            "resume": lambda arguments: partial(self._pause, False),
-            "rollback": self._rollback,
-            "drain": lambda arguments: partial(self._drain, _seconds(arguments)),
-            "stop": lambda arguments: self._request_stop,
-            "config": lambda arguments: self._show_config,
-        }
-        waits = {"wait_idle", "checkpoint", "rollback", "drain"}
-        self.control = ControlLoop(commands, sockets, self.metrics, self._fail, waits=waits)
+        self.commands = Commands(
+            config, self.learner, self.journal.head, self.admission, self.status, self.request_stop
+        )
+        self.control = ControlLoop(self.commands.table, sockets, self.metrics, self._fail, waits=self.commands.waits)
         self._steps.append(_Step(_Order.END_COMMANDS, "commands", self._end_commands))
         for loop, endpoint, order in (
             (self.learn, config.listen.learn, _Order.ACCEPT_NO_MORE),
@@ -229,7 +220,7 @@ class Daemon:
         metrics = self.metrics
         metrics.applied_seq.set_function(lambda: self.learner.applied_seq)
         metrics.journal_seq.set_function(lambda: self.journal.head.seq)
-        metrics.journal_backlog.set_function(lambda: self.journal.head.seq - self.learner.applied_seq)
+        metrics.journal_backlog.set_function(lambda: self.learner.status()["backlog"])
         metrics.snapshot_age.set_function(lambda: time.monotonic() - self.learner.snapshots.current.published)
         metrics.snapshot_seq.set_function(lambda: self.learner.snapshots.current.seq)
         metrics.snapshot_version.set_function(lambda: self.learner.snapshots.current.version)
@@ -268,8 +259,6 @@ class Daemon:
         obstacle = self.admission.obstacle() if self.state == "ready" else None
         return obstacle.code if obstacle else self.state
 
-    # --- commands ---------------------------------------------------------------------------------------------------
-
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""
         paused = self.state == "ready" and self.learner.pipeline.paused
@@ -286,48 +275,6 @@ class Daemon:
                 "http": self.http.address,
             },
         }
-
-    def _show_config(self) -> dict[str, Any]:
-        return {"config": self.config.model_dump(mode="json")}
-
-    def _wait_idle(self, timeout_s: float) -> dict[str, Any]:
-        self.learner.wait_idle(timeout_s)
-        return self.status()
-
-    def _checkpoint(self, timeout_s: float) -> dict[str, Any]:
-        written = self.learner.checkpoint(timeout_s)
-        return {"seq": written.seq, "bytes": written.bytes, "seconds": written.seconds}
-
-    def _pause(self, paused: bool) -> dict[str, Any]:
-        self.learner.pause(paused)
-        return {"paused": paused}
-
-    def _rollback(self, arguments: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-        to, later = arguments.get("to"), arguments.get("later", "relearn")
-        if type(to) is not int or not 0 <= to < 2**63:
-            raise BadHeader("rollback.to is not a sequence number", hint="ffstream rollback --to SEQ")
-        if later not in {"relearn", "skip"}:
-            raise BadHeader("rollback.later is neither relearn nor skip", hint="relearn is the default")
-        timeout_s = _seconds(arguments)
-        return lambda: self.learner.rollback(to, skip=later == "skip", timeout_s=timeout_s)._asdict()
-
-    def _drain(self, timeout_s: float) -> dict[str, Any]:
-        """Accepts no more samples, learns what is acked, then stops."""
-        self.admission.draining = True
-        try:
-            while True:
-                accepted, result = self.journal.head.seq, self._wait_idle(timeout_s)
-                if accepted == self.journal.head.seq:  # no commit was in hand
-                    break
-        except FFStreamError:
-            self.admission.draining = False
-            raise
-        self._wake.put(None)
-        return result
-
-    def _request_stop(self) -> dict[str, Any]:
-        self._wake.put(None)
-        return {"stopping": True}
 
     # --- serve and stop ---------------------------------------------------------------------------------------------
 
@@ -362,7 +309,7 @@ class Daemon:
         return True
 
     def request_stop(self) -> None:
-        """Sets a flag; safe in a signal handler."""
+        """Sets a flag, and returns; safe in a signal handler. Whoever waits then stops the daemon."""
         self._wake.put(None)
 
     def stop(self) -> None:
@@ -423,10 +370,3 @@ def _lock(state: Path) -> IO[str]:
         file.close()
         raise ConfigError(f"{state} is in use by another daemon", hint="stop it, or use --state") from error
     return file
-
-
-def _seconds(arguments: dict[str, Any]) -> float:
-    value = arguments.get("timeout_s", _COMMAND_S)
-    if not isinstance(value, int | float) or not 0 <= value <= 86_400:
-        raise BadHeader("timeout_s is not a number of seconds", hint="0 to 86400")
-    return float(value)

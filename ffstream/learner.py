@@ -280,18 +280,21 @@ class Learner:
     @property
     def learned(self) -> int:
         """Samples learned: those up to `applied_seq` that were not to be skipped."""
-        return self.pipeline.applied_seq - self.pipeline.skipped
+        applied = self.pipeline.applied_seq
+        return applied - self.pipeline.skipped_up_to(applied)
 
     def status(self) -> dict[str, Any]:
         """What is learned, and how well."""
         pipeline, record, snapshot = self.pipeline, self.prequential.record, self.snapshots.current
+        applied = pipeline.applied_seq  # once, and before what is accepted: learning goes on while we look
+        skipped = pipeline.skipped_up_to(applied)
         accepted = self._journal.head.seq
         return {
             "accepted": accepted,
-            "learned": self.learned,
-            "skipped": pipeline.skipped,
-            "applied_seq": pipeline.applied_seq,
-            "backlog": accepted - pipeline.applied_seq,
+            "learned": applied - skipped,
+            "skipped": skipped,
+            "applied_seq": applied,
+            "backlog": accepted - applied,
             "prequential_error": record.recent,
             "prequential_error_total": record.total,
             "phase": pipeline.phase,

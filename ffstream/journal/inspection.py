@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +25,6 @@ from ffstream.errors import ConfigError, JournalDamaged
 from ffstream.journal import schema
 
 NAMED_MAX = 20  # problems that are told one by one; the rest is counted
-_ROWS = 256  # of a transaction
-_TICK = 100_000  # steps of SQLite's machine between two signs of life
-
-OnProgress = Callable[[int], None]
 
 
 class Problem(NamedTuple):

@@ -14,8 +14,8 @@ from ffstream.ff.negatives import generator_for
 
 
 class Memory:
-    """Up to `capacity` images (inputs) and their labels. `jitter`: how many pixels a drawn image may be shifted, which
-    is a square then."""
+    """Up to `capacity` images (inputs) and their labels. `jitter`: how many pixels a drawn image may be shifted;
+    then images are squares."""
 
     def __init__(self, capacity: int, inputs: int, seed: int, jitter: int = 0) -> None:
         self.capacity = capacity

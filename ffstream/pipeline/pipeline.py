@@ -218,10 +218,9 @@ class Pipeline:
             stage.inbox.close(drop=True)
         return self.stop(timeout_s, save=False)
 
-    @property
-    def skipped(self) -> int:
-        """How many of the samples up to `applied_seq` were not to be learned."""
-        return self._reader.skips.count(self.applied_seq)
+    def skipped_up_to(self, seq: int) -> int:
+        """How many of the samples 1 … `seq` are not to be learned."""
+        return self._reader.skips.count(seq)
 
     def pause(self, paused: bool) -> None:
         """Stops or resumes feeding."""

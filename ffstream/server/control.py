@@ -22,10 +22,6 @@ _BUSY_POLL_MS = 5
 _LAST_ANSWERS_S = 1.0
 
 
-class InternalError(FFStreamError):
-    """A command failed in a way nobody foresaw; the log has the traceback."""
-
-
 class ControlLoop(RouterLoop):
     """Thread `ff-control`. Each command's work returns the reply's result. `waits` names those that may take long."""
 
@@ -79,7 +75,7 @@ class ControlLoop(RouterLoop):
                 self.refuse(peer, error, id=id)
             else:
                 log.error("command failed", exc_info=error)
-                self.refuse(peer, InternalError(repr(error), hint="see the daemon's log"), id=id)
+                self.refuse(peer, FFStreamError(repr(error), hint="see the daemon's log"), id=id)
         self._waiting = running
 
     def _poll_ms(self) -> int:

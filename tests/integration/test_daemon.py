@@ -890,7 +890,15 @@ def test_a_rollback_while_samples_and_queries_come(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"to": -1}, {"to": "7"}, {"to": True}, {"to": 1.0}, {"to": 0, "later": "forget"}]
+    "arguments",
+    [
+        {},
+        {"to": -1},
+        {"to": "7"},
+        {"to": True},
+        {"to": 1.0},
+        *({"to": 0, "later": later} for later in ("forget", None, ["skip"], {"skip": 1})),
+    ],
 )
 def test_a_rollback_that_makes_no_sense_is_refused(daemon: Running, arguments: dict[str, object]) -> None:
     with pytest.raises(RequestRefused) as caught:

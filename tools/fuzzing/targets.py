@@ -64,7 +64,7 @@ def control(folder: Path) -> Prepared:
     from ffstream.wire.messages import Reply, Request
     from tests.in_process import Running
 
-    commands = dict(Running(folder / "state").daemon.control._commands)
+    commands = dict(Running(folder / "state").daemon.commands.table)
     for ending in ("drain", "stop"):
         del commands[ending]
     names = sorted(commands)
@@ -78,7 +78,7 @@ def control(folder: Path) -> Prepared:
             work = command(request.arguments)
             codec.encode(Reply(id=request.id, result=work()))
 
-    arguments: list[dict[str, Any]] = [{}, {"timeout_s": 0.5}, {"timeout_s": 2, "to": 0, "later": "skip"}]
+    arguments: list[dict[str, Any]] = [{}, {"timeout_s": 0.5}, {"timeout_s": 2, "to": 0, "later": ["skip"]}]
     seeds = [
         b"\0" + codec.encode(Request(id=1, command=name, arguments=each)) for name in names for each in arguments
     ]
