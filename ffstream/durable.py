@@ -13,13 +13,26 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path, mode: int) -> None:
+    """Makes a folder and those above it that are missing, so that power loss does not take them. Raises OSError."""
+    missing = [each for each in (folder.absolute(), *folder.absolute().parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    for made in missing:
+        fsync(made.parent)
+
+
 def fsync_tree(folder: Path) -> None:
     """The same for a folder and everything below it. Raises OSError.
 
     For what an earlier process left: it may have died between a write and its flush. Whoever goes on from there sees
     what it wrote, and relies on it, although as yet it is in the machine's memory only.
     """
-    for root, _, files in os.walk(folder):
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (there := os.path.realpath(root)) in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add(there)
         for path in (Path(root, name) for name in files):
             if path.is_file():
                 fsync(path)

@@ -31,7 +31,7 @@ from ffstream import moments
 from ffstream.checkpoint import manifest as manifests
 from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, damaged, folder_of
 from ffstream.checkpoint.tensors import save
-from ffstream.durable import fsync
+from ffstream.durable import fsync, fsync_tree
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class CheckpointStore:
         self.keep = keep
         # As it looks when read back: JSON has lists where Python has tuples.
         self.recipe = json.loads(json.dumps(recipe))
+        self._damaged: set[int] = set()  # known to be: they vouch for nothing, and go once a later one is whole
         folder.mkdir(parents=True, exist_ok=True)
         fsync(folder.parent)  # the journal lets rows go that are learned in here
 
@@ -68,15 +69,18 @@ class CheckpointStore:
         aside = self.folder / f"{_WRITING}{checkpoint.seq}"
         self._sweep()
         if self._is_whole(checkpoint.seq):
-            return int((final / STATE).stat().st_size)  # the same samples lead to the same state
-        if final.exists():  # damaged: recovery began before it and has come here again
-            self._remove(checkpoint.seq)
+            # The same samples lead to the same state. But whoever wrote it may have met an error at its last flush.
+            fsync_tree(final)
+            fsync(self.folder)
+            return int((final / STATE).stat().st_size)
         aside.mkdir()
         saved = save(checkpoint.tensors, aside / STATE, wrote)
         moments.reached("checkpoint.write.after")
         fsync(aside / STATE)
         fsync(aside)
         moments.reached("checkpoint.fsync.after")
+        if final.exists():  # damaged: recovery began before it and has come here again
+            self._remove(checkpoint.seq)
         aside.rename(final)
         fsync(self.folder)
         moments.reached("checkpoint.rename.after")
@@ -95,15 +99,24 @@ class CheckpointStore:
         draft.rename(final / MANIFEST)
         fsync(final)
         moments.reached("checkpoint.manifest.after")
+        self._damaged.discard(checkpoint.seq)
+        self._remove_old(checkpoint.seq)
+        return saved.bytes
+
+    def _remove_old(self, seq: int) -> None:
         # A newer one is damaged: recovery began before it. It is no reason to give up a whole one.
-        for old in [seq for seq in self.seqs() if seq <= checkpoint.seq][: -self.keep]:
+        whole = [each for each in self.whole_seqs() if each <= seq]
+        for old in (*whole[: -self.keep], *sorted(each for each in self._damaged if each < seq)):
             moments.reached("checkpoint.remove.before")
             self._remove(old)
-        return saved.bytes
 
     def seqs(self) -> list[int]:
         """Sequence numbers of the checkpoints that have a manifest, oldest first."""
         return manifests.seqs(self.folder)
+
+    def whole_seqs(self) -> list[int]:
+        """The same without those that are known to be damaged."""
+        return [seq for seq in self.seqs() if seq not in self._damaged]
 
     def load(self, seq: int) -> Checkpoint:
         """Reads one. Raises CheckpointDamaged or CheckpointIncompatible."""
@@ -138,8 +151,12 @@ class CheckpointStore:
         return None, damages
 
     def verify(self, seq: int) -> dict[str, Any]:
-        """The manifest of a whole checkpoint. Raises CheckpointDamaged."""
-        return manifests.verify(self.folder, seq)
+        """The manifest of a whole checkpoint. Raises CheckpointDamaged, and remembers it."""
+        try:
+            return manifests.verify(self.folder, seq)
+        except CheckpointDamaged:
+            self._damaged.add(seq)
+            raise
 
     def _is_whole(self, seq: int) -> bool:
         if not (folder_of(self.folder, seq) / MANIFEST).exists():
@@ -160,6 +177,7 @@ class CheckpointStore:
         (folder / MANIFEST).unlink(missing_ok=True)  # first: a folder without a manifest is no checkpoint
         shutil.rmtree(folder, ignore_errors=True)
         fsync(self.folder)
+        self._damaged.discard(seq)
 
     def _sweep(self) -> None:
         """Removes what a death left half written."""

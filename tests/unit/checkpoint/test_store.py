@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import pytest
 import torch
 import xxhash
 
+from ffstream.checkpoint import manifest
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
 from tests.support import Watch
@@ -394,3 +396,70 @@ def test_damaged_newer_ones_do_not_push_out_whole_ones(tmp_path: Path) -> None:
     assert store.seqs() == [150, 300]
     store.write(checkpoint(350))
     assert store.seqs() == [350]
+
+
+def damage(store: CheckpointStore, seq: int) -> None:
+    (store.folder / f"{seq:020d}" / "state.safetensors").write_bytes(b"")
+
+
+def test_one_that_is_known_to_be_damaged_takes_no_place_of_a_whole_one(tmp_path: Path) -> None:
+    store = make(tmp_path, keep=2)
+    store.write(checkpoint(100))
+    store.write(checkpoint(200))
+    damage(store, 200)
+    found, damages = store.newest()
+    assert found is not None
+    assert (found.seq, len(damages)) == (100, 1)
+    assert (store.seqs(), store.whole_seqs()) == ([100, 200], [100]), (
+        "left for whoever looks, but it vouches for nothing"
+    )
+    store.write(checkpoint(250))
+    assert store.seqs() == store.whole_seqs() == [100, 250]
+
+
+def test_a_damaged_one_counts_again_once_it_is_written_anew(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    store.write(checkpoint(100))
+    damage(store, 100)
+    assert store.newest()[0] is None
+    assert store.whole_seqs() == []
+    store.write(checkpoint(100))
+    assert store.whole_seqs() == [100]
+    assert the_same(store.load(100), checkpoint(100))
+
+
+def test_what_cannot_be_read_gives_way_only_to_what_is_written(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be whole: there was no descriptor to look at it. And then there was no room for another."""
+    store.write(checkpoint(100))
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "checksum", lambda *arguments: (_ for _ in ()).throw(OSError(errno.EMFILE, "files")))
+        patch.setattr("ffstream.checkpoint.store.save", full)
+        with pytest.raises(OSError, match="no space"):
+            store.write(checkpoint(100))
+    assert the_same(store.load(100), checkpoint(100))
+
+
+def test_one_whose_last_flush_failed_is_flushed_before_it_counts(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = str(store.folder / f"{100:020d}")
+    flush, flushed = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        flushed.append(path)
+        if flushed.count(final) == 1 and path == final:
+            raise OSError(errno.EIO, "the disk does not answer")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="does not answer"):
+        store.write(checkpoint(100))
+    store.write(checkpoint(100))
+    assert flushed.count(final) == 2
