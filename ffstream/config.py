@@ -15,9 +15,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from ffstream.errors import ConfigError
 from ffstream.ff.presets import PRESETS, Recipe
-from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN, DEFAULT_PREDICT
+from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN, DEFAULT_PREDICT, MAX_HEADER_BYTES
 
 _ENVIRONMENT = "FFSTREAM_"
+_LABELS_MAX = (MAX_HEADER_BYTES - 1024) // 2  # a message's labels stand in its header, two bytes each
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
 
@@ -54,9 +55,9 @@ class Limits(_Section):
     message_max_bytes: int = Field(
         8 << 20, ge=1024, description="bytes of a message; a longer one ends its connection"
     )
-    message_max_samples: int = Field(4096, ge=1, description="samples of a message")
+    message_max_samples: int = Field(4096, ge=1, le=_LABELS_MAX, description="samples of a message")
     window_messages: int = Field(1024, ge=1, description="messages that a producer may have unanswered")
-    commit_max_messages: int = Field(1024, ge=1, description="messages of a group commit")
+    commit_max_messages: int = Field(1024, ge=1, le=2048, description="messages of a group commit")
     commit_max_bytes: int = Field(16 << 20, ge=1024, description="bytes of a group commit, about")
     backlog_max_samples: int = Field(5_000_000, ge=1, description="samples on disk that wait to be learned")
     journal_max_bytes: int = Field(16 << 30, ge=1 << 20, description="bytes of the journal in use")
@@ -80,7 +81,7 @@ class Limits(_Section):
     query_batch_max_samples: int = Field(1024, ge=1, description="samples of queries predicted at once")
     reply_queue_messages: int = Field(1000, ge=1, description="replies that wait for one peer to read them")
     heartbeat_s: float = Field(
-        5.0, ge=0.01, le=600, description="seconds between ZMTP heartbeats; a peer silent for three is gone"
+        5.0, ge=1, le=600, description="seconds between two signs of life that a silent peer is asked for, by TCP"
     )
     handshake_timeout_s: float = Field(
         10.0, ge=0.1, le=600, description="seconds for a connection's handshake; then it is closed"
@@ -89,8 +90,8 @@ class Limits(_Section):
 
     @model_validator(mode="after")
     def _let_windows_in(self) -> Self:
-        # libzmq 4.3.5 aborts the process when a peer dies whose queue was full for longer than a heartbeat. Whoever
-        # keeps to the window must not get there.
+        # Behind a full queue a client's heartbeats wait, too, and it takes the daemon for dead. Whoever keeps to the
+        # window must not get there.
         if 0 < self.receive_queue_messages <= self.window_messages:
             raise ValueError("receive_queue_messages must be above window_messages")
         return self
@@ -179,6 +180,10 @@ class Config(_Section):
         if learning.wake and recipe.objective != "threshold":
             raise ValueError(
                 f"learning.wake: network.objective must be threshold; {recipe.objective} is for both phases"
+            )
+        if learning.partial == "wait" and self.limits.backlog_max_samples < recipe.batch_size:
+            raise ValueError(
+                "limits.backlog_max_samples: holds no microbatch, and learning.partial waits for whole ones"
             )
         if stages and (sum(stages) != len(recipe.widths) or min(stages) < 1):
             raise ValueError(f"pipeline.stages: {list(stages)} for {len(recipe.widths)} layers")

@@ -9,7 +9,7 @@ from ffstream.client.handshakes import Handshakes
 from ffstream.client.keys import CurveKeys
 from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused
 from ffstream.wire import codec
-from ffstream.wire.messages import ErrorReply, Message
+from ffstream.wire.messages import MAX_HEADER_BYTES, ErrorReply, Message
 
 _HEARTBEAT_MS = 2_000
 _RECONNECT_MS = 50
@@ -61,7 +61,7 @@ class Connection:
         if not self.await_event(zmq.POLLIN, timeout_s):
             return None
         header, *payload = self.socket.recv_multipart(zmq.NOBLOCK)
-        return codec.decode(header, self._types), payload
+        return codec.decode(header, self._types, list_max=MAX_HEADER_BYTES), payload
 
     def await_event(self, event: int, timeout_s: float) -> bool:
         """Whether the socket can be read, or written, before the timeout. Raises RequestRefused if it has to wait."""

@@ -56,10 +56,16 @@ class ControlLoop(RouterLoop):
                 work = command(message.arguments)
                 if len(self._waiting) >= _WAITING_MAX - _RESERVED * (message.command in self._waits):
                     raise RateLimited(f"{len(self._waiting)} commands are running", hint="try again later")
-            except FFStreamError as error:
-                self.refuse(peer, error, id=message.id)
+            except Exception as error:  # a strange argument is no reason to end the daemon
+                self._refuse(peer, message.id, error)
                 continue
             self._waiting.append((peer, message.id, self._workers.submit(work)))
+
+    def _refuse(self, peer: bytes, id: int, error: BaseException) -> None:
+        if not isinstance(error, FFStreamError):
+            log.error("command failed", exc_info=error)
+            error = FFStreamError(repr(error), hint="see the daemon's log")
+        self.refuse(peer, error, id=id)
 
     def idle(self) -> None:
         """Replies to what has finished."""
@@ -71,11 +77,8 @@ class ControlLoop(RouterLoop):
             error = future.exception()
             if error is None:
                 self.reply(peer, Reply(id=id, result=future.result()))
-            elif isinstance(error, FFStreamError):
-                self.refuse(peer, error, id=id)
             else:
-                log.error("command failed", exc_info=error)
-                self.refuse(peer, FFStreamError(repr(error), hint="see the daemon's log"), id=id)
+                self._refuse(peer, id, error)
         self._waiting = running
 
     def _poll_ms(self) -> int:

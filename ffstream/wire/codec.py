@@ -26,6 +26,8 @@ from ffstream.errors import (
 )
 from ffstream.wire.messages import LABEL_DTYPE, MAX_HEADER_BYTES, VERSION, ImageHeader, Message, Samples
 
+# In a client's list, of a few dimensions: msgpack makes room for as many as are announced, at every level.
+_LIST_MAX = 64
 _NAME_MAX = 100  # characters of a field's name, which may come from the sender, in an error
 
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
@@ -43,13 +45,13 @@ def encode(message: Message) -> bytes:
     return header
 
 
-def decode(header: bytes, types: dict[str, type[Message]]) -> Message:
+def decode(header: bytes, types: dict[str, type[Message]], *, list_max: int = _LIST_MAX) -> Message:
     """The message a header stands for. Raises a ProtocolError for anything but a good header of these types."""
     if len(header) > MAX_HEADER_BYTES:
         raise TooLarge(f"header of {len(header)} bytes", hint=f"at most {MAX_HEADER_BYTES}")
     try:
         fields: Any = msgpack.unpackb(
-            header, strict_map_key=True, max_map_len=64, max_array_len=MAX_HEADER_BYTES, max_ext_len=0
+            header, strict_map_key=True, max_map_len=64, max_array_len=list_max, max_ext_len=0
         )
     except (ValueError, RecursionError) as error:  # all of msgpack's errors are ValueErrors
         raise BadHeader("the first frame is not msgpack", hint="send the header as a msgpack map") from error

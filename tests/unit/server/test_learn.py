@@ -462,11 +462,11 @@ def test_a_second_loop_cannot_have_the_same_endpoint(ingest: Ingest, tmp_path: P
     other.close()
 
 
-@pytest.mark.parametrize("heartbeat_s", [1e4, 1e9])
-def test_an_option_that_the_socket_refuses_leaves_no_socket(heartbeat_s: float) -> None:
+@pytest.mark.parametrize("limits", [SocketLimits(1 << 20, -1, 5.0), SocketLimits(1 << 20, 100, 5.0, 1000, 1e9)])
+def test_an_option_that_the_socket_refuses_leaves_no_socket(limits: SocketLimits) -> None:
     """An open one would keep the context from ending, for ever."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    loop = ControlLoop({}, SocketLimits(1 << 20, 100, heartbeat_s), Metrics(), lambda error: None)
+    loop = ControlLoop({}, limits, Metrics(), lambda error: None)
     with pytest.raises(ConfigError, match="cannot listen on"):
         loop.bind(context, "tcp://127.0.0.1:*")
     ended = threading.Thread(target=context.term, daemon=True)
