@@ -4,12 +4,13 @@ Each command takes the request's arguments on the control loop's thread, raises 
 the work, which another thread does. The work's result is the reply; what it raises is an error reply.
 """
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from ffstream.config import Config
-from ffstream.errors import BadHeader, FFStreamError
+from ffstream.errors import BadHeader, FFStreamError, RateLimited
 from ffstream.journal.journal import Head
 from ffstream.learner import Learner
 from ffstream.server.admission import Admission
@@ -38,6 +39,7 @@ class Commands:
         self._admission = admission
         self._status = status
         self._request_stop = request_stop
+        self._draining = threading.Lock()
         self.table: dict[str, Command] = {
             "status": lambda arguments: self._status,
             "wait_idle": lambda arguments: partial(self._wait_idle, _seconds(arguments)),
@@ -71,13 +73,14 @@ class Commands:
             raise BadHeader("rollback.to is not a sequence number", hint="ffstream rollback --to SEQ")
         if later not in ("relearn", "skip"):  # not a set: a list or a map has no hash
             raise BadHeader("rollback.later is neither relearn nor skip", hint="relearn is the default")
-        timeout_s = _seconds(arguments)
-        return lambda: self._learner.rollback(to, skip=later == "skip", timeout_s=timeout_s)._asdict()
+        return lambda: self._learner.rollback(to, skip=later == "skip")._asdict()
 
     def _drain(self, timeout_s: float) -> dict[str, Any]:
         """Accepts no more samples, learns what is acked, then stops."""
-        self._admission.draining = True
+        if not self._draining.acquire(blocking=False):
+            raise RateLimited("another drain is under way", hint="it stops the daemon when it is done")
         try:
+            self._admission.draining = True
             while True:
                 accepted, result = self._head.seq, self._wait_idle(timeout_s)
                 if accepted == self._head.seq:  # no commit was in hand
@@ -85,6 +88,8 @@ class Commands:
         except FFStreamError:
             self._admission.draining = False
             raise
+        finally:
+            self._draining.release()
         self._request_stop()
         return result
 

@@ -23,7 +23,7 @@ import zmq
 from ffstream import __version__
 from ffstream.commands import Commands
 from ffstream.config import Config
-from ffstream.durable import fsync, fsync_tree
+from ffstream.durable import fsync, fsync_tree, make_folder
 from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
 from ffstream.journal.journal import Journal
 from ffstream.keys import check_folder
@@ -44,6 +44,8 @@ from ffstream.wire.codec import ImageChecker
 log = logging.getLogger(__name__)
 
 _RETURN_MEMORY_S = 10.0
+_LOOK_S = 1.0
+_FROZEN_S = 2.0  # that a look may come late; more, and the process was stopped, or its machine
 
 
 class _Order(IntEnum):
@@ -224,7 +226,7 @@ class Daemon:
         metrics.snapshot_age.set_function(lambda: time.monotonic() - self.learner.snapshots.current.published)
         metrics.snapshot_seq.set_function(lambda: self.learner.snapshots.current.seq)
         metrics.snapshot_version.set_function(lambda: self.learner.snapshots.current.version)
-        metrics.paused.set_function(lambda: float(self.learner.pipeline.paused))
+        metrics.paused.set_function(lambda: float(self.learner.paused))
         metrics.credit.set_function(self.learn.credit)
         for phase in ("interleaved", "wake", "sleep"):
             metrics.phase.labels(phase).set_function(partial(self._is_phase, phase))
@@ -261,7 +263,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""
-        paused = self.state == "ready" and self.learner.pipeline.paused
+        paused = self.state == "ready" and self.learner.paused
         obstacle = self.admission.obstacle()
         return {
             "state": "paused" if paused else self.state,
@@ -281,12 +283,15 @@ class Daemon:
     def wait(self, heartbeat: Callable[[], None] = lambda: None) -> None:
         """Returns when a stop was requested or something failed. Calls `heartbeat` each second while all is well."""
         limit_s = self.config.pipeline.stall_timeout_s
-        returned = time.monotonic()
-        while not self._is_woken(1.0):
-            if time.monotonic() - returned > _RETURN_MEMORY_S:
+        returned = looked = watched_from = time.monotonic()
+        while not self._is_woken(_LOOK_S):
+            before, looked = looked, time.monotonic()
+            if looked - before > _LOOK_S + _FROZEN_S:
+                watched_from = looked  # nobody made progress while the whole process stood still
+            if looked - returned > _RETURN_MEMORY_S:
                 return_free_memory()
-                returned = time.monotonic()
-            stuck = self._stalled(limit_s)
+                returned = looked
+            stuck = self._stalled(limit_s) if looked - watched_from > limit_s else None
             if stuck is not None:
                 self._fail(StageFailed(f"{stuck} made no progress for {limit_s:g} s", hint="restart; see the log"))
             else:
@@ -316,8 +321,10 @@ class Daemon:
         """Ends what was started, in order, each step with a deadline. Raises what failed, if anything did."""
         self._phase = "stopping"
         deadline = time.monotonic() + self.config.shutdown.drain_timeout_s
-        late = []
+        late: list[str] = []
         for step in sorted(self._steps):
+            if step.order is _Order.RELEASE_STATE and late:
+                continue  # what is late may still write: the folder is ours until the process ends
             try:
                 in_time = step.end(max(0.1, deadline - time.monotonic()))
             except Exception:  # the steps after it have things to end, too
@@ -358,7 +365,7 @@ class Daemon:
 def _lock(state: Path) -> IO[str]:
     """Makes the state folder and holds it for this process. Raises ConfigError when another one has it."""
     try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(state, 0o700)
         if check_folder(state, of_keys=False):
             log.warning("others may read the state folder path=%s hint=chmod 700", state)
         file = (state / "lock").open("w")

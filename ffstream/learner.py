@@ -72,7 +72,8 @@ class Learner:
         self._writes = 0
         self._courses = 0
         self._ending = False  # commands that wait must end
-        self._paused = False  # as the course that a rollback ended was
+        self._paused = False  # by request
+        self._pausing = threading.Lock()  # a request may come while a rollback replaces the course
         self._rolling = threading.Lock()  # one rollback at a time, and no trimming meanwhile
         folder = config.state / "checkpoints"
         self.store = CheckpointStore(folder, keep=config.checkpoint.keep, recipe=asdict(config.network))
@@ -191,7 +192,10 @@ class Learner:
         """
         if not self._rolling.acquire(timeout=timeout_s):  # a rollback under way ends first, and none begins any more
             return False
-        return self.pipeline.abort(timeout_s) if failed else self.pipeline.stop(timeout_s)
+        if failed:
+            return self.pipeline.abort(timeout_s)
+        # Nothing learned is nothing to keep: the recipe may still be another one.
+        return self.pipeline.stop(timeout_s, save=self._journal.head.seq > 0)
 
     def end_evaluation(self, timeout_s: float) -> bool:
         """Evaluates what is queued; its part completes the last barrier. False if the deadline passed."""
@@ -230,7 +234,7 @@ class Learner:
             metrics.checkpoint_seconds.observe(written.seconds)
             metrics.checkpoint_bytes.set(written.bytes)
             metrics.checkpoint_seq.set(written.seq)
-            self._oldest_checkpoint = min(seq for seq in self.store.seqs() if seq <= written.seq)
+            self._oldest_checkpoint = min(seq for seq in self.store.whole_seqs() if seq <= written.seq)
         with self._checkpointed:
             self._last_written = written
             self._writes += 1
@@ -250,7 +254,7 @@ class Learner:
             self._rolling.release()
 
     def _press(self) -> int:
-        newest = (self.store.seqs() or [0])[-1]
+        newest = (self.store.whole_seqs() or [0])[-1]
         now = time.monotonic()
         if newest < self.pipeline.applied_seq and now - self._pressed_at > _PRESS_S:
             self._pressed_at = now
@@ -276,6 +280,11 @@ class Learner:
     def applied_seq(self) -> int:
         """Sequence number up to which every layer has learned."""
         return self.pipeline.applied_seq
+
+    @property
+    def paused(self) -> bool:
+        """Whether learning is paused by request."""
+        return self._paused
 
     @property
     def learned(self) -> int:
@@ -304,7 +313,7 @@ class Learner:
                 "seq": snapshot.seq,
                 "age_s": time.monotonic() - snapshot.published,
             },
-            "checkpoint_seq": (self.store.seqs() or [0])[-1],
+            "checkpoint_seq": (self.store.whole_seqs() or [0])[-1],
         }
 
     def wait_idle(self, timeout_s: float) -> None:
@@ -347,11 +356,13 @@ class Learner:
         return written
 
     def pause(self, paused: bool) -> None:
-        """Stops or resumes learning; everything else goes on."""
-        self.pipeline.pause(paused)
+        """Stops or resumes learning, this course's and those that follow; everything else goes on."""
+        with self._pausing:
+            self._paused = paused
+            self.pipeline.pause(paused)
         log.info("learning %s seq=%d", "paused" if paused else "resumed", self.pipeline.applied_seq)
 
-    def rollback(self, to: int, *, skip: bool, timeout_s: float) -> RolledBack:
+    def rollback(self, to: int, *, skip: bool) -> RolledBack:
         """Takes learning back to where it had learned the samples 1 … `to`. Predictions and acks go on meanwhile.
 
         Learning begins at the newest checkpoint at or below `to` and learns from there up to `to` again. Later
@@ -366,8 +377,10 @@ class Learner:
         try:
             self._check_target(to)
             self._starting_point(to)  # before anything is given up
-            self._end_course(max(timeout_s, self._config.shutdown.drain_timeout_s))
+            self._end_course(self._config.shutdown.drain_timeout_s)
             try:
+                if self._ending:
+                    raise _stops("nothing was rolled back")
                 self._starting_point(to)  # again: a checkpoint that was being written may have replaced the oldest
                 self.store.discard_after(to)
                 moments.reached("rollback.discarded")
@@ -401,7 +414,7 @@ class Learner:
 
     def _end_course(self, timeout_s: float) -> None:
         """Ends learning and evaluation where they are. What they have not saved the journal has."""
-        self._paused = self.pipeline.paused
+        self.snapshots.recede()
         deadline = time.monotonic() + timeout_s
         for end in (self.pipeline.abort, self.prequential.stop, self.writer.settle):
             if end(max(0.1, deadline - time.monotonic())):
@@ -431,7 +444,8 @@ class Learner:
         gc.collect()
         gc.freeze()
         self.snapshots.publish(self._first_snapshot)
-        self.pipeline.pause(self._paused)
+        with self._pausing:
+            self.pipeline.pause(self._paused)
         self._start_course()
         return start.seq
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from ffstream.durable import fsync
 
 if TYPE_CHECKING:
     from ffstream.daemon import Daemon
+
+log = logging.getLogger(__name__)
 
 ENDPOINTS = "endpoints.json"
 _FORCED = b"second signal: exit at once; nothing acked is lost\n"
@@ -67,8 +70,8 @@ def _stop_on_signals(daemon: "Daemon") -> None:
         os.write(2, _FORCED)
         os._exit(1)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for ends in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the last one: its terminal is gone
+        signal.signal(ends, stop)
 
 
 def _run(daemon: "Daemon", endpoints: Path) -> None:
@@ -76,7 +79,10 @@ def _run(daemon: "Daemon", endpoints: Path) -> None:
     daemon.start()
     try:
         listens = daemon.status()["endpoints"]
-        _write_whole(endpoints, json.dumps({"pid": os.getpid(), **listens}) + "\n")
+        try:
+            _write_whole(endpoints, json.dumps({"pid": os.getpid(), **listens}) + "\n")
+        except OSError as error:  # no room: it predicts all the same, and says what is short
+            log.warning("not written path=%s error=%s", endpoints, error.strerror)
         click.echo(
             "ffstream listens: learn {learn}  predict {predict}  control {control}  page http://{http}/".format(
                 **listens
@@ -86,7 +92,8 @@ def _run(daemon: "Daemon", endpoints: Path) -> None:
         daemon.wait(lambda: service_manager.notify("WATCHDOG=1"))
     finally:
         service_manager.notify("STOPPING=1")
-        endpoints.unlink(missing_ok=True)  # before the lock is released: later it may be another daemon's
+        with suppress(OSError):  # a file system that became read-only
+            endpoints.unlink(missing_ok=True)  # before the lock is released: later it may be another daemon's
         daemon.stop()
 
 

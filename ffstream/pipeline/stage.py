@@ -77,6 +77,7 @@ class Stage:
             log.exception("stage failed name=%s step=%d seq=%d", self.name, self.steps, self.last_seq)
             self._wiring.on_failure(StageFailed(f"{self.name}: {error!r}", hint="see the traceback in the log"))
         finally:
+            self.busy_since = None  # what has ended is not stuck
             self.inbox.close(drop=True)
             if self._outbox is not None:
                 self._outbox.close()

@@ -24,6 +24,7 @@ class Snapshots:
         self._current = first
         self._published = threading.Condition()
         self._closed = False
+        self._recedes = False
 
     @property
     def current(self) -> Snapshot:
@@ -35,13 +36,22 @@ class Snapshots:
         with self._published:
             if snapshot.version > self._current.version:
                 self._current = snapshot
+                self._recedes = False
                 self._published.notify_all()
+
+    def recede(self) -> None:
+        """Learning goes back: what the current one has learned counts no more, and the next one may know less."""
+        with self._published:
+            self._recedes = True
 
     def wait_for(self, seq: int, timeout_s: float) -> bool:
         """True once a snapshot has learned every sample up to `seq`; False after the timeout, or once closed."""
         with self._published:
-            self._published.wait_for(lambda: self._current.seq >= seq or self._closed, timeout_s)
-            return self._current.seq >= seq
+            self._published.wait_for(lambda: self._has_learned(seq) or self._closed, timeout_s)
+            return self._has_learned(seq)
+
+    def _has_learned(self, seq: int) -> bool:
+        return self._current.seq >= seq and not self._recedes
 
     def close(self) -> None:
         """No later snapshot comes: whoever waits for one stops waiting."""

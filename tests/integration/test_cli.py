@@ -2,9 +2,11 @@
 
 import json
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,45 @@ def test_a_restarted_daemon_goes_on_where_it_stopped(daemons: Daemons) -> None:
     assert again.status()["learned"] == acked
     assert run_json("drain", "--at", again.control)["learned"] == acked
     assert again.wait() == 0
+
+
+def test_a_service_manager_hears_what_happens_and_a_lost_terminal_is_an_orderly_stop(
+    daemons: Daemons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(COMMAND_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        daemon = daemons.start()
+        assert [manager.recv(100), manager.recv(100)] == [b"READY=1", b"WATCHDOG=1"]
+        assert replay(daemon, "--limit", "64")["acked"] == 64
+        daemon.process.send_signal(signal.SIGHUP)
+        heard = iter(lambda: manager.recv(100), b"STOPPING=1")
+        assert set(heard) <= {b"WATCHDOG=1"}
+    assert daemon.wait() == 0
+    assert len(list((daemon.state / "checkpoints").glob("*/manifest.json"))) == 1
+
+
+def test_a_second_signal_ends_it_at_once_and_loses_nothing_acked(daemons: Daemons) -> None:
+    daemon = daemons.start()
+    run_json("pause", "--at", daemon.control)
+    assert replay(daemon, "--limit", "640")["acked"] == 640
+    daemon.process.send_signal(signal.SIGTERM)
+    daemon.process.send_signal(signal.SIGINT)
+    assert daemon.wait() in (0, 1), "0: it was faster than the second one"
+    again = daemons.start()
+    assert again.status(idle=True)["learned"] == 640
+
+
+def test_a_daemon_that_was_frozen_is_not_stuck(daemons: Daemons) -> None:
+    """As when its machine moves: time passes, and nobody had a chance to make progress."""
+    daemon = daemons.start("pipeline.stall_timeout_s=4", "network.widths=[1000,1000]")
+    replay(daemon, "--limit", "5000")  # acked long before it is learned: a stage has something in hand
+    daemon.process.send_signal(signal.SIGSTOP)
+    time.sleep(7)  # nothing to wait for: this is what is tested
+    daemon.process.send_signal(signal.SIGCONT)
+    assert daemon.status(idle=True)["learned"] == 5000
+    assert daemon.terminate() == 0
 
 
 def _replay_until_ctrl_c(daemon: DaemonProcess) -> int:

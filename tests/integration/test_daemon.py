@@ -743,6 +743,20 @@ def test_a_socket_that_is_stuck_is_named_and_ends_the_daemon(start: Start) -> No
         running.stop()
 
 
+def test_who_is_late_keeps_the_state_folder(start: Start) -> None:
+    """What is late may still write: another daemon must not have the folder before this process has ended."""
+    running = start()
+    steps = running.daemon._steps
+    steps[:] = [step._replace(end=lambda timeout_s: False) if step.name == "checkpoint" else step for step in steps]
+    end = running.daemon.learner.writer.stop
+    with pytest.raises(DeadlineExceeded, match="checkpoint"):
+        running.stop()
+    assert end(WAIT_S)
+    with pytest.raises(ConfigError, match="in use by another daemon"):
+        Daemon(config(running.state)).start()
+    running.daemon._lock.close()
+
+
 # --- starting -------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from ffstream.config import Config
-from ffstream.errors import JournalDamaged, RateLimited, SequenceUnknown
+from ffstream.errors import DeadlineExceeded, JournalDamaged, RateLimited, SequenceUnknown, Unavailable
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
@@ -149,7 +150,7 @@ def test_relearning_leads_to_the_same_weights(bench: Bench) -> None:
     bench.wait_written(24)
     bench.learn(14, seed=1)
     before = bench.state()
-    done = bench.learner.rollback(10 * SIZE + 1, skip=False, timeout_s=DEADLINE_S)
+    done = bench.learner.rollback(10 * SIZE + 1, skip=False)
     assert done == (41, 24, 42, 80, "relearned")
     assert equal(bench.state(), before)
     status = bench.learner.status()
@@ -161,7 +162,7 @@ def test_skipped_samples_have_never_been(bench: Bench, tmp_path: Path) -> None:
     bench.learn(10)
     bench.wait_written(24)
     bench.learn(9, seed=666)
-    done = bench.learner.rollback(10 * SIZE, skip=True, timeout_s=DEADLINE_S)
+    done = bench.learner.rollback(10 * SIZE, skip=True)
     assert done == (40, 24, 41, 76, "skipped")
     bench.learn(5, seed=2)
     status = bench.learner.status()
@@ -178,7 +179,7 @@ def test_what_was_skipped_stays_skipped_after_a_restart(tmp_path: Path) -> None:
         bench.learn(6)
         bench.wait_written(24)
         bench.learn(6, seed=2)
-        bench.learner.rollback(30, skip=True, timeout_s=DEADLINE_S)
+        bench.learner.rollback(30, skip=True)
         bench.learn(3, seed=1)
         before = bench.state()
     bench.learner.store.discard_after(30)
@@ -194,7 +195,7 @@ def test_weights_that_predict_go_back_at_once_and_their_version_goes_on(bench: B
     bench.learn(14, seed=1)
     bench.learner.pause(True)
     version = bench.learner.snapshots.current.version
-    bench.learner.rollback(25, skip=False, timeout_s=DEADLINE_S)
+    bench.learner.rollback(25, skip=False)
     current = bench.learner.snapshots.current
     assert current.seq == 24
     assert current.version > version
@@ -207,7 +208,7 @@ def test_weights_that_predict_go_back_at_once_and_their_version_goes_on(bench: B
 def test_back_to_the_very_beginning(bench: Bench) -> None:
     bench.learn(20)
     before = bench.state()
-    assert bench.learner.rollback(0, skip=False, timeout_s=DEADLINE_S).checkpoint == 0
+    assert bench.learner.rollback(0, skip=False).checkpoint == 0
     assert equal(bench.state(), before)
 
 
@@ -216,7 +217,7 @@ def test_no_checkpoint_beyond_the_target_is_left(bench: Bench) -> None:
     bench.wait_written(24)
     bench.learn(14, seed=1)
     bench.learner.pause(True)
-    bench.learner.rollback(24, skip=True, timeout_s=DEADLINE_S)
+    bench.learner.rollback(24, skip=True)
     assert bench.learner.store.seqs() == [24]
 
 
@@ -224,7 +225,7 @@ def test_no_checkpoint_beyond_the_target_is_left(bench: Bench) -> None:
 def test_what_is_not_learned_cannot_be_gone_back_to(bench: Bench, to: int) -> None:
     bench.learn(20)
     with pytest.raises(SequenceUnknown, match="not learned") as caught:
-        bench.learner.rollback(to, skip=True, timeout_s=DEADLINE_S)
+        bench.learner.rollback(to, skip=True)
     assert "0 to 80" in caught.value.hint
     bench.learn(1)
 
@@ -237,7 +238,7 @@ def test_what_is_trimmed_cannot_be_gone_back_to(tmp_path: Path) -> None:
         while bench.learner.trim():
             pass
         with pytest.raises(SequenceUnknown, match="no checkpoint at or below 10") as caught:
-            bench.learner.rollback(10, skip=False, timeout_s=DEADLINE_S)
+            bench.learner.rollback(10, skip=False)
         assert "from 160 on" in caught.value.hint
         bench.learn(1)
         assert bench.learner.learned == 164
@@ -266,7 +267,7 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
 
         monkeypatch.setattr(bench.learner.writer, "settle", write_and_settle)
         with pytest.raises(SequenceUnknown):
-            bench.learner.rollback(60, skip=True, timeout_s=DEADLINE_S)
+            bench.learner.rollback(60, skip=True)
         assert go_on.is_set(), "refused before it waited for the checkpoint in hand"
         assert bench.learner.store.seqs() == [80]
         bench.learn(1)
@@ -276,16 +277,88 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
 def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
     bench.learn(10)
     inside, go_on = hold_at("rollback.discarded", watched, DEADLINE_S)
-    first = threading.Thread(target=lambda: bench.learner.rollback(8, skip=True, timeout_s=DEADLINE_S))
+    first = threading.Thread(target=lambda: bench.learner.rollback(8, skip=True))
     first.start()
     assert inside.wait(DEADLINE_S)
     with pytest.raises(RateLimited):
-        bench.learner.rollback(4, skip=True, timeout_s=DEADLINE_S)
+        bench.learner.rollback(4, skip=True)
     assert not bench.learner.trim(), "nor is anything deleted meanwhile"
     go_on.set()
     first.join(DEADLINE_S)
     bench.learn(1)
     assert bench.learner.learned == 12
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_pause_or_resume_during_a_rollback_holds_after_it(bench: Bench, watched: Watch, paused: bool) -> None:
+    bench.learn(10)
+    bench.learner.pause(not paused)
+    with rolling_back(bench, watched):
+        bench.learner.pause(paused)
+    assert bench.learner.paused == bench.learner.pipeline.paused == paused
+    bench.learner.pause(False)
+
+
+def test_nothing_is_idle_during_a_rollback(bench: Bench, watched: Watch) -> None:
+    """What predicts has learned more than what learns: it does not count."""
+    bench.learn(10)
+    with rolling_back(bench, watched), pytest.raises(DeadlineExceeded):
+        bench.learner.wait_idle(0.1)
+    bench.learner.wait_idle(DEADLINE_S)
+    assert bench.learner.applied_seq == 40
+
+
+@contextmanager
+def rolling_back(bench: Bench, watched: Watch) -> Iterator[None]:
+    """The block happens in the midst of a rollback to sample 8."""
+    inside, go_on = hold_at("rollback.discarded", watched, DEADLINE_S)
+    rollback = threading.Thread(target=lambda: bench.learner.rollback(8, skip=False))
+    rollback.start()
+    assert inside.wait(DEADLINE_S)
+    yield
+    go_on.set()
+    rollback.join(DEADLINE_S)
+    watched(None)
+
+
+def test_a_stop_that_overtakes_a_rollback_undoes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops may be in a hurry, and another daemon may have the folder next."""
+    bench.learn(10)
+    bench.learner.checkpoint(DEADLINE_S)
+    settle = bench.learner.writer.settle
+
+    def settle_and_stop(timeout_s: float) -> bool:
+        bench.learner.end_waits()
+        return settle(timeout_s)
+
+    monkeypatch.setattr(bench.learner.writer, "settle", settle_and_stop)
+    with pytest.raises(Unavailable, match="stops"):
+        bench.learner.rollback(8, skip=False)
+    assert bench.learner.store.seqs()[-1] == 40
+
+
+def test_a_full_journal_with_a_damaged_newest_checkpoint_makes_room(tmp_path: Path) -> None:
+    by_hand = {"every_samples": 0, "every_s": 0, "keep": 3}
+    with Bench(tmp_path / "bench", checkpoint=by_hand) as bench:
+        for seed in range(2):
+            bench.learn(10, seed=seed)
+            bench.learner.checkpoint(DEADLINE_S)
+    (bench.learner.store.folder / f"{80:020d}" / "state.safetensors").write_bytes(b"")
+    with Bench(tmp_path / "bench", checkpoint=by_hand) as bench:
+        bench.learner.wait_idle(DEADLINE_S)
+
+        def makes_room() -> bool:
+            bench.learner.trim(pressed=True)
+            return bench.journal.first_seq > 40
+
+        wait_until(makes_room, DEADLINE_S, "rows give way to a checkpoint that is whole")
+
+
+def test_who_has_learned_nothing_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """Its recipe may still be another one."""
+    with Bench(tmp_path / "bench") as bench:
+        pass
+    assert bench.learner.store.seqs() == []
 
 
 class Death(BaseException):
@@ -307,7 +380,7 @@ def test_death_in_a_rollback_leaves_all_of_it_or_nothing(
     watched(die)
     bench.learner._begin_again = lambda: 0  # type: ignore[method-assign]  # a dead process does nothing
     with pytest.raises(Death):
-        bench.learner.rollback(30, skip=True, timeout_s=DEADLINE_S)
+        bench.learner.rollback(30, skip=True)
     watched(None)
     assert bench.learner.end_writing(DEADLINE_S)
     bench.journal.close()
