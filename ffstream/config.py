@@ -128,7 +128,7 @@ class PipelineSection(_Section):
     queue_depth: int = Field(4, ge=1, description="microbatches between two stages")
     overflow: Literal["block", "skip"] = Field("block", description="wait for a slow stage, or let it skip")
     stages: tuple[int, ...] = Field((), description="layers in each stage; empty: one each")
-    stall_timeout_s: float = Field(60.0, gt=0, description="seconds without progress before a stage counts as stuck")
+    stall_timeout_s: float = Field(60.0, gt=0, description="seconds without progress before a thread counts as stuck")
 
 
 class Checkpoints(_Section):

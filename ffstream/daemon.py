@@ -300,11 +300,12 @@ class Daemon:
     def _stalled(self, limit_s: float) -> str | None:
         """Names a thread that has had the same work in hand for that long."""
         now = time.monotonic()
-        for loop in (self.learn, self.predict, self.control):
+        asked = [self._access.zap] if self._access.zap else []
+        for loop in (self.learn, self.predict, self.control, *asked):
             since = loop.busy_since
             if since is not None and now - since > limit_s:
                 return loop.name
-        return self.learner.pipeline.stalled(limit_s)
+        return self.learner.stalled(limit_s)
 
     def _is_woken(self, timeout_s: float) -> bool:
         try:

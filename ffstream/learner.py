@@ -14,11 +14,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ffstream import moments
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
+from ffstream.checkpoint.writer import NAME as WRITER
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
 from ffstream.errors import (
@@ -173,6 +175,14 @@ class Learner:
             save_contributors=(PREQUENTIAL,),
         )
 
+    def stalled(self, limit_s: float) -> str | None:
+        """Names a thread that has made no progress with what it has in hand for that long."""
+        now = time.monotonic()
+        for name, since in ((PREQUENTIAL, self.prequential.busy_since), (WRITER, self.writer.busy_since)):
+            if since is not None and now - since > limit_s:
+                return name
+        return self.pipeline.stalled(limit_s)
+
     # --- start and stop ----------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -234,7 +244,8 @@ class Learner:
             metrics.checkpoint_seconds.observe(written.seconds)
             metrics.checkpoint_bytes.set(written.bytes)
             metrics.checkpoint_seq.set(written.seq)
-            self._oldest_checkpoint = min(seq for seq in self.store.whole_seqs() if seq <= written.seq)
+            with suppress(Unavailable):  # no descriptor to look with: what is known stays true
+                self._oldest_checkpoint = min(seq for seq in self.store.whole_seqs() if seq <= written.seq)
         with self._checkpointed:
             self._last_written = written
             self._writes += 1

@@ -5,13 +5,14 @@ The format stands in `store`.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from ffstream.errors import CheckpointDamaged
+from ffstream.errors import CheckpointDamaged, Unavailable
 
 FORMAT = 1
 STATE = "state.safetensors"
@@ -19,6 +20,7 @@ MANIFEST = "manifest.json"
 # SHA-256 takes thirty times as long, time that learning would miss. Both find whatever chance damages, and neither
 # what is done on purpose: who can write here can write a manifest, too.
 CHECKSUM = "xxh3_128"
+_NUMBER = re.compile(r"\d{20}", re.ASCII)
 _CHECKSUMS: dict[str, Callable[[], Any]] = {
     CHECKSUM: xxhash.xxh3_128,
     "sha256": hashlib.sha256,  # of earlier versions
@@ -31,8 +33,19 @@ def folder_of(folder: Path, seq: int) -> Path:
 
 
 def seqs(folder: Path) -> list[int]:
-    """Sequence numbers of the checkpoints that have a manifest, oldest first."""
-    return sorted(int(each.parent.name) for each in folder.glob(f"{'[0-9]' * 20}/{MANIFEST}"))
+    """Sequence numbers of the checkpoints that have a manifest, oldest first. Raises Unavailable.
+
+    What cannot be looked at is not absent: a learner would begin anew beside it.
+    """
+    try:
+        names = [each.name for each in folder.iterdir() if _NUMBER.fullmatch(each.name)]
+        return sorted(int(name) for name in names if (folder / name / MANIFEST).exists())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise Unavailable(
+            f"{error.filename or folder}: {error.strerror}", hint="may this user read it, and are descriptors left?"
+        ) from error
 
 
 def sign(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ffstream.checkpoint import manifest as manifests
 from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, damaged, folder_of
 from ffstream.checkpoint.tensors import save
 from ffstream.durable import fsync, fsync_tree
-from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
+from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,11 @@ class CheckpointStore:
         # As it looks when read back: JSON has lists where Python has tuples.
         self.recipe = json.loads(json.dumps(recipe))
         self._damaged: set[int] = set()  # known to be: they vouch for nothing, and go once a later one is whole
-        folder.mkdir(parents=True, exist_ok=True)
-        fsync(folder.parent)  # the journal lets rows go that are learned in here
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fsync(folder.parent)  # the journal lets rows go that are learned in here
+        except OSError as error:
+            raise Unavailable(f"{folder}: {error.strerror}", hint="checkpoints want a folder to write to") from error
 
     def write(self, checkpoint: Checkpoint, wrote: Callable[[int], object] = lambda size: None) -> int:
         """Makes a checkpoint durable and removes what is over `keep`. Returns its bytes. Raises OSError.

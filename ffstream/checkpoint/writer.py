@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
+from ffstream.errors import Unavailable
 from ffstream.threads import WRITING_NICENESS, join, lower_priority
 
 log = logging.getLogger(__name__)
+
+NAME = "ff-checkpoint"
 
 
 class Written(NamedTuple):
@@ -18,7 +21,7 @@ class Written(NamedTuple):
     seq: int
     bytes: int
     seconds: float
-    error: OSError | None
+    error: Exception | None
 
 
 class CheckpointWriter:
@@ -42,10 +45,11 @@ class CheckpointWriter:
         self._waiting: Checkpoint | None = None
         self._bytes_per_s = bytes_per_s
         self._busy = False
+        self.busy_since: float | None = None  # when it last made progress; None while there is nothing to write
         self._hurries = False
         self._stopping = False
         self._changed = threading.Condition()
-        self.thread = threading.Thread(target=self._run, name="ff-checkpoint", daemon=True)
+        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
 
     def start(self) -> None:
         """Starts the thread."""
@@ -89,7 +93,7 @@ class CheckpointWriter:
                 self._write(checkpoint)
                 checkpoint = None  # its memory is wanted for the next cut
                 with self._changed:
-                    self._busy = False
+                    self._busy, self.busy_since = False, None
                     self._changed.notify_all()
         except Exception as error:
             log.exception("checkpoint writer failed")
@@ -100,14 +104,16 @@ class CheckpointWriter:
             self._changed.wait_for(lambda: self._waiting is not None or self._stopping)
             checkpoint, self._waiting = self._waiting, None
             self._busy = checkpoint is not None
+            self.busy_since = time.monotonic() if self._busy else None
             return checkpoint
 
     def _write(self, checkpoint: Checkpoint) -> None:
         start = time.perf_counter()
-        size, failure = 0, None
+        size = 0
+        failure: Exception | None = None
         try:
             size = self._store.write(checkpoint, self._take_time)
-        except OSError as error:
+        except (OSError, Unavailable) as error:
             failure = error
             log.error("checkpoint failed seq=%d error=%r", checkpoint.seq, str(error))
         seconds = time.perf_counter() - start
@@ -116,6 +122,7 @@ class CheckpointWriter:
         self._on_written(Written(checkpoint.seq, size, seconds, failure))
 
     def _take_time(self, size: int) -> None:
+        self.busy_since = time.monotonic()
         if self._bytes_per_s:
             with self._changed:
                 self._changed.wait_for(lambda: self._hurries, size / self._bytes_per_s)

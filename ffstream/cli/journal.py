@@ -141,7 +141,9 @@ def _show_problems(findings: Findings) -> None:
 def _end(context: click.Context, findings: Findings, newest: int) -> None:
     lost = [problem for problem in findings.named if problem.last_seq > newest]
     first = min((problem.first_seq for problem in lost), default=0)
-    if findings.count and findings.samples and not lost and findings.count == len(findings.named):
+    # Damage without a number may be anywhere, in what only the journal has as well.
+    is_told = findings.count == len(findings.named) and all(problem.last_seq for problem in findings.named)
+    if findings.count and is_told and not lost:
         hint = f"checkpoint {newest} has learned all damaged samples: keep it; nothing is lost while it is whole"
     elif first > newest + 1:
         hint = f"a daemon learns up to sample {first - 1} and fails there: put the journal back from a copy, or begin"

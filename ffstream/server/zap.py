@@ -32,6 +32,7 @@ class Zap:
     ) -> None:
         self._domains = domains
         self._on_failure = on_failure
+        self.busy_since: float | None = None  # when it began to answer or to look; None while it waits
         self._stopping = threading.Event()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
@@ -55,7 +56,10 @@ class Zap:
         refreshed_at = time.monotonic()
         try:
             while not self._stopping.is_set():
-                if self._socket.poll(_POLL_MS):
+                self.busy_since = None
+                waiting = self._socket.poll(_POLL_MS)
+                self.busy_since = time.monotonic()
+                if waiting:
                     self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
                 if time.monotonic() - refreshed_at >= _REFRESH_S:
                     refreshed_at = time.monotonic()

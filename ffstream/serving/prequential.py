@@ -11,6 +11,7 @@ over all samples. A snapshot is kept for as long as a waiting microbatch needs i
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -122,6 +123,7 @@ class Prequential:
         self._stride = 1
         self._stopping = False
         self._wanted: int | None = None
+        self.busy_since: float | None = None  # when it began what it has in hand; None while it waits
         self._started = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
 
@@ -185,10 +187,12 @@ class Prequential:
         self._started.set()
         try:
             while (item := self._next()) is not None:
+                self.busy_since = time.monotonic()
                 if isinstance(item, _Mark):
                     item.contribute({"prequential": self.record.state()})
                 else:
                     self._evaluate(item)
+                self.busy_since = None
         except Exception as error:
             log.exception("prequential evaluation failed")
             self._on_failure(error)
@@ -201,9 +205,11 @@ class Prequential:
             return item
 
     def _evaluate(self, batch: _Batch) -> None:
+        self.busy_since = None  # until the snapshot is there, the layers have it in hand
         snapshot = self._snapshot(batch.version)
         if snapshot is None:
             return
+        self.busy_since = time.monotonic()
         prediction = snapshot.classifier.predict(batch.images)
         wrong = int((prediction.labels_B != batch.labels).sum())
         size = len(batch.labels)

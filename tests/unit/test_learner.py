@@ -354,6 +354,30 @@ def test_a_full_journal_with_a_damaged_newest_checkpoint_makes_room(tmp_path: Pa
         wait_until(makes_room, DEADLINE_S, "rows give way to a checkpoint that is whole")
 
 
+def test_a_writer_or_an_evaluator_that_is_stuck_is_named(
+    bench: Bench, watched: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.learn(10)
+    wait_until(lambda: bench.learner.stalled(0.0) is None, DEADLINE_S, "nobody has anything in hand")
+    inside, go_on = hold_at("checkpoint.write.after", watched, DEADLINE_S)
+    bench.learner.pipeline.request_checkpoint(lambda barrier: None)
+    assert inside.wait(DEADLINE_S)
+    wait_until(lambda: bench.learner.stalled(0.01) == "ff-checkpoint", DEADLINE_S, "the writer is named")
+    go_on.set()
+    wait_until(lambda: bench.learner.stalled(0.0) is None, DEADLINE_S, "it has written")
+
+    add, seen = bench.learner.prequential.record.add, threading.Event()
+
+    def add_late(size: int, wrong: int, stands_for: int) -> None:
+        assert seen.wait(DEADLINE_S)
+        add(size, wrong, stands_for)
+
+    monkeypatch.setattr(bench.learner.prequential.record, "add", add_late)
+    bench.learn(1)
+    wait_until(lambda: bench.learner.stalled(0.01) == "ff-prequential", DEADLINE_S, "the evaluator is named")
+    seen.set()
+
+
 def test_who_has_learned_nothing_leaves_no_checkpoint(tmp_path: Path) -> None:
     """Its recipe may still be another one."""
     with Bench(tmp_path / "bench") as bench:

@@ -14,7 +14,7 @@ import xxhash
 
 from ffstream.checkpoint import manifest
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
-from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
+from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, Unavailable
 from tests.support import Watch
 
 RECIPE = {"inputs": 4, "widths": (32, 32), "alpha": 0.05, "goodness": "sum_squares"}
@@ -463,3 +463,12 @@ def test_one_whose_last_flush_failed_is_flushed_before_it_counts(
         store.write(checkpoint(100))
     store.write(checkpoint(100))
     assert flushed.count(final) == 2
+
+
+def test_what_is_no_folder_holds_no_checkpoints_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(Unavailable, match="checkpoints"):
+        make(tmp_path)
+    with pytest.raises(Unavailable, match="checkpoints"):
+        manifest.seqs(tmp_path / "checkpoints")
+    assert manifest.seqs(tmp_path / "nowhere") == []

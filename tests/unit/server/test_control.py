@@ -1,6 +1,9 @@
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -158,3 +161,31 @@ def test_a_stop_with_commands_waiting_is_no_failure(desk: Desk) -> None:
     wait_until(lambda: desk.started == 10, 10, "all of them run")
     assert desk.loop.stop(10)
     assert desk.failures == []
+
+
+FIRST_PEER = """
+import sys, zmq
+from ffstream.metrics import Metrics
+from ffstream.server.control import ControlLoop
+from ffstream.server.router import SocketLimits
+from tests.in_process import Peer
+
+loop = ControlLoop({}, SocketLimits(1 << 20, 100, 5.0), Metrics(), sys.exit)
+loop.reply = lambda peer, *message: print(peer.hex(), flush=True)
+loop.bind(zmq.Context(), "tcp://127.0.0.1:*")
+loop.start()
+Peer(loop.endpoint).send("ping")
+sys.stdin.read()
+"""
+
+
+def test_nobody_can_guess_the_number_that_a_peer_gets() -> None:
+    """Who takes a number that is about to be given makes libzmq abort the process."""
+    numbers = set()
+    for _ in range(2):
+        with subprocess.Popen([sys.executable, "-c", FIRST_PEER], stdin=PIPE, stdout=PIPE, text=True) as process:
+            assert process.stdout is not None
+            numbers.add(process.stdout.readline())
+            process.kill()
+    assert len(numbers) == 2
+    assert all(len(number) == 11 for number in numbers)
