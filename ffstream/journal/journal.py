@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,19 +230,22 @@ class Journal:
         with schema.only_damage(self.path):
             return schema.bytes_used(self._db)
 
-    def trim(self, seq: int, *, rows: int = 512) -> bool:
-        """Deletes up to `rows` rows that lie wholly at or below `seq`. True when more remain.
+    def trim(self, seq: int, *, rows: int = 512, size: int = 16 << 20) -> bool:
+        """Deletes up to `rows` rows, or about `size` bytes, that lie wholly at or below `seq`. True when more remain.
 
         What a sender may still ask about stays behind as a receipt. The freed pages are reused.
         """
         if seq < self._first_seq or seq <= self._trimmed_to:
             return False
         with schema.only_damage(self.path):
-            old = self._db.execute(
-                "SELECT first_seq, client, n, count FROM messages WHERE first_seq + count - 1 <= ? AND first_seq <= ?"
-                " ORDER BY first_seq LIMIT ?",
+            # A length stands at the beginning of its row: the image's own pages are not read.
+            found = self._db.execute(
+                "SELECT first_seq, client, n, count, coalesce(length(images), 0) FROM messages"
+                " WHERE first_seq + count - 1 <= ? AND first_seq <= ? ORDER BY first_seq LIMIT ?",
                 (seq, seq, rows),
             ).fetchall()
+        sizes = accumulate((row[4] for row in found), initial=0)
+        old = [row[:4] for row, before in zip(found, sizes, strict=False) if before < size]
         if not old:
             self._trimmed_to = seq  # a message that reaches beyond it stays whole
             return False
@@ -260,7 +263,7 @@ class Journal:
             )
         moments.reached("trim.after")
         self._first_seq = old[-1][0] + old[-1][3]
-        return len(old) == rows
+        return len(old) == rows or len(old) < len(found)
 
     def close(self) -> None:
         """Closes the connection; SQLite folds the log into the file."""

@@ -49,6 +49,7 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) W
 
 _OF_OLD = {"messages", "receipts", "clients", "meta"}  # every journal has them, whatever was added later
 _BUSY_MS = 10_000
+_LOG_MAX_BYTES = 64 << 20  # that a log keeps once it is folded into the file; a long read may let it grow beyond
 SEQ_MAX = 2**62  # a number above it was never given
 
 # What reading a damaged file raises: SQLite's message may quote bytes from it that are no text.
@@ -75,6 +76,9 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA wal_autocheckpoint = 4096")
+            connection.execute(f"PRAGMA journal_size_limit = {_LOG_MAX_BYTES}")
+            # Deleted rows are nobody's secret, and zeroing them takes as much log as storing them did.
+            connection.execute("PRAGMA secure_delete = OFF")
         connection.execute("SELECT count(*) FROM sqlite_master")
     except UNREADABLE as error:
         if connection is not None:

@@ -259,6 +259,48 @@ def test_trimming_goes_in_small_steps(journal: Journal) -> None:
     assert [row for row in stored(journal.path) if len(row) == 8] == []
 
 
+def test_a_step_of_trimming_is_small_however_large_the_messages_are(journal: Journal) -> None:
+    journal.append([entry("a", n, samples=10, size=100) for n in range(1, 11)])
+    found = []
+    while journal.trim(100, size=2500):
+        found.append(journal.first_seq)
+    assert found == [31, 61, 91]
+    assert journal.first_seq == 101
+    journal.append([entry("a", 11, samples=100, size=100)])
+    assert not journal.trim(200, size=1), "one at least"
+    assert journal.first_seq == 201
+
+
+def log_of(journal: Journal) -> Path:
+    return journal.path.with_name("journal.sqlite-wal")
+
+
+def test_deleting_takes_little_log(journal: Journal) -> None:
+    """Not a page of zeros for each page of images."""
+    for n in range(1, 9):
+        journal.append([entry("a", n, samples=250, size=4000)])
+    journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert not journal.trim(2000)
+    assert 0 < log_of(journal).stat().st_size < 20 * 8192
+
+
+def test_a_log_that_a_long_read_let_grow_becomes_small_again(
+    tmp_path: Path, open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "_LOG_MAX_BYTES", 1 << 20)
+    journal = open_journal()
+    reader = schema.connect(journal.path, read_only=True)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM messages").fetchall()
+    for n in range(1, 4):
+        journal.append([entry("a", n, samples=250, size=4000)])
+    assert log_of(journal).stat().st_size > 3_000_000
+    reader.close()
+    journal._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    journal.append([entry("a", 4)])
+    assert log_of(journal).stat().st_size <= 1 << 20
+
+
 def test_a_trimmed_message_may_still_be_asked_for(journal: Journal, open_journal: OpenJournal) -> None:
     journal.append([entry("a", n, base=1, samples=2) for n in range(1, 6)])
     journal.append([entry("a", 6, base=4)])
