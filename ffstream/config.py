@@ -62,7 +62,7 @@ class Limits(_Section):
     backlog_max_samples: int = Field(5_000_000, ge=1, description="samples on disk that wait to be learned")
     journal_max_bytes: int = Field(16 << 30, ge=1 << 20, description="bytes of the journal in use")
     disk_min_free_bytes: int = Field(
-        512 << 20, ge=0, description="bytes that stay free on the disk; below, no samples are taken"
+        512 << 20, ge=0, description="bytes that stay free on the disk or in the journal; below, no samples are taken"
     )
     memory_max_bytes: int = Field(
         0, ge=0, description="bytes of memory above which no samples are taken; 0: nine tenths of the machine's"

@@ -230,6 +230,11 @@ class Journal:
         with schema.only_damage(self.path):
             return schema.bytes_used(self._db)
 
+    def bytes_free(self) -> int:
+        """What can be stored before the file grows: it never shrinks."""
+        with schema.only_damage(self.path):
+            return schema.bytes_free(self._db)
+
     def trim(self, seq: int, *, rows: int = 512, size: int = 16 << 20) -> bool:
         """Deletes up to `rows` rows, or about `size` bytes, that lie wholly at or below `seq`. True when more remain.
 

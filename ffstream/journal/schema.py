@@ -166,10 +166,18 @@ def checksum(first_seq: int, count: int, dtype: str, labels: bytes, images: byte
 
 def bytes_used(connection: sqlite3.Connection) -> int:
     """Pages in use times their size; free pages are reused, so they do not count."""
-    pages, free, size = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    return (_pragma(connection, "page_count") - _pragma(connection, "freelist_count")) * _pragma(
+        connection, "page_size"
     )
-    return int((pages - free) * size)
+
+
+def bytes_free(connection: sqlite3.Connection) -> int:
+    """What can be stored before the file grows."""
+    return _pragma(connection, "freelist_count") * _pragma(connection, "page_size")
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 @contextmanager

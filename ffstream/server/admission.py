@@ -117,7 +117,7 @@ class Admission:
         if now - self._looked_at < _LOOK_S:
             return
         self._looked_at = now
-        self._lacking = self._resources.lacking()
+        self._lacking = self._resources.lacking(self._journal.bytes_free())
         self._rates.forget_idle()
         try:
             self._journal.forget_clients(time.time() - self._limits.client_forget_after_s)

@@ -23,7 +23,7 @@ _MEMORY_SHARE = 0.9  # of the machine's memory, when no limit is set
 
 @dataclass(frozen=True)
 class ResourceLimits:
-    """Bytes that stay free on the disk of the state folder, and that the process holds at most (0: most there is)."""
+    """Bytes that stay free for the state folder, and that the process holds at most (0: most there is)."""
 
     disk_min_free_bytes: int
     memory_max_bytes: int
@@ -38,19 +38,19 @@ class Resources:
         self._memory_max = limits.memory_max_bytes or int(_MEMORY_SHARE * psutil.virtual_memory().total)
         self._process = psutil.Process()
 
-    def lacking(self) -> Unavailable | None:
-        """What is short now, if anything is."""
+    def lacking(self, journal_free_bytes: int = 0) -> Unavailable | None:
+        """What is short now, if anything is. Samples take what is free in the journal before they take the disk."""
         try:
-            return self._lacking_disk() or self._lacking_memory() or self._lacking_files()
+            return self._lacking_disk(journal_free_bytes) or self._lacking_memory() or self._lacking_files()
         except OSError as error:  # even to look takes a descriptor
             return TooManyFiles(f"cannot look at resources: {error}", hint="raise the limit on open files")
 
-    def _lacking_disk(self) -> Unavailable | None:
-        free = shutil.disk_usage(self._folder).free
+    def _lacking_disk(self, journal_free_bytes: int) -> Unavailable | None:
+        free = shutil.disk_usage(self._folder).free + journal_free_bytes
         if free >= self._disk_min_free:
             return None
         return DiskFull(
-            f"{free >> 20} MiB are free at {self._folder}",
+            f"{free >> 20} MiB are free at {self._folder} and in the journal",
             hint=f"free disk space, at least {self._disk_min_free >> 20} MiB (limits.disk_min_free_bytes)",
         )
 

@@ -2,8 +2,10 @@
 
 import os
 import resource
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -11,9 +13,14 @@ import psutil
 import pytest
 
 from ffstream.client.producer import Producer
-from ffstream.errors import RequestRefused
+from ffstream.errors import DiskFull, RequestRefused
+from ffstream.journal.journal import Entry, Journal
+from ffstream.metrics import Metrics
+from ffstream.server.admission import Admission, AdmissionLimits
+from ffstream.server.resources import ResourceLimits, Resources
 from tests.in_process import INPUTS, Running, images, labels
 from tests.support import Watch, hold_at, wait_until
+from tests.unit.server.ingest import LIMITS
 
 WAIT_S = 40.0
 MIB = 1 << 20
@@ -109,6 +116,33 @@ def test_a_disk_that_is_full_to_the_last_byte(small_disk: Path, monkeypatch: pyt
         filler.unlink()
         prove_it_goes_on(running, producer, 200)
         assert running.control().request("checkpoint")["seq"] == 200
+
+
+def test_a_disk_that_a_burst_has_filled(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the journal does not shrink: what is learned and deleted makes room in it."""
+    monkeypatch.setattr("ffstream.server.admission._LOOK_S", 0.0)
+    with closing(Journal(small_disk / "journal.sqlite", inputs=INPUTS, labels=4)) as journal:
+        journal._db.execute("PRAGMA wal_autocheckpoint = 64")  # the log is to the disk what it is to a large one
+        resources = Resources(small_disk, ResourceLimits(8 * MIB, 0))
+        limits = AdmissionLimits(**LIMITS)
+        admission = Admission(journal, limits, resources, applied_seq=lambda: journal.head.seq, metrics=Metrics())
+
+        def send_until_refused(n: int) -> int:
+            admission.look()
+            while admission.obstacle() is None:
+                journal.append([Entry("a", n, n, 1, "uint8", bytes(2), bytes(MIB // 4))])
+                n += 1
+                admission.look()
+            assert isinstance(admission.obstacle(), DiskFull)
+            return n
+
+        first = send_until_refused(1)
+        assert first > 40
+        while journal.trim(first - 1):
+            pass
+        second = send_until_refused(first)
+        assert second - first > first / 2
+        assert shutil.disk_usage(small_disk).free > 6 * MIB, "room for checkpoints"
 
 
 def test_memory_over_its_limit(tmp_path: Path) -> None:

@@ -359,6 +359,14 @@ def test_bytes_used_grow_with_what_is_stored(journal: Journal) -> None:
     assert 78_400 - 8192 <= journal.bytes_used() - before <= 78_400 + 2 * 8192
 
 
+def test_bytes_free_are_those_of_deleted_rows(journal: Journal) -> None:
+    journal.append([entry("a", 1, samples=100, size=784)])
+    assert journal.bytes_free() == 0
+    used = journal.bytes_used()
+    journal.trim(100)
+    assert journal.bytes_free() == used - journal.bytes_used() >= 78_400 - 8192
+
+
 # --- files that are something else ----------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from ffstream.wire.codec import ImageChecker
 from tests.in_process import INPUTS, Peer
 
 MESSAGE_MAX_BYTES = 1 << 16
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "window_messages": 64,
     "backlog_max_samples": 1000,
     "journal_max_bytes": 1 << 30,
@@ -35,7 +35,7 @@ class Ingest:
         self.failures: list[Exception] = []
         self.metrics = Metrics()
         self.journal = Journal(folder / "journal.sqlite", inputs=INPUTS, labels=4)
-        wanted: dict[str, Any] = LIMITS | limits
+        wanted = LIMITS | limits
         self.admission = Admission(
             self.journal,
             AdmissionLimits(**wanted),

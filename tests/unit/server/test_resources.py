@@ -45,6 +45,12 @@ def test_a_disk_with_little_room(tmp_path: Path) -> None:
     assert "limits.disk_min_free_bytes" in error.hint
 
 
+def test_room_in_the_journal_is_room_for_samples(tmp_path: Path) -> None:
+    looks = Resources(tmp_path, ResourceLimits(1 << 60, 0))
+    assert isinstance(looks.lacking(1 << 50), DiskFull)
+    assert looks.lacking(1 << 60) is None
+
+
 def test_memory_over_the_limit_and_given_back(tmp_path: Path) -> None:
     limit = resident() + 100 * MIB
     looks = Resources(tmp_path, ResourceLimits(0, limit))
