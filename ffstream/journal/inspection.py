@@ -127,13 +127,13 @@ def _text(raw: bytes) -> str:
 
 
 def raise_if_not_its_fault(error: Exception) -> None:
-    """Raises what says nothing about the journal: no access, no memory."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in schema.NOT_ITS_FAULT:
+    """Raises what says nothing about the journal."""
+    if schema.is_not_its_fault(error):
         raise error
 
 
 def _unreadable(path: Path, error: Exception) -> JournalDamaged | ConfigError:
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in schema.NOT_ITS_FAULT:
+    if schema.is_not_its_fault(error):
         return ConfigError(f"{path} cannot be read: {error}", hint="may this user read it, and the files beside it?")
     return schema.damaged(path, str(error))
 

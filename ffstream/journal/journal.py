@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream import moments
-from ffstream.errors import JournalDamaged, StaleSequence
+from ffstream.errors import JournalDamaged, StaleSequence, Unavailable
 from ffstream.journal import schema
 
 
@@ -86,8 +86,8 @@ class Journal:
             self._recover()
         except (*schema.UNREADABLE, TypeError, ValueError, OverflowError) as error:  # a value of another type
             self._db.close()
-            raise schema.damaged(path, str(error)) from error
-        except JournalDamaged:
+            raise schema.unusable(path, error) from error
+        except (JournalDamaged, Unavailable):
             self._db.close()
             raise
 

@@ -33,7 +33,8 @@ class Reader:
     def read(self, beyond: int, max_samples: int) -> list[Row]:
         """Rows that hold samples beyond `beyond`, in order, until they hold `max_samples` or no more are there.
 
-        The first row may begin at or below `beyond`. Raises JournalDamaged for a gap, a wrong order or checksum.
+        The first row may begin at or below `beyond`. Raises JournalDamaged for a gap, a wrong order or checksum,
+        Unavailable where it cannot be read now.
         """
         rows: list[Row] = []
         try:
@@ -49,7 +50,7 @@ class Reader:
                     break
             cursor.close()
         except (*schema.UNREADABLE, TypeError) as error:  # TypeError: text or nothing where a number or bytes were
-            raise schema.damaged(self.path, str(error)) from error
+            raise schema.unusable(self.path, error) from error
         return rows
 
     def _checked(self, cursor: sqlite3.Cursor, beyond: int) -> Iterator[Row]:

@@ -60,7 +60,7 @@ LAST = "SELECT first_seq + count FROM messages ORDER BY first_seq DESC LIMIT 1"
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """A connection, for one thread at a time. Raises JournalDamaged when the file is not a journal."""
+    """A connection, for one thread at a time. Raises JournalDamaged (no journal) or Unavailable (not now)."""
     connection = None
     try:
         if read_only:
@@ -83,7 +83,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     except UNREADABLE as error:
         if connection is not None:
             connection.close()
-        raise _cannot_open(path, error) from error
+        raise unusable(path, error) from error
     return connection
 
 
@@ -97,7 +97,7 @@ def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int)
         connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} INSERT OR IGNORE INTO meta VALUES {values}; COMMIT")
         found = dict(connection.execute("SELECT key, value FROM meta"))
     except UNREADABLE as error:
-        raise _cannot_open(path, error) from error
+        raise unusable(path, error) from error
     for key, value in expected.items():
         if found.get(key) != value:
             raise JournalDamaged(
@@ -197,19 +197,32 @@ _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRA
 
 
 # What SQLite says that is no damage of the file.
-NOT_ITS_FAULT = {
+_NOT_ITS_FAULT = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_FULL,  # of the folder for temporary files
     sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_IOERR,  # a full disk has no room for -shm
 }
+# But these are: the disk does not give the file's bytes back.
+_BAD_MEDIUM = {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
 
 
-def _cannot_open(path: Path, error: Exception) -> JournalDamaged | Unavailable:
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in NOT_ITS_FAULT:
-        return Unavailable(f"{path}: {error}", hint="which other program has it, may this user write, is there room?")
+def is_not_its_fault(error: Exception) -> bool:
+    """Whether SQLite says nothing about the file: no access, no room, no descriptors, no memory."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF in _NOT_ITS_FAULT and code not in _BAD_MEDIUM
+
+
+def unusable(path: Path, error: Exception) -> JournalDamaged | Unavailable:
+    """The error for a file that SQLite does not open or read, whoever's fault it is."""
+    if is_not_its_fault(error):
+        return Unavailable(
+            f"{path}: {error}",
+            hint="is there room on the disk, are descriptors left, may this user write, which other program has it?",
+        )
     return damaged(path, str(error))
 
 

@@ -42,7 +42,7 @@ class Skips:
 
 
 def read(connection: sqlite3.Connection, path: Path) -> Skips:
-    """Those in a journal. Raises JournalDamaged for ranges that no rollback could have written."""
+    """Those in a journal. Raises JournalDamaged for ranges that no rollback could have written, or Unavailable."""
     try:
         last = connection.execute(schema.LAST).fetchone()
         (stored,) = connection.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
@@ -53,7 +53,7 @@ def read(connection: sqlite3.Connection, path: Path) -> Skips:
             if not (type(first) is type(last_seq) is int and 0 < first <= last_seq < end):
                 raise schema.damaged(path, f"samples {first} to {last_seq} are to be skipped, and end before {end}")
     except (*schema.UNREADABLE, TypeError) as error:
-        raise schema.damaged(path, str(error)) from error
+        raise schema.unusable(path, error) from error
     return Skips(ranges)
 
 

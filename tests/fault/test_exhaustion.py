@@ -13,13 +13,14 @@ import psutil
 import pytest
 
 from ffstream.client.producer import Producer
-from ffstream.errors import DiskFull, RequestRefused
-from ffstream.journal.journal import Entry, Journal
+from ffstream.errors import DiskFull, RequestRefused, Unavailable
+from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission, AdmissionLimits
 from ffstream.server.resources import ResourceLimits, Resources
 from tests.in_process import INPUTS, Running, images, labels
 from tests.support import Watch, hold_at, wait_until
+from tests.unit.journal.entries import crash_image
 from tests.unit.server.ingest import LIMITS
 
 WAIT_S = 40.0
@@ -116,6 +117,23 @@ def test_a_disk_that_is_full_to_the_last_byte(small_disk: Path, monkeypatch: pyt
         filler.unlink()
         prove_it_goes_on(running, producer, 200)
         assert running.control().request("checkpoint")["seq"] == 200
+
+
+@pytest.mark.parametrize("ended", ["in good order", "by a kill"])
+def test_a_start_on_a_full_disk_is_no_damage(small_disk: Path, tmp_path: Path, ended: str) -> None:
+    path = small_disk / "journal.sqlite"
+    with closing(Journal(path, inputs=INPUTS, labels=4)) as journal:
+        journal.append([Entry("a", 1, 1, 1, "uint8", bytes(2), bytes(INPUTS))])
+        image = crash_image(path, tmp_path / "image")
+    if ended == "by a kill":
+        shutil.copytree(image.parent, small_disk, dirs_exist_ok=True)
+    filler = fill(small_disk)
+    with pytest.raises(Unavailable, match=r"journal\.sqlite") as caught:
+        Journal(path, inputs=INPUTS, labels=4)
+    assert "room on the disk" in caught.value.hint
+    filler.unlink()
+    with closing(Journal(path, inputs=INPUTS, labels=4)) as again:
+        assert again.receipt("a", 1) == Receipt(1, 1, 1)
 
 
 def test_a_disk_that_a_burst_has_filled(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ffstream.errors import JournalDamaged
+from ffstream.errors import FFStreamError, JournalDamaged, Unavailable
 from ffstream.journal.journal import Journal
 from ffstream.journal.reader import Reader, Row
 from tests.unit.journal.entries import entry
@@ -177,3 +177,41 @@ def test_any_flipped_bit_in_the_file_is_damage_or_harmless(seed: int, tmp_path: 
         else:
             assert found == rows[: len(found)], f"byte {at - page} of the page"
     assert damaged > len(used) // 6
+
+
+class BadDisk:
+    """A connection whose disk fails in one way."""
+
+    def __init__(self, code: int) -> None:
+        self._error = sqlite3.OperationalError("disk I/O error")
+        self._error.sqlite_errorcode = code
+
+    def execute(self, *_: object) -> None:
+        raise self._error
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (sqlite3.SQLITE_IOERR_SHMSIZE, Unavailable),
+        (sqlite3.SQLITE_IOERR_LOCK, Unavailable),
+        (sqlite3.SQLITE_BUSY, Unavailable),
+        (sqlite3.SQLITE_CANTOPEN, Unavailable),
+        (sqlite3.SQLITE_IOERR_READ, JournalDamaged),
+        (sqlite3.SQLITE_IOERR_SHORT_READ, JournalDamaged),
+        (sqlite3.SQLITE_CORRUPT, JournalDamaged),
+        (sqlite3.SQLITE_ERROR, JournalDamaged),
+    ],
+)
+def test_what_is_no_damage_is_not_called_so(
+    ten: Journal, open_reader: OpenReader, code: int, kind: type[FFStreamError]
+) -> None:
+    reader = open_reader(ten.path)
+    reader._db.close()
+    reader._db = BadDisk(code)  # type: ignore[assignment]
+    with pytest.raises(kind, match=r"journal\.sqlite: disk I/O error") as caught:
+        reader.read(0, 1000)
+    assert caught.value.hint
