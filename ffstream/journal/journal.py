@@ -4,6 +4,7 @@ Invariant: `append` returns after the commit, and only then may the caller ack. 
 this object remembers has changed, so a failed commit leaves it as it was.
 """
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ class Receipt(NamedTuple):
 @dataclass
 class _Client:
     base: int = 1
-    seen: float = 0.0  # seconds since 1970
+    seen: float = -math.inf  # by the monotonic clock: the time of day may jump
     last_seq: int = 0  # of its newest sample, or of one that came with it
     receipts: dict[int, Receipt] = field(default_factory=dict)
 
@@ -109,7 +110,9 @@ class Journal:
 
     def _recover_clients(self) -> dict[str, _Client]:
         rows = self._db.execute("SELECT client, base, seen FROM clients ORDER BY seen")
-        clients = {name: _Client(base, seen) for name, base, seen in rows}
+        now, today = time.monotonic(), time.time()
+        # A time that lies ahead was taken from a clock that was wrong.
+        clients = {name: _Client(base, now - max(0.0, today - seen)) for name, base, seen in rows}
         for table in ("receipts", "messages"):
             rows = self._db.execute(f"SELECT client, n, first_seq, count FROM {table}")
             for name, n, first_seq, count in rows:
@@ -166,17 +169,18 @@ class Journal:
             rows.append((seq, count, client, n, dtype, crc, labels, images))
             bases[client] = max(base, bases.get(client, 0))
             seq += count
-        now = time.time()
+        today = time.time()
         moments.reached("commit.before")
         with schema.Transaction(self._db, self.path):
             self._db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany(
                 "INSERT INTO clients VALUES (?, ?, ?) ON CONFLICT (client) DO UPDATE"
                 " SET base = max(base, excluded.base), seen = excluded.seen",
-                [(client, base, now) for client, base in bases.items()],
+                [(client, base, today) for client, base in bases.items()],
             )
         moments.reached("commit.after")
         self._next_seq = seq
+        now = time.monotonic()
         for name in bases:
             sender = self._clients.pop(name, None) or _Client()
             sender.seen = now
@@ -202,14 +206,15 @@ class Journal:
         known = self._clients.get(client)
         return None if known is None else len(known.receipts)
 
-    def forget_clients(self, before: float, *, at_most: int = 64) -> int:
-        """Forgets clients not seen since `before` (seconds since 1970) whose rows are all deleted; returns how many.
+    def forget_clients(self, unseen_s: float, *, at_most: int = 64) -> int:
+        """Forgets clients not seen for `unseen_s` seconds whose rows are all deleted; returns how many.
 
         Not with rows left: their name would begin at 1 again beside them. Raises DiskFull.
         """
         old: list[str] = []
+        before = time.monotonic() - unseen_s
         for name, client in self._clients.items():  # the one not seen for longest comes first
-            if client.seen >= before or len(old) == at_most:
+            if client.seen > before or len(old) == at_most:
                 break
             if client.last_seq < self._first_seq:
                 old.append(name)

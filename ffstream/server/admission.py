@@ -120,7 +120,7 @@ class Admission:
         self._lacking = self._resources.lacking(self._journal.bytes_free())
         self._rates.forget_idle()
         try:
-            self._journal.forget_clients(time.time() - self._limits.client_forget_after_s)
+            self._journal.forget_clients(self._limits.client_forget_after_s)
         except Unavailable as error:
             self._lacking = self._lacking or error
         self._journal_bytes = self._journal.bytes_used()

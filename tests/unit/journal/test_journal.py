@@ -1,6 +1,5 @@
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -421,23 +420,94 @@ def test_clients_are_forgotten_oldest_first_once_their_rows_are_gone(
     for client in ("a", "b", "c"):
         journal.append([entry(client, 1, base=1)])
     journal.append([entry("a", 2, base=1)])
-    now = time.time()
-    assert journal.forget_clients(now) == 0, "their rows are there"
+    assert journal.forget_clients(0) == 0, "their rows are there"
     assert not journal.trim(2)
-    assert journal.forget_clients(now - 3600) == 0, "they were seen"
-    assert journal.forget_clients(now, at_most=1) == 1
+    assert journal.forget_clients(3600) == 0, "they were seen"
+    assert journal.forget_clients(0, at_most=1) == 1
     assert [journal.unresolved(client) for client in ("a", "b", "c")] == [2, None, 1]
-    assert journal.forget_clients(now) == 0, "c and a have rows"
+    assert journal.forget_clients(0) == 0, "c and a have rows"
     journal.close()
     again = open_journal()
     assert [again.unresolved(client) for client in ("a", "b", "c")] == [2, None, 1]
     assert again.next_n("b") == 1
 
 
+class Clocks:
+    """The time of day, which may jump, and the monotonic clock, which does not."""
+
+    def __init__(self, today: float) -> None:
+        self.today = today
+        self.now = 5000.0
+
+    def time(self) -> float:
+        return self.today
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def go_on(self, seconds: float) -> None:
+        self.today += seconds
+        self.now += seconds
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    clocks = Clocks(1.7e9)
+    monkeypatch.setattr("ffstream.journal.journal.time", clocks)
+    return clocks
+
+
+def test_whoever_was_seen_a_moment_ago_is_known_though_the_clock_is_put_forward(
+    journal: Journal, clocks: Clocks
+) -> None:
+    clocks.today = 1000.0
+    journal.append([entry("a", 1, base=1)])
+    journal.trim(1)
+    clocks.today = 1.7e9
+    assert journal.forget_clients(3600) == 0
+    assert journal.receipt("a", 1) == Receipt(1, 1, 1)
+    clocks.go_on(3600)
+    assert journal.forget_clients(3600) == 1
+
+
+def known(journal: Journal) -> set[str]:
+    return {name for name in ("early", *"abc") if journal.unresolved(name) is not None}
+
+
+def test_whoever_was_seen_while_the_clock_was_ahead_keeps_nobody(journal: Journal, clocks: Clocks) -> None:
+    clocks.today = 2.5e9
+    journal.append([entry("early", 1)])
+    clocks.today = 1.7e9
+    journal.append([entry("a", 1), entry("b", 1)])
+    clocks.go_on(3600)
+    journal.append([entry("c", 1)])
+    journal.trim(4)
+    assert journal.forget_clients(3600) == 3
+    assert known(journal) == {"c"}
+
+
+def test_a_time_on_disk_that_lies_ahead_counts_as_now(
+    journal: Journal, open_journal: OpenJournal, clocks: Clocks
+) -> None:
+    clocks.today = 2.5e9
+    journal.append([entry("early", 1)])
+    clocks.today = 1.7e9
+    journal.append([entry("a", 1), entry("b", 1)])
+    journal.trim(3)
+    journal.close()
+    clocks.go_on(1800)
+    again = open_journal()
+    clocks.go_on(1800)
+    assert again.forget_clients(3600) == 2
+    assert known(again) == {"early"}
+    clocks.go_on(1800)
+    assert again.forget_clients(3600) == 1
+
+
 def test_a_client_that_comes_back_after_it_was_forgotten_begins_anew(journal: Journal) -> None:
     journal.append([entry("a", 7, base=7)])
     journal.trim(1)
-    assert journal.forget_clients(time.time()) == 1
+    assert journal.forget_clients(0) == 1
     assert journal.append([entry("a", 1)]) == [Receipt(1, 2, 1)]
     assert journal.receipt("a", 1) == Receipt(1, 2, 1)
 
