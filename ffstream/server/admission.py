@@ -19,7 +19,7 @@ from ffstream.errors import (
     TooManyFiles,
     Unavailable,
 )
-from ffstream.journal.journal import Journal
+from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
 from ffstream.server.resources import Resources
 
@@ -88,17 +88,19 @@ class Admission:
         """Messages that a client may have unanswered: the window, or 0 while there is an obstacle."""
         return 0 if self.obstacle() else self._limits.window_messages
 
-    def admit(self, client: str, samples: int) -> None:
-        """Raises TooManyClients or RateLimited when this client may not have that many samples stored now."""
+    def admit(self, entry: Entry) -> None:
+        """Raises TooManyClients or RateLimited when this client may not have that message stored now."""
+        client = entry.client
         stored = self._journal.unresolved(client)
         if stored is None:
             if self._journal.clients >= self._limits.clients_max:
                 raise TooManyClients(f"{self._journal.clients} clients are known", hint="limits.clients_max")
-        elif stored >= self._limits.client_unresolved_max_messages:
+        # The lowest unanswered one is let in: without an answer to it, `base` could never be raised.
+        elif stored >= self._limits.client_unresolved_max_messages and entry.n > entry.base:
             raise RateLimited(
                 f"{stored} stored messages of {client!r} are unresolved", hint="raise `base` to the lowest unanswered"
             )
-        if self._limits.client_samples_per_s and not self._rates.take(client, samples):
+        if self._limits.client_samples_per_s and not self._rates.take(client, entry.samples):
             raise RateLimited(f"{client!r} sends too fast", hint="slow down; limits.client_samples_per_s")
 
     def stored(self, size: int) -> None:

@@ -98,7 +98,7 @@ class LearnLoop(RouterLoop):
                 elif obstacle is not None:
                     self.refuse(peer, obstacle, n=message.n)
                 else:
-                    self._admission.admit(entry.client, entry.samples)
+                    self._admission.admit(entry)
                     accepted[entry.client, entry.n] = (peer, entry)
             except FFStreamError as error:
                 self.refuse(peer, error, n=message.n)

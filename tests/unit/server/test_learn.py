@@ -388,6 +388,23 @@ def test_a_client_that_resolves_nothing_is_held_back(serve: Serve) -> None:
     assert set(peer.acked(1)) == {1}, "nobody else is held back"
 
 
+def test_a_client_that_is_held_back_can_still_resolve_what_is_stored(serve: Serve) -> None:
+    """Its first message was lost or refused, those after it were not: all wait for the answer to the first."""
+    ingest = serve(client_unresolved_max_messages=3)
+    peer = ingest.peer()
+    for n in (2, 3, 4):
+        peer.samples(n, base=1)
+        peer.acked(1)
+    peer.samples(5, base=1)
+    assert refused(peer.answer()) == ("error", "rate_limited", True)
+    peer.samples(1, base=1)
+    assert set(peer.acked(1)) == {1}
+    peer.samples(5, base=5)
+    assert set(peer.acked(1)) == {5}
+    peer.samples(6, base=5)
+    assert set(peer.acked(1)) == {6}, "nothing holds it back any more"
+
+
 def test_a_client_that_is_too_fast_is_held_back_and_no_other(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
