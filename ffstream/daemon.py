@@ -36,7 +36,8 @@ from ffstream.server.http import HttpServer, make_app
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
 from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit, return_free_memory
-from ffstream.server.router import SocketLimits
+from ffstream.server.router import RouterLoop, SocketLimits
+from ffstream.server.zap import Zap
 from ffstream.serving.predictor import Predictor
 from ffstream.threads import use_one_core
 from ffstream.wire.codec import ImageChecker
@@ -300,11 +301,12 @@ class Daemon:
     def _stalled(self, limit_s: float) -> str | None:
         """Names a thread that has had the same work in hand for that long."""
         now = time.monotonic()
-        asked = [self._access.zap] if self._access.zap else []
-        for loop in (self.learn, self.predict, self.control, *asked):
-            since = loop.busy_since
-            if since is not None and now - since > limit_s:
-                return loop.name
+        threads: list[RouterLoop | Zap] = [self.learn, self.predict, self.control]
+        if self._access.zap is not None:
+            threads.append(self._access.zap)
+        for each in threads:
+            if each.busy_since is not None and now - each.busy_since > limit_s:
+                return each.name
         return self.learner.stalled(limit_s)
 
     def _is_woken(self, timeout_s: float) -> bool:

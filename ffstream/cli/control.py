@@ -17,7 +17,7 @@ from ffstream.client import Control, CurveKeys
     "--wait-idle",
     "idle_s",
     metavar="SECONDS",
-    type=click.FloatRange(0, 86_400),
+    type=options.SECONDS,
     help="Wait until every sample acked so far is learned; fail after that long.",
 )
 @options.timeout(10.0)
@@ -118,7 +118,9 @@ def resume(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | Non
 
 @click.command()
 @options.control_endpoint
-@click.option("--to", metavar="SEQ", type=click.IntRange(0), required=True, help="Last sample to have been learned.")
+@click.option(
+    "--to", metavar="SEQ", type=click.IntRange(0, 2**63 - 1), required=True, help="Last sample to have been learned."
+)
 @click.option("--relearn", "later", flag_value="relearn", default=True, help="Learn later samples again (default).")
 @click.option("--skip", "later", flag_value="skip", help="Never learn the later samples that are acked by now.")
 @options.timeout(60.0)
@@ -131,8 +133,7 @@ def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool
     that checkpoint at once. What happens to the samples after SEQ is yours to choose; samples sent from now on are
     learned in any case. What an earlier --skip skipped stays skipped.
     """
-    arguments = {"to": to, "later": later, "timeout_s": timeout_s}
-    result = request("rollback", endpoint, timeout_s + 5.0, keys, arguments=arguments)
+    result = request("rollback", endpoint, timeout_s, keys, arguments={"to": to, "later": later})
     sentence = "learning is back at sample {to}, from checkpoint {checkpoint}; "
     after = "samples {first} to {last} are {later}" if result["last"] > to else "no sample came after it"
     report(result, as_json, sentence + after)

@@ -1,6 +1,7 @@
 """Options that several commands have, spelled once."""
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
@@ -45,13 +46,26 @@ def with_state(settings: Iterable[str], state: Path | None) -> list[str]:
     return [*settings, *own]
 
 
+class _Seconds(click.FloatRange):
+    """A number of seconds, which is one: `nan` is in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
+
+
+SECONDS = _Seconds(0, 86_400)
+
+
 def timeout(default_s: float) -> Callable[[_Command], _Command]:
     """`--timeout`: each command knows what is long for it."""
     return click.option(
         "--timeout",
         "timeout_s",
         metavar="SECONDS",
-        type=click.FloatRange(min=0),
+        type=SECONDS,
         default=default_s,
         show_default=True,
         help="Give up after that.",

@@ -8,6 +8,7 @@ import ctypes
 import logging
 import resource
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from ffstream.errors import DiskFull, MemoryFull, TooManyFiles, Unavailable
 log = logging.getLogger(__name__)
 
 _FILES_FREE = 0.9  # share of the descriptors in use from which on samples are refused
-_MEMORY_SHARE = 0.9  # of the machine's memory, when no limit is set
+_MEMORY_SHARE = 0.9  # of the memory there is, when no limit is set
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Resources:
     def __init__(self, folder: Path, limits: ResourceLimits) -> None:
         self._folder = folder
         self._disk_min_free = limits.disk_min_free_bytes
-        self._memory_max = limits.memory_max_bytes or int(_MEMORY_SHARE * psutil.virtual_memory().total)
+        self._memory_max = limits.memory_max_bytes or int(_MEMORY_SHARE * memory_there_is())
         self._process = psutil.Process()
 
     def lacking(self, journal_free_bytes: int = 0) -> Unavailable | None:
@@ -66,6 +68,18 @@ class Resources:
         if used < _FILES_FREE * limit:
             return None
         return TooManyFiles(f"{used} of {limit} files are open", hint="fewer connections, or raise the limit")
+
+
+def memory_there_is(groups: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes: the machine's, or what a container or a unit may have of them (Linux control groups, either version)."""
+    limits = [psutil.virtual_memory().total]
+    lines = own.read_text().splitlines() if own.exists() else []
+    for group in {line.split(":", 2)[2].lstrip("/") for line in lines}:
+        for root, name in ((groups, "memory.max"), (groups / "memory", "memory.limit_in_bytes")):
+            for folder in (root / group, *(root / group).parents):
+                with suppress(OSError, ValueError):  # there is none, or it is "max"
+                    limits.append(int((folder / name).read_text()))
+    return min(limits)
 
 
 def raise_file_limit() -> None:

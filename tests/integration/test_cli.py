@@ -184,6 +184,8 @@ def test_refused_samples_are_counted_and_who_waits_is_told_of_the_stop(daemons: 
         (["config", "show", "--config", "/no/such/file"], 2, "/no/such/file"),
         (["serve", "--state", "/proc/none"], 2, "/proc/none"),
         (["status", "--at", "nonsense"], 2, "nonsense"),
+        (["status", "--timeout", "nan"], 2, "no number of seconds"),
+        (["rollback", "--to", str(2**63)], 2, "--to"),
         (["status", "--at", NOBODY, "--timeout", "0.2"], 1, "no answer"),
         (["evaluate", "embedded", "--at", NOBODY, "--timeout", "0.2"], 1, "no answer"),
         (["evaluate", "no-such-dataset"], 1, "no-such-dataset"),

@@ -174,7 +174,8 @@ loop = ControlLoop({}, SocketLimits(1 << 20, 100, 5.0), Metrics(), sys.exit)
 loop.reply = lambda peer, *message: print(peer.hex(), flush=True)
 loop.bind(zmq.Context(), "tcp://127.0.0.1:*")
 loop.start()
-Peer(loop.endpoint).send("ping")
+peer = Peer(loop.endpoint)
+peer.send("ping")
 sys.stdin.read()
 """
 

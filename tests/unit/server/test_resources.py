@@ -10,7 +10,13 @@ import psutil
 import pytest
 
 from ffstream.errors import DiskFull, MemoryFull, TooManyFiles, Unavailable
-from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit, return_free_memory
+from ffstream.server.resources import (
+    ResourceLimits,
+    Resources,
+    memory_there_is,
+    raise_file_limit,
+    return_free_memory,
+)
 
 MIB = 1 << 20
 
@@ -90,3 +96,18 @@ def test_memory_between_what_stays_is_returned() -> None:
     return_free_memory()
     assert resident() < full - 40 * MIB
     assert len(stays) == 1500
+
+
+def test_a_container_has_no_more_memory_than_it_may_have(tmp_path: Path) -> None:
+    groups, own = tmp_path / "cgroup", tmp_path / "own"
+    machine = psutil.virtual_memory().total
+    assert memory_there_is(groups, own) == machine, "no control groups"
+    (groups / "pod" / "daemon").mkdir(parents=True)
+    own.write_text("0::/pod/daemon\n")
+    (groups / "pod" / "daemon" / "memory.max").write_text("max\n")
+    assert memory_there_is(groups, own) == machine
+    (groups / "pod" / "memory.max").write_text("4096000\n")
+    assert memory_there_is(groups, own) == 4_096_000, "what holds the group holds it, too"
+    (groups / "memory").mkdir()
+    (groups / "memory" / "memory.limit_in_bytes").write_text("1000000\n")
+    assert memory_there_is(groups, own) == 1_000_000, "version 1"
