@@ -184,8 +184,6 @@ def test_refused_samples_are_counted_and_who_waits_is_told_of_the_stop(daemons: 
         (["config", "show", "--config", "/no/such/file"], 2, "/no/such/file"),
         (["serve", "--state", "/proc/none"], 2, "/proc/none"),
         (["status", "--at", "nonsense"], 2, "nonsense"),
-        (["status", "--timeout", "nan"], 2, "no number of seconds"),
-        (["rollback", "--to", str(2**63)], 2, "--to"),
         (["status", "--at", NOBODY, "--timeout", "0.2"], 1, "no answer"),
         (["evaluate", "embedded", "--at", NOBODY, "--timeout", "0.2"], 1, "no answer"),
         (["evaluate", "no-such-dataset"], 1, "no-such-dataset"),
@@ -198,6 +196,21 @@ def test_what_goes_wrong_is_said_in_two_lines(arguments: list[str], code: int, e
     assert first.startswith("error: ")
     assert error in first
     assert hint.startswith("hint: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["status", "--timeout", "nan"], "no number of seconds"),
+        (["status", "--wait-idle", "nan"], "no number of seconds"),
+        (["rollback", "--to", str(2**63)], "--to"),
+    ],
+)
+def test_a_number_that_is_none_is_named(arguments: list[str], named: str) -> None:
+    done = run_cli(*arguments)
+    assert done.returncode == 2
+    assert named in done.stderr
     assert "Traceback" not in done.stderr
 
 
