@@ -1,7 +1,9 @@
 """Keys and other secrets on disk: their form, and who may read them.
 
 A key pair is two files as `zmq.auth.create_certificates` writes them: `NAME.key` holds the public key, for others;
-`NAME.key_secret` holds both. A file with a secret is good if and only if nobody but its owner can read or write it.
+`NAME.key_secret` holds both. A file with a secret is good if and only if nobody but its owner can read or write it;
+a key that lets somebody in, and the folder it is in, if and only if nobody but their owner can write them. The owner
+is who runs this, or root.
 """
 
 import os
@@ -24,6 +26,7 @@ SECRET = ".key_secret"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _TEXT_BYTES = 40  # a key of 32 bytes in Z85
 _TOKEN_MIN = 16
+_TOKEN = re.compile(rb"[!-~]{%d,}" % _TOKEN_MIN)  # what a header can carry
 _FILE_MAX_BYTES = 64 << 10
 
 
@@ -79,11 +82,23 @@ def load_public(path: Path) -> bytes:
     return _load(path)[0]
 
 
+def load_admitted(path: Path) -> bytes:
+    """The same for a key that lets somebody in. Raises ConfigError if others could have put another in its place."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint="ffstream keygen makes keys") from error
+    _check_owner(path, status)
+    if status.st_mode & 0o022:
+        raise ConfigError(f"others may write to {path}", hint=f"chmod 644 {path}")
+    return load_public(path)
+
+
 def load_token(path: Path) -> bytes:
     """The bearer token in a file. Raises ConfigError."""
     check_private(path)
     token = path.read_bytes()[:_FILE_MAX_BYTES].strip()
-    if len(token) < _TOKEN_MIN or not token.isascii() or len(token.split()) != 1:
+    if not _TOKEN.fullmatch(token):
         raise ConfigError(
             f"{path} holds no token of at least {_TOKEN_MIN} characters", hint=f"openssl rand -hex 32 > {path}"
         )
@@ -92,7 +107,10 @@ def load_token(path: Path) -> bytes:
 
 def _load(path: Path) -> tuple[bytes, bytes | None]:
     try:
-        if path.stat().st_size > _FILE_MAX_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # to open a FIFO would wait for whoever writes to it
+            raise ValueError("no file")
+        if status.st_size > _FILE_MAX_BYTES:
             raise ValueError("too long for a key")
         public, secret = load_certificate(path)
         for key in (public, secret):
@@ -119,6 +137,7 @@ def check_private(path: Path) -> None:
         raise ConfigError(f"{path}: {error.strerror}", hint="ffstream keygen makes keys") from error
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{path} is no file", hint=f"name the file itself, which ends in {SECRET} for a key")
+    _check_owner(path, status)
     if status.st_mode & 0o077:
         raise ConfigError(f"{path} is open to others than its owner", hint=f"chmod 600 {path}")
     if not os.access(path, os.R_OK):
@@ -126,8 +145,16 @@ def check_private(path: Path) -> None:
 
 
 def check_folder(folder: Path, *, of_keys: bool = True) -> bool:
-    """Raises ConfigError if others may write into the folder; returns whether they may read it."""
-    mode = folder.stat().st_mode
+    """Raises ConfigError if others own the folder or may write into it; returns whether they may read it."""
+    status = folder.stat()
+    _check_owner(folder, status)
+    mode = status.st_mode
     if mode & (stat.S_IWOTH | (stat.S_IWGRP if of_keys else 0)):
         raise ConfigError(f"others may write into {folder}", hint=f"chmod 700 {folder}")
     return bool(mode & (stat.S_IRGRP | stat.S_IROTH))
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    """Whoever owns a file can open it to themselves at any time."""
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigError(f"{path} belongs to another user", hint=f"chown {os.geteuid()} {path}")

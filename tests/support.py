@@ -1,5 +1,5 @@
 """Waiting on a real condition: the only place where a test sleeps. Holding a thread at a moment. Pictures of folders.
-Memory of a program.
+Files of other users. Memory of a program.
 """
 
 import hashlib
@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def picture(folder: Path) -> dict[str, tuple[str, int]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+@contextmanager
+def given_away(path: Path) -> Iterator[None]:
+    """In the block it belongs to another user; who cannot give it away is another user meanwhile."""
+    own = os.geteuid()
+    with pytest.MonkeyPatch.context() as patch:
+        if own == 0:
+            os.chown(path, 12345, -1)
+        else:
+            patch.setattr(os, "geteuid", lambda: own + 1)
+        yield
+    if own == 0:
+        os.chown(path, own, -1)
 
 
 _PROGRAM = """

@@ -1,6 +1,7 @@
 """The keys that a socket admits: those in the `*.key` files of a folder, as it is now.
 
-A file that is broken or half written counts as absent, and is read again when it changes.
+A file that is broken, half written or open to others counts as absent, and is read again when it changes. A folder
+into which others may write counts as empty.
 """
 
 import logging
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream.errors import ConfigError
-from ffstream.keys import PUBLIC, load_public
+from ffstream.keys import PUBLIC, check_folder, load_admitted
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,12 @@ _TICK_NS = 100_000_000  # file times are no finer than the kernel's clock
 
 
 class _File(NamedTuple):
-    """What changes when a file does."""
+    """What changes when a file does, or who may write to it. The time of modification can be set back."""
 
     inode: int
     size: int
+    mode: int
+    modified_ns: int
     changed_ns: int
 
 
@@ -56,20 +59,22 @@ class Keyring:
 
     def _changed_ns(self) -> int | None:
         try:
-            return self.folder.stat().st_mtime_ns
+            return self.folder.stat().st_ctime_ns
         except OSError:
             return None
 
     def _read(self) -> None:
         found: dict[str, tuple[_File, str | None]] = {}
         try:
+            check_folder(self.folder)
             with os.scandir(self.folder) as entries:
                 for entry in entries:
                     if entry.name.endswith(PUBLIC):
                         self._read_file(entry, found)
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             if not self._is_lost:
-                log.error("nobody gets in, the folder cannot be read path=%s error=%s", self.folder, error.strerror)
+                reason = error.strerror if isinstance(error, OSError) else error.message
+                log.error("nobody gets in path=%s error=%s", self.folder, reason)
             self._is_lost = True
             found = {}
         else:
@@ -84,13 +89,13 @@ class Keyring:
             status = entry.stat()  # of what a link points to
         except OSError:
             return  # gone meanwhile
-        file = _File(status.st_ino, status.st_size, status.st_mtime_ns)
+        file = _File(status.st_ino, status.st_size, status.st_mode, status.st_mtime_ns, status.st_ctime_ns)
         known = self._known.get(entry.name)
         if known is not None and known[0] == file:
             found[entry.name] = known
             return
         try:
-            key = load_public(Path(entry.path)).decode("ascii")
+            key = load_admitted(Path(entry.path)).decode("ascii")
         except ConfigError as error:
             log.warning("no key, passed over error=%s", error.message)
             key = None

@@ -9,6 +9,7 @@ from ffstream import keys
 from ffstream.cli import main
 from ffstream.errors import ConfigError
 from ffstream.server.access import is_local
+from tests.support import given_away
 
 
 def test_a_pair_is_whole_and_its_secret_for_its_owner_alone(tmp_path: Path) -> None:
@@ -59,13 +60,44 @@ def test_one_key_option_without_the_other(tmp_path: Path) -> None:
         assert run.exit_code == 2
 
 
-@pytest.mark.parametrize("text", ["", "short", "a token with spaces in it", "täken-with-enough-characters"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "short",
+        "a token with spaces in it",
+        "täken-with-enough-characters",
+        "a-token-with-a-\0-in-it",
+        "a-token-with-\x1b[2J-in-it",
+        "a-token-with-a-\x7f-in-it",
+        "fifteen-letters",
+    ],
+)
 def test_a_token_that_is_none(tmp_path: Path, text: str) -> None:
     file = tmp_path / "token"
     file.touch(0o600)
     file.write_text(text)
     with pytest.raises(ConfigError, match="holds no token"):
         keys.load_token(file)
+
+
+def test_secrets_and_folders_of_another_user(tmp_path: Path) -> None:
+    _, secret = keys.create(tmp_path, "anna")
+    for path, load in (
+        (secret, lambda: keys.load_pair(secret)),
+        (tmp_path, lambda: keys.check_folder(tmp_path)),
+        (tmp_path, lambda: keys.check_folder(tmp_path, of_keys=False)),
+    ):
+        with given_away(path), pytest.raises(ConfigError, match="belongs to another user") as caught:
+            load()
+        assert str(path) in caught.value.hint
+        load()
+
+
+def test_a_pipe_is_no_key(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.key")
+    with pytest.raises(ConfigError, match="no file"):
+        keys.load_public(tmp_path / "pipe.key")
 
 
 @pytest.mark.parametrize(

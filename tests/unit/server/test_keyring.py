@@ -1,0 +1,81 @@
+import logging
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from ffstream import keys
+from ffstream.server import keyring
+from ffstream.server.keyring import Keyring
+from tests.support import given_away
+
+
+class Ring:
+    """A folder that admits anna; eve has a key, too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "admitted"
+        self.folder.mkdir(mode=0o700)
+        self.anna, self.eve = (keys.create(folder / "made", name)[0] for name in ("anna", "eve"))
+        self.file = Path(shutil.copy(self.anna, self.folder / "x.key"))
+        self._keyring = Keyring(self.folder)
+
+    def admits(self) -> list[str]:
+        self._keyring.refresh()
+        known = {keys.load_public(path).decode(): path.stem for path in (self.anna, self.eve)}
+        return sorted(known[key] for key in self._keyring.admitted)
+
+
+@pytest.fixture
+def ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ring:
+    monkeypatch.setattr(keyring, "_LOOK_S", 0.0)
+    return Ring(tmp_path)
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o646, 0o664])
+def test_a_key_that_others_can_write_lets_nobody_in(ring: Ring, mode: int) -> None:
+    assert ring.admits() == ["anna"]
+    ring.file.chmod(mode)
+    assert ring.admits() == []
+    ring.file.chmod(0o644)
+    assert ring.admits() == ["anna"]
+
+
+def test_a_key_of_another_user_lets_nobody_in(ring: Ring) -> None:
+    with given_away(ring.file):
+        assert ring.admits() == []
+
+
+def test_a_folder_that_is_opened_to_others_lets_nobody_in(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    for mode in (0o777, 0o770):
+        ring.folder.chmod(mode)
+        assert ring.admits() == []
+    with given_away(ring.folder):
+        assert ring.admits() == []
+    assert [record.getMessage() for record in caplog.records] == [
+        f"nobody gets in path={ring.folder} error=others may write into {ring.folder}"
+    ]
+    ring.folder.chmod(0o700)
+    assert ring.admits() == ["anna"]
+
+
+def test_a_key_replaced_in_place_shuts_the_old_one_out_whatever_its_time_says(ring: Ring) -> None:
+    before = ring.file.stat()
+    with ring.file.open("r+b") as file:
+        file.write(ring.eve.read_bytes())
+    os.utime(ring.file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = ring.file.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    assert ring.admits() == ["eve"]
+
+
+def test_a_pipe_among_the_keys_is_passed_over(ring: Ring) -> None:
+    os.mkfifo(ring.folder / "pipe.key")
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.extend(ring.admits()), daemon=True)
+    reader.start()
+    reader.join(20)
+    assert found == ["anna"]
