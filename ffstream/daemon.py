@@ -10,6 +10,7 @@ says up to which one they were learned; recovery begins there. Nothing else is d
 import fcntl
 import gc
 import logging
+import os
 import time
 from collections.abc import Callable
 from enum import IntEnum
@@ -371,7 +372,8 @@ def _lock(state: Path) -> IO[str]:
         make_folder(state, 0o700)
         if check_folder(state, of_keys=False):
             log.warning("others may read the state folder path=%s hint=chmod 700", state)
-        file = (state / "lock").open("w")
+        # Neither through a link nor emptied: what is there may be somebody else's.
+        file = os.fdopen(os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
     except OSError as error:
         raise ConfigError(f"{state}: {error.strerror}", hint="--state names a folder to write to") from error
     try:

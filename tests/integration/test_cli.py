@@ -1,6 +1,7 @@
 """The commands, as somebody at a shell meets them: real processes, real sockets."""
 
 import json
+import os
 import signal
 import socket
 import sqlite3
@@ -227,6 +228,17 @@ def test_client_commands_do_not_import_torch() -> None:
     assert done.stdout == f"ffstream, version {__version__}\n"
     code = "import sys, ffstream.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=COMMAND_S, check=False).returncode == 0
+
+
+def test_what_a_daemon_makes_is_for_its_user_alone(daemons: Daemons, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        daemon = daemons.start(f"listen.learn=ipc://{tmp_path}/learn")
+    finally:
+        os.umask(before)
+    made = [daemon.state, *daemon.state.rglob("*"), tmp_path / "learn"]
+    assert {path.name for path in made} >= {"journal.sqlite", "checkpoints", "lock", "endpoints.json", "learn"}
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
 LOOKS = (["journal", "stat"], ["journal", "verify"], ["checkpoint", "list"], ["checkpoint", "verify"])

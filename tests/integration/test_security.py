@@ -17,7 +17,7 @@ from ffstream.daemon import Daemon
 from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused
 from tests.in_process import INPUTS, Running, config, cut_off, images, labels
 from tests.recording_proxy import RecordingProxy
-from tests.support import wait_until
+from tests.support import given_away, wait_until
 
 SOCKETS = ("learn", "predict", "control")
 SOON_S = 5.0
@@ -489,6 +489,19 @@ def test_the_state_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     with pytest.raises(ConfigError, match="others may write") as caught:
         Daemon(config(tmp_path / "new")).start()
     assert "chmod 700" in caught.value.hint
+    (tmp_path / "new").chmod(0o700)
+    with given_away(tmp_path / "new"), pytest.raises(ConfigError, match="belongs to another user"):
+        Daemon(config(tmp_path / "new")).start()
+
+
+def test_a_lock_that_leads_elsewhere_harms_nothing_there(tmp_path: Path) -> None:
+    victim, state = tmp_path / "victim", tmp_path / "state"
+    victim.write_text("precious")
+    state.mkdir(0o700)
+    (state / "lock").symlink_to(victim)
+    with pytest.raises(ConfigError, match=str(state)):
+        Daemon(config(state)).start()
+    assert victim.read_text() == "precious"
 
 
 def test_a_control_message_over_a_header_ends_its_connection(tmp_path: Path) -> None:
