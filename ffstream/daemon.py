@@ -214,7 +214,9 @@ class Daemon:
             token=access.http_token,
             refusals=access.http_refusals,
         )
-        self.http = HttpServer(app, config.listen.http, limits.http_connections, self._fail)
+        self.http = HttpServer(
+            app, config.listen.http, limits.http_connections, limits.handshake_timeout_s, self._fail
+        )
         self._steps.append(_Step(_Order.ANSWER_NO_MORE, "ff-http", self.http.stop))
         for started in (self.learn, self.predict, self.control, self.http):
             started.start()

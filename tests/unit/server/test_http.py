@@ -1,5 +1,10 @@
+import logging
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -8,22 +13,39 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ffstream.errors import ConfigError
 from ffstream.metrics import Metrics
-from ffstream.server.http import HttpServer, make_app
+from ffstream.server.http import HttpServer, Sparse, make_app
 
+WAIT_S = 20.0
 STATUS = {"state": "ready", "accepted": 5, "prequential_error": None}
 
 
 class Site:
-    def __init__(self) -> None:
+    def __init__(self, *limits: Any) -> None:
         self.metrics = Metrics()
         self.alive = True
         self.state = "ready"
+        self.asked, self.go_on = threading.Semaphore(0), threading.Event()
+        self.go_on.set()
         app = make_app(
-            self.metrics.registry, alive=lambda: self.alive, readiness=lambda: self.state, status=lambda: STATUS
+            self.metrics.registry, alive=lambda: self.alive, readiness=lambda: self.state, status=self.status
         )
-        self.server = HttpServer(app, "127.0.0.1:0")
+        self.server = HttpServer(app, "127.0.0.1:0", *limits)
         self.server.start()
         self.client = httpx.Client(base_url=f"http://{self.server.address}", trust_env=False, timeout=10)
+
+    def status(self) -> dict[str, Any]:
+        self.asked.release()
+        assert self.go_on.wait(WAIT_S)
+        return STATUS
+
+    def connect(self) -> socket.socket:
+        host, _, port = self.server.address.rpartition(":")
+        return socket.create_connection((host, int(port)), WAIT_S)
+
+    def close(self) -> None:
+        self.go_on.set()
+        self.client.close()
+        assert self.server.stop(10)
 
     def get(self, path: str) -> tuple[int, str]:
         response = self.client.get(path)
@@ -34,8 +56,26 @@ class Site:
 def site() -> Iterator[Site]:
     site = Site()
     yield site
-    site.client.close()
-    assert site.server.stop(10)
+    site.close()
+
+
+@pytest.fixture
+def small_site() -> Iterator[Site]:
+    """Answers two requests at a time, and waits a second for a request."""
+    site = Site(2, 1.0)
+    yield site
+    site.close()
+
+
+def heard(connection: socket.socket) -> bytes:
+    """Everything until the connection is closed."""
+    said = b""
+    try:
+        while more := connection.recv(1 << 16):
+            said += more
+    except ConnectionResetError:
+        pass
+    return said
 
 
 def test_healthy_until_a_thread_has_died(site: Site) -> None:
@@ -73,6 +113,92 @@ def test_metrics_are_in_prometheus_own_form(site: Site) -> None:
     families: dict[str, Any] = {family.name: family for family in text_string_to_metric_families(response.text)}
     (sample,) = [each for each in families["ffstream_messages_rejected"].samples if each.name.endswith("_total")]
     assert (sample.labels, sample.value) == ({"reason": "bad_shape"}, 3.0)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+def test_who_asks_for_nothing_keeps_nobody_out(said: bytes) -> None:
+    site = Site(2, 10 * WAIT_S)
+    with ExitStack() as held:
+        silent = [held.enter_context(site.connect()) for _ in range(100)]
+        for connection in silent[-10:]:
+            connection.sendall(said)
+        for path in ("/healthz", "/readyz", "/status", "/metrics"):
+            with httpx.Client(base_url=f"http://{site.server.address}", trust_env=False, timeout=WAIT_S) as client:
+                assert client.get(path).status_code == 200
+        assert heard(silent[0]) == b""
+    site.close()
+
+
+def test_what_is_no_whole_request_is_not_waited_for(small_site: Site) -> None:
+    whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    half = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    for said, answers in ((b"", 0), (half, 0), (whole + half, 1)):
+        with small_site.connect() as connection:
+            connection.sendall(said)
+            assert heard(connection).count(b"HTTP/1.1 200") == answers
+
+
+def test_an_answer_may_take_longer_than_a_request(small_site: Site) -> None:
+    small_site.go_on.clear()
+    with small_site.connect() as asking, small_site.connect() as silent:
+        asking.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert small_site.asked.acquire(timeout=WAIT_S)
+        assert heard(silent) == b""
+        with small_site.connect() as silent_since:  # since after it was asked
+            assert heard(silent_since) == b""
+        small_site.go_on.set()
+        assert heard(asking).startswith(b"HTTP/1.1 200")
+
+
+def test_who_takes_no_answers_is_not_waited_for(small_site: Site) -> None:
+    with small_site.connect() as greedy:
+        try:
+            while True:
+                greedy.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    assert small_site.get("/metrics")[0] == 200
+
+
+def test_more_than_are_answered_at_a_time_are_told_and_health_is_still_said(small_site: Site) -> None:
+    small_site.go_on.clear()
+    with ThreadPoolExecutor(2) as pool:
+        under_way = [pool.submit(httpx.get, f"http://{small_site.server.address}/status") for _ in range(2)]
+        assert all(small_site.asked.acquire(timeout=WAIT_S) for _ in under_way)
+        assert small_site.get("/healthz") == (200, "ok\n")
+        assert small_site.get("/readyz") == (200, "ready\n")
+        assert small_site.get("/metrics") == (503, "503: too many at a time\n")
+        small_site.go_on.set()
+        assert [each.result().status_code for each in under_way] == [200, 200]
+    assert small_site.get("/metrics")[0] == 200
+
+
+def test_garbage_writes_few_lines(site: Site) -> None:
+    lines: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = lines.append  # type: ignore[method-assign]
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(handler)
+    upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    try:
+        for said in [b"\x16\x03\x01 nonsense\r\n\r\n", upgrade] * 50:
+            with site.connect() as connection:
+                connection.sendall(said)
+                assert heard(connection)
+    finally:
+        logger.removeHandler(handler)
+    assert len(lines) < 50
+
+
+def test_lines_that_are_left_out_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("ffstream.server.http.time", SimpleNamespace(monotonic=lambda: now))
+    sparse, said = Sparse(), []
+    for now, level in ((0.0, 30), (0.1, 30), (0.9, 30), (0.9, 40), (1.0, 30), (1.5, 30), (9.0, 30), (10.0, 30)):
+        record = logging.LogRecord("x", level, "", 0, "at %.1f", (now,), None)
+        if sparse.filter(record):
+            said.append(record.getMessage())
+    assert said == ["at 0.0", "at 0.9", "at 1.0 left_out=2", "at 9.0 left_out=1", "at 10.0"]
 
 
 def test_an_address_in_use_or_none_is_a_config_error() -> None:
