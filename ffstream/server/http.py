@@ -45,7 +45,7 @@ class BearerToken:
 
     def __init__(self, app: ASGIApp, token: bytes, refusals: Refusals | None) -> None:
         self._app = app
-        self._expected = b"Bearer " + token
+        self._expected = token
         self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +65,8 @@ class BearerToken:
     def _is_borne(self, scope: Scope) -> bool:
         borne = [value for name, value in scope["headers"] if name == b"authorization"]
         # In constant time: how long it takes must not tell how much of a guess was right.
-        return len(borne) == 1 and hmac.compare_digest(borne[0], self._expected)
+        scheme, _, token = borne[0].partition(b" ") if len(borne) == 1 else (b"", b"", b"")
+        return hmac.compare_digest(token.lstrip(b" "), self._expected) and scheme.lower() == b"bearer"
 
 
 def make_app(

@@ -401,13 +401,14 @@ def test_http_wants_its_token(house: House) -> None:
         for path in ("/", "/healthz", "/readyz"):
             assert client.get(path).status_code == 200
         for path in ("/status", "/metrics", "/none", "/status/", "/healthz/"):
-            for borne in (None, "Bearer wrong", TOKEN, f"bearer {TOKEN}x"):
+            for borne in (None, "Bearer wrong", TOKEN, f"bearer {TOKEN}x", f"Basic {TOKEN}"):
                 answer = client.get(path, headers={} if borne is None else {"Authorization": borne})
                 assert answer.status_code == 401, (path, borne)
                 assert answer.headers["www-authenticate"].startswith("Bearer")
         for path in ("/status", "/metrics"):
-            assert client.get(path, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
-    assert house.refused("http", "token") == 20
+            for scheme in ("Bearer", "bearer", "BEARER"):
+                assert client.get(path, headers={"Authorization": f"{scheme} {TOKEN}"}).status_code == 200
+    assert house.refused("http", "token") == 25
 
 
 @pytest.mark.parametrize(
