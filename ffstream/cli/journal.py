@@ -113,7 +113,8 @@ def _problems(findings: Findings) -> dict[str, Any]:
 
 def _show_stat(result: dict[str, Any]) -> None:
     held = states.samples(result["first_seq"], result["last_seq"]) if result["messages"] else "none"
-    largest = ", ".join(f"{each['client']} {each['samples']:,}" for each in result["largest_clients"])
+    # Strangers choose their names: none may end a line or move a cursor.
+    largest = ", ".join(f"{each['client']!r} {each['samples']:,}" for each in result["largest_clients"])
     states.show(
         {
             "journal": f"{result['path']}, version {result['version']}",

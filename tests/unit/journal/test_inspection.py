@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from ffstream.cli import main
 from ffstream.errors import ConfigError, JournalDamaged
 from ffstream.journal.inspection import Findings, Summary, opened, summarize
 from ffstream.journal.journal import Journal
@@ -250,3 +252,11 @@ def test_rows_behind_a_bad_page_are_still_looked_at(tmp_path: Path) -> None:
     assert 500 < first.first_seq <= 1000
     assert verification.last_seq == 2000
     assert 1000 < verification.samples < 2000
+
+
+def test_names_that_clients_chose_move_no_cursor(ten: Journal) -> None:
+    ten.append([entry("x\n\x1b[2J\x9b\u202e", samples=5)])
+    shown = CliRunner().invoke(main, ["journal", "stat", "--state", str(ten.path.parent)])
+    assert shown.exit_code == 0
+    assert r"'x\n\x1b[2J\x9b\u202e' 5" in shown.output
+    assert all(line.isprintable() for line in shown.output.split("\n"))
