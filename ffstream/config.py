@@ -86,7 +86,7 @@ class Limits(_Section):
     handshake_timeout_s: float = Field(
         10.0, ge=0.1, le=600, description="seconds for a connection's handshake; then it is closed"
     )
-    http_connections: int = Field(64, ge=1, description="HTTP connections at a time; more are answered with 503")
+    http_connections: int = Field(64, ge=1, description="HTTP requests answered at a time; more get a 503")
 
     @model_validator(mode="after")
     def _let_windows_in(self) -> Self:
