@@ -14,7 +14,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -24,7 +23,6 @@ from ffstream.checkpoint.writer import NAME as WRITER
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
 from ffstream.errors import (
-    CheckpointDamaged,
     DeadlineExceeded,
     JournalDamaged,
     RateLimited,
@@ -39,13 +37,12 @@ from ffstream.metrics import Metrics
 from ffstream.pipeline.feeder import FeederOptions
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
 from ffstream.pipeline.pipeline import Callbacks, Pipeline, PipelineOptions, StartingPoint
+from ffstream.retention import Retention
 from ffstream.serving.prequential import NAME as PREQUENTIAL
 from ffstream.serving.prequential import ErrorRecord, Prequential
 from ffstream.serving.snapshot import Snapshot, Snapshots
 
 log = logging.getLogger(__name__)
-
-_PRESS_S = 2.0  # between two checkpoints that a full journal asks for
 
 
 class RolledBack(NamedTuple):
@@ -79,10 +76,9 @@ class Learner:
         self._rolling = threading.Lock()  # one rollback at a time, and no trimming meanwhile
         folder = config.state / "checkpoints"
         self.store = CheckpointStore(folder, keep=config.checkpoint.keep, recipe=asdict(config.network))
-        self._oldest_checkpoint = 0  # the journal may forget what lies below
-        self._looked_at = -1  # the newest checkpoint when the journal was full
-        self._vouched_for = 0  # up to where rows may then give way
-        self._pressed_at = 0.0
+        self.retention = Retention(
+            self.store, lambda: self.applied_seq, lambda: self.pipeline.request_checkpoint(lambda barrier: None)
+        )
         self.writer = CheckpointWriter(
             self.store, self._on_written, on_failure, bytes_per_s=config.checkpoint.write_bytes_per_s
         )
@@ -244,8 +240,7 @@ class Learner:
             metrics.checkpoint_seconds.observe(written.seconds)
             metrics.checkpoint_bytes.set(written.bytes)
             metrics.checkpoint_seq.set(written.seq)
-            with suppress(Unavailable):  # no descriptor to look with: what is known stays true
-                self._oldest_checkpoint = min(seq for seq in self.store.whole_seqs() if seq <= written.seq)
+            self.retention.wrote(written.seq)
         with self._checkpointed:
             self._last_written = written
             self._writes += 1
@@ -254,36 +249,14 @@ class Learner:
     def trim(self, *, pressed: bool = False) -> bool:
         """On the journal's thread: deletes a few rows that no kept checkpoint needs. True when more remain.
 
-        When the journal is full (`pressed`), the newest checkpoint is taken as enough, and another is asked for:
-        otherwise no sample could come, hence no checkpoint, hence no room, for ever.
+        `pressed`: the journal is full.
         """
         if not self._rolling.acquire(blocking=False):
             return False
         try:
-            return self._journal.trim(self._press() if pressed else self._oldest_checkpoint)
+            return self._journal.trim(self.retention.press() if pressed else self.retention.limit)
         finally:
             self._rolling.release()
-
-    def _press(self) -> int:
-        newest = (self.store.whole_seqs() or [0])[-1]
-        now = time.monotonic()
-        if newest < self.pipeline.applied_seq and now - self._pressed_at > _PRESS_S:
-            self._pressed_at = now
-            self.pipeline.request_checkpoint(lambda barrier: None)
-        if newest != self._looked_at:
-            self._looked_at, self._vouched_for = newest, self._oldest_checkpoint
-            if newest > self._oldest_checkpoint:
-                self._vouch_for(newest)
-        return self._vouched_for
-
-    def _vouch_for(self, newest: int) -> None:
-        try:
-            self.store.verify(newest)
-        except CheckpointDamaged as damage:
-            log.error("journal full, and the newest checkpoint is damaged: %s", damage.message)
-        else:
-            self._vouched_for = newest
-            log.warning("journal full: rows up to the newest checkpoint give way seq=%d", newest)
 
     # --- commands ----------------------------------------------------------------------------------------------
 
@@ -447,9 +420,8 @@ class Learner:
         start = start._replace(version_at_least=self.snapshots.current.version + 1)
         with self._checkpointed:
             self._last_written = Written(-1, 0, 0.0, None)  # numbers come again
-        self._looked_at = -1
         self._make_course(start)
-        self._oldest_checkpoint = min(self._oldest_checkpoint, *self.store.seqs(), start.seq)
+        self.retention.goes_back(start.seq)
         # What lived for the course before is garbage now, and was told to the collector as lasting.
         gc.unfreeze()
         gc.collect()

@@ -248,6 +248,7 @@ class HttpServer:
             access_log=False,
             lifespan="off",
             timeout_keep_alive=5,
+            timeout_graceful_shutdown=1,  # whoever does not read its answer holds up no stop
             backlog=_RESERVE,  # accepted in one go: who has asked is read before so many have come that it gives way
             # h11 limits the bytes of a request's head. uvicorn only calls what it is given.
             http=partial(Connection, most=connections + _RESERVE, idle_timeout_s=idle_timeout_s),  # type: ignore[arg-type]
