@@ -132,7 +132,7 @@ def flushes_what_it_finds(recording: power.Recording) -> None:
         if at in recording.births[1:]:
             unflushed = {Path(each) for each in state.files()}
             unflushed |= {parent for each in unflushed for parent in each.parents if recording.root in parent.parents}
-        elif at > recording.births[1]:
+        if at >= recording.births[1]:
             if isinstance(operation, disk.SyncBegins):
                 unflushed.discard(Path(operation.path))
             elif isinstance(operation, disk.Write | disk.Make | disk.Rename | disk.Remove):

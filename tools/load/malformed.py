@@ -206,8 +206,8 @@ _CONTROL = [
     _wrong("control", "arguments with keys that are numbers", "bad_header", arguments={1: 2}),
     _wrong("control", "a payload", "bad_frames", payload=(_IMAGE,)),
     _wrong("control", "no id", "bad_header", id=_Without),
-    _wrong("control", "a time that is a text", "config", command="wait_idle", arguments={"timeout_s": "soon"}),
-    _wrong("control", "a time below nothing", "config", command="wait_idle", arguments={"timeout_s": -1}),
+    _wrong("control", "a time that is a text", "bad_header", command="wait_idle", arguments={"timeout_s": "soon"}),
+    _wrong("control", "a time below nothing", "bad_header", command="wait_idle", arguments={"timeout_s": -1}),
 ]
 
 KINDS: tuple[Kind, ...] = (
