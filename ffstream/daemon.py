@@ -102,8 +102,7 @@ class Daemon:
         except BaseException:
             self.stop()
             raise
-        # What exists now lives as long as the daemon: the collector need not walk over it again and again.
-        gc.collect()
+        # What exists now lives as long as the daemon: the collector need not walk over it again and again, nor once.
         gc.freeze()
         gc.enable()
         self._phase = "ready"
