@@ -1,11 +1,8 @@
 """Whatever a client says, it gets one answer of the protocol, the log has no traceback, and the socket goes on."""
 
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -17,7 +14,6 @@ from hypothesis import strategies as st
 from ffstream.errors import FFStreamError
 from ffstream.wire import codec
 from ffstream.wire.messages import Ack, ErrorReply, Message, Ping, Pong, Prediction, Reply, Welcome
-from tests.daemons import daemons_below
 from tests.in_process import INPUTS, Peer, Running, images, labels
 
 ANSWERS = {
@@ -220,43 +216,8 @@ def test_lists_that_announce_more_than_they_hold(town: Town) -> None:
     """msgpack would make room for all that is announced, in each of a thousand lists."""
     nested = b"\x81\xa1a" + b"\xdc\xff\xff" * 1000
     began = time.process_time()
-    answer = town.say("learn", [nested])
-    assert isinstance(answer, ErrorReply)
-    assert answer.code == "bad_header"
-    assert time.process_time() - began < 0.1
-
-
-FLOOD = """
-import socket, sys, threading
-from tools.load.rude import GREETING, READY
-host, _, port = sys.argv[1].removeprefix("tcp://").rpartition(":")
-flood = socket.create_connection((host, int(port)))
-flood.sendall(GREETING)
-assert len(flood.recv(64, socket.MSG_WAITALL)) == 64
-flood.sendall(READY)
-
-def read():
-    while flood.recv(1 << 16):
-        pass
-
-threading.Thread(target=read, daemon=True).start()
-print("floods", flush=True)
-while True:
-    flood.sendall((b"\\x00" + bytes([40]) + bytes(40)) * 500)
-"""
-
-
-def test_a_peer_that_dies_over_a_queue_that_it_keeps_full(tmp_path: Path) -> None:
-    """Longer than a heartbeat takes: libzmq aborts the process when its own heartbeat finds such a peer dead."""
-    with daemons_below(tmp_path) as daemons:
-        daemon = daemons.start("limits.heartbeat_s=1", "limits.window_messages=1", "limits.receive_queue_messages=2")
-        for _ in range(2):
-            command = [sys.executable, "-c", FLOOD, daemon.control]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as flood:
-                assert flood.stdout is not None
-                assert flood.stdout.readline() == "floods\n"
-                time.sleep(4)  # nothing to wait for: this is what is tested
-                flood.kill()
-            time.sleep(4)
-        assert daemon.status()["state"] == "ready"
-        assert daemon.terminate() == 0
+    for _ in range(20):
+        answer = town.say("learn", [nested])
+        assert isinstance(answer, ErrorReply)
+        assert answer.code == "bad_header"
+    assert time.process_time() - began < 1.0, "a tenth of a second each, and every other client waits"
