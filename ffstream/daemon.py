@@ -225,7 +225,7 @@ class Daemon:
         metrics = self.metrics
         metrics.applied_seq.set_function(lambda: self.learner.applied_seq)
         metrics.journal_seq.set_function(lambda: self.journal.head.seq)
-        metrics.journal_backlog.set_function(lambda: self.learner.status()["backlog"])
+        metrics.journal_backlog.set_function(lambda: self.journal.backlog(self.learner.applied_seq))
         metrics.snapshot_age.set_function(lambda: time.monotonic() - self.learner.snapshots.current.published)
         metrics.snapshot_seq.set_function(lambda: self.learner.snapshots.current.seq)
         metrics.snapshot_version.set_function(lambda: self.learner.snapshots.current.version)

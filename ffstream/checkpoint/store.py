@@ -109,7 +109,7 @@ class CheckpointStore:
     def _remove_old(self, seq: int) -> None:
         # A newer one is damaged: recovery began before it. It is no reason to give up a whole one.
         whole = [each for each in self.whole_seqs() if each <= seq]
-        for old in (*whole[: -self.keep], *sorted(each for each in self._damaged if each < seq)):
+        for old in (*whole[: -self.keep], *(each for each in sorted(self._damaged) if each < seq)):
             moments.reached("checkpoint.remove.before")
             self._remove(old)
 

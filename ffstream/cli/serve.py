@@ -71,8 +71,10 @@ def _stop_on_signals(daemon: "Daemon") -> None:
         os.write(2, _FORCED)
         os._exit(1)
 
-    for ends in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the last one: its terminal is gone
-        signal.signal(ends, stop)
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # its terminal is gone; nohup says: go on without
+        signal.signal(signal.SIGHUP, stop)
 
 
 def _run(daemon: "Daemon", endpoints: Path) -> None:
