@@ -48,7 +48,7 @@ def serve(file: Path | None, state: Path | None, settings: Iterable[str], log_le
     SIGTERM and Ctrl-C stop it in order: learn what is queued, checkpoint, exit code 0. A second one exits at once.
     """
     os.umask(0o077)  # what it makes is for its user alone, sockets too
-    gc.disable()  # a fifth of the start; there is no garbage in imports. The daemon enables it.
+    gc.disable()  # a fifth of the start. The daemon enables it.
     from ffstream.config import load
     from ffstream.daemon import Daemon
 

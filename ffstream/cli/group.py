@@ -1,0 +1,77 @@
+"""The group of all commands: finds one when it is asked for, and turns what it raises into an exit code."""
+
+import gc
+import sys
+from importlib import import_module
+from typing import IO, Any
+
+import click
+
+from ffstream.errors import ConfigError, FFStreamError
+
+# Each in the file of its name, or in the one that is named here; in the order of the help.
+_HOME = {
+    "serve": "serve",
+    "replay": "replay",
+    "evaluate": "evaluate",
+    "status": "control",
+    "checkpoint": "checkpoint",
+    "rollback": "control",
+    "journal": "journal",
+    "pause": "control",
+    "resume": "control",
+    "drain": "control",
+    "stop": "control",
+    "keygen": "keygen",
+    "config": "config",
+}
+
+
+class Failure(click.ClickException):
+    """An FFStreamError as click shows it: two lines and an exit code."""
+
+    exit_code = 1
+
+    def __init__(self, error: FFStreamError) -> None:
+        super().__init__(error.message)
+        self._error = error
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Prints what failed and what to do."""
+        click.echo(f"error: {self._error.message} [{self._error.code}]", file=file or sys.stderr)
+        if self._error.hint:
+            click.echo(f"hint: {self._error.hint}", file=file or sys.stderr)
+
+
+class WrongOption(Failure):
+    """Not for a restart to mend."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """No command waits for the imports of another. The one place where what they raise becomes what a shell sees."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, in the order of the help."""
+        return list(_HOME)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports it."""
+        if cmd_name not in _HOME:
+            return None
+        gc.disable()  # a fifth of the time; imports make no garbage
+        try:
+            command: click.Command = getattr(import_module(f"ffstream.cli.{_HOME[cmd_name]}"), cmd_name)
+        finally:
+            gc.enable()
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs it."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise WrongOption(error) from error
+        except FFStreamError as error:
+            raise Failure(error) from error
