@@ -37,10 +37,9 @@ from ffstream.server.http import HttpServer, make_app
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
 from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit, return_free_memory
-from ffstream.server.router import RouterLoop, SocketLimits
-from ffstream.server.zap import Zap
+from ffstream.server.router import SocketLimits
 from ffstream.serving.predictor import Predictor
-from ffstream.threads import use_one_core
+from ffstream.threads import name_of_stuck, use_one_core
 from ffstream.wire.codec import ImageChecker
 
 log = logging.getLogger(__name__)
@@ -302,14 +301,9 @@ class Daemon:
 
     def _stalled(self, limit_s: float) -> str | None:
         """Names a thread that has had the same work in hand for that long."""
-        now = time.monotonic()
-        threads: list[RouterLoop | Zap] = [self.learn, self.predict, self.control]
-        if self._access.zap is not None:
-            threads.append(self._access.zap)
-        for each in threads:
-            if each.busy_since is not None and now - each.busy_since > limit_s:
-                return each.name
-        return self.learner.stalled(limit_s)
+        zap = self._access.zap
+        served = [self.learn.thread, self.predict.thread, self.control.thread, *([zap.thread] if zap else [])]
+        return name_of_stuck([*served, *self.learner.threads], limit_s)
 
     def _is_woken(self, timeout_s: float) -> bool:
         try:

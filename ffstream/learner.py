@@ -13,13 +13,11 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ffstream import moments
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
-from ffstream.checkpoint.writer import NAME as WRITER
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
 from ffstream.errors import (
@@ -41,6 +39,7 @@ from ffstream.retention import Retention
 from ffstream.serving.prequential import NAME as PREQUENTIAL
 from ffstream.serving.prequential import ErrorRecord, Prequential
 from ffstream.serving.snapshot import Snapshot, Snapshots
+from ffstream.threads import OnFailure, Worker
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +58,7 @@ class Learner:
     """Made on a journal that is open. `start`, then the stop in three steps: `end_learning`, `end_evaluation`,
     `end_writing`. Raises what recovery raises: JournalDamaged, CheckpointIncompatible, ConfigError."""
 
-    def __init__(
-        self, config: Config, journal: Journal, metrics: Metrics, on_failure: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, config: Config, journal: Journal, metrics: Metrics, on_failure: OnFailure) -> None:
         self._config = config
         self._journal = journal
         self._metrics = metrics
@@ -171,13 +168,10 @@ class Learner:
             save_contributors=(PREQUENTIAL,),
         )
 
-    def stalled(self, limit_s: float) -> str | None:
-        """Names a thread that has made no progress with what it has in hand for that long."""
-        now = time.monotonic()
-        for name, since in ((PREQUENTIAL, self.prequential.busy_since), (WRITER, self.writer.busy_since)):
-            if since is not None and now - since > limit_s:
-                return name
-        return self.pipeline.stalled(limit_s)
+    @property
+    def threads(self) -> list[Worker]:
+        """Those that learn, evaluate and write."""
+        return [*self.pipeline.threads, self.prequential.thread, self.writer.thread]
 
     # --- start and stop ----------------------------------------------------------------------------------------
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.errors import Unavailable
-from ffstream.threads import WRITING_NICENESS, join, lower_priority
+from ffstream.threads import WRITING_NICENESS, OnFailure, Worker
 
 log = logging.getLogger(__name__)
 
-NAME = "ff-checkpoint"
+_NAME = "ff-checkpoint"
 
 
 class Written(NamedTuple):
@@ -35,21 +35,18 @@ class CheckpointWriter:
         self,
         store: CheckpointStore,
         on_written: Callable[[Written], None],
-        on_failure: Callable[[Exception], None] = lambda error: None,
+        on_failure: OnFailure = lambda error: None,
         *,
         bytes_per_s: int = 0,
     ) -> None:
         self._store = store
         self._on_written = on_written
-        self._on_failure = on_failure
         self._waiting: Checkpoint | None = None
         self._bytes_per_s = bytes_per_s
-        self._busy = False
-        self.busy_since: float | None = None  # when it last made progress; None while there is nothing to write
         self._hurries = False
         self._stopping = False
         self._changed = threading.Condition()
-        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        self.thread = Worker(_NAME, self._work, on_failure, niceness=WRITING_NICENESS)
 
     def start(self) -> None:
         """Starts the thread."""
@@ -71,7 +68,7 @@ class CheckpointWriter:
         """Returns once nothing waits and nothing is being written. False if the deadline passed."""
         with self._changed:
             self._hurry()
-            settled = self._changed.wait_for(lambda: self._waiting is None and not self._busy, timeout_s)
+            settled = self._changed.wait_for(lambda: self._waiting is None and not self.thread.busy, timeout_s)
             self._hurries = False
             return settled
 
@@ -84,27 +81,19 @@ class CheckpointWriter:
         with self._changed:
             self._stopping = True
             self._hurry()
-        return join(self.thread, timeout_s)
+        return self.thread.ends(timeout_s)
 
-    def _run(self) -> None:
-        lower_priority(WRITING_NICENESS)
-        try:
-            while (checkpoint := self._next()) is not None:
-                self._write(checkpoint)
-                checkpoint = None  # its memory is wanted for the next cut
-                with self._changed:
-                    self._busy, self.busy_since = False, None
-                    self._changed.notify_all()
-        except Exception as error:
-            log.exception("checkpoint writer failed")
-            self._on_failure(error)
+    def _work(self) -> None:
+        while (checkpoint := self._next()) is not None:
+            self._write(checkpoint)
+            checkpoint = None  # its memory is wanted for the next cut
 
     def _next(self) -> Checkpoint | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is not None or self._stopping)
+            with self.thread.waiting():
+                self._changed.notify_all()  # whoever waits for it to have nothing in hand
+                self._changed.wait_for(lambda: self._waiting is not None or self._stopping)
             checkpoint, self._waiting = self._waiting, None
-            self._busy = checkpoint is not None
-            self.busy_since = time.monotonic() if self._busy else None
             return checkpoint
 
     def _write(self, checkpoint: Checkpoint) -> None:
@@ -122,7 +111,7 @@ class CheckpointWriter:
         self._on_written(Written(checkpoint.seq, size, seconds, failure))
 
     def _take_time(self, size: int) -> None:
-        self.busy_since = time.monotonic()
+        self.thread.progressed()
         if self._bytes_per_s:
             with self._changed:
                 self._changed.wait_for(lambda: self._hurries, size / self._bytes_per_s)

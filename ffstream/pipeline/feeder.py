@@ -4,7 +4,6 @@ What it decides depends on sequence numbers, counts and the seed (only the flush
 so that a run that was killed and resumed decides the same.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 
-from ffstream.errors import FFStreamError, StageFailed
 from ffstream.ff.presets import Recipe
 from ffstream.journal.journal import Head
 from ffstream.pipeline.assembler import Assembler
@@ -22,9 +20,7 @@ from ffstream.pipeline.channel import Channel, Closed
 from ffstream.pipeline.memory import Memory
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
 from ffstream.pipeline.phases import PhaseSchedule
-from ffstream.threads import LEARNING_NICENESS, lower_priority, use_one_core
-
-log = logging.getLogger(__name__)
+from ffstream.threads import LEARNING_NICENESS, OnFailure, Worker
 
 NAME = "ff-feeder"
 _IDLE_WAIT_S = 0.5
@@ -70,7 +66,7 @@ class Feeder:
         out: Channel,
         make_barrier: MakeBarrier,
         observe: Callable[[MicroBatch, int], None],
-        on_failure: Callable[[StageFailed], None],
+        on_failure: OnFailure,
     ) -> None:
         self.state = state
         self.options = options
@@ -81,7 +77,6 @@ class Feeder:
         self._out = out
         self._make_barrier = make_barrier
         self._observe = observe
-        self._on_failure = on_failure
         self._requests: SimpleQueue[Callable[[Barrier], None]] = SimpleQueue()
         self._stopping = threading.Event()
         self._saves_at_end = True
@@ -93,14 +88,11 @@ class Feeder:
         self._partial_since = 0.0
         self._partial_seq = 0
         self.idle = False
-        self.busy_since: float | None = None  # when it began to read and cut; None while it waits
-        self._started = threading.Event()
-        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        self.thread = Worker(NAME, self._work, on_failure, niceness=LEARNING_NICENESS)
 
     def start(self) -> None:
         """Returns once the thread runs."""
         self.thread.start()
-        self._started.wait()
 
     def stop(self, *, save: bool = True) -> None:
         """Feeds no more; a last barrier (that saves, if wanted) follows what was fed."""
@@ -125,10 +117,7 @@ class Feeder:
         """Whether learning is paused by request."""
         return self._paused
 
-    def _run(self) -> None:
-        use_one_core()
-        lower_priority(LEARNING_NICENESS)
-        self._started.set()
+    def _work(self) -> None:
         try:
             while not self._stopping.is_set():
                 if not self._serve_request() and not self._feed_unless_paused():
@@ -136,14 +125,10 @@ class Feeder:
             self._send_barrier(saves=self._saves_at_end)
         except Closed:
             pass
-        except FFStreamError as error:
-            log.exception("feeder failed seq=%d", self.state.seq)
-            self._on_failure(StageFailed(f"{NAME}: {error}", hint=error.hint))
         except Exception as error:
-            log.exception("feeder failed seq=%d", self.state.seq)
-            self._on_failure(StageFailed(f"{NAME}: {error!r}", hint="see the traceback in the log"))
+            error.add_note(f"after seq={self.state.seq}")
+            raise
         finally:
-            self.busy_since = None  # it has ended with its work done or given up: it is not stuck
             self._out.close()
 
     def _serve_request(self) -> bool:
@@ -161,7 +146,7 @@ class Feeder:
     def _feed(self) -> bool:
         """Sends the next microbatch, and a barrier if one is due. False when there is nothing to send."""
         state = self.state
-        self.busy_since = time.monotonic()
+        self.thread.progressed()
         polarity = state.schedule.polarity
         if polarity == "sleep" and len(self._memory):
             images, labels = self._memory.draw(self._recipe.batch_size, state.step)
@@ -241,11 +226,11 @@ class Feeder:
         if self._published != (self.state.step, self.state.seq):
             self._send_barrier(saves=False)
         self.idle = True
-        self.busy_since = None
         held = self._assembler.pending
         lingers = held and self.options.partial == "flush"
         timeout_s = min(_IDLE_WAIT_S, self.options.linger_s) if lingers else _IDLE_WAIT_S
-        if self._paused:
-            self._stopping.wait(0.05)
-        else:
-            self._head.wait(self._assembler.seq + held, timeout_s)
+        with self.thread.waiting():
+            if self._paused:
+                self._stopping.wait(0.05)
+            else:
+                self._head.wait(self._assembler.seq + held, timeout_s)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ffstream.errors import StageFailed
 from ffstream.ff.layer import LayerWeights, Placement
 from ffstream.ff.network import build_layers
 from ffstream.ff.presets import Recipe
@@ -31,7 +30,7 @@ from ffstream.pipeline.messages import Barrier, Handed, MicroBatch
 from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.restore import check_layers, check_memory, check_positions
 from ffstream.pipeline.stage import Stage, Wiring
-from ffstream.threads import join
+from ffstream.threads import OnFailure, Worker
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Callbacks(NamedTuple):
     """What the learner reports. Called on its threads; none may block for long."""
 
     on_barrier: Callable[[Barrier], None]
-    on_failure: Callable[[StageFailed], None]
+    on_failure: OnFailure
     observe: Callable[[MicroBatch, int], None] = lambda microbatch, version: None
     on_saving: Callable[[Barrier], None] = lambda barrier: None  # in stream order, for other contributors
 
@@ -205,12 +204,10 @@ class Pipeline:
         """Feeds no more, lets what was fed be learned, sends a last barrier. False if the deadline passed."""
         deadline = time.monotonic() + timeout_s
         self._feeder.stop(save=save)
-        for thread in (self._feeder.thread, *(stage.thread for stage in self.stages)):
-            join(thread, max(0.0, deadline - time.monotonic()))
-        alive = self._feeder.thread.is_alive() or any(stage.thread.is_alive() for stage in self.stages)
-        if not alive:
+        ended = [thread.ends(max(0.0, deadline - time.monotonic())) for thread in reversed(self.threads)]
+        if all(ended):
             self._reader.close()
-        return not alive
+        return all(ended)
 
     def abort(self, timeout_s: float) -> bool:
         """Drops what is in the queues and ends the threads as soon as they look up."""
@@ -240,16 +237,10 @@ class Pipeline:
         """Sends a saving barrier now."""
         self._feeder.request_checkpoint(on_complete)
 
-    def stalled(self, limit_s: float) -> str | None:
-        """Names a thread that has had the same work in hand for that long."""
-        now = time.monotonic()
-        for name, since in (
-            *((stage.name, stage.busy_since) for stage in reversed(self.stages)),  # those before it only wait for it
-            (FEEDER, self._feeder.busy_since),
-        ):
-            if since is not None and now - since > limit_s:
-                return name
-        return None
+    @property
+    def threads(self) -> list[Worker]:
+        """The last stage's first: when it is stuck, those before it only wait for it."""
+        return [*(stage.thread for stage in reversed(self.stages)), self._feeder.thread]
 
     def describe(self) -> list[dict[str, Any]]:
         """Each stage for the status reply."""

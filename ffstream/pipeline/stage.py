@@ -4,8 +4,6 @@ Takes a microbatch, computes forward, hands on, and only then updates. Never wai
 full queue behind it (`block`). The first exception ends the stage and is reported, once.
 """
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,23 +11,20 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ffstream import moments
-from ffstream.errors import StageFailed
 from ffstream.ff.input_layer import InputLayer
 from ffstream.ff.network import LaterLayer
 from ffstream.metrics import Metrics
 from ffstream.pipeline.channel import Channel, Closed
 from ffstream.pipeline.device import CpuLane
 from ffstream.pipeline.messages import Barrier, Handed, MicroBatch, Part
-from ffstream.threads import LEARNING_NICENESS, lower_priority, use_one_core
-
-log = logging.getLogger(__name__)
+from ffstream.threads import LEARNING_NICENESS, OnFailure, Worker
 
 
 class Wiring(NamedTuple):
     """What a stage reports to. `on_learned` is called by the last stage only; `on_failure` at most once a stage."""
 
     on_learned: Callable[[Handed], None]
-    on_failure: Callable[[StageFailed], None]
+    on_failure: OnFailure
     metrics: Metrics
 
 
@@ -50,43 +45,35 @@ class Stage:
         self.layers = layers
         self.last_seq = seq  # learned so far
         self.steps = 0
-        self.busy_since: float | None = None  # when the item in hand was taken; None while waiting for one
         self.inbox = inbox
         self._outbox = outbox
         self._lane = lane
         self._wiring = wiring
         self._step_seconds = wiring.metrics.step_seconds.labels(str(index))
-        self._started = threading.Event()
-        self.thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self.thread = Worker(self.name, self._work, wiring.on_failure, niceness=LEARNING_NICENESS)
 
     def start(self) -> None:
         """Returns once the thread runs."""
         self.thread.start()
-        self._started.wait()
 
-    def _run(self) -> None:
-        use_one_core()
-        lower_priority(LEARNING_NICENESS)
-        self._started.set()
+    def _work(self) -> None:
         try:
             with self._lane.use():
-                self._work()
+                self._learn_what_comes()
         except Closed:
             pass
         except Exception as error:
-            log.exception("stage failed name=%s step=%d seq=%d", self.name, self.steps, self.last_seq)
-            self._wiring.on_failure(StageFailed(f"{self.name}: {error!r}", hint="see the traceback in the log"))
+            error.add_note(f"after step={self.steps} seq={self.last_seq}")
+            raise
         finally:
-            self.busy_since = None  # what has ended is not stuck
             self.inbox.close(drop=True)
             if self._outbox is not None:
                 self._outbox.close()
 
-    def _work(self) -> None:
+    def _learn_what_comes(self) -> None:
         while True:
-            self.busy_since = None
-            item = self.inbox.get()
-            self.busy_since = time.monotonic()
+            with self.thread.waiting():
+                item = self.inbox.get()
             if isinstance(item, Barrier):
                 self._pass(item)
             else:

@@ -5,7 +5,6 @@ a socket gets in, so a socket that others can reach is refused unless somebody s
 """
 
 import logging
-from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from ffstream.metrics import Metrics
 from ffstream.server.keyring import Keyring
 from ffstream.server.refusals import Refusals
 from ffstream.server.zap import Zap
+from ffstream.threads import OnFailure
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,7 @@ class Guard(NamedTuple):
 class Access:
     """The guards of the three sockets, the thread that they ask, and the HTTP token. Raises ConfigError."""
 
-    def __init__(
-        self, listen: Listen, security: Security, metrics: Metrics, on_failure: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, listen: Listen, security: Security, metrics: Metrics, on_failure: OnFailure) -> None:
         check_doors(listen, security)
         self.guards = _guards(security)
         self.http_token = load_token(Path(security.http_token)) if security.http_token else None

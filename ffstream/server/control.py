@@ -8,6 +8,7 @@ from typing import Any
 from ffstream.errors import BadHeader, FFStreamError, RateLimited
 from ffstream.metrics import Metrics
 from ffstream.server.router import Received, RouterLoop, SocketLimits
+from ffstream.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.messages import MAX_HEADER_BYTES, Reply, Request
 
@@ -30,7 +31,7 @@ class ControlLoop(RouterLoop):
         commands: Mapping[str, Command],
         sockets: SocketLimits,
         metrics: Metrics,
-        on_failure: Callable[[Exception], None],
+        on_failure: OnFailure,
         *,
         waits: Collection[str] = (),
     ) -> None:

@@ -27,7 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
 from ffstream.server.refusals import Refusals
-from ffstream.threads import join
+from ffstream.threads import OnFailure, Worker
 
 log = logging.getLogger(__name__)
 
@@ -233,9 +233,8 @@ class HttpServer:
         address: str,
         connections: int = _CONNECTIONS,
         idle_timeout_s: float = _IDLE_TIMEOUT_S,
-        on_failure: Callable[[Exception], None] = lambda error: None,
+        on_failure: OnFailure = lambda error: None,
     ) -> None:
-        self._on_failure = on_failure
         host, _, port = address.rpartition(":")
         try:
             self._listener = socket.create_server((host.strip("[]"), int(port)))
@@ -257,11 +256,11 @@ class HttpServer:
         for name, sparse in _SPARSE.items():
             logging.getLogger(name).addFilter(sparse)
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, name="ff-http", daemon=True)
+        self.thread = Worker(self.name, self._serve, on_failure)
 
     def start(self) -> None:
         """Returns once requests are answered."""
-        self._thread.start()
+        self.thread.start()
         pause = threading.Event()
         for _ in range(int(_START_TIMEOUT_S / 0.01)):
             if self._server.started:
@@ -270,18 +269,14 @@ class HttpServer:
             pause.wait(0.01)
         raise DeadlineExceeded("the HTTP server did not start", hint="see the log")
 
-    def _run(self) -> None:
-        try:
-            self._server.run(sockets=[self._listener])
-            if not self._server.should_exit:
-                raise StageFailed("ff-http ended by itself", hint="see the log")
-        except Exception as error:
-            log.exception("thread failed name=%s", self.name)
-            self._on_failure(error)
+    def _serve(self) -> None:
+        self._server.run(sockets=[self._listener])
+        if not self._server.should_exit:
+            raise StageFailed(f"{self.name} ended by itself", hint="see the log")
 
     def stop(self, timeout_s: float) -> bool:
         """Closes the listener; requests under way get the time to finish."""
         self._server.should_exit = True
-        ended = join(self._thread, timeout_s)
+        ended = self.thread.ends(timeout_s)
         self._listener.close()
         return ended

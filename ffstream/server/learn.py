@@ -18,6 +18,7 @@ from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission
 from ffstream.server.router import Received, RouterLoop, SocketLimits
+from ffstream.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.messages import Ack, Hello, Samples, Welcome
 
@@ -38,7 +39,7 @@ class LearnLoop(RouterLoop):
         commit_max_bytes: int,
         trim: Callable[..., bool],
         metrics: Metrics,
-        on_failure: Callable[[Exception], None],
+        on_failure: OnFailure,
     ) -> None:
         super().__init__(
             "learn",

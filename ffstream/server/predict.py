@@ -1,13 +1,12 @@
 """The predict socket: queries that wait together are answered together, each batch from one snapshot."""
 
 import time
-from collections.abc import Callable
 
 from ffstream.errors import FFStreamError
 from ffstream.metrics import Metrics
 from ffstream.server.router import Received, RouterLoop, SocketLimits
 from ffstream.serving.predictor import Answer, Predictor
-from ffstream.threads import use_one_core
+from ffstream.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.messages import Predict, Prediction
 
@@ -23,7 +22,7 @@ class PredictLoop(RouterLoop):
         *,
         batch_samples: int,
         metrics: Metrics,
-        on_failure: Callable[[Exception], None],
+        on_failure: OnFailure,
     ) -> None:
         super().__init__(
             "predict",
@@ -36,10 +35,6 @@ class PredictLoop(RouterLoop):
         )
         self._predictor = predictor
         self._checker = checker
-
-    def _run(self) -> None:
-        use_one_core()
-        super()._run()
 
     def handle(self, batch: list[Received]) -> None:
         """Checks, predicts together, replies one by one."""

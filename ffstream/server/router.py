@@ -9,9 +9,7 @@ import ctypes
 import logging
 import secrets
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import NamedTuple
 
 import zmq
@@ -21,6 +19,7 @@ from ffstream.metrics import Metrics
 from ffstream.server.access import Guard
 from ffstream.server.handshakes import HandshakeWatch
 from ffstream.server.refusals import Refusals
+from ffstream.threads import OnFailure, Worker
 from ffstream.wire import codec
 from ffstream.wire.messages import ErrorReply, Message, Ping, Pong
 
@@ -72,7 +71,7 @@ class RouterLoop(ABC):
         types: tuple[type[Message], ...],
         limits: SocketLimits,
         metrics: Metrics,
-        on_failure: Callable[[Exception], None],
+        on_failure: OnFailure,
         *,
         batch_messages: int,
         batch_bytes: int,
@@ -86,13 +85,10 @@ class RouterLoop(ABC):
         self._guard: Guard | None = None
         self._strangers: set[bytes] = set()
         self._refusals = Refusals(name, metrics)
-        self._on_failure = on_failure
         self._batch_messages = batch_messages
         self._batch_bytes = batch_bytes
-        self.busy_since: float | None = None  # when the batch in hand was taken; None while waiting for one
         self._stopping = threading.Event()
-        self._started = threading.Event()
-        self.thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self.thread = Worker(self.name, self._serve, on_failure)
 
     def bind(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, guard: Guard | None = None) -> str:
         """Opens the socket; returns its endpoint, with the port if a wildcard was given. Raises ConfigError."""
@@ -128,28 +124,21 @@ class RouterLoop(ABC):
             guard.protect(socket)
 
     def start(self) -> None:
-        """Returns once the thread serves."""
+        """Returns once the thread runs."""
         self.thread.start()
-        self._started.wait()
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the loop after the batch in hand, and closes the socket. False if the deadline passed."""
         self._stopping.set()
         if self.thread.ident is None:
             self._close()  # bound, never started
-            return True
-        self.thread.join(timeout_s)
-        return not self.thread.is_alive()
+        return self.thread.ends(timeout_s)
 
-    def _run(self) -> None:
-        self._started.set()
+    def _serve(self) -> None:
         try:
             while not self._stopping.is_set():
                 self._turn()
             self.finish()
-        except Exception as error:
-            log.exception("loop failed name=%s", self.name)
-            self._on_failure(error)
         finally:
             self._close()
 
@@ -158,10 +147,9 @@ class RouterLoop(ABC):
         self._socket.close()
 
     def _turn(self) -> None:
-        self.busy_since = None
-        waiting = self._socket.poll(self._poll_ms())
-        self.busy_since = time.monotonic()
-        if waiting:
+        with self.thread.waiting():
+            there_is_more = self._socket.poll(self._poll_ms())
+        if there_is_more:
             batch = self._receive()
             if batch:
                 self.handle(batch)
@@ -208,7 +196,7 @@ class RouterLoop(ABC):
             if len(frames) < _FRAMES_MAX:
                 frames.append(frame.bytes)
             else:
-                self.busy_since = time.monotonic()  # millions of them take a while: that is no standstill
+                self.thread.progressed()  # millions of them take a while: that is no standstill
         return peer, frames, frame
 
     def _check_key(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> None:

@@ -3,18 +3,16 @@
 The answer names the client by its public key, which every message from that connection then carries as `User-Id`.
 """
 
-import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import zmq
 from zmq.utils import z85
 
 from ffstream.server.keyring import Keyring
 from ffstream.server.refusals import Refusals
-
-log = logging.getLogger(__name__)
+from ffstream.threads import OnFailure, Worker
 
 _ENDPOINT = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
@@ -27,46 +25,34 @@ class Zap:
 
     name = "ff-zap"
 
-    def __init__(
-        self, domains: Mapping[bytes, tuple[Keyring, Refusals]], on_failure: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, domains: Mapping[bytes, tuple[Keyring, Refusals]], on_failure: OnFailure) -> None:
         self._domains = domains
-        self._on_failure = on_failure
-        self.busy_since: float | None = None  # when it began to answer or to look; None while it waits
         self._stopping = threading.Event()
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self.thread = Worker(self.name, self._serve, on_failure)
 
     def start(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """Returns once it answers."""
+        """Questions wait until they are answered; from now on they are."""
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(_ENDPOINT)
-        self._thread.start()
-        self._started.wait()
+        self.thread.start()
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the thread; from then on nobody gets in. False if the deadline passed."""
         self._stopping.set()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return self.thread.ends(timeout_s)
 
-    def _run(self) -> None:
-        self._started.set()
+    def _serve(self) -> None:
         refreshed_at = time.monotonic()
         try:
             while not self._stopping.is_set():
-                self.busy_since = None
-                waiting = self._socket.poll(_POLL_MS)
-                self.busy_since = time.monotonic()
-                if waiting:
+                with self.thread.waiting():
+                    asked = self._socket.poll(_POLL_MS)
+                if asked:
                     self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
                 if time.monotonic() - refreshed_at >= _REFRESH_S:
                     refreshed_at = time.monotonic()
                     self._refresh()
-        except Exception as error:
-            log.exception("thread failed name=%s", self.name)
-            self._on_failure(error)
         finally:
             self._socket.close()
 

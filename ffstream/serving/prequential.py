@@ -11,7 +11,6 @@ over all samples. A snapshot is kept for as long as a waiting microbatch needs i
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from torch import Tensor
 from ffstream.errors import CheckpointIncompatible
 from ffstream.metrics import Metrics
 from ffstream.serving.snapshot import Snapshot
-from ffstream.threads import EVALUATION_NICENESS, join, lower_priority, use_one_core
+from ffstream.threads import EVALUATION_NICENESS, OnFailure, Worker
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +106,13 @@ class Prequential:
         busy_fraction: float = 1.0,
         queue_depth: int,
         record: ErrorRecord,
-        on_failure: Callable[[Exception], None],
+        on_failure: OnFailure,
     ) -> None:
         self.record = record
         self._metrics = metrics
         self._fraction = fraction
         self._busy_fraction = min(fraction, busy_fraction)
         self._queue_depth = queue_depth
-        self._on_failure = on_failure
         self._inbox: deque[_Batch | _Mark] = deque()
         self._changed = threading.Condition()
         self._snapshots = {first.version: first}
@@ -123,21 +121,18 @@ class Prequential:
         self._stride = 1
         self._stopping = False
         self._wanted: int | None = None
-        self.busy_since: float | None = None  # when it began what it has in hand; None while it waits
-        self._started = threading.Event()
-        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        self.thread = Worker(NAME, self._work, on_failure, niceness=EVALUATION_NICENESS)
 
     def start(self) -> None:
         """Returns once the thread runs."""
         self.thread.start()
-        self._started.wait()
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the thread after what is queued, marks included. False if the deadline passed."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        return join(self.thread, timeout_s)
+        return self.thread.ends(timeout_s)
 
     def observe(self, images: Tensor, labels: Tensor, version: int, *, behind: bool = False) -> None:
         """Takes a microbatch that is about to be learned; `version` is the last one sent before it.
@@ -181,35 +176,25 @@ class Prequential:
             self._forget_unneeded(snapshot.version)  # what is observed from now on needs this one or a later one
             self._changed.notify_all()
 
-    def _run(self) -> None:
-        use_one_core()
-        lower_priority(EVALUATION_NICENESS)
-        self._started.set()
-        try:
-            while (item := self._next()) is not None:
-                self.busy_since = time.monotonic()
-                if isinstance(item, _Mark):
-                    item.contribute({"prequential": self.record.state()})
-                else:
-                    self._evaluate(item)
-                self.busy_since = None
-        except Exception as error:
-            log.exception("prequential evaluation failed")
-            self._on_failure(error)
+    def _work(self) -> None:
+        while (item := self._next()) is not None:
+            if isinstance(item, _Mark):
+                item.contribute({"prequential": self.record.state()})
+            else:
+                self._evaluate(item)
 
     def _next(self) -> _Batch | _Mark | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._inbox or self._stopping)
+            with self.thread.waiting():
+                self._changed.wait_for(lambda: self._inbox or self._stopping)
             item = self._inbox.popleft() if self._inbox else None
             self._wanted = item.version if isinstance(item, _Batch) else None
             return item
 
     def _evaluate(self, batch: _Batch) -> None:
-        self.busy_since = None  # until the snapshot is there, the layers have it in hand
         snapshot = self._snapshot(batch.version)
         if snapshot is None:
             return
-        self.busy_since = time.monotonic()
         prediction = snapshot.classifier.predict(batch.images)
         wrong = int((prediction.labels_B != batch.labels).sum())
         size = len(batch.labels)
@@ -221,7 +206,8 @@ class Prequential:
     def _snapshot(self, version: int) -> Snapshot | None:
         """The snapshot of that version, once it is published; None if it never will be."""
         with self._changed:
-            self._changed.wait_for(lambda: version in self._snapshots or self._stopping)
+            with self.thread.waiting():  # until it is there, the layers have it in hand
+                self._changed.wait_for(lambda: version in self._snapshots or self._stopping)
             return self._snapshots.get(version)
 
     def _forget_unneeded(self, newest: int) -> None:

@@ -15,6 +15,7 @@ from ffstream.errors import DeadlineExceeded, JournalDamaged, RateLimited, Seque
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
+from ffstream.threads import name_of_stuck
 from tests.support import Watch, hold_at, wait_until
 
 DEADLINE_S = 30.0
@@ -358,13 +359,15 @@ def test_a_writer_or_an_evaluator_that_is_stuck_is_named(
     bench: Bench, watched: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.learn(10)
-    wait_until(lambda: bench.learner.stalled(0.0) is None, DEADLINE_S, "nobody has anything in hand")
+    wait_until(lambda: name_of_stuck(bench.learner.threads, 0.0) is None, DEADLINE_S, "nobody has anything in hand")
     inside, go_on = hold_at("checkpoint.write.after", watched, DEADLINE_S)
     bench.learner.pipeline.request_checkpoint(lambda barrier: None)
     assert inside.wait(DEADLINE_S)
-    wait_until(lambda: bench.learner.stalled(0.01) == "ff-checkpoint", DEADLINE_S, "the writer is named")
+    wait_until(
+        lambda: name_of_stuck(bench.learner.threads, 0.01) == "ff-checkpoint", DEADLINE_S, "the writer is named"
+    )
     go_on.set()
-    wait_until(lambda: bench.learner.stalled(0.0) is None, DEADLINE_S, "it has written")
+    wait_until(lambda: name_of_stuck(bench.learner.threads, 0.0) is None, DEADLINE_S, "it has written")
 
     add, seen = bench.learner.prequential.record.add, threading.Event()
 
@@ -374,7 +377,9 @@ def test_a_writer_or_an_evaluator_that_is_stuck_is_named(
 
     monkeypatch.setattr(bench.learner.prequential.record, "add", add_late)
     bench.learn(1)
-    wait_until(lambda: bench.learner.stalled(0.01) == "ff-prequential", DEADLINE_S, "the evaluator is named")
+    wait_until(
+        lambda: name_of_stuck(bench.learner.threads, 0.01) == "ff-prequential", DEADLINE_S, "the evaluator is named"
+    )
     seen.set()
 
 

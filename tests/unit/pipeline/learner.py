@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ffstream.errors import StageFailed
+from ffstream.errors import FFStreamError
 from ffstream.ff.layer import Polarity
 from ffstream.ff.network import Network
 from ffstream.ff.presets import Recipe
@@ -95,7 +95,7 @@ class Run:
     ) -> None:
         self._started = False
         self.barriers: list[Barrier] = []
-        self.failures: list[StageFailed] = []
+        self.failures: list[FFStreamError] = []
         self.observed: list[tuple[MicroBatch, int]] = []
         self.saving: list[Barrier] = []
         self.events: list[tuple[str, int]] = []
