@@ -32,9 +32,8 @@ from ffstream.ff.classifier import Classifier
 from ffstream.journal import skips
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
-from ffstream.pipeline.feeder import FeederOptions
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
-from ffstream.pipeline.pipeline import Callbacks, Pipeline, PipelineOptions, StartingPoint
+from ffstream.pipeline.pipeline import Callbacks, Pipeline, StartingPoint
 from ffstream.retention import Retention
 from ffstream.serving.prequential import NAME as PREQUENTIAL
 from ffstream.serving.prequential import ErrorRecord, Prequential
@@ -140,26 +139,8 @@ class Learner:
         self.pipeline.start()
 
     def _make_pipeline(self, start: StartingPoint) -> Pipeline:
-        config = self._config
-        pipeline, learning, checkpoint = config.pipeline, config.learning, config.checkpoint
         return Pipeline(
-            config.network,
-            PipelineOptions(
-                device=pipeline.device,
-                precision=pipeline.precision,
-                queue_depth=pipeline.queue_depth,
-                overflow=pipeline.overflow,
-                stages=pipeline.stages,
-                wake=learning.wake,
-                sleep=learning.sleep,
-            ),
-            FeederOptions(
-                publish_every=learning.publish_every,
-                checkpoint_every_samples=checkpoint.every_samples,
-                checkpoint_every_s=checkpoint.every_s,
-                linger_s=learning.linger_s,
-                partial=learning.partial,
-            ),
+            self._config,
             journal=self._journal.path,
             head=self._journal.head,
             start=start,

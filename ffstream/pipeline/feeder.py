@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from ffstream.ff.presets import Recipe
+from ffstream.config import Config
 from ffstream.journal.journal import Head
 from ffstream.pipeline.assembler import Assembler
 from ffstream.pipeline.channel import Channel, Closed
@@ -25,17 +25,6 @@ from ffstream.threads import LEARNING_NICENESS, OnFailure, Worker
 NAME = "ff-feeder"
 _IDLE_WAIT_S = 0.5
 _IN_HAND_S = 5.0  # a stage that is slower holds up the feeder, not who pauses it
-
-
-@dataclass(frozen=True)
-class FeederOptions:
-    """How the stream is cut. Counts are microbatches unless they say otherwise."""
-
-    publish_every: int = 4
-    checkpoint_every_samples: int = 0
-    checkpoint_every_s: float = 0.0
-    linger_s: float = 1.0
-    partial: Literal["flush", "wait"] = "flush"
 
 
 @dataclass
@@ -56,9 +45,8 @@ class Feeder:
 
     def __init__(
         self,
-        recipe: Recipe,
+        config: Config,
         state: FeederState,
-        options: FeederOptions,
         *,
         assembler: Assembler,
         head: Head,
@@ -69,8 +57,9 @@ class Feeder:
         on_failure: OnFailure,
     ) -> None:
         self.state = state
-        self.options = options
-        self._recipe = recipe
+        self._recipe = config.network
+        self._learning = config.learning
+        self._checkpoints = config.checkpoint
         self._assembler = assembler
         self._head = head
         self._memory = memory
@@ -181,22 +170,22 @@ class Feeder:
         return micro._replace(images=torch.cat((micro.images, images)), labels=torch.cat((micro.labels, labels)))
 
     def _flush_is_due(self) -> bool:
-        if self.options.partial == "wait" or not self._assembler.pending:
+        if self._learning.partial == "wait" or not self._assembler.pending:
             return False
         now = time.monotonic()
         if self._partial_seq != self._assembler.seq or not self._partial_since:
             self._partial_seq, self._partial_since = self._assembler.seq, now
-        return now - self._partial_since >= self.options.linger_s
+        return now - self._partial_since >= self._learning.linger_s
 
     def _send_due_barrier(self) -> None:
-        options, state = self.options, self.state
+        state, checkpoints, publish_every = self.state, self._checkpoints, self._learning.publish_every
         # Often while the network is young and every microbatch makes it better, then at a steady pace.
-        young = state.step < options.publish_every * 8 and state.step & (state.step - 1) == 0
+        young = state.step < publish_every * 8 and state.step & (state.step - 1) == 0
         fresh = state.seq - self._saved_seq
-        saves = 0 < options.checkpoint_every_samples <= fresh or (
-            0 < options.checkpoint_every_s <= time.monotonic() - self._saved_at and fresh > 0
+        saves = 0 < checkpoints.every_samples <= fresh or (
+            0 < checkpoints.every_s <= time.monotonic() - self._saved_at and fresh > 0
         )
-        if young or saves or state.step % options.publish_every == 0:
+        if young or saves or state.step % publish_every == 0:
             self._send_barrier(saves=saves)
 
     def _send_barrier(self, *, saves: bool, on_complete: Callable[[Barrier], None] | None = None) -> None:
@@ -227,8 +216,8 @@ class Feeder:
             self._send_barrier(saves=False)
         self.idle = True
         held = self._assembler.pending
-        lingers = held and self.options.partial == "flush"
-        timeout_s = min(_IDLE_WAIT_S, self.options.linger_s) if lingers else _IDLE_WAIT_S
+        lingers = held and self._learning.partial == "flush"
+        timeout_s = min(_IDLE_WAIT_S, self._learning.linger_s) if lingers else _IDLE_WAIT_S
         with self.thread.waiting():
             if self._paused:
                 self._stopping.wait(0.05)

@@ -8,42 +8,28 @@ One learner goes from one state to a later one. Rolling back means building anot
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ffstream.config import Config
 from ffstream.ff.layer import LayerWeights, Placement
 from ffstream.ff.network import build_layers
-from ffstream.ff.presets import Recipe
 from ffstream.journal.journal import Head
 from ffstream.journal.reader import Reader
 from ffstream.metrics import Metrics
 from ffstream.pipeline.assembler import Assembler
-from ffstream.pipeline.channel import Channel, Overflow
+from ffstream.pipeline.channel import Channel
 from ffstream.pipeline.device import choose_device, choose_product_dtype, make_lane
 from ffstream.pipeline.feeder import NAME as FEEDER
-from ffstream.pipeline.feeder import Feeder, FeederOptions, FeederState
+from ffstream.pipeline.feeder import Feeder, FeederState
 from ffstream.pipeline.memory import Memory
 from ffstream.pipeline.messages import Barrier, Handed, MicroBatch
 from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.restore import check_layers, check_memory, check_positions
 from ffstream.pipeline.stage import Stage, Wiring
 from ffstream.threads import OnFailure, Worker
-
-
-@dataclass(frozen=True)
-class PipelineOptions:
-    """How the learner runs. None of this changes the weights, except `overflow = skip` and the precision."""
-
-    device: str = "auto"
-    precision: str = "auto"
-    queue_depth: int = 4
-    overflow: Overflow = "block"
-    stages: tuple[int, ...] = ()  # layers in each stage; empty: one each
-    wake: int = 0
-    sleep: int = 0
 
 
 class StartingPoint(NamedTuple):
@@ -83,9 +69,7 @@ class Pipeline:
 
     def __init__(
         self,
-        recipe: Recipe,
-        options: PipelineOptions,
-        cuts: FeederOptions,
+        config: Config,
         *,
         journal: Path,
         head: Head,
@@ -94,24 +78,25 @@ class Pipeline:
         metrics: Metrics,
         save_contributors: Sequence[str] = (),
     ) -> None:
-        self.recipe = recipe
-        self.device = choose_device(options.device)
-        self.product_dtype = choose_product_dtype(options.precision, self.device)
+        self.device = choose_device(config.pipeline.device)
+        self.product_dtype = choose_product_dtype(config.pipeline.precision, self.device)
+        self._config = config
         self._callbacks = callbacks
         self._metrics = metrics
         self._save_contributors = save_contributors
         self.applied_seq = start.seq
         self._advancing = threading.Lock()
-        self.stages = self._build_stages(options, start)
+        self.stages = self._build_stages(start)
         self.learned = 0
         self._reader = Reader(journal)
-        self._feeder = self._build_feeder(options, cuts, head, start)
+        self._feeder = self._build_feeder(head, start)
 
-    def _build_stages(self, options: PipelineOptions, start: StartingPoint) -> list[Stage]:
+    def _build_stages(self, start: StartingPoint) -> list[Stage]:
+        options = self._config.pipeline
         # A stage that skips keeps an activity for longer than any ring lasts: the stage before does not wait for it.
         buffers = 0 if options.overflow == "skip" else options.queue_depth + 2
         placement = Placement(self.device, self.product_dtype, buffers)
-        first, later = build_layers(self.recipe, placement)
+        first, later = build_layers(self._config.network, placement)
         layers = [first, *later]
         if not start.is_fresh:
             check_layers(start.seq, start.tensors, layers)
@@ -135,11 +120,9 @@ class Pipeline:
             at += size
         return stages
 
-    def _build_feeder(
-        self, options: PipelineOptions, cuts: FeederOptions, head: Head, start: StartingPoint
-    ) -> Feeder:
-        recipe = self.recipe
-        schedule = PhaseSchedule(options.wake, options.sleep, start.progress.get("phase_position", 0))
+    def _build_feeder(self, head: Head, start: StartingPoint) -> Feeder:
+        recipe, learning = self._config.network, self._config.learning
+        schedule = PhaseSchedule(learning.wake, learning.sleep, start.progress.get("phase_position", 0))
         wants_memory = recipe.rehearsal > 0 or schedule.separate
         memory = Memory(recipe.memory if wants_memory else 0, recipe.inputs, recipe.seed, recipe.rehearsal_jitter)
         if memory.capacity:
@@ -149,9 +132,8 @@ class Pipeline:
                 memory.load(dict(start.tensors), start.progress["memory.added"])
         state = FeederState(start.progress.get("step", 0), start.seq, start.version, schedule)
         return Feeder(
-            recipe,
+            self._config,
             state,
-            cuts,
             assembler=Assembler(self._reader, recipe, start.seq),
             head=head,
             memory=memory,

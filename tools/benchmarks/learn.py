@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ffstream.config import Config
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
 from ffstream.ff.presets import PRESETS, Recipe
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
-from ffstream.pipeline.feeder import FeederOptions
 from ffstream.pipeline.messages import Barrier
-from ffstream.pipeline.pipeline import Callbacks, Pipeline, PipelineOptions, StartingPoint
+from ffstream.pipeline.pipeline import Callbacks, Pipeline, StartingPoint
 from tools.benchmarks import peers
 from tools.benchmarks.report import Report, in_turn, rate
 
@@ -101,9 +101,13 @@ def _pipeline_rate(recipe: Recipe, precision: str, images: np.ndarray, labels: n
             learned.set()
 
         pipeline = Pipeline(
-            recipe,
-            PipelineOptions(device="cpu", precision=precision),
-            FeederOptions(),
+            Config.model_validate(
+                {
+                    "network": recipe,
+                    "pipeline": {"device": "cpu", "precision": precision},
+                    "checkpoint": {"every_samples": 0, "every_s": 0},
+                }
+            ),
             journal=path,
             head=journal.head,
             start=StartingPoint(),

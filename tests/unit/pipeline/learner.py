@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ffstream.config import Config
 from ffstream.errors import FFStreamError
 from ffstream.ff.layer import Polarity
 from ffstream.ff.network import Network
 from ffstream.ff.presets import Recipe
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
-from ffstream.pipeline.feeder import FeederOptions
 from ffstream.pipeline.memory import Memory
 from ffstream.pipeline.messages import Barrier, MicroBatch
-from ffstream.pipeline.pipeline import Callbacks, Pipeline, PipelineOptions, StartingPoint
+from ffstream.pipeline.pipeline import Callbacks, Pipeline, StartingPoint
 from tests.support import wait_until
 
 DEADLINE_S = 30.0
@@ -40,13 +40,44 @@ RECIPE = replace(
     learning_rate=0.01,
 )
 LABELLED = replace(RECIPE, hand_on="labelled", objective="threshold")
-QUIET = PipelineOptions(device="cpu", precision="fp32", queue_depth=2)
 
 
-def cuts(**options: Any) -> FeederOptions:
-    """Cuts that depend on counts alone."""
-    given: dict[str, Any] = {"publish_every": 3, "partial": "wait", "linger_s": 0.05}
-    return FeederOptions(**given | options)
+@dataclass(frozen=True)
+class Options:
+    """What of the configuration these tests vary. Cuts depend on counts alone, if nothing else is said."""
+
+    queue_depth: int = 2
+    overflow: str = "block"
+    stages: tuple[int, ...] = ()
+    wake: int = 0
+    sleep: int = 0
+    publish_every: int = 3
+    partial: str = "wait"
+    linger_s: float = 0.05
+    checkpoint_every_samples: int = 0
+    checkpoint_every_s: float = 0.0
+
+    def config(self, recipe: Recipe) -> Config:
+        """All options."""
+        given = asdict(self)
+
+        def named(*names: str) -> dict[str, Any]:
+            return {name: given[name] for name in names}
+
+        return Config.model_validate(
+            {
+                "network": recipe,
+                "pipeline": {"device": "cpu", "precision": "fp32", **named("queue_depth", "overflow", "stages")},
+                "learning": named("wake", "sleep", "publish_every", "partial", "linger_s"),
+                "checkpoint": {
+                    "every_samples": self.checkpoint_every_samples,
+                    "every_s": self.checkpoint_every_s,
+                },
+            }
+        )
+
+
+QUIET = Options()
 
 
 class Stream(NamedTuple):
@@ -87,7 +118,7 @@ class Run:
         self,
         store: Store,
         recipe: Recipe,
-        options: PipelineOptions = QUIET,
+        options: Options = QUIET,
         *,
         start: StartingPoint | None = None,
         contributors: tuple[str, ...] = (),
@@ -100,9 +131,7 @@ class Run:
         self.saving: list[Barrier] = []
         self.events: list[tuple[str, int]] = []
         self.pipeline = Pipeline(
-            recipe,
-            options,
-            cuts(**cut_options),
+            replace(options, **cut_options).config(recipe),
             journal=store.journal.path,
             head=store.journal.head,
             start=start or StartingPoint(),

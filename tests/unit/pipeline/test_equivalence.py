@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from ffstream.ff.presets import Recipe
-from ffstream.pipeline.pipeline import PipelineOptions
 from tests.support import wait_until
 from tests.unit.ff.formulas import variant
 from tests.unit.pipeline.learner import (
@@ -14,6 +13,7 @@ from tests.unit.pipeline.learner import (
     LABELLED,
     QUIET,
     RECIPE,
+    Options,
     Run,
     Serial,
     Store,
@@ -35,7 +35,7 @@ GROUPINGS = [
 ]
 
 
-def pipelined(recipe: Recipe, store: Store, stream: Stream, options: PipelineOptions, serial: Serial) -> None:
+def pipelined(recipe: Recipe, store: Store, stream: Stream, options: Options, serial: Serial) -> None:
     """Learns the stream until the learner idles, and compares the state."""
     store.write(stream.images, stream.labels)
     run = Run(store, recipe, options).start()
@@ -97,7 +97,7 @@ def test_wake_and_sleep(store: Store, wake: int, sleep: int, hand_on: str, rehea
     ],
     ids=["plain", "rehearsal", "labelled", "young", "sleep", "sleep and rehearsal"],
 )
-def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: PipelineOptions) -> None:
+def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: Options) -> None:
     """Five learners after one another, each from the state that the one before left, with samples coming in."""
     stream = Stream.random(SAMPLES)
     serial = Serial(recipe, stream, wake=options.wake, sleep=options.sleep)
