@@ -1,12 +1,10 @@
 """The learning side as one: recovers, learns, publishes, evaluates, checkpoints, rolls back.
 
-    journal → pipeline → barriers ─┬→ snapshots → whoever predicts
-                                   ├→ prequential evaluation
-                                   └→ checkpoint writer → store
+    journal → course of learning ─┬→ snapshots → whoever predicts
+                                  └→ checkpoint writer → store
 
-The pipeline and the evaluation belong to one course of learning. A rollback ends the course and begins another from
-an older checkpoint; snapshots, writer and store live as long as the daemon. What happens if the process dies at any
-line of a rollback: see `rollback`.
+A rollback ends the course and begins another from an older checkpoint; snapshots, writer and store live as long as
+the daemon. What happens if the process dies at any line of a rollback: see `rollback`.
 """
 
 import gc
@@ -17,26 +15,23 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ffstream import moments
-from ffstream.checkpoint.store import Checkpoint, CheckpointStore
+from ffstream.checkpoint.store import CheckpointStore
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
+from ffstream.course import Course
 from ffstream.errors import (
     DeadlineExceeded,
-    JournalDamaged,
     RateLimited,
     SequenceUnknown,
     StageFailed,
     Unavailable,
 )
-from ffstream.ff.classifier import Classifier
 from ffstream.journal import skips
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
-from ffstream.pipeline.messages import Barrier, MicroBatch, Part
-from ffstream.pipeline.pipeline import Callbacks, Pipeline, StartingPoint
+from ffstream.pipeline.pipeline import Pipeline, StartingPoint
+from ffstream.recovery import starting_point
 from ffstream.retention import Retention
-from ffstream.serving.prequential import NAME as PREQUENTIAL
-from ffstream.serving.prequential import ErrorRecord, Prequential
 from ffstream.serving.snapshot import Snapshot, Snapshots
 from ffstream.threads import OnFailure, Worker
 
@@ -78,81 +73,43 @@ class Learner:
         self.writer = CheckpointWriter(
             self.store, self._on_written, on_failure, bytes_per_s=config.checkpoint.write_bytes_per_s
         )
-        start = self._starting_point()
-        self._make_course(start)
-        self.snapshots = Snapshots(self._first_snapshot)
+        self.course = self._make_course(self._starting_point())
+        self.snapshots = Snapshots(self.course.first)
 
     # --- a course of learning ----------------------------------------------------------------------------------
 
     def _starting_point(self, at_most: int | None = None) -> StartingPoint:
-        """The newest whole checkpoint (at or below a sample) or the very beginning; the journal goes on from it."""
-        checkpoint, damages = self.store.newest(at_most)
-        self._metrics.checkpoints_damaged.inc(len(damages))
-        start = StartingPoint()
-        if checkpoint is not None:
-            start = StartingPoint(checkpoint.seq, checkpoint.tensors, checkpoint.progress)
-        journal = self._journal
-        if start.seq > journal.head.seq:
-            # New samples would get numbers that count as learned: acked, and never learned.
-            raise JournalDamaged(
-                f"{journal.path} ends at sample {journal.head.seq}, before checkpoint {start.seq}",
-                hint="put the journal back that belongs to the checkpoints, or use another --state folder",
-            )
-        if start.seq + 1 < journal.first_seq:
-            if at_most is not None:
-                raise SequenceUnknown(
-                    f"no checkpoint at or below {at_most}, and the journal begins at sample {journal.first_seq}",
-                    hint=self._reachable(),
-                )
-            # Nothing would ever fill the gap: learning would wait for it, and say nothing.
-            raise JournalDamaged(
-                f"samples {start.seq + 1} to {journal.first_seq - 1} are in no whole checkpoint and not in"
-                f" {journal.path} any more",
-                hint="put a checkpoint back that has learned them, or use another --state folder",
-            )
-        return start
+        return starting_point(self.store, self._journal, self._metrics, at_most)
 
-    def _reachable(self) -> str:
-        seqs = self.store.seqs()
-        return f"from {seqs[0]} on" if seqs else "nothing is learned that could be undone"
-
-    def _make_course(self, start: StartingPoint) -> None:
-        """A pipeline and an evaluation that begin there; `_start_course` starts them."""
-        pipeline = self._make_pipeline(start)
-        first = Snapshot(self._classifier(pipeline.weights()), start.version, start.seq)
-        options = self._config.prequential
-        prequential = Prequential(
-            self._metrics,
-            first,
-            fraction=options.fraction,
-            busy_fraction=options.busy_fraction,
-            queue_depth=options.queue_depth,
-            record=ErrorRecord(start.progress.get("prequential")),
+    def _make_course(self, start: StartingPoint) -> Course:
+        course = Course(
+            self._config,
+            self._journal,
+            start,
+            metrics=self._metrics,
+            publish=self._publish,
+            save=self.writer.submit,
             on_failure=self._on_failure,
         )
-        self.pipeline, self.prequential, self._first_snapshot = pipeline, prequential, first
         log.info("learning begins checkpoint=%d journal=%d", start.seq, self._journal.head.seq)
+        return course
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        self.snapshots.publish(snapshot)  # which begin with a snapshot of the first course
 
     def _start_course(self) -> None:
         self._courses += 1
-        self.prequential.start()
-        self.pipeline.start()
+        self.course.start()
 
-    def _make_pipeline(self, start: StartingPoint) -> Pipeline:
-        return Pipeline(
-            self._config,
-            journal=self._journal.path,
-            head=self._journal.head,
-            start=start,
-            callbacks=Callbacks(self._on_barrier, self._on_failure, self._observe, self._on_saving),
-            metrics=self._metrics,
-            save_contributors=(PREQUENTIAL,),
-        )
+    @property
+    def pipeline(self) -> Pipeline:
+        """This course's."""
+        return self.course.pipeline
 
     @property
     def threads(self) -> list[Worker]:
         """Those that learn, evaluate and write."""
-        return [*self.pipeline.threads, self.prequential.thread, self.writer.thread]
+        return [*self.course.threads, self.writer.thread]
 
     # --- start and stop ----------------------------------------------------------------------------------------
 
@@ -180,32 +137,13 @@ class Learner:
 
     def end_evaluation(self, timeout_s: float) -> bool:
         """Evaluates what is queued; its part completes the last barrier. False if the deadline passed."""
-        return self.prequential.stop(timeout_s)
+        return self.course.prequential.stop(timeout_s)
 
     def end_writing(self, timeout_s: float) -> bool:
         """Makes the last cut durable. False if the deadline passed."""
         return self.writer.stop(timeout_s)
 
-    # --- what the course reports, on its threads ---------------------------------------------------------------
-
-    def _classifier(self, weights: dict[int, Any]) -> Classifier:
-        return Classifier(self._config.network, [weights[index] for index in sorted(weights)])
-
-    def _observe(self, micro: MicroBatch, version: int) -> None:
-        behind = self._journal.head.seq - micro.seq > self._config.prequential.busy_backlog_samples
-        self.prequential.observe(micro.images, micro.labels, version, behind=behind)
-
-    def _on_saving(self, barrier: Barrier) -> None:
-        self.prequential.mark(lambda progress: barrier.contribute(PREQUENTIAL, Part({}, progress)))
-
-    def _on_barrier(self, barrier: Barrier) -> None:
-        snapshot = Snapshot(self._classifier(barrier.weights), barrier.version, barrier.seq)
-        self.snapshots.publish(snapshot)
-        # A saving barrier waits for the evaluator, so later ones may overtake it; its snapshot is wanted too.
-        self.prequential.publish(snapshot)
-        if barrier.saves:
-            moments.reached("cut.complete")
-            self.writer.submit(Checkpoint(barrier.seq, barrier.tensors, barrier.progress))
+    # --- checkpoints -------------------------------------------------------------------------------------------
 
     def _on_written(self, written: Written) -> None:
         metrics = self._metrics
@@ -245,28 +183,14 @@ class Learner:
         """Whether learning is paused by request."""
         return self._paused
 
-    @property
-    def learned(self) -> int:
-        """Samples learned: those up to `applied_seq` that were not to be skipped."""
-        applied = self.pipeline.applied_seq
-        return applied - self.pipeline.skipped_up_to(applied)
-
     def status(self) -> dict[str, Any]:
         """What is learned, and how well."""
-        pipeline, record, snapshot = self.pipeline, self.prequential.record, self.snapshots.current
-        applied = pipeline.applied_seq  # once, and before what is accepted: learning goes on while we look
-        skipped = pipeline.skipped_up_to(applied)
-        accepted = self._journal.head.seq
+        course, snapshot = self.course.status(), self.snapshots.current
+        accepted = self._journal.head.seq  # after what is applied: it goes up meanwhile, and must not be below
         return {
             "accepted": accepted,
-            "learned": applied - skipped,
-            "skipped": skipped,
-            "applied_seq": applied,
-            "backlog": accepted - applied,
-            "prequential_error": record.recent,
-            "prequential_error_total": record.total,
-            "phase": pipeline.phase,
-            "stages": pipeline.describe(),
+            **course,
+            "backlog": accepted - course["applied_seq"],
             "snapshot": {
                 "version": snapshot.version,
                 "seq": snapshot.seq,
@@ -375,7 +299,7 @@ class Learner:
         """Ends learning and evaluation where they are. What they have not saved the journal has."""
         self.snapshots.recede()
         deadline = time.monotonic() + timeout_s
-        for end in (self.pipeline.abort, self.prequential.stop, self.writer.settle):
+        for end in (self.course.abandon, self.writer.settle):
             if end(max(0.1, deadline - time.monotonic())):
                 continue
             failure = StageFailed("learning could not be ended for a rollback", hint="restart; see the log")
@@ -395,13 +319,13 @@ class Learner:
         start = start._replace(version_at_least=self.snapshots.current.version + 1)
         with self._checkpointed:
             self._last_written = Written(-1, 0, 0.0, None)  # numbers come again
-        self._make_course(start)
+        self.course = self._make_course(start)
         self.retention.goes_back(start.seq)
         # What lived for the course before is garbage now, and was told to the collector as lasting.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        self.snapshots.publish(self._first_snapshot)
+        self.snapshots.publish(self.course.first)
         with self._pausing:
             self.pipeline.pause(self._paused)
         self._start_course()

@@ -81,7 +81,7 @@ class Disk:
             return None
         finally:
             journal.close()
-        record = learner.prequential.record
+        record = learner.course.prequential.record
         assert 0 <= (record.recent or 0) <= 1
         assert 0 <= (record.total or 0) <= 1
         begun = learner.applied_seq

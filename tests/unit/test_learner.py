@@ -96,14 +96,14 @@ def test_an_evaluator_that_falls_behind_a_checkpoint_catches_up(tmp_path: Path) 
     bench = Bench(tmp_path / "bench", prequential={"queue_depth": 64})
     learner = bench.learner
     behind, catch_up, reached = threading.Event(), threading.Event(), threading.Event()
-    evaluate = learner.prequential._evaluate
+    evaluate = learner.course.prequential._evaluate
 
     def slow(batch: object) -> None:
         behind.set()
         assert catch_up.wait(DEADLINE_S)
         evaluate(batch)  # type: ignore[arg-type]
 
-    learner.prequential._evaluate = slow  # type: ignore[method-assign]
+    learner.course.prequential._evaluate = slow  # type: ignore[method-assign]
     with bench:
         bench.feed(20)
         assert behind.wait(DEADLINE_S)
@@ -111,9 +111,9 @@ def test_an_evaluator_that_falls_behind_a_checkpoint_catches_up(tmp_path: Path) 
         wait_until(lambda: published.current.seq == 20 * SIZE, DEADLINE_S, "everything is learned and published")
         assert learner.store.seqs() == [], "the checkpoints wait for the evaluator"
         catch_up.set()
-        learner.prequential.mark(lambda record: reached.set())
+        learner.course.prequential.mark(lambda record: reached.set())
         assert reached.wait(DEADLINE_S), "the evaluator waits for a snapshot that was never given to it"
-        assert learner.prequential.record.state()["samples"] == 20 * SIZE
+        assert learner.course.prequential.record.state()["samples"] == 20 * SIZE
         wait_until(lambda: learner.store.seqs()[-1:] == [18 * SIZE], DEADLINE_S, "the checkpoints are written")
 
 
@@ -172,7 +172,7 @@ def test_skipped_samples_have_never_been(bench: Bench, tmp_path: Path) -> None:
         other.learn(10)
         other.learn(5, seed=2)
         assert equal(bench.state(), other.state())
-        assert bench.learner.prequential.record.state() == other.learner.prequential.record.state()
+        assert bench.learner.course.prequential.record.state() == other.learner.course.prequential.record.state()
 
 
 def test_what_was_skipped_stays_skipped_after_a_restart(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_what_was_skipped_stays_skipped_after_a_restart(tmp_path: Path) -> None:
     assert bench.learner.store.seqs() == [24], "from before the rollback"
     with Bench(tmp_path / "bench") as again:
         assert equal(again.state(), before), "learned again from an older checkpoint"
-        assert again.learner.learned == 30 + 12
+        assert again.learner.status()["learned"] == 30 + 12
 
 
 def test_weights_that_predict_go_back_at_once_and_their_version_goes_on(bench: Bench) -> None:
@@ -242,7 +242,7 @@ def test_what_is_trimmed_cannot_be_gone_back_to(tmp_path: Path) -> None:
             bench.learner.rollback(10, skip=False)
         assert "from 160 on" in caught.value.hint
         bench.learn(1)
-        assert bench.learner.learned == 164
+        assert bench.learner.status()["learned"] == 164
 
 
 def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing_to_begin_from(
@@ -272,7 +272,7 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
         assert go_on.is_set(), "refused before it waited for the checkpoint in hand"
         assert bench.learner.store.seqs() == [80]
         bench.learn(1)
-        assert bench.learner.learned == 84
+        assert bench.learner.status()["learned"] == 84
 
 
 def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
@@ -287,7 +287,7 @@ def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> Non
     go_on.set()
     first.join(DEADLINE_S)
     bench.learn(1)
-    assert bench.learner.learned == 12
+    assert bench.learner.status()["learned"] == 12
 
 
 @pytest.mark.parametrize("paused", [True, False])
@@ -369,13 +369,13 @@ def test_a_writer_or_an_evaluator_that_is_stuck_is_named(
     go_on.set()
     wait_until(lambda: name_of_stuck(bench.learner.threads, 0.0) is None, DEADLINE_S, "it has written")
 
-    add, seen = bench.learner.prequential.record.add, threading.Event()
+    add, seen = bench.learner.course.prequential.record.add, threading.Event()
 
     def add_late(size: int, wrong: int, stands_for: int) -> None:
         assert seen.wait(DEADLINE_S)
         add(size, wrong, stands_for)
 
-    monkeypatch.setattr(bench.learner.prequential.record, "add", add_late)
+    monkeypatch.setattr(bench.learner.course.prequential.record, "add", add_late)
     bench.learn(1)
     wait_until(
         lambda: name_of_stuck(bench.learner.threads, 0.01) == "ff-prequential", DEADLINE_S, "the evaluator is named"
@@ -415,7 +415,7 @@ def test_death_in_a_rollback_leaves_all_of_it_or_nothing(
     bench.journal.close()
     with Bench(tmp_path / "bench") as again:
         again.learner.wait_idle(DEADLINE_S)
-        assert again.learner.learned == learned
+        assert again.learner.status()["learned"] == learned
         assert again.learner.applied_seq == 80
 
 
