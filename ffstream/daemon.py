@@ -7,7 +7,6 @@ What happens if the process dies at any line: samples that were acked are in the
 says up to which one they were learned; recovery begins there. Nothing else is durable, and nothing else needs to be.
 """
 
-import fcntl
 import gc
 import logging
 import os
@@ -15,19 +14,17 @@ import time
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
-from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import zmq
 
 from ffstream import __version__
 from ffstream.commands import Commands
 from ffstream.config import Config
-from ffstream.durable import fsync, fsync_tree, make_folder
+from ffstream.durable import fsync, fsync_tree
 from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
 from ffstream.journal.journal import Journal
-from ffstream.keys import check_folder
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
@@ -39,6 +36,7 @@ from ffstream.server.predict import PredictLoop
 from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit, return_free_memory
 from ffstream.server.router import SocketLimits
 from ffstream.serving.predictor import Predictor
+from ffstream.state import StateLock
 from ffstream.threads import name_of_stuck, use_one_core
 from ffstream.wire.codec import ImageChecker
 
@@ -46,6 +44,7 @@ log = logging.getLogger(__name__)
 
 _RETURN_MEMORY_S = 10.0
 _LOOK_S = 1.0
+_STANDBY_LOOK_S = 0.02
 _FROZEN_S = 2.0  # that a look may come late; more, and the process was stopped, or its machine
 
 
@@ -80,11 +79,32 @@ class Daemon:
         self.metrics = Metrics()
         self.failure: Exception | None = None
         self._phase = "starting"  # then "ready", then "stopping"
-        self._steps: list[_Step] = []
+        self._lock = StateLock(config.state)
+        self._steps = [_Step(_Order.RELEASE_STATE, "lock", self._release_state)]
         # Not an Event: a signal handler that sets one deadlocks if its thread is just about to wait for it.
         self._wake: SimpleQueue[None] = SimpleQueue()
 
     # --- start -------------------------------------------------------------------------------------------------
+
+    def stand_by(self, heartbeat: Callable[[], None] = lambda: None) -> bool:
+        """Waits while another daemon has the state folder: the kernel takes it from one that dies, however it dies.
+
+        True when it is ours and `start` may follow, False when a stop was requested meanwhile. Raises ConfigError.
+        """
+        # What would keep it from listening is said now, and not when it is needed.
+        Access(self.config.listen, self.config.security, Metrics(), self._fail)
+        if self._lock.take():
+            return True
+        log.info("stands by pid=%d state=%s", os.getpid(), self.config.state)
+        beat = time.monotonic()
+        while not self._is_woken(_STANDBY_LOOK_S):
+            if self._lock.take():
+                log.info("takes over pid=%d state=%s", os.getpid(), self.config.state)
+                return True
+            if time.monotonic() - beat >= _LOOK_S:
+                beat = time.monotonic()
+                heartbeat()
+        return False
 
     def start(self) -> None:
         """Recovers and serves. Raises FFStreamError; then nothing is left running."""
@@ -120,8 +140,10 @@ class Daemon:
 
     def _open_state(self) -> None:
         state = self.config.state
-        self._lock = _lock(state)
-        self._steps.append(_Step(_Order.RELEASE_STATE, "lock", self._unlock))
+        if not self._lock.take():
+            raise ConfigError(
+                f"{state} is in use by another daemon", hint="stop it, or use --state; --standby waits for its end"
+            )
         try:
             fsync_tree(state)  # before anything relies on what is there
         except OSError as error:
@@ -356,24 +378,6 @@ class Daemon:
         self.journal.close()
         return True
 
-    def _unlock(self, timeout_s: float) -> bool:
-        self._lock.close()
+    def _release_state(self, timeout_s: float) -> bool:
+        self._lock.release()
         return True
-
-
-def _lock(state: Path) -> IO[str]:
-    """Makes the state folder and holds it for this process. Raises ConfigError when another one has it."""
-    try:
-        make_folder(state, 0o700)
-        if check_folder(state, of_keys=False):
-            log.warning("others may read the state folder path=%s hint=chmod 700", state)
-        # Neither through a link nor emptied: what is there may be somebody else's.
-        file = os.fdopen(os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
-    except OSError as error:
-        raise ConfigError(f"{state}: {error.strerror}", hint="--state names a folder to write to") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise ConfigError(f"{state} is in use by another daemon", hint="stop it, or use --state") from error
-    return file

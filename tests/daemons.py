@@ -48,9 +48,12 @@ class Daemons:
         self._root = root
         self._started: list[DaemonProcess] = []
 
-    def start(self, *settings: str, name: str = "state") -> DaemonProcess:
-        """A daemon that is ready, on the state folder `name`: a new one, or where an earlier one left off."""
-        daemon = DaemonProcess(self._root / name, settings)
+    def start(self, *settings: str, name: str = "state", standby: bool = False) -> DaemonProcess:
+        """A daemon that is ready, on the state folder `name`: a new one, or where an earlier one left off.
+
+        With `standby`: one that stands by for the one that is there.
+        """
+        daemon = DaemonProcess(self._root / name, settings, standby=standby)
         self._started.append(daemon)
         return daemon
 

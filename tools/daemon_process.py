@@ -79,25 +79,44 @@ def log_tail(log: Path) -> str:
 
 
 class DaemonProcess:
-    """`ffstream serve` on free ports, ready. Its log is `log`, beside the state folder. Raises DaemonFailed."""
+    """`ffstream serve` on free ports, ready. Its log is `log`, beside the state folder. Raises DaemonFailed.
 
-    def __init__(self, state: Path, settings: Sequence[str] = ()) -> None:
+    With `standby` it stands by, if there is another one; `await_ready` then waits until it has taken over.
+    """
+
+    def __init__(self, state: Path, settings: Sequence[str] = (), *, standby: bool = False) -> None:
         self.state = state
         self.log = state.with_suffix(".log")
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C reaches who started it, and that one stops it.
             self.process = subprocess.Popen(
-                [*CLI, *serve_arguments(state, settings)],
+                [*CLI, *serve_arguments(state, settings), *(["--standby"] if standby else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+        self.endpoints: dict[str, Any] = {}
         try:
-            self.endpoints: dict[str, Any] = await_endpoints(state, self.process.pid, self.check)
+            if standby:
+                self._await_standing_by()
+            else:
+                self.await_ready()
         except BaseException:
             self.kill()
             raise
+
+    def await_ready(self) -> None:
+        """Returns once it serves. Raises DaemonFailed."""
+        self.endpoints = await_endpoints(self.state, self.process.pid, self.check)
+
+    def _await_standing_by(self) -> None:
+        deadline = time.monotonic() + START_S
+        while f"stands by pid={self.process.pid} " not in self.log.read_text():
+            self.check()
+            if time.monotonic() > deadline:
+                raise DaemonFailed(f"the daemon does not stand by after {START_S:g} s")
+            time.sleep(_LOOK_S)
 
     @property
     def learn(self) -> str:

@@ -36,13 +36,16 @@ _FORCED = b"second signal: exit at once; nothing acked is lost\n"
 @options.state_folder
 @options.settings
 @click.option(
+    "--standby", is_flag=True, help="Wait while another daemon has the state folder, and take over when it ends."
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
     help="The log goes to stderr, one line an event.",
 )
-def serve(file: Path | None, state: Path | None, settings: Iterable[str], log_level: str) -> None:
+def serve(file: Path | None, state: Path | None, settings: Iterable[str], standby: bool, log_level: str) -> None:
     """Run the daemon in the foreground.
 
     SIGTERM and Ctrl-C stop it in order: learn what is queued, checkpoint, exit code 0. A second one exits at once.
@@ -58,7 +61,7 @@ def serve(file: Path | None, state: Path | None, settings: Iterable[str], log_le
     )
     daemon = Daemon(config)
     _stop_on_signals(daemon)
-    _run(daemon, config.state / ENDPOINTS)
+    _run(daemon, config.state / ENDPOINTS, standby=standby)
 
 
 def _stop_on_signals(daemon: "Daemon") -> None:
@@ -77,8 +80,16 @@ def _stop_on_signals(daemon: "Daemon") -> None:
         signal.signal(signal.SIGHUP, stop)
 
 
-def _run(daemon: "Daemon", endpoints: Path) -> None:
+def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
     service_manager = sdnotify.SystemdNotifier()  # says nothing where there is none
+
+    def heartbeat() -> None:
+        service_manager.notify("WATCHDOG=1")
+
+    if standby:
+        service_manager.notify("READY=1\nSTATUS=stands by for another daemon")
+        if not daemon.stand_by(heartbeat):
+            return
     daemon.start()
     try:
         listens = daemon.status()["endpoints"]
@@ -91,8 +102,8 @@ def _run(daemon: "Daemon", endpoints: Path) -> None:
                 **listens
             )
         )
-        service_manager.notify("READY=1")
-        daemon.wait(lambda: service_manager.notify("WATCHDOG=1"))
+        service_manager.notify("READY=1\nSTATUS=serves")
+        daemon.wait(heartbeat)
     finally:
         service_manager.notify("STOPPING=1")
         with suppress(OSError):  # a file system that became read-only

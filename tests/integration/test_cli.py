@@ -103,7 +103,7 @@ def test_a_service_manager_hears_what_happens_and_a_lost_terminal_is_an_orderly_
         manager.settimeout(COMMAND_S)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         daemon = daemons.start()
-        assert [manager.recv(100), manager.recv(100)] == [b"READY=1", b"WATCHDOG=1"]
+        assert [manager.recv(100), manager.recv(100)] == [b"READY=1\nSTATUS=serves", b"WATCHDOG=1"]
         assert replay(daemon, "--limit", "64")["acked"] == 64
         daemon.process.send_signal(signal.SIGHUP)
         heard = iter(lambda: manager.recv(100), b"STOPPING=1")

@@ -754,7 +754,7 @@ def test_who_is_late_keeps_the_state_folder(start: Start) -> None:
     assert end(WAIT_S)
     with pytest.raises(ConfigError, match="in use by another daemon"):
         Daemon(config(running.state)).start()
-    running.daemon._lock.close()
+    running.daemon._lock.release()
 
 
 # --- starting -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import zmq
 from ffstream import keys
 from ffstream.client import Control, CurveKeys, Predictor, Producer
 from ffstream.daemon import Daemon
-from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused
+from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused, StageFailed
 from tests.in_process import INPUTS, Running, config, cut_off, images, labels
 from tests.recording_proxy import RecordingProxy
 from tests.support import given_away, wait_until
@@ -391,7 +391,7 @@ def test_a_zap_thread_that_dies_ends_the_daemon(house: House, monkeypatch: pytes
     # Nobody gets in without it, not even with the right key.
     with pytest.raises((RequestRefused, DeadlineExceeded)):
         Control(house.endpoint("control"), keys=house.keys("anna")).status(1.0)
-    with pytest.raises(RuntimeError, match="on purpose"):
+    with pytest.raises(StageFailed, match=r"ff-zap: .*on purpose"):
         house.running.stop()
     assert not any(thread.name == "ff-zap" for thread in threading.enumerate())
 

@@ -2,6 +2,7 @@
 
 `ready`: from starting the process until it takes samples and queries. `caught_up`: until predictions have learned
 every sample that was acked before. The peer is the speed at which a daemon learns the same samples as they come.
+`taken_over`: from the kill until a daemon that stood by takes samples and queries.
 """
 
 import statistics
@@ -23,7 +24,7 @@ _SETTINGS = ("network.preset=fast", "checkpoint.every_s=0", "checkpoint.every_sa
 
 def run(report: Report, rounds: int) -> None:
     """Medians over so many kills."""
-    ready, caught_up, learning = [], [], []
+    ready, caught_up, taken_over, learning = [], [], [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             state = Path(folder, "state")
@@ -39,12 +40,26 @@ def run(report: Report, rounds: int) -> None:
                 with Control(again.control) as control:
                     assert control.wait_idle(_DEADLINE_S)["learned"] == 2 * _SAMPLES
                 caught_up.append(time.perf_counter() - start - ready[-1])
+                taken_over.append(_take_over(state, again))
             finally:
                 again.end()
     report.add("recovery/ready", statistics.median(ready), "s")
+    report.add("recovery/taken_over", statistics.median(taken_over), "s", "ready", statistics.median(ready))
     report.add("recovery/caught_up_after_ready", statistics.median(caught_up), "s")
     speed = _SAMPLES / statistics.median(caught_up)
     report.add("recovery/catching_up", speed, "samples/s", "learning_as_they_come", statistics.median(learning))
+
+
+def _take_over(state: Path, daemon: Served) -> float:
+    """Seconds from its kill until another one serves that stood by."""
+    other = Served(state, _SETTINGS, standby=True)
+    try:
+        start = time.perf_counter()
+        daemon.kill()
+        other.await_ready()
+        return time.perf_counter() - start
+    finally:
+        other.end()
 
 
 def _learn(daemon: Served) -> float:

@@ -1,0 +1,98 @@
+"""A daemon that stands by takes over when the one that serves ends, however it ends."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ffstream.client import Producer
+from ffstream.daemon import Daemon
+from tests.daemons import COMMAND_S, Daemons, daemons_below, run_cli
+from tests.in_process import config
+from tools.daemon_process import free_port, serve_arguments
+
+SIZE = 32
+
+
+@pytest.fixture
+def daemons(tmp_path: Path) -> Iterator[Daemons]:
+    with daemons_below(tmp_path) as started:
+        yield started
+
+
+def send(producer: Producer, messages: int) -> int:
+    images = np.random.default_rng(messages).integers(0, 256, (SIZE, 784), dtype=np.uint8)
+    for _ in range(messages):
+        producer.send(images, np.arange(SIZE) % 10)
+    return messages * SIZE
+
+
+def test_killed_in_mid_stream_the_other_goes_on_and_nothing_acked_is_lost(daemons: Daemons) -> None:
+    """Twice. Nobody tells the producer: it finds another daemon on the same port."""
+    learn = f"listen.learn=tcp://127.0.0.1:{free_port()}"
+    serves = daemons.start(learn)
+    sent = 0
+    with Producer(serves.learn) as producer:
+        for _ in range(2):
+            stands_by = daemons.start(learn, standby=True)
+            sent += send(producer, 40)
+            serves.kill()
+            sent += send(producer, 20)
+            stands_by.await_ready()
+            serves = stands_by
+        producer.flush(COMMAND_S)
+    assert serves.log_text().count("takes over") == 2
+    status = serves.status(idle=True)
+    assert (status["accepted"], status["learned"]) == (sent, sent)
+    assert serves.terminate() == 0
+
+
+def test_it_takes_over_from_one_that_stops_in_order_and_goes_when_it_is_told(daemons: Daemons) -> None:
+    serves = daemons.start()
+    stands_by = daemons.start(standby=True)
+    goes = daemons.start(standby=True)
+    assert goes.terminate() == 0
+    assert serves.status()["state"] == "ready", "nobody took anything from it"
+    with Producer(serves.learn) as producer:
+        sent = send(producer, 10)
+    assert serves.status(idle=True)["learned"] == sent
+    assert serves.terminate() == 0
+    stands_by.await_ready()
+    assert stands_by.status()["learned"] == sent
+    assert f"learning begins checkpoint={sent}" in stands_by.log_text()
+    assert stands_by.terminate() == 0
+
+
+def test_with_nobody_there_it_need_not_wait(tmp_path: Path) -> None:
+    daemon = Daemon(config(tmp_path / "state"))
+    assert daemon.stand_by()
+    daemon.start()
+    assert daemon.state == "ready"
+    daemon.stop()
+
+
+def test_what_would_keep_it_from_listening_is_said_before_it_is_needed(daemons: Daemons) -> None:
+    serves = daemons.start()
+    done = run_cli(*serve_arguments(serves.state, ["listen.learn=tcp://0.0.0.0:*"]), "--standby")
+    assert done.returncode == 2
+    assert "can be reached from elsewhere" in done.stderr
+    assert serves.status()["state"] == "ready"
+
+
+def test_a_service_manager_hears_that_it_stands_by(
+    daemons: Daemons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serves = daemons.start()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(COMMAND_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        stands_by = daemons.start(standby=True)
+        assert manager.recv(100).startswith(b"READY=1\nSTATUS=stands by")
+        assert manager.recv(100) == b"WATCHDOG=1"
+        serves.kill()
+        heard = iter(lambda: manager.recv(100), b"READY=1\nSTATUS=serves")
+        assert set(heard) <= {b"WATCHDOG=1"}
+    stands_by.await_ready()

@@ -1,0 +1,50 @@
+"""Whose the state folder is."""
+
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from ffstream.errors import ConfigError
+from ffstream.state import StateLock
+
+
+def test_one_at_a_time_has_it(tmp_path: Path) -> None:
+    first, second = StateLock(tmp_path / "new" / "state"), StateLock(tmp_path / "new" / "state")
+    assert first.take()
+    assert first.take(), "it has it"
+    assert not second.take()
+    first.release()
+    assert second.take()
+    assert not first.take()
+    second.release()
+    second.release()
+    assert first.take()
+    first.release()
+
+
+def test_what_is_in_the_way_is_told_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match="file"):
+        StateLock(file).take()
+
+    def no_locks(*arguments: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(ConfigError, match="No locks available"):
+        StateLock(tmp_path / "state").take()
+
+
+def test_a_folder_that_others_may_write_to_is_refused_as_long_as_they_may(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    lock = StateLock(state)
+    with pytest.raises(ConfigError, match="others may write"):
+        lock.take()
+    assert not (state / "lock").exists()
+    state.chmod(0o755)
+    assert lock.take(), "to read is no harm"
+    lock.release()
