@@ -9,6 +9,7 @@ says up to which one they were learned; recovery begins there. Nothing else is d
 
 import gc
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -89,22 +90,23 @@ class Daemon:
     def stand_by(self, heartbeat: Callable[[], None] = lambda: None) -> bool:
         """Waits while another daemon has the state folder: the kernel takes it from one that dies, however it dies.
 
-        True when it is ours and `start` may follow, False when a stop was requested meanwhile. Raises ConfigError.
+        Calls `heartbeat` each second meanwhile. True when it is ours and `start` may follow, False when a stop was
+        requested. Raises ConfigError.
         """
         # What would keep it from listening is said now, and not when it is needed.
         Access(self.config.listen, self.config.security, Metrics(), self._fail)
         if self._lock.take():
             return True
         log.info("stands by pid=%d state=%s", os.getpid(), self.config.state)
-        beat = time.monotonic()
-        while not self._is_woken(_STANDBY_LOOK_S):
-            if self._lock.take():
-                log.info("takes over pid=%d state=%s", os.getpid(), self.config.state)
-                return True
+        beat = -math.inf
+        while not self._lock.take():
             if time.monotonic() - beat >= _LOOK_S:
                 beat = time.monotonic()
                 heartbeat()
-        return False
+            if self._is_woken(_STANDBY_LOOK_S):
+                return False
+        log.info("takes over pid=%d state=%s", os.getpid(), self.config.state)
+        return True
 
     def start(self) -> None:
         """Recovers and serves. Raises FFStreamError; then nothing is left running."""

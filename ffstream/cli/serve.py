@@ -83,13 +83,10 @@ def _stop_on_signals(daemon: "Daemon") -> None:
 def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
     service_manager = sdnotify.SystemdNotifier()  # says nothing where there is none
 
-    def heartbeat() -> None:
-        service_manager.notify("WATCHDOG=1")
-
-    if standby:
-        service_manager.notify("READY=1\nSTATUS=stands by for another daemon")
-        if not daemon.stand_by(heartbeat):
-            return
+    if standby and not daemon.stand_by(
+        lambda: service_manager.notify("READY=1\nSTATUS=stands by for another daemon\nWATCHDOG=1")
+    ):
+        return
     daemon.start()
     try:
         listens = daemon.status()["endpoints"]
@@ -103,7 +100,7 @@ def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
             )
         )
         service_manager.notify("READY=1\nSTATUS=serves")
-        daemon.wait(heartbeat)
+        daemon.wait(lambda: service_manager.notify("WATCHDOG=1"))
     finally:
         service_manager.notify("STOPPING=1")
         with suppress(OSError):  # a file system that became read-only
