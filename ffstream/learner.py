@@ -210,7 +210,7 @@ class Learner:
                 raise _stops(f"{missing} samples wait on disk")
             raise DeadlineExceeded(
                 f"{missing} samples are not learned after {timeout_s:g} s",
-                hint="wait longer, or see ffstream status",
+                hint="learning is paused: ffstream resume" if self._paused else "wait longer, or see ffstream status",
             )
 
     def checkpoint(self, timeout_s: float) -> Written:
@@ -235,7 +235,7 @@ class Learner:
                 self._checkpointed.wait(0.1)
             written = self._last_written
         if written.error is not None:
-            raise Unavailable(f"the checkpoint could not be written: {written.error}", hint="free disk space")
+            raise Unavailable(f"the checkpoint could not be written: {written.error}", hint="the log says why")
         return written
 
     def pause(self, paused: bool) -> None:

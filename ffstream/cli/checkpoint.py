@@ -72,7 +72,7 @@ def verify(context: click.Context, seq: int | None, file: Path | None, state: Pa
 
 
 def _checkpoints(state: Path) -> Path:
-    if not state.is_dir():
+    if not any((state / name).exists() for name in ("journal.sqlite", "checkpoints")):
         raise ConfigError(f"no state folder at {state}", hint="--state names a daemon's state folder")
     return state / "checkpoints"
 

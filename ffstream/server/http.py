@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
+from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed, Unavailable
 from ffstream.server.refusals import Refusals
 from ffstream.threads import OnFailure, Worker
 
@@ -96,7 +96,10 @@ def make_app(
         return PlainTextResponse(f"{state}\n", 200 if state == "ready" else 503)
 
     def status_json(request: Request) -> Response:
-        return JSONResponse(status())
+        try:
+            return JSONResponse(status())
+        except Unavailable as error:
+            return JSONResponse({"code": error.code, "message": error.message, "hint": error.hint}, 503)
 
     def page(request: Request) -> Response:
         return HTMLResponse(files("ffstream.server").joinpath("page.html").read_text())

@@ -19,7 +19,7 @@ from ffstream.client.connection import Connection
 from ffstream.wire.messages import ErrorReply, Reply, Request
 from tests.daemons import COMMAND_S, DaemonProcess, Daemons, run_cli, run_json
 from tests.support import picture, wait_until
-from tools.daemon_process import serve_arguments
+from tools.daemon_process import CLI, serve_arguments
 
 NOBODY = "tcp://127.0.0.1:1"
 
@@ -110,6 +110,25 @@ def test_a_service_manager_hears_what_happens_and_a_lost_terminal_is_an_orderly_
         assert set(heard) <= {b"WATCHDOG=1"}
     assert daemon.wait() == 0
     assert len(list((daemon.state / "checkpoints").glob("*/manifest.json"))) == 1
+
+
+def test_a_stop_is_heard_before_it_serves(tmp_path: Path) -> None:
+    """Also as the first process of a container, which ignores what it does not handle."""
+    os.mkfifo(tmp_path / "config")
+    starting = subprocess.Popen([*CLI, "serve", "--config", str(tmp_path / "config")])
+    try:
+        with (tmp_path / "config").open("w"):  # returns once it reads its options
+            starting.terminate()
+            assert starting.wait(COMMAND_S) == 0
+    finally:
+        starting.kill()
+
+
+def test_a_checkpoint_is_looked_for_only_where_a_daemon_was(tmp_path: Path) -> None:
+    for command in ("list", "verify"):
+        looked = run_cli("checkpoint", command, "--state", str(tmp_path))
+        assert looked.returncode == 2
+        assert "no state folder" in looked.stderr
 
 
 def test_a_second_signal_ends_it_at_once_and_loses_nothing_acked(daemons: Daemons) -> None:

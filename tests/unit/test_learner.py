@@ -300,6 +300,15 @@ def test_a_pause_or_resume_during_a_rollback_holds_after_it(bench: Bench, watche
     bench.learner.pause(False)
 
 
+def test_who_waits_while_learning_is_paused_is_told_so(bench: Bench) -> None:
+    bench.learner.pause(True)
+    bench.feed(10)
+    with pytest.raises(DeadlineExceeded, match="ffstream resume"):
+        bench.learner.wait_idle(0.0)
+    bench.learner.pause(False)
+    bench.learner.wait_idle(DEADLINE_S)
+
+
 def test_nothing_is_idle_during_a_rollback(bench: Bench, watched: Watch) -> None:
     """What predicts has learned more than what learns: it does not count."""
     bench.learn(10)

@@ -1,3 +1,4 @@
+import json
 import logging
 import socket
 import threading
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ffstream.errors import ConfigError
+from ffstream.errors import ConfigError, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.http import HttpServer, Sparse, make_app
 
@@ -36,6 +37,8 @@ class Site:
     def status(self) -> dict[str, Any]:
         self.asked.release()
         assert self.go_on.wait(WAIT_S)
+        if self.state == "unreadable":
+            raise Unavailable("the disk is gone", hint="put it back")
         return STATUS
 
     def connect(self) -> socket.socket:
@@ -76,6 +79,13 @@ def heard(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return said
+
+
+def test_a_status_that_cannot_be_told_now_says_why(site: Site) -> None:
+    site.state = "unreadable"
+    code, text = site.get("/status")
+    assert code == 503
+    assert json.loads(text) == {"code": "unavailable", "message": "the disk is gone", "hint": "put it back"}
 
 
 def test_healthy_until_a_thread_has_died(site: Site) -> None:
