@@ -128,6 +128,7 @@ def test_without_power_it_keeps_what_it_acked_and_a_disk_that_lies_is_found_out(
 def flushes_what_it_finds(recording: power.Recording) -> None:
     """Each life but the first flushes all that is there before it writes: the one before may not have come to it."""
     state = disk.Disk(recording.root)
+    unflushed: set[Path] = set()
     for at, operation in enumerate(recording.operations):
         if at in recording.births[1:]:
             unflushed = {Path(each) for each in state.files()}

@@ -699,12 +699,13 @@ def test_a_daemon_of_which_a_part_died_during_its_start_is_never_ready(
     dead = StageFailed("ff-stage-0 died", hint="see the log")
     start = HttpServer.start
 
+    daemon = Daemon(config(tmp_path / "state"))
+
     def start_late(server: HttpServer) -> None:
         start(server)
         daemon._fail(dead)
 
     monkeypatch.setattr(HttpServer, "start", start_late)
-    daemon = Daemon(config(tmp_path / "state"))
     with pytest.raises(StageFailed, match="ff-stage-0 died"):
         daemon.start()
     assert daemon.state == "failed"
@@ -734,7 +735,11 @@ def test_a_socket_that_is_stuck_is_named_and_ends_the_daemon(start: Start) -> No
     """A query that never comes back would leave a daemon that seems alive."""
     running = start("pipeline.stall_timeout_s=0.3")
     go_on = threading.Event()
-    running.daemon.predict.handle = lambda batch: go_on.wait(WAIT_S) and None  # type: ignore[method-assign]
+
+    def never_come_back(batch: object) -> None:
+        go_on.wait(WAIT_S)
+
+    running.daemon.predict.handle = never_come_back  # type: ignore[method-assign]
     running.peer("predict").send("predict", bytes(INPUTS), id=1, count=1, dtype="uint8", shape=[INPUTS])
     running.daemon.wait()
     assert running.daemon.state == "failed"
@@ -873,6 +878,7 @@ def test_a_rollback_while_samples_and_queries_come(start: Start) -> None:
     running = start("checkpoint.every_samples=40", "checkpoint.keep=100")
     producer, predictor, control = running.producer(), running.predictor(), running.control()
     answered: list[int] = []
+    learned = 0
     stop = threading.Event()
 
     def ask() -> None:

@@ -116,7 +116,7 @@ def test_who_has_the_key_gets_in(house: House) -> None:
 
 def test_the_largest_message_fits_with_its_encryption(house: House) -> None:
     limits = house.running.daemon.config.limits
-    peer = zmq.Context.instance().socket(zmq.DEALER)
+    peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     peer.setsockopt(zmq.LINGER, 0)
     house.keys("anna").use(peer)
     peer.connect(house.endpoint("learn"))

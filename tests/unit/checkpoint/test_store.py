@@ -154,6 +154,11 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
+def to_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def rewrite(path: Path, **changes: Any) -> None:
     """Another manifest with a good checksum of its own: damage that only a look at the fields can find."""
     manifest = json.loads(path.read_text()) | changes
@@ -171,7 +176,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "state: first byte": lambda folder: flip(folder / STATE, 0),
     "state: in its header": lambda folder: flip(folder / STATE, 30),
     "state: last byte": lambda folder: flip(folder / STATE, -1),
-    "state is a folder": lambda folder: ((folder / STATE).unlink(), (folder / STATE).mkdir()),
+    "state is a folder": lambda folder: to_folder(folder / STATE),
     "manifest is empty": lambda folder: (folder / MANIFEST).write_bytes(b""),
     "manifest is cut": lambda folder: os.truncate(folder / MANIFEST, 100),
     "manifest is no JSON": lambda folder: (folder / MANIFEST).write_text("hello"),
@@ -179,7 +184,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "manifest is deep": lambda folder: (folder / MANIFEST).write_text("[" * 100_000),
     "manifest is a list": lambda folder: (folder / MANIFEST).write_text("[]"),
     "manifest is null": lambda folder: (folder / MANIFEST).write_text("null"),
-    "manifest is a folder": lambda folder: ((folder / MANIFEST).unlink(), (folder / MANIFEST).mkdir()),
+    "manifest is a folder": lambda folder: to_folder(folder / MANIFEST),
     "manifest without a check": lambda folder: (folder / MANIFEST).write_text(
         json.dumps({k: v for k, v in json.loads((folder / MANIFEST).read_text()).items() if k != "check"})
     ),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tools.crashing import disk, trace
+from tools.crashing.stream import Heard
 
 
 def hexed(text: str) -> str:
@@ -33,7 +34,7 @@ class Trace:
     def lives(self, *pids: int) -> list[list[disk.Operation]]:
         reader = trace.Reader(self._state.parent, self._state)
         return [
-            [event.what for event in reader.read(steps) if not isinstance(event.what, trace.Heard)]
+            [event.what for event in reader.read(steps) if not isinstance(event.what, Heard)]
             for steps in trace.by_life(self._path, pids)
         ]
 

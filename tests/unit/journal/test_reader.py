@@ -59,7 +59,8 @@ def test_reading_begins_and_ends_anywhere(
 
 def test_reading_on_gives_every_sample_once(ten: Journal, open_reader: OpenReader) -> None:
     reader = open_reader(ten.path)
-    beyond, seen = 0, []
+    beyond = 0
+    seen: list[int] = []
     while rows := reader.read(beyond, 5):
         for row in rows:
             seen += range(max(row.first_seq, beyond + 1), row.first_seq + row.samples)

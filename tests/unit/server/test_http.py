@@ -186,7 +186,7 @@ def test_more_than_are_answered_at_a_time_are_told_and_health_is_still_said(smal
 def test_garbage_writes_few_lines(site: Site) -> None:
     lines: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = lines.append  # type: ignore[method-assign]
+    handler.emit = lines.append  # type: ignore[method-assign,assignment]
     logger = logging.getLogger("uvicorn.error")
     logger.addHandler(handler)
     upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"

@@ -4,6 +4,7 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -67,6 +68,10 @@ def inbox(prequential: Prequential) -> int:
     return len(prequential._inbox)
 
 
+def has_left(prequential: Prequential, batches: int) -> bool:
+    return inbox(prequential) == batches
+
+
 def test_every_batch_is_predicted_by_its_own_version(make: Make) -> None:
     prequential = make()
     prequential.start()
@@ -87,7 +92,7 @@ def test_versions_that_come_late_are_waited_for(make: Make) -> None:
     for version in range(6):
         observe(prequential, version)
     for version in range(1, 6):
-        wait_until(lambda left=5 - version: inbox(prequential) == left, DEADLINE_S, "it has the next batch in hand")
+        wait_until(partial(has_left, prequential, 5 - version), DEADLINE_S, "it has the next batch in hand")
         # The metric, not the record: that belongs to the evaluator's thread, and has no lock.
         assert prequential._metrics.prequential_samples._value.get() == 3 * version
         prequential.publish(snapshot(version))

@@ -307,7 +307,15 @@ CHECKER = ImageChecker(inputs=6, labels=10, max_samples=100)
 
 
 def samples(**other: Any) -> Samples:
-    fields = {"client": "a", "n": 1, "base": 1, "count": 2, "dtype": "uint8", "shape": [2, 3], "labels": b"\1\0\2\0"}
+    fields: dict[str, Any] = {
+        "client": "a",
+        "n": 1,
+        "base": 1,
+        "count": 2,
+        "dtype": "uint8",
+        "shape": [2, 3],
+        "labels": b"\1\0\2\0",
+    }
     return Samples(**(fields | other))
 
 
@@ -434,4 +442,4 @@ def test_as_many_labels_as_images(labels: list[int], count: int) -> None:
 
 
 def test_a_plain_number_is_one_label() -> None:
-    assert labels_to_bytes(7, 1) == b"\7\0"  # type: ignore[arg-type]
+    assert labels_to_bytes(7, 1) == b"\7\0"
