@@ -194,8 +194,9 @@ def check_meta(meta: dict[str, Any], findings: Findings) -> None:
     for key in ("version", "inputs", "labels", "next_seq"):
         if not is_number(meta.get(key)):
             findings.add(f"the table meta has no {key}")
-    if is_number(meta.get("version")) and meta["version"] != schema.VERSION:
-        findings.add(f"version is {meta['version']}, this program reads {schema.VERSION}")
+    # What is read here stands in every version alike.
+    if is_number(meta.get("version")) and not 1 <= meta["version"] <= schema.VERSION:
+        findings.add(f"version is {meta['version']}, this program reads 1 to {schema.VERSION}")
 
 
 def check_end(connection: sqlite3.Connection, stored: Any, findings: Findings) -> None:

@@ -150,10 +150,15 @@ class Journal:
         return known.receipts.get(n)
 
     def holds(self, receipt: Receipt, entry: Entry) -> bool:
-        """Whether that message was stored with this content; True when its row is deleted and nobody can tell."""
-        row = self._db.execute("SELECT crc FROM messages WHERE first_seq = ?", (receipt.first_seq,)).fetchone()
-        _, _, _, count, dtype, labels, images = entry
-        return row is None or row[0] == schema.checksum(receipt.first_seq, count, dtype, labels, images)
+        """Whether that message was stored with this content; True when nobody can tell any more."""
+        client, n, _, count, dtype, labels, images = entry
+        row = self._db.execute(
+            "SELECT crc FROM messages WHERE first_seq = ? UNION ALL"
+            " SELECT crc FROM receipts WHERE client = ? AND n = ?",
+            (receipt.first_seq, client, n),
+        ).fetchone()
+        (crc,) = row or (None,)
+        return crc is None or crc == schema.checksum(receipt.first_seq, count, dtype, labels, images)
 
     def append(self, entries: Sequence[Entry]) -> list[Receipt]:
         """Stores new messages in one transaction and returns their receipts, in order.
@@ -250,26 +255,28 @@ class Journal:
         with schema.only_damage(self.path):
             # A length stands at the beginning of its row: the image's own pages are not read.
             found = self._db.execute(
-                "SELECT first_seq, client, n, count, coalesce(length(images), 0) FROM messages"
+                "SELECT first_seq, client, n, count, crc, coalesce(length(images), 0) FROM messages"
                 " WHERE first_seq + count - 1 <= ? AND first_seq <= ? ORDER BY first_seq LIMIT ?",
                 (seq, seq, rows),
             ).fetchall()
-        sizes = accumulate((row[4] for row in found), initial=0)
-        old = [row[:4] for row, before in zip(found, sizes, strict=False) if before < size]
+        sizes = accumulate((row[5] for row in found), initial=0)
+        old = [row[:5] for row, before in zip(found, sizes, strict=False) if before < size]
         if not old:
             self._trimmed_to = seq  # a message that reaches beyond it stays whole
             return False
         still_asked = [
-            (client, n, first_seq, count) for first_seq, client, n, count in old if n >= self._clients[client].base
+            (client, n, first_seq, count, crc)
+            for first_seq, client, n, count, crc in old
+            if n >= self._clients[client].base
         ]
         moments.reached("trim.before")
         with schema.Transaction(self._db, self.path):
-            self._db.executemany("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?)", still_asked)
+            self._db.executemany("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?, ?)", still_asked)
             self._db.execute("DELETE FROM messages WHERE first_seq <= ?", (old[-1][0],))
             self._db.execute("UPDATE meta SET value = ? WHERE key = 'next_seq'", (self._next_seq,))
             self._db.executemany(
                 "DELETE FROM receipts WHERE client = ? AND n < ?",
-                [(client, self._clients[client].base) for client in {client for _, client, _, _ in old}],
+                [(client, self._clients[client].base) for client in {row[1] for row in old}],
             )
         moments.reached("trim.after")
         self._first_seq = old[-1][0] + old[-1][3]

@@ -3,7 +3,8 @@
 messages  one row an accepted message, in sequence order. Row r holds the samples first_seq … first_seq+count−1.
           Valid if and only if: the rows present follow one another without a gap, each row's blobs have the
           lengths that count and dtype promise, and crc is `checksum` of the rest.
-receipts  messages whose row was deleted but whose sender may still ask about them.
+receipts  messages whose row was deleted but whose sender may still ask about them. crc is their row's, and NULL
+          where version 1 deleted that: nobody can tell any more what was in it.
 clients   for each client the lowest message number that it may still send (`base`).
 skips     ranges of samples that are never learned; see skips.py. Valid if and only if 0 < first ≤ last < next number.
 meta      `version` of this schema; `next_seq`, so that numbers are never given twice when all rows are gone;
@@ -19,11 +20,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ffstream.errors import DiskFull, JournalDamaged, Unavailable
 
-VERSION = 1
+VERSION = 2
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS messages (
@@ -37,7 +38,7 @@ CREATE TABLE IF NOT EXISTS messages (
     images BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS receipts (
-    client TEXT NOT NULL, n INTEGER NOT NULL, first_seq INTEGER NOT NULL, count INTEGER NOT NULL,
+    client TEXT NOT NULL, n INTEGER NOT NULL, first_seq INTEGER NOT NULL, count INTEGER NOT NULL, crc INTEGER,
     PRIMARY KEY (client, n)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS clients (
@@ -45,6 +46,11 @@ CREATE TABLE IF NOT EXISTS clients (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS skips (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+_FROM_1 = f"""
+ALTER TABLE receipts ADD COLUMN crc INTEGER;
+UPDATE meta SET value = {VERSION} WHERE key = 'version';
 """
 
 _OF_OLD = {"messages", "receipts", "clients", "meta"}  # every journal has them, whatever was added later
@@ -88,22 +94,28 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int) -> None:
-    """Makes the tables of a new file. Raises JournalDamaged for another version or network, or a part."""
-    expected = {"version": VERSION, "inputs": inputs, "labels": labels}
-    values = ", ".join(f"('{key}', {value:d})" for key, value in (expected | {"next_seq": 1}).items())
+    """Makes the tables of a new file, and adds to those of version 1 what they lack.
+
+    Raises JournalDamaged for another version or network, or a part.
+    """
     try:
-        _expect_whole(connection, path)
+        found = _meta_of_whole(connection, path)
+        is_old = found.get("version") == 1
+        expected = {"version": 1 if is_old else VERSION, "inputs": inputs, "labels": labels}
+        for key, value in expected.items():
+            if found.get(key, value) != value:
+                raise JournalDamaged(
+                    f"{path}: {key} is {found[key]}, this daemon wants {value}",
+                    hint="use the network that the journal was begun with, or another --state folder",
+                )
+        values = ", ".join(f"('{key}', {value:d})" for key, value in (expected | {"next_seq": 1}).items())
         # All or nothing: a table that is missing later was lost.
-        connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} INSERT OR IGNORE INTO meta VALUES {values}; COMMIT")
-        found = dict(connection.execute("SELECT key, value FROM meta"))
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {_TABLES} INSERT OR IGNORE INTO meta VALUES {values};"
+            f" {_FROM_1 if is_old else ''} COMMIT"
+        )
     except UNREADABLE as error:
         raise unusable(path, error) from error
-    for key, value in expected.items():
-        if found.get(key) != value:
-            raise JournalDamaged(
-                f"{path}: {key} is {found.get(key)}, this daemon wants {value}",
-                hint="use the network that the journal was begun with, or another --state folder",
-            )
 
 
 class Transaction:
@@ -148,15 +160,17 @@ class Transaction:
 _NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 
 
-def _expect_whole(connection: sqlite3.Connection, path: Path) -> None:
+def _meta_of_whole(connection: sqlite3.Connection, path: Path) -> dict[str, Any]:
+    """What the table meta says; nothing in a new file."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
-        return
+        return {}
     if lost := _OF_OLD - tables:
         raise damaged(path, f"the table {min(lost)} is missing")
-    keys = {key for (key,) in connection.execute("SELECT key FROM meta")}
-    if lost := {"version", "inputs", "labels", "next_seq"} - keys:
+    meta = dict(connection.execute("SELECT key, value FROM meta"))
+    if lost := {"version", "inputs", "labels", "next_seq"} - meta.keys():
         raise damaged(path, f"{min(lost)} is missing in the table meta")
+    return meta
 
 
 def checksum(first_seq: int, count: int, dtype: str, labels: bytes, images: bytes) -> int:

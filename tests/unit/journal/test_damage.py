@@ -152,7 +152,7 @@ values = st.sampled_from(
 columns = st.sampled_from(
     [
         *(("messages", name) for name in ("count", "client", "n", "dtype", "crc", "labels", "images", "first_seq")),
-        *(("receipts", name) for name in ("client", "n", "first_seq", "count")),
+        *(("receipts", name) for name in ("client", "n", "first_seq", "count", "crc")),
         *(("clients", name) for name in ("client", "base", "seen")),
         *(("meta", name) for name in ("key", "value")),
     ]

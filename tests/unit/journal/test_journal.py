@@ -1,3 +1,4 @@
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from ffstream.journal.journal import Head, Journal, Receipt
 from ffstream.journal.reader import Reader
 from ffstream.journal.skips import Skip
 from tests.support import wait_until
-from tests.unit.journal.entries import INPUTS, LABELS, crash_image, entry
+from tests.unit.journal.entries import INPUTS, LABELS, crash_image, entry, write_version_1
 
 OpenJournal = Callable[..., Journal]
 OpenReader = Callable[[Path], Reader]
@@ -311,6 +312,19 @@ def test_a_trimmed_message_may_still_be_asked_for(journal: Journal, open_journal
         assert each.next_n("a") == 7
 
 
+def test_what_was_in_a_trimmed_message_can_still_be_told(journal: Journal, open_journal: OpenJournal) -> None:
+    for n in (1, 2, 3):
+        journal.append([entry("a", n, base=1)])
+    journal.trim(2)
+    for each in (journal, open_journal(journal.path)):
+        for n in (1, 2, 3):
+            receipt = each.receipt("a", n)
+            assert receipt is not None
+            assert each.holds(receipt, entry("a", n))
+            assert not each.holds(receipt, entry("a", n)._replace(labels=b"\x09\0"))
+            assert not each.holds(receipt, entry("a", n)._replace(images=bytes(INPUTS)))
+
+
 def test_receipts_on_disk_go_when_nobody_can_ask_any_more(journal: Journal) -> None:
     journal.append([entry("a", n, base=1) for n in range(1, 6)])
     journal.trim(5)
@@ -396,10 +410,59 @@ def test_a_journal_of_another_network(journal: Journal, other: dict[str, int], n
 
 
 def test_a_journal_of_another_version(journal: Journal, open_journal: OpenJournal) -> None:
-    journal._db.execute("UPDATE meta SET value = 2 WHERE key = 'version'")
+    journal._db.execute("UPDATE meta SET value = 3 WHERE key = 'version'")
     journal.close()
-    with pytest.raises(JournalDamaged, match="version is 2"):
+    with pytest.raises(JournalDamaged, match="version is 3"):
         open_journal()
+
+
+def version(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    (found,) = connection.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
+    connection.close()
+    return int(found)
+
+
+def test_a_journal_of_version_1_goes_on(tmp_path: Path, open_journal: OpenJournal) -> None:
+    write_version_1(tmp_path / "journal.sqlite")
+    for journal in (open_journal(), open_journal()):
+        assert version(journal.path) == 2
+        assert [journal.receipt("a", n) for n in (1, 2, 3)] == [Receipt(n, n, 1) for n in (1, 2, 3)]
+        other = b"\x09\0"
+        assert journal.holds(Receipt(1, 1, 1), entry("a", 1)._replace(labels=other)), "nobody can tell"
+        assert not journal.holds(Receipt(2, 2, 1), entry("a", 2)._replace(labels=other))
+        journal.trim(2)
+        assert not journal.holds(Receipt(2, 2, 1), entry("a", 2)._replace(labels=other))
+        assert journal.holds(Receipt(2, 2, 1), entry("a", 2))
+    assert journal.append([entry("a", 4, base=1)]) == [Receipt(4, 4, 1)]
+
+
+def test_of_another_network_a_journal_of_version_1_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    write_version_1(path)
+    before = stored(path)
+    with pytest.raises(JournalDamaged, match="inputs is 4"):
+        Journal(path, inputs=5, labels=LABELS)
+    assert stored(path) == before
+
+
+def test_a_crash_amid_the_upgrade_leaves_the_old_or_the_new(tmp_path: Path, open_journal: OpenJournal) -> None:
+    """Its one transaction, torn wherever it may be."""
+    path = tmp_path / "journal.sqlite"
+    write_version_1(path)
+    open_journal(path)
+    size = path.with_name("journal.sqlite-wal").stat().st_size
+    found = set()
+    for end in (*range(0, size, 1000), size):
+        image = crash_image(path, tmp_path / str(end))
+        os.truncate(image.with_name("journal.sqlite-wal"), end)
+        columns = len(stored(image)[2])  # of the one receipt
+        assert (version(image), columns) in ((1, 4), (2, 5))
+        found.add(columns)
+        journal = open_journal(image)
+        assert [journal.receipt("a", n) for n in (1, 2, 3)] == [Receipt(n, n, 1) for n in (1, 2, 3)]
+        assert version(image) == 2
+    assert found == {4, 5}
 
 
 def test_odd_names_of_clients(journal: Journal, open_journal: OpenJournal) -> None:

@@ -26,6 +26,7 @@ class Model:
         self.seq = 0
         self.base: dict[str, int] = {}
         self.receipts: dict[tuple[str, int], Receipt] = {}
+        self.entries: dict[tuple[str, int], Entry] = {}
         self.samples: dict[int, tuple[bytes, bytes]] = {}  # by sequence number
         self.trimmed = 0
 
@@ -40,6 +41,7 @@ class Model:
         for each in entries:
             receipt = Receipt(each.n, self.seq + 1, each.samples)
             self.receipts[each.client, each.n] = receipt
+            self.entries[each.client, each.n] = each
             for index in range(each.samples):
                 self.seq += 1
                 image = each.images[index * INPUTS : (index + 1) * INPUTS]
@@ -146,6 +148,10 @@ class JournalMachine(RuleBasedStateMachine):
                         self.journal.receipt(client, n)
                 else:
                     assert self.journal.receipt(client, n) == expected
+                if isinstance(expected, Receipt):
+                    sent = self.model.entries[client, n]
+                    assert self.journal.holds(expected, sent)
+                    assert not self.journal.holds(expected, sent._replace(images=sent.images[::-1]))
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):

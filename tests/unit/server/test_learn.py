@@ -248,6 +248,8 @@ def test_a_number_that_was_stored_with_other_samples_is_refused(ingest: Ingest) 
     wait_until(lambda: on_disk(ingest) == [], 10, "its row is deleted")
     peer.samples(1)
     assert set(peer.acked(1)) == {1}
+    peer.samples(1, labels=b"\1\0")
+    assert peer.answer()["code"] == "stale_sequence", "its receipt knows"
 
 
 # --- obstacles ------------------------------------------------------------------------------------------------------
