@@ -68,13 +68,18 @@ class Limits(_Section):
         0, ge=0, description="bytes of memory above which no samples are taken; 0: nine tenths of the machine's"
     )
     clients_max: int = Field(10_000, ge=1, description="producers that the journal remembers")
+    client_names_max: int = Field(1000, ge=1, description="names under which one key may store")
     client_forget_after_s: float = Field(
         7 * 86_400.0, gt=0, description="seconds without a message after which a producer may be forgotten"
     )
     client_unresolved_max_messages: int = Field(
-        16_384, ge=1, description="stored messages that a producer still counts as unanswered"
+        16_384,
+        ge=1,
+        description="stored messages that a producer, or one key, counts as unanswered; past it a name has a window",
     )
-    client_samples_per_s: float = Field(0.0, ge=0, description="samples a second from one producer; 0: no limit")
+    client_samples_per_s: float = Field(
+        0.0, ge=0, description="samples a second from one producer, or one key; 0: no limit"
+    )
     receive_queue_messages: int = Field(
         2048, ge=0, description="messages of one peer that wait to be looked at, above the window; 0: no limit"
     )

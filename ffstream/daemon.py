@@ -188,6 +188,7 @@ class Daemon:
                 backlog_max_samples=limits.backlog_max_samples,
                 journal_max_bytes=limits.journal_max_bytes,
                 clients_max=limits.clients_max,
+                client_names_max=limits.client_names_max,
                 client_forget_after_s=limits.client_forget_after_s,
                 client_unresolved_max_messages=limits.client_unresolved_max_messages,
                 client_samples_per_s=limits.client_samples_per_s,

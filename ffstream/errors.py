@@ -142,13 +142,13 @@ class TooManyFiles(Unavailable):
 
 
 class TooManyClients(Unavailable):
-    """The limit on clients is reached."""
+    """The limit on clients, or on those of one key, is reached."""
 
     code = "too_many_clients"
 
 
 class RateLimited(Unavailable):
-    """This client sends faster than its limit, or leaves too many messages unresolved."""
+    """This client, or its key, sends faster than its limit, or leaves too many messages unresolved."""
 
     code = "rate_limited"
 

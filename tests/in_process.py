@@ -11,7 +11,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from ffstream.client import Control, Predictor, Producer
+from ffstream.client import Control, CurveKeys, Predictor, Producer
 from ffstream.config import Config, load
 from ffstream.daemon import Daemon
 
@@ -70,9 +70,11 @@ def cut_off(socket: zmq.Socket[bytes], timeout_s: float = ANSWER_S) -> Iterator[
 class Peer:
     """A client that says what it is told to say, frame by frame."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: CurveKeys | None = None) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        if keys is not None:
+            keys.use(self._socket)
         self._socket.connect(endpoint)
 
     def say(self, *frames: bytes) -> None:
@@ -176,9 +178,9 @@ class Running:
         self._open.append(control := Control(self.daemon.control.endpoint, **options))
         return control
 
-    def peer(self, socket: str = "learn") -> Peer:
+    def peer(self, socket: str = "learn", keys: CurveKeys | None = None) -> Peer:
         """A new raw client of one of the sockets."""
-        self._open.append(peer := Peer(getattr(self.daemon, socket).endpoint))
+        self._open.append(peer := Peer(getattr(self.daemon, socket).endpoint, keys))
         return peer
 
     def metric(self, name: str, **labels: str) -> float:

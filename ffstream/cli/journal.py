@@ -8,7 +8,7 @@ import click
 from ffstream.checkpoint.inspection import look
 from ffstream.cli import options, states
 from ffstream.cli.output import print_json, progress_bar
-from ffstream.journal import inspection
+from ffstream.journal import identity, inspection
 from ffstream.journal.inspection import Findings, Summary
 from ffstream.journal.verification import Verification
 
@@ -94,7 +94,9 @@ def _stat(path: Path, summary: Summary, newest: int) -> dict[str, Any]:
         "clients": summary.clients,
         "receipts": summary.receipts,
         "largest_clients": [
-            {"client": client, "samples": samples} for client, samples in summary.by_client.most_common(_LARGEST)
+            {"key": key, "client": name, "samples": samples}
+            for client, samples in summary.by_client.most_common(_LARGEST)
+            for key, name in [identity.split(client)]
         ],
         "checkpoint_seq": newest,
         "backlog": max(0, summary.next_seq - 1 - newest),
@@ -113,8 +115,10 @@ def _problems(findings: Findings) -> dict[str, Any]:
 
 def _show_stat(result: dict[str, Any]) -> None:
     held = states.samples(result["first_seq"], result["last_seq"]) if result["messages"] else "none"
-    # Strangers choose their names: none may end a line or move a cursor.
-    largest = ", ".join(f"{each['client']!r} {each['samples']:,}" for each in result["largest_clients"])
+    largest = ", ".join(
+        f"{identity.show(identity.join(each['key'], each['client']))} {each['samples']:,}"
+        for each in result["largest_clients"]
+    )
     states.show(
         {
             "journal": f"{result['path']}, version {result['version']}",

@@ -177,7 +177,7 @@ def _count(connection: sqlite3.Connection, summary: Summary) -> None:
             summary.last_seq = first_seq + count - 1
             summary.messages += 1
             summary.samples += count
-            summary.by_client[client] += count
+            summary.by_client[str(client)] += count  # damaged, it may be anything
 
 
 def read_meta(connection: sqlite3.Connection) -> dict[str, Any]:

@@ -7,6 +7,7 @@ this object remembers has changed, so a failed commit leaves it as it was.
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
@@ -15,11 +16,13 @@ from typing import NamedTuple
 
 from ffstream import moments
 from ffstream.errors import JournalDamaged, StaleSequence, Unavailable
-from ffstream.journal import schema
+from ffstream.journal import identity, schema
+
+_OF_ANOTHER_TYPE = (TypeError, ValueError, OverflowError, AttributeError)  # what a damaged value raises
 
 
 class Entry(NamedTuple):
-    """One accepted message on its way to disk."""
+    """One accepted message on its way to disk. `client` is what `identity` makes."""
 
     client: str
     n: int
@@ -85,7 +88,7 @@ class Journal:
         try:
             schema.create(self._db, path, inputs, labels)
             self._recover()
-        except (*schema.UNREADABLE, TypeError, ValueError, OverflowError) as error:  # a value of another type
+        except (*schema.UNREADABLE, *_OF_ANOTHER_TYPE) as error:
             self._db.close()
             raise schema.unusable(path, error) from error
         except (JournalDamaged, Unavailable):
@@ -98,6 +101,10 @@ class Journal:
         self._first_seq = self._db.execute("SELECT min(first_seq) FROM messages").fetchone()[0] or self._next_seq
         self._trimmed_to = 0
         self._clients = self._recover_clients()
+        self._names: Counter[str] = Counter()  # by owner, like the next
+        self._unresolved: Counter[str] = Counter()
+        for name, client in self._clients.items():
+            self._count(name, 1, len(client.receipts))
 
     def _recover_next_seq(self) -> int:
         (stored,) = self._db.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
@@ -132,6 +139,30 @@ class Journal:
         """How many clients are remembered."""
         return len(self._clients)
 
+    def knows(self, client: str) -> bool:
+        """Whether this client is remembered."""
+        return client in self._clients
+
+    def names(self, owner: str) -> int:
+        """How many clients of this owner are remembered."""
+        return self._names[owner]
+
+    def unresolved(self, owner: str) -> int:
+        """How many stored messages this owner's clients may still ask about."""
+        return self._unresolved[owner]
+
+    def unresolved_of(self, client: str) -> int:
+        """The same of one client."""
+        known = self._clients.get(client)
+        return len(known.receipts) if known else 0
+
+    def _count(self, client: str, names: int, unresolved: int) -> None:
+        owner = identity.owner(client)
+        self._names[owner] += names
+        self._unresolved[owner] += unresolved
+        if not self._names[owner]:
+            del self._names[owner], self._unresolved[owner]
+
     def next_n(self, client: str) -> int:
         """The lowest message number that this client has never used."""
         known = self._clients.get(client)
@@ -144,7 +175,7 @@ class Journal:
             return None
         if n < known.base:
             raise StaleSequence(
-                f"message {n} of client {client!r} is below its base {known.base}",
+                f"message {n} of client {identity.show(client)} is below its base {known.base}",
                 hint="number new messages from `next` in the welcome",
             )
         return known.receipts.get(n)
@@ -187,7 +218,9 @@ class Journal:
         self._next_seq = seq
         now = time.monotonic()
         for name in bases:
-            sender = self._clients.pop(name, None) or _Client()
+            known = self._clients.pop(name, None)
+            sender = known or _Client()
+            self._count(name, known is None, -len(sender.receipts))  # the others are counted below
             sender.seen = now
             self._clients[name] = sender  # the one seen last comes last
         for entry, receipt in zip(entries, receipts, strict=True):
@@ -195,6 +228,7 @@ class Journal:
         for name, base in bases.items():
             self._clients[name].last_seq = seq - 1
             self._forget_below(name, base)
+            self._count(name, 0, len(self._clients[name].receipts))
         self.head.advance(seq - 1)
         return receipts
 
@@ -205,11 +239,6 @@ class Journal:
             for resolved in list(takewhile(lambda n: n < base, client.receipts)):
                 del client.receipts[resolved]
             client.base = base
-
-    def unresolved(self, client: str) -> int | None:
-        """How many stored messages this client may still ask about; None if it is not known."""
-        known = self._clients.get(client)
-        return None if known is None else len(known.receipts)
 
     def forget_clients(self, unseen_s: float, *, at_most: int = 64) -> int:
         """Forgets clients not seen for `unseen_s` seconds whose rows are all deleted; returns how many.
@@ -228,7 +257,7 @@ class Journal:
                 for table in ("receipts", "clients"):
                     self._db.executemany(f"DELETE FROM {table} WHERE client = ?", [(name,) for name in old])
             for name in old:
-                del self._clients[name]
+                self._count(name, -1, -len(self._clients.pop(name).receipts))
         return len(old)
 
     def backlog(self, applied_seq: int) -> int:

@@ -5,7 +5,7 @@ messages  one row an accepted message, in sequence order. Row r holds the sample
           lengths that count and dtype promise, and crc is `checksum` of the rest.
 receipts  messages whose row was deleted but whose sender may still ask about them. crc is their row's, and NULL
           where version 1 deleted that: nobody can tell any more what was in it.
-clients   for each client the lowest message number that it may still send (`base`).
+clients   for each client, as identity.py writes it, the lowest message number that it may still send (`base`).
 skips     ranges of samples that are never learned; see skips.py. Valid if and only if 0 < first ≤ last < next number.
 meta      `version` of this schema; `next_seq`, so that numbers are never given twice when all rows are gone;
           `inputs` and `labels` of the network that the images are for.

@@ -19,6 +19,7 @@ from ffstream.errors import (
     TooManyFiles,
     Unavailable,
 )
+from ffstream.journal import identity
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
 from ffstream.server.resources import Resources
@@ -36,6 +37,7 @@ class AdmissionLimits:
     backlog_max_samples: int
     journal_max_bytes: int
     clients_max: int
+    client_names_max: int
     client_forget_after_s: float
     client_unresolved_max_messages: int
     client_samples_per_s: float
@@ -63,6 +65,7 @@ class Admission:
         self._journal_bytes = 0
         self._looked_at = 0.0
         self._told: str | None = None
+        self._new: dict[str, set[str]] = {}  # by owner, clients in the group at hand that the journal does not know
         self._rates = _Rates(limits.client_samples_per_s)
         for kind in (Draining, JournalFull, DiskFull, MemoryFull, TooManyFiles, Unavailable):
             metrics.refusing.labels(kind.code).set(0)
@@ -90,26 +93,49 @@ class Admission:
 
     def admit(self, entry: Entry) -> None:
         """Raises TooManyClients or RateLimited when this client may not have that message stored now."""
-        client = entry.client
-        stored = self._journal.unresolved(client)
-        if stored is None:
-            if self._journal.clients >= self._limits.clients_max:
-                raise TooManyClients(f"{self._journal.clients} clients are known", hint="limits.clients_max")
-        # The lowest unanswered one is let in: without an answer to it, `base` could never be raised.
-        elif stored >= self._limits.client_unresolved_max_messages and entry.n > entry.base:
+        journal, limits, client = self._journal, self._limits, entry.client
+        owner = identity.owner(client)
+        new = self._new.get(owner, set())
+        is_new = not journal.knows(client) and client not in new
+        if is_new:
+            if journal.clients >= limits.clients_max:
+                raise TooManyClients(f"{journal.clients} clients are known", hint="limits.clients_max")
+            names = journal.names(owner) + len(new)
+            if names >= limits.client_names_max:
+                raise TooManyClients(
+                    f"{identity.show(client)} would be one name too many: {names} are known",
+                    hint="send under a known one; limits.client_names_max, limits.client_forget_after_s",
+                )
+        unresolved_max = limits.client_unresolved_max_messages
+        stored = journal.unresolved(owner)
+        if (
+            stored >= unresolved_max
+            # Whoever is gone leaves up to a window behind: that must not hold back a key's next producer.
+            and journal.unresolved_of(client) >= min(limits.window_messages, unresolved_max)
+            # The lowest unanswered one is let in: without an answer to it, `base` could never be raised.
+            and entry.n > entry.base
+        ):
             raise RateLimited(
-                f"{stored} stored messages of {client!r} are unresolved", hint="raise `base` to the lowest unanswered"
+                f"{stored} stored messages of {identity.show(client)} are unresolved",
+                hint="raise `base` to the lowest unanswered; all names of a key count together",
             )
-        if self._limits.client_samples_per_s and not self._rates.take(client, entry.samples):
-            raise RateLimited(f"{client!r} sends too fast", hint="slow down; limits.client_samples_per_s")
+        if limits.client_samples_per_s and not self._rates.take(owner, entry.samples):
+            raise RateLimited(
+                f"{identity.show(client)} sends too fast",
+                hint="slow down; limits.client_samples_per_s, all names of a key count together",
+            )
+        if is_new:
+            self._new.setdefault(owner, new).add(client)
 
     def stored(self, size: int) -> None:
         """That many bytes were committed since the last look."""
         self._journal_bytes += size
+        self._new.clear()
 
     def failed(self, error: Unavailable) -> None:
         """A commit met this. Nothing is stored until the next look; then it is tried again."""
         self._lacking = error
+        self._new.clear()
         self._looked_at = time.monotonic()
         self._tell()
 
@@ -147,24 +173,24 @@ class Admission:
 
 
 class _Rates:
-    """A bucket of samples for each client: a second's worth at most, filled at the rate."""
+    """A bucket of samples for each owner: a second's worth at most, filled at the rate."""
 
     def __init__(self, samples_per_s: float) -> None:
         self._rate = samples_per_s
         self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and when it was
 
-    def take(self, client: str, samples: int) -> bool:
+    def take(self, owner: str, samples: int) -> bool:
         """Whether that many may pass. More than a bucket holds pass when it is full, and leave a debt."""
         rate = self._rate
         now = time.monotonic()
-        left, at = self._buckets.get(client, (rate, now))
+        left, at = self._buckets.get(owner, (rate, now))
         left = min(rate, left + (now - at) * rate)
         passes = left >= min(samples, rate)
-        self._buckets[client] = (left - samples if passes else left, now)
+        self._buckets[owner] = (left - samples if passes else left, now)
         return passes
 
     def forget_idle(self) -> None:
         """A bucket that is full again need not be remembered."""
         now = time.monotonic()
-        for client in [c for c, (left, at) in self._buckets.items() if left + (now - at) * self._rate >= self._rate]:
-            del self._buckets[client]
+        for owner in [o for o, (left, at) in self._buckets.items() if left + (now - at) * self._rate >= self._rate]:
+            del self._buckets[owner]

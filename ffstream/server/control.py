@@ -46,7 +46,7 @@ class ControlLoop(RouterLoop):
 
     def handle(self, batch: list[Received]) -> None:
         """Starts each command."""
-        for peer, message, payload in batch:
+        for peer, message, payload, _ in batch:
             assert isinstance(message, Request)
             try:
                 codec.expect_payload(payload, 0)

@@ -14,6 +14,7 @@ from ffstream.errors import (
     StaleSequence,
     Unavailable,
 )
+from ffstream.journal import identity
 from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission
@@ -22,7 +23,7 @@ from ffstream.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.messages import Ack, Hello, Samples, Welcome
 
-_OWNERS_MAX = 20_000
+_GREETED_MAX = 20_000
 
 
 class LearnLoop(RouterLoop):
@@ -55,7 +56,7 @@ class LearnLoop(RouterLoop):
         self._admission = admission
         self._trim = trim
         self._trims = False
-        self._owners: dict[str, bytes] = {}  # by client, the peer that said hello last
+        self._greeted: dict[str, bytes] = {}  # by client, the peer that said hello last
 
     def credit(self) -> int:
         """What the admission gives."""
@@ -65,47 +66,45 @@ class LearnLoop(RouterLoop):
         """Stores what is new, acks what is stored, refuses the rest."""
         accepted: dict[tuple[str, int], tuple[bytes, Entry]] = {}
         acks: dict[bytes, list[Receipt]] = {}
-        greetings: list[tuple[bytes, Hello]] = []
+        greetings: list[tuple[bytes, str]] = []
         obstacle = self._admission.obstacle()
-        for peer, message, payload in batch:
+        for peer, message, payload, key in batch:
+            assert isinstance(message, Hello | Samples)
+            client = identity.join(key, message.client)
             if isinstance(message, Hello):
-                self._take_over(message.client, peer)
-                greetings.append((peer, message))
+                self._take_over(client, peer)
+                greetings.append((peer, client))
                 continue
-            assert isinstance(message, Samples)
             try:
-                if self._owners.get(message.client, peer) != peer:
+                if self._greeted.get(client, peer) != peer:
                     # From before a restart: the welcome has said which number comes next, and that must stay true.
                     raise StaleSequence(
                         "another connection has said hello under this name",
                         hint="a client's name belongs to one producer at a time",
                     )
-                receipt, entry = self._check(message, payload)
+                receipt, entry = self._check(client, message, payload)
                 if receipt is not None:
                     # An ack would promise samples that nobody stored.
                     if receipt.samples != entry.samples or not self.journal.holds(receipt, entry):
                         raise _stored_otherwise(message.n)
                     self._metrics.samples_duplicate.inc(receipt.samples)
                     acks.setdefault(peer, []).append(receipt)
-                elif (entry.client, entry.n) in accepted:
+                elif (client, entry.n) in accepted:
                     self._metrics.samples_duplicate.inc(entry.samples)
-                    first = accepted[entry.client, entry.n][1]
+                    first = accepted[client, entry.n][1]
                     if (first.labels, first.images) != (entry.labels, entry.images):
                         raise _stored_otherwise(message.n)
-                    accepted[entry.client, entry.n] = (
-                        peer,
-                        first,
-                    )  # sent again after a reconnect: ack the new one
+                    accepted[client, entry.n] = (peer, first)  # sent again after a reconnect: ack the new one
                 elif obstacle is not None:
                     self.refuse(peer, obstacle, n=message.n)
                 else:
                     self._admission.admit(entry)
-                    accepted[entry.client, entry.n] = (peer, entry)
+                    accepted[client, entry.n] = (peer, entry)
             except FFStreamError as error:
                 self.refuse(peer, error, n=message.n)
         self._commit(list(accepted.values()), acks)
-        for peer, hello in greetings:
-            self._welcome(peer, hello)  # after the commit: `next` must be above all that came before
+        for peer, client in greetings:
+            self._welcome(peer, client)  # after the commit: `next` must be above all that came before
         credit = self.credit()
         for peer, receipts in acks.items():
             moments.reached("ack.before")
@@ -113,14 +112,14 @@ class LearnLoop(RouterLoop):
             moments.reached("ack.after")
 
     def _take_over(self, client: str, peer: bytes) -> None:
-        self._owners.pop(client, None)
-        self._owners[client] = peer
-        if len(self._owners) > _OWNERS_MAX:
-            del self._owners[next(iter(self._owners))]  # whoever said hello longest ago
+        self._greeted.pop(client, None)
+        self._greeted[client] = peer
+        if len(self._greeted) > _GREETED_MAX:
+            del self._greeted[next(iter(self._greeted))]  # whoever said hello longest ago
 
-    def _welcome(self, peer: bytes, hello: Hello) -> None:
+    def _welcome(self, peer: bytes, client: str) -> None:
         welcome = Welcome(
-            next=self.journal.next_n(hello.client),
+            next=self.journal.next_n(client),
             credit=self.credit(),
             max_samples=self._checker.max_samples,
             max_bytes=self._limits.message_max_bytes,
@@ -129,14 +128,14 @@ class LearnLoop(RouterLoop):
         )
         self.reply(peer, welcome)
 
-    def _check(self, message: Samples, payload: list[bytes]) -> tuple[Receipt | None, Entry]:
+    def _check(self, client: str, message: Samples, payload: list[bytes]) -> tuple[Receipt | None, Entry]:
         (images,) = codec.expect_payload(payload, 1)
         if message.base > message.n:
             raise BadHeader("samples.base is above n", hint="base is the lowest number without an answer")
         self._checker.check_samples(message, images)
         self._metrics.samples_received.inc(message.count)
-        entry = Entry(message.client, message.n, message.base, message.count, message.dtype, message.labels, images)
-        return self.journal.receipt(message.client, message.n), entry
+        entry = Entry(client, message.n, message.base, message.count, message.dtype, message.labels, images)
+        return self.journal.receipt(client, message.n), entry
 
     def _commit(self, accepted: list[tuple[bytes, Entry]], acks: dict[bytes, list[Receipt]]) -> None:
         """One transaction. After it has returned, and only then, the messages appear among the acks."""

@@ -41,7 +41,7 @@ class PredictLoop(RouterLoop):
         start = time.perf_counter()
         good: list[tuple[bytes, int]] = []
         queries = []
-        for peer, message, payload in batch:
+        for peer, message, payload, _ in batch:
             assert isinstance(message, Predict)
             try:
                 (images,) = codec.expect_payload(payload, 1)

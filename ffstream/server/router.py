@@ -55,11 +55,12 @@ class SocketLimits(NamedTuple):
 
 
 class Received(NamedTuple):
-    """One message: whom to answer, the decoded header, the payload frames."""
+    """One message: whom to answer, the decoded header, the payload frames, and with a guard the sender's key."""
 
     peer: bytes
     message: Message
     payload: list[bytes]
+    key: str = ""
 
 
 class RouterLoop(ABC):
@@ -169,9 +170,8 @@ class RouterLoop(ABC):
             except zmq.Again:
                 break
             try:
-                if self._guard is not None:
-                    self._check_key(self._guard, peer, last)
-                received = self._decode(peer, frames)
+                key = self._check_key(self._guard, peer, last) if self._guard is not None else ""
+                received = self._decode(peer, frames, key)
             except FFStreamError as error:
                 self.refuse(peer, error)
                 refused += 1
@@ -199,14 +199,14 @@ class RouterLoop(ABC):
                 self.thread.progressed()  # millions of them take a while: that is no standstill
         return peer, frames, frame
 
-    def _check_key(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> None:
-        """Raises Unauthorized for what comes over a connection whose key is in the folder no more."""
+    def _check_key(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> str:
+        """The sender's key. Raises Unauthorized if that is in the folder no more, though its connection is there."""
         try:
             key = str(frame.get("User-Id"))
         except zmq.ZMQError:  # nobody was asked about this connection
             key = ""
         if key in guard.keyring.admitted:
-            return
+            return key
         if peer not in self._strangers:
             if len(self._strangers) >= _STRANGERS_MAX:
                 self._strangers.clear()
@@ -214,14 +214,14 @@ class RouterLoop(ABC):
             self._refusals.count("key_removed", f"key={key}")
         raise Unauthorized("this client's key is admitted no more", hint=f"it was taken out of {guard.name}_clients")
 
-    def _decode(self, peer: bytes, frames: list[bytes]) -> Received | None:
+    def _decode(self, peer: bytes, frames: list[bytes], key: str) -> Received | None:
         if not frames:
             raise BadFrames("an empty message", hint="send a header frame; see wire/SPEC.md")
         message = codec.decode(frames[0], self._types)
         if isinstance(message, Ping):
             self.reply(peer, Pong(credit=self.credit()))
             return None
-        return Received(peer, message, frames[1:])
+        return Received(peer, message, frames[1:], key)
 
     def refuse(self, peer: bytes, error: FFStreamError, *, n: int | None = None, id: int | None = None) -> None:
         """Answers with an error and counts it by its code."""

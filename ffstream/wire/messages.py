@@ -21,13 +21,18 @@ Positive = Annotated[int, Field(ge=1, lt=2**63)]
 MessageNumber = Annotated[int, Field(ge=1, lt=2**62)]  # so that the one after it is a number too
 
 
-def _at_most_64_bytes(name: str) -> str:
+SEPARATOR = "\x1f"  # stands in no client's name: the daemon puts it between that and a key
+
+
+def _check_name(name: str) -> str:
     if len(name.encode()) > 64:
         raise ValueError("longer than 64 bytes")
+    if SEPARATOR in name:
+        raise ValueError("holds U+001F")
     return name
 
 
-ClientName = Annotated[str, StringConstraints(min_length=1), AfterValidator(_at_most_64_bytes)]
+ClientName = Annotated[str, StringConstraints(min_length=1), AfterValidator(_check_name)]
 Dimensions = Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_length=1, max_length=4)]
 
 

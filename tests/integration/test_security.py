@@ -287,6 +287,57 @@ def test_a_byte_changed_on_the_way_is_noticed(house: House, direction: str) -> N
     assert [samples for *_, samples in house.running.stored()] == [8]
 
 
+def test_the_same_name_under_two_keys_is_two_clients(house: House) -> None:
+    producers = []
+    for seed, name in enumerate(("anna", "bert")):
+        producer = house.running.producer(client="camera", keys=house.keys(name))
+        assert producer.send(images(8, seed), labels(8, seed)) == 1, "numbers of its own"
+        producer.flush(SOON_S)
+        producers.append(producer)
+    for seed, producer in enumerate(producers, 2):  # the other has said hello since
+        producer.send(images(8, seed), labels(8, seed))
+        producer.flush(SOON_S)
+        assert (producer.counts.acked, producer.counts.rejected) == (16, 0)
+    anna, bert = (keys.load_public(house.public(name)).decode() for name in ("anna", "bert"))
+    assert [(client, n) for client, n, *_ in house.running.stored()] == [
+        (f"{key}\x1fcamera", n) for n in (1, 2) for key in (anna, bert)
+    ]
+    control = house.running.control(keys=house.keys("anna"))
+    control.wait_idle(SOON_S)
+    assert control.status()["learned"] == 32
+    assert house.running.producer(client="camera", keys=house.keys("bert")).send(images(1), labels(1)) == 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "sent", "code"),
+    [
+        (["client_names_max=2"], [("a", 1), ("b", 1), ("a", 2), ("c", 1)], "too_many_clients"),
+        (["client_samples_per_s=0.001"], [("a", 1), ("b", 1)], "rate_limited"),
+        (
+            ["client_unresolved_max_messages=2", "window_messages=1"],
+            [("a", 2), ("a", 3), ("b", 2), ("b", 3)],
+            "rate_limited",
+        ),
+    ],
+)
+def test_new_names_are_no_way_around_the_limits_of_a_key(
+    tmp_path: Path, limits: list[str], sent: list[tuple[str, int]], code: str
+) -> None:
+    house = House(tmp_path, *(f"limits.{limit}" for limit in limits))
+    with house.running:
+        peer = house.running.peer(keys=house.keys("anna"))
+        *good, (name, n) = sent
+        for client, number in good:
+            peer.samples(number, client=client)
+            assert set(peer.acked(1)) == {number}
+        peer.samples(n, client=name)
+        answer = peer.answer()
+        assert (answer["code"], answer["n"], answer["retry"]) == (code, n, True)
+        other = house.running.peer(keys=house.keys("bert"))
+        other.samples(n, client=name)
+        assert set(other.acked(1)) == {n}
+
+
 def test_a_key_that_is_added_opens_at_once_and_one_that_is_removed_closes(house: House) -> None:
     eve = house.keys("eve")
     for _ in range(5):

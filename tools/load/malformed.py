@@ -182,6 +182,7 @@ _LEARN = [
     _wrong("learn", "no client", "bad_header", client=_Without),
     _wrong("learn", "a client without a name", "bad_header", client=""),
     _wrong("learn", "too long a name", "bad_header", client="é" * 33),
+    _wrong("learn", "a name with a separator", "bad_header", client="a\x1fb"),
     _wrong("learn", "a name that is bytes", "bad_header", client=b"\xff"),
     _wrong("learn", "number 0", "bad_header", n=0),
     _wrong("learn", "number 2^62", "bad_header", n=2**62),

@@ -1,3 +1,4 @@
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from click.testing import CliRunner
 
 from ffstream.cli import main
 from ffstream.errors import ConfigError, JournalDamaged
+from ffstream.journal import identity
 from ffstream.journal.inspection import Findings, Summary, opened, summarize
 from ffstream.journal.journal import Journal
 from ffstream.journal.verification import Verification
@@ -269,6 +271,15 @@ def test_rows_behind_a_bad_page_are_still_looked_at(tmp_path: Path) -> None:
     assert 500 < first.first_seq <= 1000
     assert verification.last_seq == 2000
     assert 1000 < verification.samples < 2000
+
+
+def test_a_client_is_shown_with_its_key(ten: Journal) -> None:
+    ten.append([entry(identity.join("k" * 40, "x\n"), samples=50)])
+    folder = str(ten.path.parent)
+    shown = CliRunner().invoke(main, ["journal", "stat", "--state", folder])
+    assert rf"'x\n' of key '{'k' * 40}' 50, 'b' 15, 'a' 15" in " ".join(shown.output.split())
+    as_json = json.loads(CliRunner().invoke(main, ["journal", "stat", "--state", folder, "--json"]).output)
+    assert as_json["largest_clients"][0] == {"key": "k" * 40, "client": "x\n", "samples": 50}
 
 
 def test_names_that_clients_chose_move_no_cursor(ten: Journal) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ffstream.errors import DiskFull, JournalDamaged, StaleSequence, Unavailable
-from ffstream.journal import schema, skips
+from ffstream.journal import identity, schema, skips
 from ffstream.journal.journal import Head, Journal, Receipt
 from ffstream.journal.reader import Reader
 from ffstream.journal.skips import Skip
@@ -39,6 +39,8 @@ def remembered(journal: Journal) -> dict[str, Any]:
         "clients": names,
         "next": [journal.next_n(name) for name in names],
         "base": [client.base for client in clients],
+        "names": dict(journal._names),
+        "unresolved": dict(journal._unresolved),
         "receipts": [
             [receipt for n, receipt in sorted(client.receipts.items()) if n >= client.base] for client in clients
         ],
@@ -91,7 +93,7 @@ def test_the_next_number_is_above_every_one_that_was_used(journal: Journal) -> N
     journal.append([entry("a", 8, base=8)])
     assert journal.next_n("a") == 9
     assert journal.unresolved("a") == 1
-    assert journal.unresolved("b") is None
+    assert not journal.knows("b")
     assert journal.next_n("b") == 1
     assert journal.clients == 1
 
@@ -146,7 +148,7 @@ def test_a_full_disk_leaves_memory_and_file_as_they_were_and_later_it_works(
     assert caught.value.code == "disk_full"
     assert remembered(journal) == before
     assert stored(journal.path) == file_before
-    assert journal.unresolved("new") is None
+    assert not journal.knows("new")
     assert journal.receipt("b", 2) is None, "the small message of the group went with it"
     journal._db.execute("PRAGMA max_page_count = 1073741823")
     assert journal.append([entry("b", 2, base=2), *group])[0] == Receipt(2, 3, 1), "no number was lost"
@@ -487,11 +489,12 @@ def test_clients_are_forgotten_oldest_first_once_their_rows_are_gone(
     assert not journal.trim(2)
     assert journal.forget_clients(3600) == 0, "they were seen"
     assert journal.forget_clients(0, at_most=1) == 1
-    assert [journal.unresolved(client) for client in ("a", "b", "c")] == [2, None, 1]
+    assert [journal.unresolved(client) for client in ("a", "b", "c")] == [2, 0, 1]
     assert journal.forget_clients(0) == 0, "c and a have rows"
     journal.close()
     again = open_journal()
-    assert [again.unresolved(client) for client in ("a", "b", "c")] == [2, None, 1]
+    assert [again.unresolved(client) for client in ("a", "b", "c")] == [2, 0, 1]
+    assert not again.knows("b")
     assert again.next_n("b") == 1
 
 
@@ -534,7 +537,7 @@ def test_whoever_was_seen_a_moment_ago_is_known_though_the_clock_is_put_forward(
 
 
 def known(journal: Journal) -> set[str]:
-    return {name for name in ("early", *"abc") if journal.unresolved(name) is not None}
+    return {name for name in ("early", *"abc") if journal.knows(name)}
 
 
 def test_whoever_was_seen_while_the_clock_was_ahead_keeps_nobody(journal: Journal, clocks: Clocks) -> None:
@@ -573,6 +576,43 @@ def test_a_client_that_comes_back_after_it_was_forgotten_begins_anew(journal: Jo
     assert journal.forget_clients(0) == 1
     assert journal.append([entry("a", 1)]) == [Receipt(1, 2, 1)]
     assert journal.receipt("a", 1) == Receipt(1, 2, 1)
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+KEYS = ["k" * 40, "l" * 40]
+
+
+def test_the_same_name_under_two_keys_is_two_clients(journal: Journal, open_journal: OpenJournal) -> None:
+    clients = ["anna", *(identity.join(key, "anna") for key in KEYS)]
+    for n in (1, 2):
+        journal.append([entry(client, n, base=1) for client in clients])
+    journal.append([entry(clients[1], 3)])
+    journal.close()
+    again = open_journal()
+    assert [again.next_n(client) for client in clients] == [3, 4, 3]
+    assert [again.receipt(client, 2) for client in (clients[0], clients[2])] == [Receipt(2, 4, 1), Receipt(2, 6, 1)]
+    with pytest.raises(StaleSequence, match=f"client 'anna' of key '{KEYS[0]}' is below its base 3"):
+        again.receipt(clients[1], 2)
+
+
+def test_what_a_key_has_is_counted_over_its_names(journal: Journal, open_journal: OpenJournal) -> None:
+    one, two, other = (identity.join(key, name) for key, name in ((KEYS[0], "a"), (KEYS[0], "b"), (KEYS[1], "a")))
+    owner = identity.owner(one)
+    assert owner == identity.owner(two) != identity.owner(other)
+    assert identity.owner("a") == "a", "without a key, everybody for himself"
+    assert identity.owner(KEYS[0]) != owner, "a name that looks like a key is none"
+
+    def counted(journal: Journal) -> list[int]:
+        return [journal.names(owner), journal.unresolved(owner), journal.names(identity.owner(other))]
+
+    journal.append([entry(one, n, base=1) for n in (1, 2, 3)] + [entry(two, 1), entry(other, 1)])
+    assert counted(journal) == counted(open_journal()) == [2, 4, 1]
+    journal.append([entry(one, 4, base=4)])
+    assert counted(journal) == counted(open_journal()) == [2, 2, 1]
+    journal.trim(5)
+    assert journal.forget_clients(0) == 2, "the first one still has a row"
+    assert counted(journal) == counted(open_journal()) == [1, 1, 0]
 
 
 # --- samples that are never learned -------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ffstream.errors import DiskFull, StaleSequence
+from ffstream.journal import identity
 from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.journal.reader import Reader
 from tests.unit.journal.entries import INPUTS, LABELS, crash_image, entry
 
-CLIENTS = ["a", "b", "c"]
+CLIENTS = ["a", identity.join("key", "a"), identity.join("key", "b")]
+OWNERS = {identity.owner(client) for client in CLIENTS}
 clients = st.sampled_from(CLIENTS)
 
 
@@ -35,6 +37,9 @@ class Model:
 
     def next_n(self, client: str) -> int:
         return max([self.base.get(client, 1), *(n + 1 for name, n in self.receipts if name == client)])
+
+    def names(self, owner: str) -> int:
+        return sum(identity.owner(client) == owner for client in self.base)
 
     def append(self, entries: list[Entry]) -> list[Receipt]:
         given = []
@@ -139,6 +144,13 @@ class JournalMachine(RuleBasedStateMachine):
             return
         assert self.journal.head.seq == self.model.seq
         assert self.journal.clients == len(self.model.base)
+        for owner in OWNERS:
+            assert self.journal.names(owner) == self.model.names(owner)
+            assert self.journal.unresolved(owner) == sum(
+                len(client.receipts)
+                for name, client in self.journal._clients.items()
+                if identity.owner(name) == owner
+            )
         for client in CLIENTS:
             assert self.journal.next_n(client) == self.model.next_n(client)
             for n in range(1, self.model.next_n(client) + 2):

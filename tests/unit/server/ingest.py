@@ -20,6 +20,7 @@ LIMITS: dict[str, Any] = {
     "backlog_max_samples": 1000,
     "journal_max_bytes": 1 << 30,
     "clients_max": 100,
+    "client_names_max": 100,
     "client_forget_after_s": 3600.0,
     "client_unresolved_max_messages": 1000,
     "client_samples_per_s": 0.0,

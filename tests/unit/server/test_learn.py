@@ -13,12 +13,12 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from ffstream.errors import ConfigError
+from ffstream.errors import ConfigError, DiskFull
 from ffstream.metrics import Metrics
 from ffstream.server import admission
 from ffstream.server.control import ControlLoop
 from ffstream.server.router import Received, SocketLimits
-from ffstream.wire.messages import Pong, Samples
+from ffstream.wire.messages import Hello, Pong, Samples
 from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
 from tests.unit.server.ingest import LIMITS, MESSAGE_MAX_BYTES, Ingest
@@ -440,6 +440,122 @@ def test_draining_takes_nothing_new(ingest: Ingest) -> None:
     assert refused(peer.answer()) == ("error", "draining", True)
     peer.send("hello", client="peer")
     assert peer.answer()["credit"] == 0
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+
+class Keys:
+    """Who sends with keys, in groups: a loop that is not started, and what it answers."""
+
+    def __init__(self, ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ingest = ingest
+        self.answers: list[tuple[bytes, Any]] = []
+        monkeypatch.setattr(ingest.loop, "reply", lambda peer, message: self.answers.append((peer, message)))
+
+    def send(self, *group: tuple[str, Hello | Samples]) -> list[Any]:
+        """Messages of keys, each key over its own connection; what they are answered with."""
+        self.answers.clear()
+        self.ingest.loop.handle(
+            [
+                Received(key.encode(), message, [bytes(INPUTS)] if isinstance(message, Samples) else [], key)
+                for key, message in group
+            ]
+        )
+        return [message for _, message in self.answers]
+
+    def codes(self, *group: tuple[str, Hello | Samples]) -> list[str]:
+        """What is refused, by code, and what is acked: `ack` for each message."""
+        answers = self.send(*group)
+        assert all(answer.hint for answer in answers if answer.type == "error")
+        return sorted(
+            code
+            for answer in answers
+            for code in ([answer.code] if answer.type == "error" else ["ack"] * len(answer.acks))
+        )
+
+
+@pytest.fixture
+def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Keys]]:
+    made: list[Ingest] = []
+
+    def make(**limits: float) -> Keys:
+        made.append(Ingest(tmp_path, **limits))
+        return Keys(made[-1], monkeypatch)
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def samples(n: int, client: str = "peer", *, base: int = 1, label: int = 0) -> Samples:
+    labels = bytes([label, 0])
+    return Samples(client=client, n=n, base=base, count=1, dtype="uint8", shape=[INPUTS], labels=labels)
+
+
+def test_one_name_under_two_keys_is_two_clients(keys: Callable[..., Keys]) -> None:
+    served = keys()
+    # In one group, with other samples under the same number: neither is the other's duplicate.
+    group = ("anna", samples(1, label=1)), ("bert", samples(1, label=2)), ("", samples(1, label=3))
+    assert served.codes(*group) == ["ack"] * 3
+    assert [(client, n) for client, n, *_ in on_disk(served.ingest)] == [
+        ("anna\x1fpeer", 1),
+        ("bert\x1fpeer", 1),
+        ("peer", 1),
+    ]
+    assert served.ingest.metric("samples_duplicate_total") == 0
+    assert served.codes(*group) == ["ack"] * 3, "each has its own"
+    served.codes(("anna", samples(2)))
+    welcomes = served.send(*((key, Hello(client="peer")) for key in ("anna", "bert", "", "carl")))
+    assert [welcome.next for welcome in welcomes] == [3, 2, 2, 1]
+    assert served.codes(("anna", samples(3)), ("bert", samples(2))) == ["ack"] * 2, "no hello takes another's name"
+
+
+def test_names_of_a_key_are_limited_and_those_of_another_are_not_touched(keys: Callable[..., Keys]) -> None:
+    served = keys(client_names_max=3, clients_max=5)
+    group = [("anna", samples(1, name)) for name in "aabcde"]
+    assert served.codes(*group) == ["ack"] * 3 + ["too_many_clients"] * 2, "counted within a group, too"
+    assert served.codes(("anna", samples(2, "a")), ("anna", samples(1, "d"))) == ["ack", "too_many_clients"]
+    assert served.codes(("bert", samples(1, "d")), ("", samples(1, "d"))) == ["ack", "ack"]
+    assert served.codes(("bert", samples(1, "e"))) == ["too_many_clients"], "all together are limited as well"
+
+
+def test_names_that_a_failed_commit_did_not_store_do_not_count(
+    keys: Callable[..., Keys], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = keys(client_names_max=2)
+
+    def refuse(entries: Any) -> Any:
+        raise DiskFull("no room", hint="make some")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.ingest.journal, "append", refuse)
+        assert served.codes(*(("anna", samples(1, name)) for name in "ab")) == ["disk_full"] * 2
+    monkeypatch.setattr(admission, "_LOOK_S", 0.0)
+    served.ingest.admission.look()
+    assert served.codes(*(("anna", samples(1, name)) for name in "cd")) == ["ack"] * 2
+
+
+def test_a_key_that_takes_new_names_is_held_back_all_the_same(
+    keys: Callable[..., Keys], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: 1000.0, time=time.time))
+    served = keys(client_samples_per_s=3)
+    group = [("anna", samples(1, name)) for name in "abcd"]
+    assert served.codes(*group, ("bert", samples(1))) == ["ack"] * 4 + ["rate_limited"]
+
+
+def test_what_a_key_leaves_unresolved_is_limited_over_its_names(keys: Callable[..., Keys]) -> None:
+    served = keys(client_unresolved_max_messages=5, window_messages=2)
+    assert served.codes(*(("anna", samples(n, "a")) for n in (2, 3, 4, 5, 6))) == ["ack"] * 5
+    for n in (2, 3):
+        assert served.codes(("anna", samples(n, "b"))) == ["ack"], "a window is left to each name"
+    assert served.codes(("anna", samples(4, "b"))) == ["rate_limited"], "and no more"
+    assert served.codes(*(("bert", samples(n, "b")) for n in (2, 3, 4))) == ["ack"] * 3, "another key has its own"
+    assert served.codes(("anna", samples(1, "b"))) == ["ack"], "the lowest one"
+    assert served.codes(("anna", samples(4, "b"))) == ["rate_limited"]
+    assert served.codes(("anna", samples(7, "a", base=7))) == ["ack"]
+    assert served.codes(("anna", samples(4, "b"))) == ["ack"], "what one name has resolved makes room for another"
 
 
 # --- housekeeping, limits, failures ---------------------------------------------------------------------------------

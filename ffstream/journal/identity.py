@@ -1,0 +1,28 @@
+"""Who a client is: the key with which it sends, and its name. Without keys the name alone, which belongs to nobody.
+
+In a journal's `client` that is one text: with a key, the key, a separator and the name.
+"""
+
+from ffstream.wire.messages import SEPARATOR
+
+
+def join(key: str, name: str) -> str:
+    """What stands in the journal; `key` is empty without keys."""
+    return f"{key}{SEPARATOR}{name}" if key else name
+
+
+def split(client: str) -> tuple[str, str]:
+    """Its key, or nothing, and its name."""
+    key, _, name = client.rpartition(SEPARATOR)
+    return key, name
+
+
+def owner(client: str) -> str:
+    """Whom limits hold: the same for all clients of a key. Without keys each client is its own."""
+    return client[: client.find(SEPARATOR) + 1] or client
+
+
+def show(client: str) -> str:
+    """For people. Strangers choose their names: none may end a line or move a cursor."""
+    key, name = split(client)
+    return f"{name!r} of key {key!r}" if key else repr(name)
