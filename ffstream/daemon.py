@@ -29,13 +29,12 @@ from ffstream.journal.journal import Journal
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
-from ffstream.server.admission import Admission, AdmissionLimits
+from ffstream.server.admission import Admission
 from ffstream.server.control import ControlLoop
 from ffstream.server.http import HttpServer, make_app
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
-from ffstream.server.resources import ResourceLimits, Resources, raise_file_limit, return_free_memory
-from ffstream.server.router import SocketLimits
+from ffstream.server.resources import Resources, raise_file_limit, return_free_memory
 from ffstream.serving.predictor import Predictor
 from ffstream.state import StateLock
 from ffstream.threads import name_of_stuck, use_one_core
@@ -167,13 +166,6 @@ class Daemon:
 
     def _open_sockets(self) -> None:
         config, limits, recipe = self.config, self.config.limits, self.config.network
-        sockets = SocketLimits(
-            limits.message_max_bytes,
-            limits.reply_queue_messages,
-            limits.heartbeat_s,
-            limits.receive_queue_messages,
-            limits.handshake_timeout_s,
-        )
         checker = ImageChecker(recipe.inputs, recipe.labels, limits.message_max_samples)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._steps.append(_Step(_Order.CLOSE_CONTEXT, "sockets", self._end_context))
@@ -183,17 +175,8 @@ class Daemon:
             self._steps.append(_Step(_Order.ADMIT_NO_MORE, access.zap.name, access.zap.stop))
         self.admission = Admission(
             self.journal,
-            AdmissionLimits(
-                window_messages=limits.window_messages,
-                backlog_max_samples=limits.backlog_max_samples,
-                journal_max_bytes=limits.journal_max_bytes,
-                clients_max=limits.clients_max,
-                client_names_max=limits.client_names_max,
-                client_forget_after_s=limits.client_forget_after_s,
-                client_unresolved_max_messages=limits.client_unresolved_max_messages,
-                client_samples_per_s=limits.client_samples_per_s,
-            ),
-            Resources(config.state, ResourceLimits(limits.disk_min_free_bytes, limits.memory_max_bytes)),
+            limits,
+            Resources(config.state, limits),
             applied_seq=lambda: self.learner.applied_seq,
             metrics=self.metrics,
         )
@@ -201,9 +184,7 @@ class Daemon:
             self.journal,
             checker,
             self.admission,
-            sockets,
-            commit_max_messages=limits.commit_max_messages,
-            commit_max_bytes=limits.commit_max_bytes,
+            limits,
             trim=self.learner.trim,
             metrics=self.metrics,
             on_failure=self._fail,
@@ -211,15 +192,14 @@ class Daemon:
         self.predict = PredictLoop(
             Predictor(self.learner.snapshots),
             checker,
-            sockets,
-            batch_samples=limits.query_batch_max_samples,
+            limits,
             metrics=self.metrics,
             on_failure=self._fail,
         )
         self.commands = Commands(
             config, self.learner, self.journal.head, self.admission, self.status, self.request_stop
         )
-        self.control = ControlLoop(self.commands.table, sockets, self.metrics, self._fail, waits=self.commands.waits)
+        self.control = ControlLoop(self.commands.table, limits, self.metrics, self._fail, waits=self.commands.waits)
         self._steps.append(_Step(_Order.END_COMMANDS, "commands", self._end_commands))
         for loop, endpoint, order in (
             (self.learn, config.listen.learn, _Order.ACCEPT_NO_MORE),

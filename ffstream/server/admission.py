@@ -7,8 +7,8 @@ readiness that says so. Nothing acked is touched, predictions go on, and samples
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from ffstream.config import Limits
 from ffstream.errors import (
     DiskFull,
     Draining,
@@ -29,27 +29,13 @@ log = logging.getLogger(__name__)
 _LOOK_S = 1.0
 
 
-@dataclass(frozen=True)
-class AdmissionLimits:
-    """Limits on what is stored; `config.Limits` says what each means. 0 samples a second: no limit."""
-
-    window_messages: int
-    backlog_max_samples: int
-    journal_max_bytes: int
-    clients_max: int
-    client_names_max: int
-    client_forget_after_s: float
-    client_unresolved_max_messages: int
-    client_samples_per_s: float
-
-
 class Admission:
     """For the journal's thread. `obstacle` and `credit` may be read by others."""
 
     def __init__(
         self,
         journal: Journal,
-        limits: AdmissionLimits,
+        limits: Limits,
         resources: Resources,
         *,
         applied_seq: Callable[[], int],

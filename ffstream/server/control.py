@@ -5,9 +5,10 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from ffstream.config import Limits
 from ffstream.errors import BadHeader, FFStreamError, RateLimited
 from ffstream.metrics import Metrics
-from ffstream.server.router import Received, RouterLoop, SocketLimits
+from ffstream.server.router import Received, RouterLoop
 from ffstream.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.messages import MAX_HEADER_BYTES, Reply, Request
@@ -29,16 +30,16 @@ class ControlLoop(RouterLoop):
     def __init__(
         self,
         commands: Mapping[str, Command],
-        sockets: SocketLimits,
+        limits: Limits,
         metrics: Metrics,
         on_failure: OnFailure,
         *,
         waits: Collection[str] = (),
     ) -> None:
         # No command has a payload; a header that is a little too large gets an answer.
-        header_only = min(sockets.message_max_bytes, 2 * MAX_HEADER_BYTES)
-        sockets = sockets._replace(message_max_bytes=header_only)
-        super().__init__("control", (Request,), sockets, metrics, on_failure, batch_messages=64, batch_bytes=1 << 20)
+        header_only = min(limits.message_max_bytes, 2 * MAX_HEADER_BYTES)
+        limits = limits.model_copy(update={"message_max_bytes": header_only})
+        super().__init__("control", (Request,), limits, metrics, on_failure, batch_messages=64, batch_bytes=1 << 20)
         self._commands = commands
         self._waits = waits
         self._workers = ThreadPoolExecutor(_WAITING_MAX, thread_name_prefix="ff-command")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from ffstream import moments
+from ffstream.config import Limits
 from ffstream.errors import (
     BadHeader,
     FFStreamError,
@@ -18,7 +19,7 @@ from ffstream.journal import identity
 from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission
-from ffstream.server.router import Received, RouterLoop, SocketLimits
+from ffstream.server.router import Received, RouterLoop
 from ffstream.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.messages import Ack, Hello, Samples, Welcome
@@ -34,10 +35,8 @@ class LearnLoop(RouterLoop):
         journal: Journal,
         checker: codec.ImageChecker,
         admission: Admission,
-        sockets: SocketLimits,
+        limits: Limits,
         *,
-        commit_max_messages: int,
-        commit_max_bytes: int,
         trim: Callable[..., bool],
         metrics: Metrics,
         on_failure: OnFailure,
@@ -45,11 +44,11 @@ class LearnLoop(RouterLoop):
         super().__init__(
             "learn",
             (Hello, Samples),
-            sockets,
+            limits,
             metrics,
             on_failure,
-            batch_messages=commit_max_messages,
-            batch_bytes=commit_max_bytes,
+            batch_messages=limits.commit_max_messages,
+            batch_bytes=limits.commit_max_bytes,
         )
         self.journal = journal
         self._checker = checker

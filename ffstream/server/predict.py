@@ -2,9 +2,10 @@
 
 import time
 
+from ffstream.config import Limits
 from ffstream.errors import FFStreamError
 from ffstream.metrics import Metrics
-from ffstream.server.router import Received, RouterLoop, SocketLimits
+from ffstream.server.router import Received, RouterLoop
 from ffstream.serving.predictor import Answer, Predictor
 from ffstream.threads import OnFailure
 from ffstream.wire import codec
@@ -18,20 +19,19 @@ class PredictLoop(RouterLoop):
         self,
         predictor: Predictor,
         checker: codec.ImageChecker,
-        sockets: SocketLimits,
+        limits: Limits,
         *,
-        batch_samples: int,
         metrics: Metrics,
         on_failure: OnFailure,
     ) -> None:
         super().__init__(
             "predict",
             (Predict,),
-            sockets,
+            limits,
             metrics,
             on_failure,
-            batch_messages=batch_samples,
-            batch_bytes=batch_samples * checker.inputs * 4,
+            batch_messages=limits.query_batch_max_samples,
+            batch_bytes=limits.query_batch_max_samples * checker.inputs * 4,
         )
         self._predictor = predictor
         self._checker = checker

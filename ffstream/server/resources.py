@@ -9,11 +9,11 @@ import logging
 import resource
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from ffstream.config import Limits
 from ffstream.errors import DiskFull, MemoryFull, TooManyFiles, Unavailable
 
 log = logging.getLogger(__name__)
@@ -23,18 +23,10 @@ _MEMORY_SHARE = 0.9  # of the memory there is, when no limit is set
 _GROUPS = Path("/sys/fs/cgroup")
 
 
-@dataclass(frozen=True)
-class ResourceLimits:
-    """Bytes that stay free for the state folder, and that the process holds at most (0: most there is)."""
-
-    disk_min_free_bytes: int
-    memory_max_bytes: int
-
-
 class Resources:
     """Looks at what is left. For one thread."""
 
-    def __init__(self, folder: Path, limits: ResourceLimits) -> None:
+    def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder = folder
         self._disk_min_free = limits.disk_min_free_bytes
         self._memory_max = limits.memory_max_bytes or int(_MEMORY_SHARE * memory_there_is())

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import zmq
 
+from ffstream.config import Limits
 from ffstream.errors import BadFrames, ConfigError, FFStreamError, Unauthorized, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.access import Guard
@@ -44,16 +45,6 @@ def _seed_routing_ids() -> None:
         seed(secrets.randbits(32))
 
 
-class SocketLimits(NamedTuple):
-    """Limits that ZeroMQ enforces."""
-
-    message_max_bytes: int
-    reply_queue_messages: int
-    heartbeat_s: float
-    receive_queue_messages: int = 1000
-    handshake_timeout_s: float = 10.0
-
-
 class Received(NamedTuple):
     """One message: whom to answer, the decoded header, the payload frames, and with a guard the sender's key."""
 
@@ -70,7 +61,7 @@ class RouterLoop(ABC):
         self,
         name: str,
         types: tuple[type[Message], ...],
-        limits: SocketLimits,
+        limits: Limits,
         metrics: Metrics,
         on_failure: OnFailure,
         *,

@@ -13,11 +13,12 @@ import psutil
 import pytest
 
 from ffstream.client.producer import Producer
+from ffstream.config import Limits
 from ffstream.errors import DiskFull, RequestRefused, Unavailable
 from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.metrics import Metrics
-from ffstream.server.admission import Admission, AdmissionLimits
-from ffstream.server.resources import ResourceLimits, Resources
+from ffstream.server.admission import Admission
+from ffstream.server.resources import Resources
 from tests.in_process import INPUTS, Running, images, labels
 from tests.support import Watch, hold_at, wait_until
 from tests.unit.journal.entries import crash_image
@@ -141,8 +142,8 @@ def test_a_disk_that_a_burst_has_filled(small_disk: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("ffstream.server.admission._LOOK_S", 0.0)
     with closing(Journal(small_disk / "journal.sqlite", inputs=INPUTS, labels=4)) as journal:
         journal._db.execute("PRAGMA wal_autocheckpoint = 64")  # the log is to the disk what it is to a large one
-        resources = Resources(small_disk, ResourceLimits(8 * MIB, 0))
-        limits = AdmissionLimits(**LIMITS)
+        limits = Limits.model_validate(LIMITS | {"disk_min_free_bytes": 8 * MIB})
+        resources = Resources(small_disk, limits)
         admission = Admission(journal, limits, resources, applied_seq=lambda: journal.head.seq, metrics=Metrics())
 
         def send_until_refused(n: int) -> int:

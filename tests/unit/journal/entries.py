@@ -51,8 +51,9 @@ def write_version_1(path: Path) -> None:
     connection.execute("INSERT INTO clients VALUES ('a', 1, 0.0)")
     connection.execute("INSERT INTO receipts VALUES ('a', 1, 1, 1)")
     for n in (2, 3):
-        client, _, _, *content = entry("a", n)
-        row = (n, content[0], client, n, content[1], checksum(n, *content), *content[2:])
+        client, _, _, count, dtype, labels, images = entry("a", n)
+        crc = checksum(n, count, dtype, labels, images)
+        row = (n, count, client, n, dtype, crc, labels, images)
         connection.execute("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
     connection.commit()
     connection.close()

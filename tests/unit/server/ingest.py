@@ -5,17 +5,21 @@ from typing import Any
 
 import zmq
 
+from ffstream.config import Limits
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
-from ffstream.server.admission import Admission, AdmissionLimits
+from ffstream.server.admission import Admission
 from ffstream.server.learn import LearnLoop
-from ffstream.server.resources import ResourceLimits, Resources
-from ffstream.server.router import SocketLimits
+from ffstream.server.resources import Resources
 from ffstream.wire.codec import ImageChecker
 from tests.in_process import INPUTS, Peer
 
 MESSAGE_MAX_BYTES = 1 << 16
 LIMITS: dict[str, Any] = {
+    "message_max_bytes": MESSAGE_MAX_BYTES,
+    "commit_max_messages": 64,
+    "commit_max_bytes": 1 << 20,
+    "disk_min_free_bytes": 0,
     "window_messages": 64,
     "backlog_max_samples": 1000,
     "journal_max_bytes": 1 << 30,
@@ -28,19 +32,17 @@ LIMITS: dict[str, Any] = {
 
 
 class Ingest:
-    def __init__(
-        self, folder: Path, *, disk_min_free_bytes: int = 0, memory_max_bytes: int = 0, **limits: float
-    ) -> None:
+    def __init__(self, folder: Path, **limits: float) -> None:
         self.applied_seq = 0
         self.trim_to = 0
         self.failures: list[Exception] = []
         self.metrics = Metrics()
         self.journal = Journal(folder / "journal.sqlite", inputs=INPUTS, labels=4)
-        wanted = LIMITS | limits
+        wanted = Limits.model_validate(LIMITS | limits)
         self.admission = Admission(
             self.journal,
-            AdmissionLimits(**wanted),
-            Resources(folder, ResourceLimits(disk_min_free_bytes, memory_max_bytes)),
+            wanted,
+            Resources(folder, wanted),
             applied_seq=lambda: self.applied_seq,
             metrics=self.metrics,
         )
@@ -48,9 +50,7 @@ class Ingest:
             self.journal,
             ImageChecker(INPUTS, 4, 10),
             self.admission,
-            SocketLimits(MESSAGE_MAX_BYTES, 1000, 5.0),
-            commit_max_messages=64,
-            commit_max_bytes=1 << 20,
+            wanted,
             trim=lambda pressed: self.journal.trim(self.trim_to),
             metrics=self.metrics,
             on_failure=self.failures.append,

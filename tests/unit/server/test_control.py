@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import zmq
 
+from ffstream.config import Limits
 from ffstream.errors import ConfigError, SequenceUnknown, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.control import Command, ControlLoop
-from ffstream.server.router import SocketLimits
 from tests.in_process import Peer
 from tests.support import wait_until
 
@@ -28,9 +28,7 @@ class Desk:
         works = {"echo": self._echo, "hold": self._hold, "refuse": self._refuse, "break": self._break}
         commands: dict[str, Command] = {name: partial(partial, work) for name, work in works.items()}
         commands["check"] = self._check
-        self.loop = ControlLoop(
-            commands, SocketLimits(1 << 20, 100, 5.0), self.metrics, self.failures.append, waits={"hold"}
-        )
+        self.loop = ControlLoop(commands, Limits(), self.metrics, self.failures.append, waits={"hold"})
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.loop.bind(self._context, "tcp://127.0.0.1:*")
         self.loop.start()
@@ -165,12 +163,12 @@ def test_a_stop_with_commands_waiting_is_no_failure(desk: Desk) -> None:
 
 FIRST_PEER = """
 import sys, zmq
+from ffstream.config import Limits
 from ffstream.metrics import Metrics
 from ffstream.server.control import ControlLoop
-from ffstream.server.router import SocketLimits
 from tests.in_process import Peer
 
-loop = ControlLoop({}, SocketLimits(1 << 20, 100, 5.0), Metrics(), sys.exit)
+loop = ControlLoop({}, Limits(), Metrics(), sys.exit)
 loop.reply = lambda peer, *message: print(peer.hex(), flush=True)
 loop.bind(zmq.Context(), "tcp://127.0.0.1:*")
 loop.start()

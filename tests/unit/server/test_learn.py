@@ -13,11 +13,12 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from ffstream.config import Limits
 from ffstream.errors import ConfigError, DiskFull
 from ffstream.metrics import Metrics
 from ffstream.server import admission
 from ffstream.server.control import ControlLoop
-from ffstream.server.router import Received, SocketLimits
+from ffstream.server.router import Received
 from ffstream.wire.messages import Hello, Pong, Samples
 from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
@@ -299,7 +300,7 @@ def test_the_last_ack_of_a_full_backlog_says_so(serve: Serve) -> None:
 
 def test_a_journal_over_its_size_refuses_until_it_is_trimmed(serve: Serve) -> None:
     """The size is looked at once a second."""
-    ingest = serve(journal_max_bytes=100_000, backlog_max_samples=1_000_000)
+    ingest = serve(journal_max_bytes=1 << 20, backlog_max_samples=1_000_000)
     peer = ingest.peer()
     n = 0
     while True:
@@ -317,7 +318,7 @@ def test_a_journal_over_its_size_refuses_until_it_is_trimmed(serve: Serve) -> No
     wait_until(lambda: on_disk(ingest) == [], 10, "all rows are deleted")
     peer.samples(n, base=n)
     assert peer.acked(1)[n][0] == ingest.journal.head.seq
-    assert ingest.metric("journal_used_bytes") < 100_000
+    assert ingest.metric("journal_used_bytes") < 1 << 20
 
 
 def test_a_full_disk_refuses_the_group_and_the_next_one_is_stored(
@@ -597,11 +598,11 @@ def test_a_second_loop_cannot_have_the_same_endpoint(ingest: Ingest, tmp_path: P
     other.close()
 
 
-@pytest.mark.parametrize("limits", [SocketLimits(1 << 20, -1, 5.0), SocketLimits(1 << 20, 100, 5.0, 1000, 1e9)])
-def test_an_option_that_the_socket_refuses_leaves_no_socket(limits: SocketLimits) -> None:
+@pytest.mark.parametrize("limits", [{"reply_queue_messages": -1}, {"handshake_timeout_s": 1e9}])
+def test_an_option_that_the_socket_refuses_leaves_no_socket(limits: dict[str, Any]) -> None:
     """An open one would keep the context from ending, for ever."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    loop = ControlLoop({}, limits, Metrics(), lambda error: None)
+    loop = ControlLoop({}, Limits.model_construct(**limits), Metrics(), lambda error: None)
     with pytest.raises(ConfigError, match="cannot listen on"):
         loop.bind(context, "tcp://127.0.0.1:*")
     ended = threading.Thread(target=context.term, daemon=True)

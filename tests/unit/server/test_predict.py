@@ -8,13 +8,12 @@ import pytest
 import torch
 import zmq
 
-from ffstream.config import load
+from ffstream.config import Limits, load
 from ffstream.ff.classifier import Classifier
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import build_layers
 from ffstream.metrics import Metrics
 from ffstream.server.predict import PredictLoop
-from ffstream.server.router import SocketLimits
 from ffstream.serving.predictor import Predictor
 from ffstream.serving.snapshot import Snapshot, Snapshots
 from ffstream.wire.codec import ImageChecker
@@ -34,8 +33,7 @@ class Oracle:
         self.loop = PredictLoop(
             Predictor(self.snapshots),
             ImageChecker(INPUTS, 4, 50),
-            SocketLimits(1 << 20, 100, 5.0),
-            batch_samples=16,
+            Limits(message_max_bytes=1 << 20, reply_queue_messages=100, query_batch_max_samples=16),
             metrics=self.metrics,
             on_failure=self.failures.append,
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ffstream.config import Limits
 from ffstream.errors import DiskFull, MemoryFull, TooManyFiles, Unavailable
 from ffstream.server.resources import (
-    ResourceLimits,
     Resources,
     memory_there_is,
     raise_file_limit,
@@ -21,8 +21,12 @@ from ffstream.server.resources import (
 MIB = 1 << 20
 
 
+def limits(disk: int, memory: int) -> Limits:
+    return Limits(disk_min_free_bytes=disk, memory_max_bytes=memory)
+
+
 def lacking(folder: Path, *, disk: int = 0, memory: int = 0) -> Unavailable | None:
-    return Resources(folder, ResourceLimits(disk, memory)).lacking()
+    return Resources(folder, limits(disk, memory)).lacking()
 
 
 @contextmanager
@@ -52,14 +56,14 @@ def test_a_disk_with_little_room(tmp_path: Path) -> None:
 
 
 def test_room_in_the_journal_is_room_for_samples(tmp_path: Path) -> None:
-    looks = Resources(tmp_path, ResourceLimits(1 << 60, 0))
+    looks = Resources(tmp_path, limits(1 << 60, 0))
     assert isinstance(looks.lacking(1 << 50), DiskFull)
     assert looks.lacking(1 << 60) is None
 
 
 def test_memory_over_the_limit_and_given_back(tmp_path: Path) -> None:
     limit = resident() + 100 * MIB
-    looks = Resources(tmp_path, ResourceLimits(0, limit))
+    looks = Resources(tmp_path, limits(0, limit))
     assert looks.lacking() is None
     held = bytearray(b"x") * (200 * MIB)
     assert isinstance(looks.lacking(), MemoryFull)
@@ -68,14 +72,14 @@ def test_memory_over_the_limit_and_given_back(tmp_path: Path) -> None:
 
 
 def test_nearly_every_descriptor_in_use(tmp_path: Path) -> None:
-    looks = Resources(tmp_path, ResourceLimits(0, 0))
+    looks = Resources(tmp_path, limits(0, 0))
     with file_limit(psutil.Process().num_fds() + 1):
         assert isinstance(looks.lacking(), TooManyFiles)
     assert looks.lacking() is None
 
 
 def test_not_even_a_look_is_possible(tmp_path: Path) -> None:
-    looks = Resources(tmp_path, ResourceLimits(0, 0))
+    looks = Resources(tmp_path, limits(0, 0))
     with file_limit(3):
         assert isinstance(looks.lacking(), TooManyFiles)
 
