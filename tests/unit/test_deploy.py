@@ -86,7 +86,7 @@ tests:
           - exp_labels: {{severity: page, instance: a}}
             exp_annotations:
               summary: "a has 100 samples to learn and learns none"
-              description: "With learning.partial = wait an incomplete microbatch waits for ever; otherwise see the log."
+              description: "With learning.partial = wait half a microbatch waits for ever; else see the log."
 """
 
 
