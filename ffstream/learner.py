@@ -128,12 +128,14 @@ class Learner:
 
         After a failure there is no state worth keeping: recovery begins at the last checkpoint.
         """
+        deadline = time.monotonic() + timeout_s
         if not self._rolling.acquire(timeout=timeout_s):  # a rollback under way ends first, and none begins any more
             return False
+        left_s = max(0.1, deadline - time.monotonic())
         if failed:
-            return self.pipeline.abort(timeout_s)
+            return self.pipeline.abort(left_s)
         # Nothing learned is nothing to keep: the recipe may still be another one.
-        return self.pipeline.stop(timeout_s, save=self._journal.head.seq > 0)
+        return self.pipeline.stop(left_s, save=self._journal.head.seq > 0)
 
     def end_evaluation(self, timeout_s: float) -> bool:
         """Evaluates what is queued; its part completes the last barrier. False if the deadline passed."""

@@ -32,9 +32,7 @@ def look(folder: Path, *, thoroughly: bool, seq: int | None = None) -> Iterator[
 
 def half_written(folder: Path) -> list[str]:
     """Names of folders that a write in progress, or one that death cut short, has left without a manifest."""
-    if not folder.is_dir():
-        return []
-    return sorted(each.name for each in folder.iterdir() if each.is_dir() and not (each / MANIFEST).exists())
+    return [each.name for each in manifest.half_written(folder)]
 
 
 def _size(folder: Path) -> int:

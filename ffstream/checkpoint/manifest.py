@@ -20,7 +20,9 @@ MANIFEST = "manifest.json"
 # SHA-256 takes thirty times as long, time that learning would miss. Both find whatever chance damages, and neither
 # what is done on purpose: who can write here can write a manifest, too.
 CHECKSUM = "xxh3_128"
+WRITING = ".writing-"  # and the sequence number: a checkpoint until it has its name
 _NUMBER = re.compile(r"\d{20}", re.ASCII)
+_HALF = re.compile(rf"{re.escape(WRITING)}\d+", re.ASCII)
 _CHECKSUMS: dict[str, Callable[[], Any]] = {
     CHECKSUM: xxhash.xxh3_128,
     "sha256": hashlib.sha256,  # of earlier versions
@@ -46,6 +48,14 @@ def seqs(folder: Path) -> list[int]:
         raise Unavailable(
             f"{error.filename or folder}: {error.strerror}", hint="may this user read it, and are descriptors left?"
         ) from error
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Folders without a manifest: being written, or left by a death. Not what somebody else keeps there."""
+    if not folder.is_dir():
+        return []
+    ours = (each for each in folder.iterdir() if _NUMBER.fullmatch(each.name) or _HALF.fullmatch(each.name))
+    return sorted(each for each in ours if each.is_dir() and not (each / MANIFEST).exists())
 
 
 def sign(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,14 +29,12 @@ from torch import Tensor
 
 from ffstream import moments
 from ffstream.checkpoint import manifest as manifests
-from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, damaged, folder_of
+from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, WRITING, damaged, folder_of
 from ffstream.checkpoint.tensors import save
 from ffstream.durable import fsync, fsync_tree
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, Unavailable
 
 log = logging.getLogger(__name__)
-
-_WRITING = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class CheckpointStore:
         `wrote` is called with the bytes that have gone to disk since its last call.
         """
         final = folder_of(self.folder, checkpoint.seq)
-        aside = self.folder / f"{_WRITING}{checkpoint.seq}"
+        aside = self.folder / f"{WRITING}{checkpoint.seq}"
         self._sweep()
         if self._is_whole(checkpoint.seq):
             # The same samples lead to the same state. But whoever wrote it may have met an error at its last flush.
@@ -184,6 +182,5 @@ class CheckpointStore:
 
     def _sweep(self) -> None:
         """Removes what a death left half written."""
-        for path in self.folder.iterdir():
-            if path.is_dir() and not (path / MANIFEST).exists():
-                shutil.rmtree(path, ignore_errors=True)
+        for path in manifests.half_written(self.folder):
+            shutil.rmtree(path, ignore_errors=True)

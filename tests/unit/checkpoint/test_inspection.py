@@ -61,6 +61,14 @@ def test_what_is_half_written_is_named(store: CheckpointStore) -> None:
     (store.folder / f"{20:020d}" / "manifest.json").unlink()
     assert half_written(store.folder) == [".writing-40", f"{20:020d}"]
     assert [each.seq for each in look(store.folder, thoroughly=True)] == [30, 10]
+    for of_others in ("lost+found", "notes", ".writing-down"):
+        (store.folder / of_others).mkdir()
+    store.write(Checkpoint(80, {}, {}))
+    assert sorted(each.name for each in store.folder.iterdir() if not each.name.isdecimal()) == [
+        ".writing-down",
+        "lost+found",
+        "notes",
+    ]
 
 
 def test_no_folder_has_none(tmp_path: Path) -> None:
