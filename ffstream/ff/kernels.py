@@ -9,9 +9,9 @@ Shapes: B samples, L labels, O outputs. Everything float32.
 """
 
 from collections.abc import Callable
+from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,13 +23,26 @@ _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
 
 def _compiled(signature: str, *, fastmath: bool = False) -> Callable[[_Loop], _Loop]:
-    """Machine code, kept from one start to the next where there is a folder for it."""
+    """Machine code, kept from one start to the next where there is a folder for it.
+
+    Made or fetched at the first call: numba takes half a second for itself, in which a daemon can take samples.
+    """
 
     def compile(loop: _Loop) -> _Loop:
-        try:
-            return cast(_Loop, numba.njit(signature, nogil=True, fastmath=fastmath, cache=True)(loop))
-        except RuntimeError:  # neither beside the code nor below the home: made anew at each start, in seconds
-            return cast(_Loop, numba.njit(signature, nogil=True, fastmath=fastmath)(loop))
+        @cache
+        def machine_code() -> Callable[..., Any]:
+            import numba
+
+            try:
+                return cast(_Loop, numba.njit(signature, nogil=True, fastmath=fastmath, cache=True)(loop))
+            except RuntimeError:  # neither beside the code nor below the home: made anew at each start, in seconds
+                return cast(_Loop, numba.njit(signature, nogil=True, fastmath=fastmath)(loop))
+
+        @wraps(loop)
+        def run(*arguments: Any) -> Any:
+            return machine_code()(*arguments)
+
+        return cast(_Loop, run)
 
     return compile
 

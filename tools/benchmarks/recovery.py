@@ -1,6 +1,7 @@
 """How soon a daemon is back after kill -9, with 60,000 acked samples behind its last checkpoint.
 
-`ready`: from starting the process until it takes samples and queries. `caught_up`: until predictions have learned
+`ready`: from starting the process until it takes samples and queries; `first_answer`: until it has answered one, for
+which it loads machine code. `caught_up`: until predictions have learned
 every sample that was acked before. The peer is the speed at which a daemon learns the same samples as they come.
 `taken_over`: from the kill until a daemon that stood by takes samples and queries.
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ffstream.client import Control, Producer
+from ffstream.client import Control, Predictor, Producer
 from tools.benchmarks.report import Report
 from tools.benchmarks.served import Served
 
@@ -24,7 +25,7 @@ _SETTINGS = ("network.preset=fast", "checkpoint.every_s=0", "checkpoint.every_sa
 
 def run(report: Report, rounds: int) -> None:
     """Medians over so many kills."""
-    ready, caught_up, taken_over, learning = [], [], [], []
+    ready, first_answer, caught_up, taken_over, learning = [], [], [], [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             state = Path(folder, "state")
@@ -37,6 +38,7 @@ def run(report: Report, rounds: int) -> None:
             again = Served(state, _SETTINGS)
             try:
                 ready.append(time.perf_counter() - start)
+                first_answer.append(_ask(again) - start)
                 with Control(again.control) as control:
                     assert control.wait_idle(_DEADLINE_S)["learned"] == 2 * _SAMPLES
                 caught_up.append(time.perf_counter() - start - ready[-1])
@@ -44,10 +46,18 @@ def run(report: Report, rounds: int) -> None:
             finally:
                 again.end()
     report.add("recovery/ready", statistics.median(ready), "s")
+    report.add("recovery/first_answer", statistics.median(first_answer), "s")
     report.add("recovery/taken_over", statistics.median(taken_over), "s", "ready", statistics.median(ready))
     report.add("recovery/caught_up_after_ready", statistics.median(caught_up), "s")
     speed = _SAMPLES / statistics.median(caught_up)
     report.add("recovery/catching_up", speed, "samples/s", "learning_as_they_come", statistics.median(learning))
+
+
+def _ask(daemon: Served) -> float:
+    """When it has answered a query."""
+    with Predictor(daemon.predict) as predictor:
+        predictor.predict(np.zeros((1, 784), np.uint8))
+    return time.perf_counter()
 
 
 def _take_over(state: Path, daemon: Served) -> float:

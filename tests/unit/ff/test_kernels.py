@@ -1,4 +1,4 @@
-"""The compiled loops load wherever the daemon may run."""
+"""The compiled loops run wherever the daemon may run."""
 
 import os
 import shutil
@@ -8,6 +8,14 @@ from pathlib import Path
 
 import ffstream
 
+PROGRAM = """
+import torch
+from ffstream.ff import kernels
+slopes, loss = kernels.softmax_slopes(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), 1.0, 0.0)
+assert slopes.tolist() == [[-0.5, 0.5]]
+print(kernels.__file__)
+"""
+
 
 def test_they_are_compiled_anew_where_nothing_can_be_kept(tmp_path: Path) -> None:
     """As in a container that may write nowhere: the package belongs to root, and there is no home."""
@@ -16,8 +24,7 @@ def test_they_are_compiled_anew_where_nothing_can_be_kept(tmp_path: Path) -> Non
     (package / "ff" / "__pycache__").write_text("no folder: not even root can write into it")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "NUMBA_"))}
     environment |= {"PYTHONPATH": str(tmp_path), "HOME": os.devnull, "PYTHONDONTWRITEBYTECODE": "1"}
-    program = "from ffstream.ff import kernels; print(kernels.__file__)"
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-c", PROGRAM]
     ran = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110, check=False
     )
