@@ -25,6 +25,7 @@ from ffstream.commands import Commands
 from ffstream.config import Config
 from ffstream.durable import fsync, fsync_tree
 from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
+from ffstream.ff import kernels
 from ffstream.journal.journal import Journal
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
@@ -96,6 +97,7 @@ class Daemon:
         Access(self.config.listen, self.config.security, Metrics(), self._fail)
         if self._lock.take():
             return True
+        kernels.prepare()  # for the first query
         log.info("stands by pid=%d state=%s", os.getpid(), self.config.state)
         beat = -math.inf
         while not self._lock.take():

@@ -20,6 +20,7 @@ from torch import Tensor
 _Array = NDArray[np.float32]
 _ZERO = np.float32(0)
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
+_machine_codes: list[Callable[[], Callable[..., Any]]] = []
 
 
 def _compiled(signature: str, *, fastmath: bool = False) -> Callable[[_Loop], _Loop]:
@@ -38,6 +39,8 @@ def _compiled(signature: str, *, fastmath: bool = False) -> Callable[[_Loop], _L
             except RuntimeError:  # neither beside the code nor below the home: made anew at each start, in seconds
                 return cast(_Loop, numba.njit(signature, nogil=True, fastmath=fastmath)(loop))
 
+        _machine_codes.append(machine_code)
+
         @wraps(loop)
         def run(*arguments: Any) -> Any:
             return machine_code()(*arguments)
@@ -45,6 +48,12 @@ def _compiled(signature: str, *, fastmath: bool = False) -> Callable[[_Loop], _L
         return cast(_Loop, run)
 
     return compile
+
+
+def prepare() -> None:
+    """Fetches all loops now, for whoever has the time."""
+    for machine_code in _machine_codes:
+        machine_code()
 
 
 @_compiled("void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1])", fastmath=True)

@@ -1,9 +1,9 @@
 """How soon a daemon is back after kill -9, with 60,000 acked samples behind its last checkpoint.
 
-`ready`: from starting the process until it takes samples and queries; `first_answer`: until it has answered one, for
-which it loads machine code. `caught_up`: until predictions have learned
-every sample that was acked before. The peer is the speed at which a daemon learns the same samples as they come.
-`taken_over`: from the kill until a daemon that stood by takes samples and queries.
+`ready`: from starting the process until it takes samples and queries. `first_answer`: until it has answered one, for
+which it fetches its loops. `caught_up`: until predictions have learned every sample that was acked before; the peer
+is the speed at which a daemon learns the same samples as they come. `taken_over`: from the kill until a daemon that
+stood by has answered a query.
 """
 
 import statistics
@@ -67,7 +67,7 @@ def _take_over(state: Path, daemon: Served) -> float:
         start = time.perf_counter()
         daemon.kill()
         other.await_ready()
-        return time.perf_counter() - start
+        return _ask(other) - start
     finally:
         other.end()
 
