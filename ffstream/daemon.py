@@ -309,7 +309,7 @@ class Daemon:
     def _stalled(self, limit_s: float) -> str | None:
         """Names a thread that has had the same work in hand for that long."""
         zap = self._access.zap
-        served = [self.learn.thread, self.predict.thread, self.control.thread, *([zap.thread] if zap else [])]
+        served = [each.thread for each in (self.learn, self.predict, self.control, self.http, zap) if each]
         return name_of_stuck([*served, *self.learner.threads], limit_s)
 
     def _is_woken(self, timeout_s: float) -> bool:

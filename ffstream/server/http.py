@@ -255,6 +255,8 @@ class HttpServer:
             # h11 limits the bytes of a request's head. uvicorn only calls what it is given.
             http=partial(Connection, most=connections + _RESERVE, idle_timeout_s=idle_timeout_s),  # type: ignore[arg-type]
             ws="none",
+            callback_notify=self._notice,
+            timeout_notify=1,
         )
         for name, sparse in _SPARSE.items():
             logging.getLogger(name).addFilter(sparse)
@@ -276,6 +278,9 @@ class HttpServer:
         self._server.run(sockets=[self._listener])
         if not self._server.should_exit:
             raise StageFailed(f"{self.name} ended by itself", hint="see the log")
+
+    async def _notice(self) -> None:
+        self.thread.progressed()  # whatever waits: the loop goes round
 
     def stop(self, timeout_s: float) -> bool:
         """Closes the listener; requests under way get the time to finish."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -729,6 +730,20 @@ def test_a_thread_that_dies_shows_and_the_daemon_ends_with_its_error(daemon: Run
     with pytest.raises(FFStreamError, match="nobody foresaw this"):
         daemon.stop()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ff-stage")]
+
+
+def test_a_stuck_http_thread_is_named_and_ends_the_daemon(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = start("pipeline.stall_timeout_s=3")
+    go_on = threading.Event()
+    monkeypatch.setattr(running.daemon.admission, "obstacle", lambda: go_on.wait(WAIT_S) and None)
+    host, _, port = running.daemon.http.address.rpartition(":")
+    with socket.create_connection((host, int(port)), WAIT_S) as asking:
+        asking.sendall(b"GET /readyz HTTP/1.1\r\nHost: here\r\n\r\n")
+        running.daemon.wait()
+        assert running.daemon.state == "failed"
+        go_on.set()
+    with pytest.raises(StageFailed, match="ff-http made no progress"):
+        running.stop()
 
 
 def test_a_socket_that_is_stuck_is_named_and_ends_the_daemon(start: Start) -> None:
