@@ -72,6 +72,16 @@ def await_endpoints(state: Path, pid: int, check: Callable[[], None], timeout_s:
     return endpoints
 
 
+def await_standing_by(log: Path, pid: int, check: Callable[[], None]) -> None:
+    """Returns once this daemon waits for another one's end. `check` raises when it has ended. Raises DaemonFailed."""
+    deadline = time.monotonic() + START_S
+    while f"stands by pid={pid} " not in log.read_text():
+        check()
+        if time.monotonic() > deadline:
+            raise DaemonFailed(f"the daemon does not stand by after {START_S:g} s")
+        time.sleep(_LOOK_S)
+
+
 def log_tail(log: Path) -> str:
     """The end of a log, for whoever must find out."""
     lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:] if log.exists() else []
@@ -99,7 +109,7 @@ class DaemonProcess:
         self.endpoints: dict[str, Any] = {}
         try:
             if standby:
-                self._await_standing_by()
+                await_standing_by(self.log, self.process.pid, self.check)
             else:
                 self.await_ready()
         except BaseException:
@@ -109,14 +119,6 @@ class DaemonProcess:
     def await_ready(self) -> None:
         """Returns once it serves. Raises DaemonFailed."""
         self.endpoints = await_endpoints(self.state, self.process.pid, self.check)
-
-    def _await_standing_by(self) -> None:
-        deadline = time.monotonic() + START_S
-        while f"stands by pid={self.process.pid} " not in self.log.read_text():
-            self.check()
-            if time.monotonic() > deadline:
-                raise DaemonFailed(f"the daemon does not stand by after {START_S:g} s")
-            time.sleep(_LOOK_S)
 
     @property
     def learn(self) -> str:

@@ -45,6 +45,7 @@ def test_killed_at_every_moment_it_learns_each_sample_once_and_in_order(tmp_path
     assert set(killed.passed_over) == set(MOMENTS) - wanted, "each moment that nothing reaches has a reason"
     assert killed.by_moment.total() == kills
     assert killed.starts["real"] > 1
+    assert killed.starts["standby"] > 0
     assert killed.before_first_checkpoint > 0
     assert killed.resent > 0, "no kill met a message under way: this run proves little"
 

@@ -1,9 +1,10 @@
 """kill -9, again and again, while a producer sends.
 
-Two of three kills come at a named moment (`ffstream.moments`), each as often as the others, at a passing that chance
-chooses; the rest come at any time: during start and recovery, or while it serves. One life in twenty begins as a
-user's does; the others are forks. The moments of a rollback are met in one that goes back to anywhere and learns
-again what came later: whatever becomes of it, the state at the end is the same.
+Two of three kills come at a named moment (`ffstream.moments`), each as often as the others, at a passing that
+chance chooses; the rest come at any time: during start and recovery, or while it serves. One life in twenty begins
+as a user's does, and another one stands by while the one before it is killed; the others are forks. The moments of
+a rollback are met in one that goes back to anywhere and learns again what came later: whatever becomes of it, the
+state at the end is the same.
 """
 
 import random
@@ -30,6 +31,7 @@ _MESSAGES_PER_S = 250.0
 _REACH_S = 20.0  # once it serves: a start takes as long as the machine is slow
 _SERVING_S = 0.4
 _REAL_EVERY = 20
+_HEIR_EVERY = 21  # a multiple of three: the life before it ends at any time
 # Passed with each message or microbatch; the others with each checkpoint.
 _OFTEN = ("commit", "ack", "hand_on", "learned")
 _ROLLBACK = "rollback."
@@ -66,6 +68,7 @@ class Killing:
         self._home = Home(folder / "state")
         self._start_s = 1.0
         self._life: Life | None = None
+        self._heir: Life | None = None  # stands by for it
         self.by_moment: Counter[str] = Counter()
         self.starts: Counter[str] = Counter()
         self.before_first_checkpoint = 0
@@ -75,21 +78,25 @@ class Killing:
         """Kills that often, tells each time how, and settles accounts. Raises DaemonFailed."""
         sender = Sender(self._home.learn, self._seed, _MESSAGES_PER_S)
         deaths = self._deaths()
+        upcoming = next(deaths)
         try:
             for number in range(kills):
-                way = self._kill(next(deaths), really=number % _REAL_EVERY == _REAL_EVERY - 1)
+                moment, upcoming = upcoming, next(deaths)
+                heir = self._death(upcoming) if number % _HEIR_EVERY == 8 else None
+                way = self._kill(moment, really=number % _REAL_EVERY == _REAL_EVERY - 1, heir=heir)
                 self.by_moment[way] += 1
                 self.before_first_checkpoint += not self._has_checkpoint()
                 sender.check()
                 tell(way)
-            self._life = self._start(None, really=True)
+            self._life, self._heir = self._heir or self._start(None, really=True), None
             self._life.await_ready()
             sender.finish()
             end_in_order(self._home, self._life)
             self._life = None
         finally:
-            if self._life is not None:
-                self._life.send(signal.SIGKILL)
+            for life in (self._life, self._heir):
+                if life is not None:
+                    life.send(signal.SIGKILL)
         remains = Remains.of(self._home.state)
         expected = never_killed(self._folder / "alive", self._seed, sender.sizes, self._forks)
         return Killed(
@@ -116,11 +123,13 @@ class Killing:
             elif len(self.passed_over) == len(MOMENTS):
                 yield None
 
-    def _kill(self, moment: str | None, *, really: bool) -> str:
-        """One life; returns how it ended."""
-        death = None if moment is None else Death(moment, self._passing(moment))
-        self._life = life = self._start(death, really=really)
-        if moment is None:
+    def _kill(self, moment: str | None, *, really: bool, heir: Death | None) -> str:
+        """One life; returns how it ended. `heir`: how the one ends that takes over from it."""
+        life, self._heir = self._heir or self._start(self._death(moment), really=really), None
+        self._life = life
+        if heir is not None:
+            way = self._await_heir(life, heir)
+        elif moment is None:
             way = self._await_chance(life, really=really)
         elif self._meets(moment, life):
             way = moment
@@ -133,6 +142,9 @@ class Killing:
         if code != -signal.SIGKILL:
             raise DaemonFailed(f"a daemon ended by itself, exit code {code}\n{log_tail(self._home.log)}")
         return way
+
+    def _death(self, moment: str | None) -> Death | None:
+        return None if moment is None else Death(moment, self._passing(moment))
 
     def _meets(self, moment: str, life: Life) -> bool:
         """Whether it dies of that moment."""
@@ -165,6 +177,14 @@ class Killing:
         ready_s = life.await_ready()
         if not really:
             self._start_s = ready_s
+        life.ended(self._chance.uniform(0, _SERVING_S))
+        return "random.serving"
+
+    def _await_heir(self, life: Life, death: Death) -> str:
+        life.await_ready()
+        self.starts["standby"] += 1
+        self._heir = start_really(self._home, death, standby=True)
+        self._heir.await_standing_by()
         life.ended(self._chance.uniform(0, _SERVING_S))
         return "random.serving"
 

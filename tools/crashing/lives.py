@@ -25,6 +25,7 @@ from tools.daemon_process import (
     STOP_S,
     DaemonFailed,
     await_endpoints,
+    await_standing_by,
     free_port,
     log_tail,
     read_endpoints,
@@ -77,6 +78,10 @@ class Life:
         """Returns the seconds from its start until it serves. Raises DaemonFailed when it ends instead."""
         await_endpoints(self._home.state, self.pid, self._check)
         return time.monotonic() - self._began
+
+    def await_standing_by(self) -> None:
+        """Returns once it waits for the end of another life. Raises DaemonFailed when it ends instead."""
+        await_standing_by(self._home.log, self.pid, self._check)
 
     def ended_serving(self, timeout_s: float) -> bool:
         """Whether it ends before it serves, or within that time after. Raises DaemonFailed when it never serves."""
@@ -172,12 +177,15 @@ class ForkServer:
             self._process.stdout.close()
 
 
-def start_really(home: Home, death: Death | None = None) -> Life:
-    """A life that begins as a user's does: the product's `ffstream`, or with a `death` the victim."""
+def start_really(home: Home, death: Death | None = None, *, standby: bool = False) -> Life:
+    """A life that begins as a user's does: the product's `ffstream`, or with a `death` the victim.
+
+    With `standby` while another one is there: it waits for that one's end.
+    """
     module = "ffstream.cli" if death is None else "tools.crashing.victim"
     with home.log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *home.arguments],
+            [sys.executable, "-m", module, *home.arguments, *(["--standby"] if standby else [])],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

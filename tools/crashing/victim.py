@@ -69,8 +69,10 @@ def fork_server() -> None:
     import torch
 
     import ffstream.daemon  # noqa: F401 - what takes long
+    from ffstream.ff import kernels
 
     torch.set_num_threads(1)
+    kernels.prepare()
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:
         raise SystemExit(f"{threads} threads: a fork of this would lack all but one of them")
