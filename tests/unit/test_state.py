@@ -1,6 +1,9 @@
 """Whose the state folder is."""
 
+import errno
 import fcntl
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,36 @@ def test_one_at_a_time_has_it(tmp_path: Path) -> None:
     second.release()
     assert first.take()
     first.release()
+
+
+def test_who_deletes_the_file_in_it_gives_the_folder_to_nobody(tmp_path: Path) -> None:
+    """Whoever waits would lock a new file, and two daemons would write to one journal."""
+    first, second = StateLock(tmp_path), StateLock(tmp_path)
+    assert first.take()
+    (tmp_path / "lock").unlink()
+    assert not second.take()
+    first.release()
+    assert second.take()
+    second.release()
+
+
+def test_where_folders_cannot_be_locked_the_file_in_it_has_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def lock_files(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_files)
+    first, second = StateLock(tmp_path), StateLock(tmp_path)
+    assert first.take()
+    assert not second.take()
+    first.release()
+    assert second.take()
+    second.release()
 
 
 def test_what_is_in_the_way_is_told_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
