@@ -37,12 +37,12 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """The thread."""
-        use_one_core()
-        if self._niceness is not None:
-            lower_priority(self._niceness)
         try:
+            use_one_core()
+            if self._niceness is not None:
+                lower_priority(self._niceness)
             self._work()
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too: `threading` drops it without a word
             log.exception("thread failed name=%s", self.name)
             if not isinstance(error, FFStreamError):
                 error = StageFailed(f"{self.name}: {error!r}", hint="see the traceback in the log")

@@ -1,6 +1,7 @@
 """A worker: its death is reported once, and since when it is at the same work can be asked."""
 
 import logging
+import sys
 import threading
 
 import pytest
@@ -41,6 +42,15 @@ def test_an_error_that_says_what_to_do_is_reported_as_it_is(caplog: pytest.LogCa
     assert worker.ends(DEADLINE_S)
     assert failures == [damaged]
     assert "name=ff-test" in caplog.text
+
+
+def test_an_exit_on_a_thread_is_a_death_like_any_other() -> None:
+    failures: list[FFStreamError] = []
+    worker = Worker("ff-test", sys.exit, failures.append)
+    worker.start()
+    assert worker.ends(DEADLINE_S)
+    (failure,) = failures
+    assert "SystemExit" in failure.message
 
 
 def test_it_is_stuck_with_the_same_work_and_never_while_it_waits_or_goes_on() -> None:
