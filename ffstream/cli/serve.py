@@ -50,7 +50,8 @@ def serve(file: Path | None, state: Path | None, settings: Iterable[str], standb
 
     SIGTERM and Ctrl-C stop it in order: learn what is queued, checkpoint, exit code 0. A second one exits at once.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # as PID 1 it would be deaf until it serves
+    # As PID 1 it would be deaf until it serves. Nothing is begun yet, and what a finalizer raises would be lost.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     os.umask(0o077)  # what it makes is for its user alone, sockets too
     gc.disable()  # a fifth of the start. The daemon enables it.
     from ffstream.config import load

@@ -124,6 +124,30 @@ def test_a_stop_is_heard_before_it_serves(tmp_path: Path) -> None:
         starting.kill()
 
 
+def test_a_stop_is_heard_wherever_it_comes_in_the_imports(tmp_path: Path) -> None:
+    """In a finalizer Python drops what is raised, and goes on."""
+    code = """
+import os, signal, sys
+import ffstream.config
+from ffstream.cli import main
+
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+def load(*arguments):
+    Last()
+    os._exit(7)
+
+ffstream.config.load = load
+main(["serve"])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=COMMAND_S, check=False)
+    assert ended.returncode == 0
+
+
 def test_a_checkpoint_is_looked_for_only_where_a_daemon_was(tmp_path: Path) -> None:
     for command in ("list", "verify"):
         looked = run_cli("checkpoint", command, "--state", str(tmp_path))
