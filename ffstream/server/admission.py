@@ -84,8 +84,9 @@ class Admission:
         new = self._new.get(owner, set())
         is_new = not journal.knows(client) and client not in new
         if is_new:
-            if journal.clients >= limits.clients_max:
-                raise TooManyClients(f"{journal.clients} clients are known", hint="limits.clients_max")
+            clients = journal.clients + sum(map(len, self._new.values()))
+            if clients >= limits.clients_max:
+                raise TooManyClients(f"{clients} clients are known", hint="limits.clients_max")
             names = journal.names(owner) + len(new)
             if names >= limits.client_names_max:
                 raise TooManyClients(

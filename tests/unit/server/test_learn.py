@@ -521,6 +521,12 @@ def test_names_of_a_key_are_limited_and_those_of_another_are_not_touched(keys: C
     assert served.codes(("bert", samples(1, "e"))) == ["too_many_clients"], "all together are limited as well"
 
 
+def test_all_clients_together_are_counted_within_a_group_too(keys: Callable[..., Keys]) -> None:
+    served = keys(clients_max=3)
+    group = [(key, samples(1, name)) for key in ("anna", "bert", "") for name in "ab"]
+    assert served.codes(*group) == ["ack"] * 3 + ["too_many_clients"] * 3
+
+
 def test_names_that_a_failed_commit_did_not_store_do_not_count(
     keys: Callable[..., Keys], monkeypatch: pytest.MonkeyPatch
 ) -> None:
