@@ -75,7 +75,7 @@ class Limits(_Section):
     client_unresolved_max_messages: int = Field(
         16_384,
         ge=1,
-        description="stored messages that a producer, or one key, counts as unanswered; past it a name has a window",
+        description="stored messages that a producer, or one key, counts as unanswered; beyond, a window a name",
     )
     client_samples_per_s: float = Field(
         0.0, ge=0, description="samples a second from one producer, or one key; 0: no limit"

@@ -29,6 +29,7 @@ from ffstream.ff import kernels
 from ffstream.journal.journal import Journal
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
+from ffstream.recovery import open_store
 from ffstream.server.access import Access
 from ffstream.server.admission import Admission
 from ffstream.server.control import ControlLoop
@@ -73,13 +74,15 @@ class _Step(NamedTuple):
 
 
 class Daemon:
-    """One daemon on one state folder. `start`, then `wait`, then `stop`."""
+    """One daemon on one state folder. `start`, then `wait`, then `stop`. Raises ConfigError if it must not listen."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.metrics = Metrics()
         self.failure: Exception | None = None
         self._phase = "starting"  # then "ready", then "stopping"
+        # First of all: a daemon that must not listen need not spend minutes on recovery.
+        self._access = Access(config.listen, config.security, self.metrics, self._fail)
         self._lock = StateLock(config.state)
         self._steps = [_Step(_Order.RELEASE_STATE, "lock", self._release_state)]
         # Not an Event: a signal handler that sets one deadlocks if its thread is just about to wait for it.
@@ -93,11 +96,11 @@ class Daemon:
         Calls `heartbeat` each second meanwhile. True when it is ours and `start` may follow, False when a stop was
         requested. Raises ConfigError.
         """
-        # What would keep it from listening is said now, and not when it is needed.
-        Access(self.config.listen, self.config.security, Metrics(), self._fail)
         if self._lock.take():
             return True
-        kernels.prepare()  # for the first query
+        # What would keep it from serving is said now, and not when it is needed.
+        open_store(self.config).check_recipe()
+        kernels.prepare()
         log.info("stands by pid=%d state=%s", os.getpid(), self.config.state)
         beat = -math.inf
         while not self._lock.take():
@@ -114,8 +117,6 @@ class Daemon:
         use_one_core()
         raise_file_limit()
         try:
-            # First of all: a daemon that must not listen need not spend minutes on recovery.
-            self._access = Access(self.config.listen, self.config.security, self.metrics, self._fail)
             self._open_state()
             self._recover()
             self._open_sockets()

@@ -11,11 +11,9 @@ import gc
 import logging
 import threading
 import time
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ffstream import moments
-from ffstream.checkpoint.store import CheckpointStore
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
 from ffstream.course import Course
@@ -30,7 +28,7 @@ from ffstream.journal import skips
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.pipeline import Pipeline, StartingPoint
-from ffstream.recovery import starting_point
+from ffstream.recovery import open_store, starting_point
 from ffstream.retention import Retention
 from ffstream.serving.snapshot import Snapshot, Snapshots
 from ffstream.threads import OnFailure, Worker
@@ -65,8 +63,7 @@ class Learner:
         self._paused = False  # by request
         self._pausing = threading.Lock()  # a request may come while a rollback replaces the course
         self._rolling = threading.Lock()  # one rollback at a time, and no trimming meanwhile
-        folder = config.state / "checkpoints"
-        self.store = CheckpointStore(folder, keep=config.checkpoint.keep, recipe=asdict(config.network))
+        self.store = open_store(config)
         self.retention = Retention(
             self.store, lambda: self.applied_seq, lambda: self.pipeline.request_checkpoint(lambda barrier: None)
         )

@@ -1,10 +1,18 @@
 """Where learning begins: at the newest whole checkpoint that the journal goes on from."""
 
+from dataclasses import asdict
+
 from ffstream.checkpoint.store import CheckpointStore
+from ffstream.config import Config
 from ffstream.errors import JournalDamaged, SequenceUnknown
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.pipeline import StartingPoint
+
+
+def open_store(config: Config) -> CheckpointStore:
+    """The checkpoints of a daemon with these options. Raises Unavailable."""
+    return CheckpointStore(config.state / "checkpoints", keep=config.checkpoint.keep, recipe=asdict(config.network))
 
 
 def starting_point(

@@ -18,10 +18,11 @@ log = logging.getLogger(__name__)
 
 
 class StateLock:
-    """On a folder, which is made when it is not there."""
+    """On a folder, which is made when it is not there at first; one that vanishes later is not made anew."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._made = False
         self._held: list[int] = []  # descriptors
 
     def take(self) -> bool:
@@ -29,7 +30,9 @@ class StateLock:
         if self._held:
             return True
         try:
-            make_folder(self._folder, 0o700)
+            if not self._made:
+                make_folder(self._folder, 0o700)
+                self._made = True
             others_may_read = check_folder(self._folder, of_keys=False)
             self._lock_folder()
             self._lock_file()

@@ -91,7 +91,7 @@ def log_tail(log: Path) -> str:
 class DaemonProcess:
     """`ffstream serve` on free ports, ready. Its log is `log`, beside the state folder. Raises DaemonFailed.
 
-    With `standby` it stands by, if there is another one; `await_ready` then waits until it has taken over.
+    With `standby` it stands by for the one that is there; `await_ready` then waits until it has taken over.
     """
 
     def __init__(self, state: Path, settings: Sequence[str] = (), *, standby: bool = False) -> None:

@@ -19,6 +19,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,21 +123,27 @@ class CheckpointStore:
     def load(self, seq: int) -> Checkpoint:
         """Reads one. Raises CheckpointDamaged or CheckpointIncompatible."""
         manifest = self.verify(seq)
-        if manifest["recipe"] != self.recipe:
-            changed = sorted(
-                key
-                for key in {*manifest["recipe"], *self.recipe}
-                if manifest["recipe"].get(key) != self.recipe.get(key)
-            )
-            raise CheckpointIncompatible(
-                f"checkpoint {seq} was learned with another recipe ({', '.join(changed)})",
-                hint="start with the recipe it was learned with, or another --state folder",
-            )
+        self._expect_recipe(manifest)
         try:
             tensors = load_file(folder_of(self.folder, seq) / STATE)
         except (SafetensorError, OSError) as error:
             raise damaged(seq, str(error)) from error
         return Checkpoint(seq, tensors, manifest["progress"])
+
+    def check_recipe(self) -> None:
+        """Raises CheckpointIncompatible when the newest one is of another recipe. Reads no more than its manifest."""
+        for seq in self.seqs()[-1:]:
+            with suppress(CheckpointDamaged):  # or its daemon has just removed it: that is for recovery to see
+                self._expect_recipe(manifests.read(self.folder, seq))
+
+    def _expect_recipe(self, manifest: Mapping[str, Any]) -> None:
+        found = manifest["recipe"]
+        if found != self.recipe:
+            changed = sorted(key for key in {*found, *self.recipe} if found.get(key) != self.recipe.get(key))
+            raise CheckpointIncompatible(
+                f"checkpoint {manifest['seq']} was learned with another recipe ({', '.join(changed)})",
+                hint="start with the recipe it was learned with, or another --state folder",
+            )
 
     def newest(self, at_most: int | None = None) -> tuple[Checkpoint | None, list[CheckpointDamaged]]:
         """The newest whole checkpoint (at or below a sequence number), and what was passed over on the way."""

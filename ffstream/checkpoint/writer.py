@@ -45,6 +45,7 @@ class CheckpointWriter:
         self._bytes_per_s = bytes_per_s
         self._hurries = False
         self._stopping = False
+        self._ended = False
         self._changed = threading.Condition()
         self.thread = Worker(_NAME, self._work, on_failure, niceness=WRITING_NICENESS)
 
@@ -65,12 +66,14 @@ class CheckpointWriter:
             self._changed.notify_all()
 
     def settle(self, timeout_s: float) -> bool:
-        """Returns once nothing waits and nothing is being written. False if the deadline passed."""
+        """Returns once nothing waits and nothing is being written. False if the deadline passed, or nobody writes."""
         with self._changed:
             self._hurry()
-            settled = self._changed.wait_for(lambda: self._waiting is None and not self.thread.busy, timeout_s)
+            settled = self._changed.wait_for(
+                lambda: self._ended or (self._waiting is None and not self.thread.busy), timeout_s
+            )
             self._hurries = False
-            return settled
+            return settled and not self._ended
 
     def _hurry(self) -> None:
         self._hurries = True
@@ -84,9 +87,14 @@ class CheckpointWriter:
         return self.thread.ends(timeout_s)
 
     def _work(self) -> None:
-        while (checkpoint := self._next()) is not None:
-            self._write(checkpoint)
-            checkpoint = None  # its memory is wanted for the next cut
+        try:
+            while (checkpoint := self._next()) is not None:
+                self._write(checkpoint)
+                checkpoint = None  # its memory is wanted for the next cut
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
 
     def _next(self) -> Checkpoint | None:
         with self._changed:

@@ -60,11 +60,13 @@ class Commands(click.Group):
         """Imports it."""
         if cmd_name not in _HOME:
             return None
+        collects = gc.isenabled()
         gc.disable()  # a fifth of the time; imports make no garbage
         try:
             command: click.Command = getattr(import_module(f"ffstream.cli.{_HOME[cmd_name]}"), cmd_name)
         finally:
-            gc.enable()
+            if collects:
+                gc.enable()
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

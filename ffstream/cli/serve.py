@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENDPOINTS = "endpoints.json"
+_START_MAX_US = 300_000_000  # what deploy/ffstream@.service gives a start
 _FORCED = b"second signal: exit at once; nothing acked is lost\n"
 
 
@@ -82,13 +83,37 @@ def _stop_on_signals(daemon: "Daemon") -> None:
         signal.signal(signal.SIGHUP, stop)
 
 
-def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
-    service_manager = sdnotify.SystemdNotifier()  # says nothing where there is none
+class _ServiceManager:
+    """systemd, if it is there: see sd_notify(3)."""
 
-    if standby and not daemon.stand_by(
-        lambda: service_manager.notify("READY=1\nSTATUS=stands by for another daemon\nWATCHDOG=1")
-    ):
+    def __init__(self) -> None:
+        self._notifier = sdnotify.SystemdNotifier()
+        self._watchdog_us = os.environ.get("WATCHDOG_USEC")  # within which it wants to hear that all is well
+
+    def hears_that_it_stands_by(self) -> None:
+        self._notifier.notify("READY=1\nSTATUS=stands by for another daemon\nWATCHDOG=1")
+
+    def hears_that_it_starts(self) -> None:
+        """It may have been ready, standing by; what comes now takes as long as any start."""
+        if self._watchdog_us:
+            self._notifier.notify(f"STATUS=starts\nWATCHDOG=1\nWATCHDOG_USEC={_START_MAX_US}")
+
+    def hears_that_it_serves(self) -> None:
+        limit = f"\nWATCHDOG_USEC={self._watchdog_us}" if self._watchdog_us else ""
+        self._notifier.notify(f"READY=1\nSTATUS=serves{limit}")
+
+    def hears_that_all_is_well(self) -> None:
+        self._notifier.notify("WATCHDOG=1")
+
+    def hears_that_it_stops(self) -> None:
+        self._notifier.notify("STOPPING=1")
+
+
+def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
+    service_manager = _ServiceManager()
+    if standby and not daemon.stand_by(service_manager.hears_that_it_stands_by):
         return
+    service_manager.hears_that_it_starts()
     daemon.start()
     try:
         listens = daemon.status()["endpoints"]
@@ -101,10 +126,10 @@ def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
                 **listens
             )
         )
-        service_manager.notify("READY=1\nSTATUS=serves")
-        daemon.wait(lambda: service_manager.notify("WATCHDOG=1"))
+        service_manager.hears_that_it_serves()
+        daemon.wait(service_manager.hears_that_all_is_well)
     finally:
-        service_manager.notify("STOPPING=1")
+        service_manager.hears_that_it_stops()
         with suppress(OSError):  # a file system that became read-only
             endpoints.unlink(missing_ok=True)  # before the lock is released: later it may be another daemon's
         daemon.stop()

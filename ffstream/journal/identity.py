@@ -13,8 +13,8 @@ def join(key: str, name: str) -> str:
 
 def split(client: str) -> tuple[str, str]:
     """Its key, or nothing, and its name."""
-    key, _, name = client.rpartition(SEPARATOR)
-    return key, name
+    key, separator, name = client.partition(SEPARATOR)
+    return (key, name) if separator else ("", client)
 
 
 def owner(client: str) -> str:

@@ -101,11 +101,6 @@ class Feeder:
         self._requests.put(on_complete)
         self._head.wake()
 
-    @property
-    def paused(self) -> bool:
-        """Whether learning is paused by request."""
-        return self._paused
-
     def _work(self) -> None:
         try:
             while not self._stopping.is_set():

@@ -206,11 +206,6 @@ class Pipeline:
         self._feeder.pause(paused)
 
     @property
-    def paused(self) -> bool:
-        """Whether learning is paused by request."""
-        return self._feeder.paused
-
-    @property
     def phase(self) -> str:
         """The phase of the next microbatch."""
         return self._feeder.state.schedule.polarity

@@ -9,7 +9,7 @@ import pytest
 
 from ffstream.client import Producer
 from ffstream.daemon import Daemon
-from tests.daemons import COMMAND_S, Daemons, daemons_below, run_cli
+from tests.daemons import COMMAND_S, Daemons, daemons_below, run_cli, run_json
 from tests.in_process import config
 from tools.daemon_process import free_port, serve_arguments
 
@@ -81,6 +81,16 @@ def test_what_would_keep_it_from_listening_is_said_before_it_is_needed(daemons: 
     assert serves.status()["state"] == "ready"
 
 
+def test_with_another_recipe_it_does_not_even_stand_by(daemons: Daemons) -> None:
+    serves = daemons.start()
+    with Producer(serves.learn) as producer:
+        send(producer, 10)
+    run_json("checkpoint", "--at", serves.control)
+    done = run_cli(*serve_arguments(serves.state, ["network.widths=[20]"]), "--standby")
+    assert done.returncode == 1
+    assert "learned with another recipe (widths)" in done.stderr
+
+
 def test_a_service_manager_hears_that_it_stands_by(
     daemons: Daemons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,10 +99,12 @@ def test_a_service_manager_hears_that_it_stands_by(
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(COMMAND_S)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "30000000")
         stands_by = daemons.start(standby=True)
         waits = b"READY=1\nSTATUS=stands by for another daemon\nWATCHDOG=1"
         assert [manager.recv(100), manager.recv(100)] == [waits, waits]
         serves.kill()
-        heard = iter(lambda: manager.recv(100), b"READY=1\nSTATUS=serves")
+        heard = iter(lambda: manager.recv(100), b"STATUS=starts\nWATCHDOG=1\nWATCHDOG_USEC=300000000")
         assert set(heard) <= {waits}
+        assert manager.recv(100) == b"READY=1\nSTATUS=serves\nWATCHDOG_USEC=30000000"
     stands_by.await_ready()

@@ -200,7 +200,7 @@ def test_weights_that_predict_go_back_at_once_and_their_version_goes_on(bench: B
     current = bench.learner.snapshots.current
     assert current.seq == 24
     assert current.version > version
-    assert bench.learner.pipeline.paused, "paused before, paused after"
+    assert bench.learner.pipeline._feeder._paused, "paused before, paused after"
     bench.learner.pause(False)
     bench.learner.wait_idle(DEADLINE_S)
     assert bench.learner.snapshots.current.version > current.version
@@ -296,7 +296,7 @@ def test_a_pause_or_resume_during_a_rollback_holds_after_it(bench: Bench, watche
     bench.learner.pause(not paused)
     with rolling_back(bench, watched):
         bench.learner.pause(paused)
-    assert bench.learner.paused == bench.learner.pipeline.paused == paused
+    assert bench.learner.paused == bench.learner.pipeline._feeder._paused == paused
     bench.learner.pause(False)
 
 

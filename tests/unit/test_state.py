@@ -56,6 +56,18 @@ def test_where_folders_cannot_be_locked_the_file_in_it_has_to_do(
     second.release()
 
 
+def test_one_that_vanishes_is_not_made_anew(tmp_path: Path) -> None:
+    """Its disk may be gone: an empty folder in its place would look like a daemon that has learned nothing."""
+    holds, waits = StateLock(tmp_path / "state"), StateLock(tmp_path / "state")
+    assert holds.take()
+    assert not waits.take()
+    (tmp_path / "state").rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="No such file"):
+        waits.take()
+    assert not (tmp_path / "state").exists()
+    holds.release()
+
+
 def test_what_is_in_the_way_is_told_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.touch()

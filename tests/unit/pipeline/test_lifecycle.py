@@ -153,7 +153,7 @@ def test_paused_learns_nothing_and_everything_else_goes_on(store: Store) -> None
     store.write(stream.images[:half], stream.labels[:half])
     assert run.save().seq == before, "a checkpoint is taken, nothing was fed before it"
     assert run.save().seq == before
-    assert run.pipeline.paused
+    assert run.pipeline._feeder._paused
     run.pipeline.pause(False)
     run.wait_applied(half)
     run.pipeline.pause(True)
