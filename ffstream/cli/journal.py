@@ -93,15 +93,16 @@ def _stat(path: Path, summary: Summary, newest: int) -> dict[str, Any]:
         "used_bytes": summary.used_bytes,
         "clients": summary.clients,
         "receipts": summary.receipts,
-        "largest_clients": [
-            {"key": key, "client": name, "samples": samples}
-            for client, samples in summary.by_client.most_common(_LARGEST)
-            for key, name in [identity.split(client)]
-        ],
+        "largest_clients": [_client(*each) for each in summary.by_client.most_common(_LARGEST)],
         "checkpoint_seq": newest,
         "backlog": max(0, summary.next_seq - 1 - newest),
         "gaps": states.as_dicts(summary.gaps),
     } | _problems(summary.findings)
+
+
+def _client(client: str, samples: int) -> dict[str, Any]:
+    key, name = identity.split(client)
+    return {"key": key, "client": name, "samples": samples}
 
 
 def _problems(findings: Findings) -> dict[str, Any]:
@@ -116,8 +117,7 @@ def _problems(findings: Findings) -> dict[str, Any]:
 def _show_stat(result: dict[str, Any]) -> None:
     held = states.samples(result["first_seq"], result["last_seq"]) if result["messages"] else "none"
     largest = ", ".join(
-        f"{identity.show(identity.join(each['key'], each['client']))} {each['samples']:,}"
-        for each in result["largest_clients"]
+        f"{identity.show(each['key'], each['client'])} {each['samples']:,}" for each in result["largest_clients"]
     )
     states.show(
         {

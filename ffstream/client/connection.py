@@ -106,10 +106,10 @@ class Connection:
                 if not self.await_event(zmq.POLLOUT, deadline - time.monotonic()):
                     return  # then there is no answer either
 
-    def close(self) -> None:
-        """Closes the socket; nothing is waited for."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Closes the socket. What is not sent yet gets that long, behind our back."""
         self.handshakes.close()
-        self.socket.close()
+        self.socket.close(linger_ms)
 
     def __enter__(self) -> Self:
         return self

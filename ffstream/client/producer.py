@@ -26,11 +26,12 @@ from ffstream.client.connection import Connection
 from ffstream.client.keys import CurveKeys
 from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused, TooLarge, Unauthorized
 from ffstream.wire import codec
-from ffstream.wire.messages import DEFAULT_LEARN, VERSION, Ack, ErrorReply, Hello, Message, Ping, Pong, Welcome
+from ffstream.wire.messages import DEFAULT_LEARN, VERSION, Ack, Bye, ErrorReply, Hello, Message, Ping, Pong, Welcome
 
 log = logging.getLogger(__name__)
 
 _PING_S = 1.0
+_BYE_MS = 1000  # for a last message to leave
 _RETRY_S = 0.1
 _NOW = int(zmq.NOBLOCK)  # as plain numbers: an enum costs as much as the call
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -84,6 +85,7 @@ class Producer:
         keys: CurveKeys | None = None,
     ) -> None:
         self.client = client or uuid.uuid4().hex
+        self._is_named = client is not None
         if len(self.client.encode()) > 64:
             raise ConfigError("the client's name is longer than 64 bytes", hint="take a shorter one")
         self.counts = Counts()
@@ -299,7 +301,13 @@ class Producer:
 
     def close(self) -> None:
         """Closes the connection. What is unanswered may or may not have been stored: `flush` first."""
-        self._connection.close()
+        if self._connection.socket.closed:
+            return
+        if self._unanswered or self._is_named:  # it may come again, or somebody of that name
+            self._connection.close()
+        else:
+            self._say(Bye(client=self.client))
+            self._connection.close(_BYE_MS)
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,11 @@ def owner(client: str) -> str:
     return client[: client.find(SEPARATOR) + 1] or client
 
 
-def show(client: str) -> str:
+def show(key: str, name: str) -> str:
     """For people. Strangers choose their names: none may end a line or move a cursor."""
-    key, name = split(client)
     return f"{name!r} of key {key!r}" if key else repr(name)
+
+
+def describe(client: str) -> str:
+    """The same, for what stands in the journal."""
+    return show(*split(client))

@@ -7,10 +7,10 @@ this object remembers has changed, so a failed commit leaves it as it was.
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, takewhile
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from ffstream import moments
 from ffstream.errors import JournalDamaged, StaleSequence, Unavailable
 from ffstream.journal import identity, schema
 
+_ENDED = 0.0  # stands for the time when a client was seen that has given its name up
 _OF_ANOTHER_TYPE = (TypeError, ValueError, OverflowError, AttributeError)  # what a damaged value raises
 
 
@@ -45,6 +46,7 @@ class Receipt(NamedTuple):
 class _Client:
     base: int = 1
     seen: float = -math.inf  # by the monotonic clock: the time of day may jump
+    ended: bool = False  # its name is given up; its rows are still there
     last_seq: int = 0  # of its newest sample, or of one that came with it
     receipts: dict[int, Receipt] = field(default_factory=dict)
 
@@ -101,10 +103,10 @@ class Journal:
         self._first_seq = self._db.execute("SELECT min(first_seq) FROM messages").fetchone()[0] or self._next_seq
         self._trimmed_to = 0
         self._clients = self._recover_clients()
-        self._names: Counter[str] = Counter()  # by owner, like the next
+        self._names: Counter[str] = Counter()  # by owner: clients that have not ended, and their receipts
         self._unresolved: Counter[str] = Counter()
         for name, client in self._clients.items():
-            self._count(name, 1, len(client.receipts))
+            self._count(name, not client.ended, len(client.receipts))
 
     def _recover_next_seq(self) -> int:
         (stored,) = self._db.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
@@ -115,11 +117,13 @@ class Journal:
             raise schema.damaged(self.path, f"samples end before {end}, and {stored} was to be the next")
         return end
 
-    def _recover_clients(self) -> dict[str, _Client]:
+    def _recover_clients(self) -> OrderedDict[str, _Client]:
         rows = self._db.execute("SELECT client, base, seen FROM clients ORDER BY seen")
         now, today = time.monotonic(), time.time()
         # A time that lies ahead was taken from a clock that was wrong.
-        clients = {name: _Client(base, now - max(0.0, today - seen)) for name, base, seen in rows}
+        clients = OrderedDict(
+            (name, _Client(base, now - max(0.0, today - seen), ended=seen == _ENDED)) for name, base, seen in rows
+        )
         for table in ("receipts", "messages"):
             rows = self._db.execute(f"SELECT client, n, first_seq, count FROM {table}")
             for name, n, first_seq, count in rows:
@@ -144,7 +148,7 @@ class Journal:
         return client in self._clients
 
     def names(self, owner: str) -> int:
-        """How many clients of this owner are remembered."""
+        """How many clients of this owner are remembered and have not ended."""
         return self._names[owner]
 
     def unresolved(self, owner: str) -> int:
@@ -175,7 +179,7 @@ class Journal:
             return None
         if n < known.base:
             raise StaleSequence(
-                f"message {n} of client {identity.show(client)} is below its base {known.base}",
+                f"message {n} of client {identity.describe(client)} is below its base {known.base}",
                 hint="number new messages from `next` in the welcome",
             )
         return known.receipts.get(n)
@@ -220,7 +224,8 @@ class Journal:
         for name in bases:
             known = self._clients.pop(name, None)
             sender = known or _Client()
-            self._count(name, known is None, -len(sender.receipts))  # the others are counted below
+            self._count(name, known is None or known.ended, -len(sender.receipts))  # the others are counted below
+            sender.ended = False
             sender.seen = now
             self._clients[name] = sender  # the one seen last comes last
         for entry, receipt in zip(entries, receipts, strict=True):
@@ -233,12 +238,27 @@ class Journal:
         return receipts
 
     def _forget_below(self, name: str, base: int) -> None:
+        """What is below base will not come again. As a rule that is a few numbers; it may be a leap."""
         client = self._clients[name]
-        if base > client.base:
-            # n below base will not come again. A producer's numbers come nearly in order: oldest first.
-            for resolved in list(takewhile(lambda n: n < base, client.receipts)):
-                del client.receipts[resolved]
-            client.base = base
+        leaps = base - client.base > len(client.receipts)
+        resolved = [n for n in client.receipts if n < base] if leaps else range(client.base, base)
+        for n in resolved:
+            client.receipts.pop(n, None)
+        client.base = max(base, client.base)
+
+    def end(self, client: str) -> None:
+        """Nobody will use this name again: it is forgotten as soon as its rows are deleted. Raises DiskFull."""
+        known = self._clients.get(client)
+        if known is None or known.ended:
+            return
+        base = self.next_n(client)
+        with schema.Transaction(self._db, self.path):
+            self._db.execute("UPDATE clients SET base = ?, seen = ? WHERE client = ?", (base, _ENDED, client))
+            self._db.execute("DELETE FROM receipts WHERE client = ?", (client,))
+        self._count(client, -1, -len(known.receipts))
+        known.receipts.clear()
+        known.base, known.seen, known.ended = base, -math.inf, True
+        self._clients.move_to_end(client, last=False)  # where those are that may be forgotten
 
     def forget_clients(self, unseen_s: float, *, at_most: int = 64) -> int:
         """Forgets clients not seen for `unseen_s` seconds whose rows are all deleted; returns how many.
@@ -257,7 +277,8 @@ class Journal:
                 for table in ("receipts", "clients"):
                     self._db.executemany(f"DELETE FROM {table} WHERE client = ?", [(name,) for name in old])
             for name in old:
-                self._count(name, -1, -len(self._clients.pop(name).receipts))
+                client = self._clients.pop(name)
+                self._count(name, -(not client.ended), -len(client.receipts))
         return len(old)
 
     def backlog(self, applied_seq: int) -> int:

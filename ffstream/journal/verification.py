@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ffstream.errors import JournalDamaged, ProtocolError
 from ffstream.journal import schema, skips
-from ffstream.journal.identity import show
+from ffstream.journal.identity import describe
 from ffstream.journal.inspection import (
     NAMED_MAX,
     Findings,
@@ -183,13 +183,13 @@ class Verification:
             for client, n, first_seq in self._db.execute(
                 "SELECT client, n, max(first_seq) FROM messages GROUP BY client, n HAVING count(*) > 1"
             ):
-                self.findings.add(f"message {n} of {show(str(client))} is stored twice", first_seq, first_seq)
+                self.findings.add(f"message {n} of {describe(str(client))} is stored twice", first_seq, first_seq)
         with told(self.findings, "receipts"), reading(self._db):
             for client, n, first_seq in self._db.execute(
                 "SELECT client, n, messages.first_seq FROM messages JOIN receipts USING (client, n)"
             ):
                 self.findings.add(
-                    f"message {n} of {show(str(client))} is stored and has a receipt", first_seq, first_seq
+                    f"message {n} of {describe(str(client))} is stored and has a receipt", first_seq, first_seq
                 )
 
     def _check_receipts(self) -> None:
@@ -200,7 +200,7 @@ class Verification:
             for client, n, first_seq, count in self._db.execute("SELECT client, n, first_seq, count FROM receipts"):
                 if not all(map(is_number, (n, first_seq, count))) or not 0 < first_seq <= end - count:
                     self.findings.add(
-                        f"the receipt of message {n} of {show(str(client))} names samples it cannot have"
+                        f"the receipt of message {n} of {describe(str(client))} names samples it cannot have"
                     )
 
     def _check_skips(self) -> None:

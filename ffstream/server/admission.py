@@ -79,40 +79,46 @@ class Admission:
 
     def admit(self, entry: Entry) -> None:
         """Raises TooManyClients or RateLimited when this client may not have that message stored now."""
-        journal, limits, client = self._journal, self._limits, entry.client
-        owner = identity.owner(client)
+        client, owner = entry.client, identity.owner(entry.client)
         new = self._new.get(owner, set())
-        is_new = not journal.knows(client) and client not in new
+        is_new = not self._journal.knows(client) and client not in new
         if is_new:
-            clients = journal.clients + sum(map(len, self._new.values()))
-            if clients >= limits.clients_max:
-                raise TooManyClients(f"{clients} clients are known", hint="limits.clients_max")
-            names = journal.names(owner) + len(new)
-            if names >= limits.client_names_max:
-                raise TooManyClients(
-                    f"{identity.show(client)} would be one name too many: {names} are known",
-                    hint="send under a known one; limits.client_names_max, limits.client_forget_after_s",
-                )
-        unresolved_max = limits.client_unresolved_max_messages
-        stored = journal.unresolved(owner)
-        if (
-            stored >= unresolved_max
-            # Whoever is gone leaves up to a window behind: that must not hold back a key's next producer.
-            and journal.unresolved_of(client) >= min(limits.window_messages, unresolved_max)
-            # The lowest unanswered one is let in: without an answer to it, `base` could never be raised.
-            and entry.n > entry.base
-        ):
+            self._check_names(client, owner, len(new))
+        self._check_unresolved(entry, owner)
+        if self._limits.client_samples_per_s and not self._rates.take(owner, entry.samples):
             raise RateLimited(
-                f"{stored} stored messages of {identity.show(client)} are unresolved",
-                hint="raise `base` to the lowest unanswered; all names of a key count together",
-            )
-        if limits.client_samples_per_s and not self._rates.take(owner, entry.samples):
-            raise RateLimited(
-                f"{identity.show(client)} sends too fast",
+                f"{identity.describe(client)} sends too fast",
                 hint="slow down; limits.client_samples_per_s, all names of a key count together",
             )
         if is_new:
             self._new.setdefault(owner, new).add(client)
+
+    def _check_names(self, client: str, owner: str, new: int) -> None:
+        limits = self._limits
+        clients = self._journal.clients + sum(map(len, self._new.values()))
+        if clients >= limits.clients_max:
+            raise TooManyClients(f"{clients} clients are known", hint="limits.clients_max")
+        names = self._journal.names(owner) + new
+        if names >= limits.client_names_max:
+            raise TooManyClients(
+                f"{identity.describe(client)} would be one name too many: {names} are known",
+                hint="send under a known one; limits.client_names_max, limits.client_forget_after_s",
+            )
+
+    def _check_unresolved(self, entry: Entry, owner: str) -> None:
+        limits, most = self._limits, self._limits.client_unresolved_max_messages
+        stored = self._journal.unresolved(owner)
+        if (
+            stored >= most
+            # Whoever is gone leaves up to a window behind: that must not hold back a key's next producer.
+            and self._journal.unresolved_of(entry.client) >= min(limits.window_messages, most)
+            # The lowest unanswered one is let in: without an answer to it, `base` could never be raised.
+            and entry.n > entry.base
+        ):
+            raise RateLimited(
+                f"{stored} stored messages of {identity.describe(entry.client)} are unresolved",
+                hint="raise `base` to the lowest unanswered; all names of a key count together",
+            )
 
     def stored(self, size: int) -> None:
         """That many bytes were committed since the last look."""

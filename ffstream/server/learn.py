@@ -6,6 +6,8 @@ and only when that has returned are they acked.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from ffstream import moments
 from ffstream.config import Limits
@@ -22,9 +24,18 @@ from ffstream.server.admission import Admission
 from ffstream.server.router import Received, RouterLoop
 from ffstream.threads import OnFailure
 from ffstream.wire import codec
-from ffstream.wire.messages import Ack, Hello, Samples, Welcome
+from ffstream.wire.messages import Ack, Bye, Hello, Samples, Welcome
 
 _GREETED_MAX = 20_000
+
+
+@dataclass
+class _Group:
+    """What one turn brings: messages to store, by client and number, with who wants the ack; and acks, by peer."""
+
+    obstacle: Unavailable | None
+    accepted: dict[tuple[str, int], tuple[bytes, Entry]] = field(default_factory=dict)
+    acks: dict[bytes, list[Receipt]] = field(default_factory=dict)
 
 
 class LearnLoop(RouterLoop):
@@ -43,7 +54,7 @@ class LearnLoop(RouterLoop):
     ) -> None:
         super().__init__(
             "learn",
-            (Hello, Samples),
+            (Hello, Samples, Bye),
             limits,
             metrics,
             on_failure,
@@ -63,52 +74,63 @@ class LearnLoop(RouterLoop):
 
     def handle(self, batch: list[Received]) -> None:
         """Stores what is new, acks what is stored, refuses the rest."""
-        accepted: dict[tuple[str, int], tuple[bytes, Entry]] = {}
-        acks: dict[bytes, list[Receipt]] = {}
+        group = _Group(self._admission.obstacle())
         greetings: list[tuple[bytes, str]] = []
-        obstacle = self._admission.obstacle()
+        ended: list[str] = []
         for peer, message, payload, key in batch:
-            assert isinstance(message, Hello | Samples)
+            assert isinstance(message, Hello | Samples | Bye)
             client = identity.join(key, message.client)
-            if isinstance(message, Hello):
+            if isinstance(message, Samples):
+                try:
+                    self._take(group, peer, client, message, payload)
+                except FFStreamError as error:
+                    self.refuse(peer, error, n=message.n)
+            elif isinstance(message, Hello):
                 self._take_over(client, peer)
                 greetings.append((peer, client))
-                continue
-            try:
-                if self._greeted.get(client, peer) != peer:
-                    # From before a restart: the welcome has said which number comes next, and that must stay true.
-                    raise StaleSequence(
-                        "another connection has said hello under this name",
-                        hint="a client's name belongs to one producer at a time",
-                    )
-                receipt, entry = self._check(client, message, payload)
-                if receipt is not None:
-                    # An ack would promise samples that nobody stored.
-                    if receipt.samples != entry.samples or not self.journal.holds(receipt, entry):
-                        raise _stored_otherwise(message.n)
-                    self._metrics.samples_duplicate.inc(receipt.samples)
-                    acks.setdefault(peer, []).append(receipt)
-                elif (client, entry.n) in accepted:
-                    self._metrics.samples_duplicate.inc(entry.samples)
-                    first = accepted[client, entry.n][1]
-                    if (first.labels, first.images) != (entry.labels, entry.images):
-                        raise _stored_otherwise(message.n)
-                    accepted[client, entry.n] = (peer, first)  # sent again after a reconnect: ack the new one
-                elif obstacle is not None:
-                    self.refuse(peer, obstacle, n=message.n)
-                else:
-                    self._admission.admit(entry)
-                    accepted[client, entry.n] = (peer, entry)
-            except FFStreamError as error:
-                self.refuse(peer, error, n=message.n)
-        self._commit(list(accepted.values()), acks)
+            elif self._greeted.get(client) == peer:
+                ended.append(client)
+        self._commit(group)
         for peer, client in greetings:
             self._welcome(peer, client)  # after the commit: `next` must be above all that came before
+        self._end(ended)
         credit = self.credit()
-        for peer, receipts in acks.items():
+        for peer, receipts in group.acks.items():
             moments.reached("ack.before")
             self.reply(peer, Ack.model_construct(acks=receipts, credit=credit))
             moments.reached("ack.after")
+
+    def _take(self, group: _Group, peer: bytes, client: str, message: Samples, payload: list[bytes]) -> None:
+        """Puts a message among those to store or those to ack. Raises what it is refused for."""
+        if self._greeted.get(client, peer) != peer:
+            # From before a restart: the welcome has said which number comes next, and that must stay true.
+            raise StaleSequence(
+                "another connection has said hello under this name",
+                hint="a client's name belongs to one producer at a time",
+            )
+        receipt, entry = self._check(client, message, payload)
+        if receipt is not None:
+            # An ack would promise samples that nobody stored.
+            if receipt.samples != entry.samples or not self.journal.holds(receipt, entry):
+                raise _stored_otherwise(message.n)
+            self._metrics.samples_duplicate.inc(receipt.samples)
+            group.acks.setdefault(peer, []).append(receipt)
+        elif (client, entry.n) in group.accepted:
+            self._metrics.samples_duplicate.inc(entry.samples)
+            _, first = group.accepted[client, entry.n]
+            if (first.labels, first.images) != (entry.labels, entry.images):
+                raise _stored_otherwise(message.n)
+            group.accepted[client, entry.n] = (peer, first)  # sent again after a reconnect: ack the new one
+        elif group.obstacle is not None:
+            raise group.obstacle
+        else:
+            self._admission.admit(entry)
+            group.accepted[client, entry.n] = (peer, entry)
+
+    def _end(self, clients: list[str]) -> None:
+        for client in clients:
+            with suppress(Unavailable):  # then it is forgotten when it has not been seen for long
+                self.journal.end(client)
 
     def _take_over(self, client: str, peer: bytes) -> None:
         self._greeted.pop(client, None)
@@ -136,25 +158,26 @@ class LearnLoop(RouterLoop):
         entry = Entry(client, message.n, message.base, message.count, message.dtype, message.labels, images)
         return self.journal.receipt(client, message.n), entry
 
-    def _commit(self, accepted: list[tuple[bytes, Entry]], acks: dict[bytes, list[Receipt]]) -> None:
+    def _commit(self, group: _Group) -> None:
         """One transaction. After it has returned, and only then, the messages appear among the acks."""
-        if not accepted:
+        if not group.accepted:
             return
+        entries = [entry for _, entry in group.accepted.values()]
         start = time.perf_counter()
         try:
-            receipts = self.journal.append([entry for _, entry in accepted])
+            receipts = self.journal.append(entries)
         except Unavailable as error:
             self._admission.failed(error)
-            for peer, entry in accepted:
+            for peer, entry in group.accepted.values():
                 self.refuse(peer, error, n=entry.n)
             return
         metrics = self._metrics
         metrics.journal_commit.observe(time.perf_counter() - start)
-        metrics.journal_commit_messages.observe(len(accepted))
+        metrics.journal_commit_messages.observe(len(entries))
         metrics.samples_acked.inc(sum(receipt.samples for receipt in receipts))
-        self._admission.stored(sum(len(entry.images) for _, entry in accepted))
-        for (peer, _), receipt in zip(accepted, receipts, strict=True):
-            acks.setdefault(peer, []).append(receipt)
+        self._admission.stored(sum(len(entry.images) for entry in entries))
+        for (peer, _), receipt in zip(group.accepted.values(), receipts, strict=True):
+            group.acks.setdefault(peer, []).append(receipt)
 
     def idle(self) -> None:
         """Deletes a few rows that no kept checkpoint needs, and looks now and then at what is short."""

@@ -80,6 +80,13 @@ class Samples(ImageHeader):
     labels: bytes
 
 
+class Bye(Message):
+    """learn, from a client: I have an answer to everything, and nothing more comes under this name."""
+
+    type = "bye"
+    client: ClientName
+
+
 class Ack(Message):
     """learn: these messages are on disk, as [n, first sequence number, samples]."""
 

@@ -338,6 +338,16 @@ def test_new_names_are_no_way_around_the_limits_of_a_key(
         assert set(other.acked(1)) == {n}
 
 
+def test_producers_without_a_name_come_and_go_as_often_as_they_like(tmp_path: Path) -> None:
+    house = House(tmp_path, "limits.client_names_max=2")
+    with house.running:
+        for seed in range(6):
+            with house.running.producer(keys=house.keys("anna")) as producer:
+                producer.send(images(4, seed=seed), labels(4, seed=seed))
+            wait_until(lambda: house.running.daemon.journal.unresolved_of(producer.client) == 0, SOON_S, "it is gone")
+        assert house.running.control(keys=house.keys("anna")).wait_idle(SOON_S)["learned"] == 24
+
+
 def test_a_key_that_is_added_opens_at_once_and_one_that_is_removed_closes(house: House) -> None:
     eve = house.keys("eve")
     for _ in range(5):

@@ -8,6 +8,7 @@ import torch
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.checkpoint.writer import CheckpointWriter, Written
+from ffstream.errors import FFStreamError
 from tests.support import Watch, hold_at, wait_until
 
 DEADLINE_S = 30.0
@@ -79,6 +80,18 @@ def test_a_stop_has_a_deadline(tmp_path: Path, watched: Watch) -> None:
     slow.set()
     assert writer.stop(DEADLINE_S)
     assert store.seqs() == [1]
+
+
+def test_a_dead_writer_settles_nothing_and_lets_nobody_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path, keep=1, recipe={})
+    failures: list[FFStreamError] = []
+    monkeypatch.setattr(store, "write", lambda *arguments: 1 / 0)
+    writer = CheckpointWriter(store, lambda written: None, failures.append)
+    writer.submit(Checkpoint(1, {"x": torch.zeros(1)}, {}))
+    writer.start()
+    assert not writer.settle(10 * DEADLINE_S)  # longer than a test may take
+    assert writer.thread.ends(DEADLINE_S)
+    assert "ZeroDivisionError" in failures[0].message
 
 
 def test_a_write_that_fails_is_told_and_the_next_one_works(bench: Bench) -> None:

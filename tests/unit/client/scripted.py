@@ -17,7 +17,7 @@ def ack_all(daemon: "Scripted", fields: dict[str, Any]) -> None:
 
 
 class Scripted:
-    """A ROUTER on a thread of its own. Greets and answers pings by itself; each other message goes to `script`."""
+    """A ROUTER on a thread of its own. Greets and answers pings by itself; what is not a goodbye goes to `script`."""
 
     def __init__(self, script: Script = ack_all, endpoint: str = "tcp://127.0.0.1:*", **welcome: int) -> None:
         self.script = script
@@ -65,6 +65,8 @@ class Scripted:
             self.say("welcome", **self.welcome)
         elif fields["type"] == "ping":
             self.say("pong", credit=self.pong)
+        elif fields["type"] == "bye":
+            pass
         else:
             self.payloads.append(payload)
             self.script(self, fields)

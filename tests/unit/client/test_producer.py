@@ -61,6 +61,23 @@ def test_a_number_far_up_costs_no_more_than_the_first(scripted: Script, connect:
     assert daemon.heard[1]["base"] == daemon.heard[1]["n"] == 2**40
 
 
+def test_a_name_of_its_own_is_given_up_once_all_is_answered(scripted: Script, connect: Connect) -> None:
+    daemon = scripted()
+    with connect(daemon, client=None) as nameless:
+        nameless.send(IMAGE, [3])
+    nameless.close()
+    wait_until(lambda: daemon.of_type("bye"), 10, "it has said goodbye")
+    assert daemon.heard[-1] == {"v": 1, "type": "bye", "client": nameless.client}
+    with connect(daemon) as named:
+        named.send(IMAGE, [3])
+    daemon.script = silence
+    unanswered = connect(daemon, client=None)
+    unanswered.send(IMAGE, [3])
+    unanswered.close()
+    connect(daemon)  # a greeting later, nothing is under way
+    assert len(daemon.of_type("bye")) == 1
+
+
 def test_without_a_name_each_gets_its_own(scripted: Script, connect: Connect) -> None:
     daemon = scripted()
     names = {connect(daemon, client=None).client for _ in range(3)}

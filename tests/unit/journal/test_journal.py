@@ -104,6 +104,15 @@ def test_receipts_below_the_base_are_forgotten(journal: Journal) -> None:
     assert sorted(journal._clients["a"].receipts) == [196, 197, 198, 199]
 
 
+def test_receipts_below_the_base_are_forgotten_in_whatever_order_they_came(journal: Journal) -> None:
+    for n in (5, 1, 2):
+        journal.append([entry("a", n, base=1)])
+    journal.append([entry("a", 6, base=5)])
+    assert journal.unresolved("a") == 2
+    journal.append([entry("a", 2**40, base=2**40)])
+    assert journal.unresolved("a") == 1
+
+
 def test_whoever_waits_for_more_is_woken_by_the_commit(journal: Journal) -> None:
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.append(journal.head.wait(0, 30)))
@@ -576,6 +585,44 @@ def test_a_client_that_comes_back_after_it_was_forgotten_begins_anew(journal: Jo
     assert journal.forget_clients(0) == 1
     assert journal.append([entry("a", 1)]) == [Receipt(1, 2, 1)]
     assert journal.receipt("a", 1) == Receipt(1, 2, 1)
+
+
+def test_a_client_that_has_ended_is_forgotten_with_its_last_row(
+    journal: Journal, open_journal: Callable[..., Journal]
+) -> None:
+    for n in (1, 2, 3):
+        journal.append([entry("a", n, base=1), entry("b", n, base=1)])
+    journal.end("a")
+    journal.end("nobody")
+    assert (journal.unresolved("a"), journal.names("a"), journal.clients) == (0, 0, 2)
+    assert journal.forget_clients(3600) == 0, "its rows are there, and would be taken for another's"
+    with pytest.raises(StaleSequence):
+        journal.receipt("a", 2)
+    journal.close()
+    again = open_journal()
+    assert (again.unresolved("a"), again.names("a"), again.next_n("a")) == (0, 0, 4)
+    again.trim(6)
+    assert again.forget_clients(3600) == 1
+    assert not again.knows("a")
+    assert (again.unresolved("b"), again.next_n("b")) == (3, 4), "who has not ended is remembered"
+
+
+def test_a_client_that_has_ended_and_comes_back_goes_on_while_its_rows_are_there(journal: Journal) -> None:
+    journal.append([entry("a", 1), entry("a", 2)])
+    journal.end("a")
+    journal.append([entry("a", journal.next_n("a"))])
+    assert (journal.names("a"), journal.unresolved("a")) == (1, 1)
+    journal.trim(3)
+    assert journal.forget_clients(3600) == 0
+
+
+def test_an_end_that_cannot_be_stored_changes_nothing(journal: Journal) -> None:
+    journal.append([entry("a", 1, base=1)])
+    journal._db.execute("PRAGMA query_only = ON")
+    with pytest.raises((Unavailable, sqlite3.OperationalError)):
+        journal.end("a")
+    journal._db.execute("PRAGMA query_only = OFF")
+    assert (journal.names("a"), journal.unresolved("a")) == (1, 1)
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class Model:
         self.receipts: dict[tuple[str, int], Receipt] = {}
         self.entries: dict[tuple[str, int], Entry] = {}
         self.samples: dict[int, tuple[bytes, bytes]] = {}  # by sequence number
+        self.ended: set[str] = set()
         self.trimmed = 0
 
     def receipt(self, client: str, n: int) -> Receipt | type[StaleSequence] | None:
@@ -39,7 +40,15 @@ class Model:
         return max([self.base.get(client, 1), *(n + 1 for name, n in self.receipts if name == client)])
 
     def names(self, owner: str) -> int:
-        return sum(identity.owner(client) == owner for client in self.base)
+        return sum(identity.owner(client) == owner for client in self.base.keys() - self.ended)
+
+    def unresolved(self, owner: str) -> int:
+        return sum(identity.owner(client) == owner and n >= self.base[client] for client, n in self.receipts)
+
+    def end(self, client: str) -> None:
+        if client in self.base:
+            self.ended.add(client)
+            self.base[client] = self.next_n(client)
 
     def append(self, entries: list[Entry]) -> list[Receipt]:
         given = []
@@ -52,6 +61,7 @@ class Model:
                 image = each.images[index * INPUTS : (index + 1) * INPUTS]
                 self.samples[self.seq] = (each.labels[2 * index : 2 * index + 2], image)
             self.base[each.client] = max(each.base, self.base.get(each.client, 1))
+            self.ended.discard(each.client)
             given.append(receipt)
         return given
 
@@ -106,6 +116,11 @@ class JournalMachine(RuleBasedStateMachine):
             self.journal.append(entries)
         self.journal._db.execute("PRAGMA max_page_count = 1073741823")
 
+    @rule(client=clients)
+    def end(self, client: str) -> None:
+        self.journal.end(client)
+        self.model.end(client)
+
     @rule(part=st.floats(0, 1), rows=st.integers(1, 6))
     def trim(self, part: float, rows: int) -> None:
         seq = int(part * self.model.seq)
@@ -146,11 +161,7 @@ class JournalMachine(RuleBasedStateMachine):
         assert self.journal.clients == len(self.model.base)
         for owner in OWNERS:
             assert self.journal.names(owner) == self.model.names(owner)
-            assert self.journal.unresolved(owner) == sum(
-                len(client.receipts)
-                for name, client in self.journal._clients.items()
-                if identity.owner(name) == owner
-            )
+            assert self.journal.unresolved(owner) == self.model.unresolved(owner)
         for client in CLIENTS:
             assert self.journal.next_n(client) == self.model.next_n(client)
             for n in range(1, self.model.next_n(client) + 2):

@@ -19,7 +19,7 @@ from ffstream.metrics import Metrics
 from ffstream.server import admission
 from ffstream.server.control import ControlLoop
 from ffstream.server.router import Received
-from ffstream.wire.messages import Hello, Pong, Samples
+from ffstream.wire.messages import Bye, Hello, Pong, Samples
 from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
 from tests.unit.server.ingest import LIMITS, MESSAGE_MAX_BYTES, Ingest
@@ -454,7 +454,7 @@ class Keys:
         self.answers: list[tuple[bytes, Any]] = []
         monkeypatch.setattr(ingest.loop, "reply", lambda peer, message: self.answers.append((peer, message)))
 
-    def send(self, *group: tuple[str, Hello | Samples]) -> list[Any]:
+    def send(self, *group: tuple[str, Hello | Samples | Bye]) -> list[Any]:
         """Messages of keys, each key over its own connection; what they are answered with."""
         self.answers.clear()
         self.ingest.loop.handle(
@@ -465,7 +465,7 @@ class Keys:
         )
         return [message for _, message in self.answers]
 
-    def codes(self, *group: tuple[str, Hello | Samples]) -> list[str]:
+    def codes(self, *group: tuple[str, Hello | Samples | Bye]) -> list[str]:
         """What is refused, by code, and what is acked: `ack` for each message."""
         answers = self.send(*group)
         assert all(answer.hint for answer in answers if answer.type == "error")
@@ -510,6 +510,25 @@ def test_one_name_under_two_keys_is_two_clients(keys: Callable[..., Keys]) -> No
     welcomes = served.send(*((key, Hello(client="peer")) for key in ("anna", "bert", "", "carl")))
     assert [welcome.next for welcome in welcomes] == [3, 2, 2, 1]
     assert served.codes(("anna", samples(3)), ("bert", samples(2))) == ["ack"] * 2, "no hello takes another's name"
+
+
+def test_who_says_goodbye_gives_its_name_up(keys: Callable[..., Keys]) -> None:
+    """A producer without a name takes a new one each time: a key would soon have no more."""
+    served = keys(client_names_max=2)
+    for name in "abcdef":
+        assert [each.type for each in served.send(("anna", Hello(client=name)))] == ["welcome"]
+        assert served.codes(("anna", samples(1, name)), ("anna", Bye(client=name))) == ["ack"]
+    assert served.ingest.journal.names("anna\x1f") == 0
+
+
+def test_only_who_has_said_hello_ends_a_client(keys: Callable[..., Keys]) -> None:
+    served = keys()
+    served.send(("anna", Hello(client="a")))
+    assert served.codes(("anna", samples(1, "a")), ("anna", samples(2, "a"))) == ["ack", "ack"]
+    served.send(("bert", Bye(client="a")), ("", Bye(client="a")), ("anna", Bye(client="b")))
+    assert served.ingest.journal.unresolved("anna\x1f") == 2
+    served.send(("anna", Bye(client="a")))
+    assert served.ingest.journal.unresolved("anna\x1f") == 0
 
 
 def test_names_of_a_key_are_limited_and_those_of_another_are_not_touched(keys: Callable[..., Keys]) -> None:

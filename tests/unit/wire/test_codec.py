@@ -37,6 +37,7 @@ from ffstream.wire.codec import (
 from ffstream.wire.messages import (
     MAX_HEADER_BYTES,
     Ack,
+    Bye,
     ErrorReply,
     Hello,
     Message,
@@ -50,7 +51,7 @@ from ffstream.wire.messages import (
     Welcome,
 )
 
-ALL = table(Hello, Welcome, Samples, Ack, Predict, Prediction, Request, Reply, ErrorReply, Ping, Pong)
+ALL = table(Hello, Welcome, Samples, Bye, Ack, Predict, Prediction, Request, Reply, ErrorReply, Ping, Pong)
 
 counts = st.integers(0, 2**63 - 1)
 positives = st.integers(1, 2**63 - 1)
@@ -66,6 +67,7 @@ plain = st.recursive(
 maps = st.dictionaries(texts, plain, max_size=4)
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Hello, client=names),
+    st.builds(Bye, client=names),
     st.builds(
         Welcome,
         next=positives,
