@@ -313,7 +313,8 @@ def test_a_state_folder_can_be_looked_at_while_a_daemon_runs_after_a_kill_and_wh
 
     stat, verify, checkpoints, verified = look(daemon.state)
     assert (stat["last_seq"], stat["next_seq"], stat["checkpoint_seq"], stat["backlog"]) == (2320, 2321, 2000, 320)
-    assert (stat["inputs"], stat["labels"], stat["clients"], stat["gaps"]) == (784, 10, 2, [])
+    assert (stat["inputs"], stat["labels"], stat["gaps"]) == (784, 10, [])
+    assert stat["clients"] in {1, 2}, "the first producer has ended: it is forgotten soon after its rows"
     assert (verify["whole"], verify["last_seq"], verify["problems"]) == (True, 2320, [])
     assert [(each["seq"], each["whole"]) for each in checkpoints["checkpoints"]] == [(2000, True)]
     assert checkpoints["checkpoints"][0]["recipe"]["inputs"] == 784
