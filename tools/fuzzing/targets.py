@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_COMPILED = ["ffstream.ff.kernels"]  # numba knows nothing of what the fuzzer puts in
+_COMPILED = ["ffstream.ff.loops"]  # numba knows nothing of what the fuzzer puts in
 
 Target = Callable[[bytes], None]
 
