@@ -6,7 +6,6 @@
 A rollback ends one course and begins another.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -66,11 +65,6 @@ class Course:
         """Learns from now on."""
         self.prequential.start()
         self.pipeline.start()
-
-    def abandon(self, timeout_s: float) -> bool:
-        """Ends learning and evaluation where they are. What they have not saved the journal has. False if late."""
-        deadline = time.monotonic() + timeout_s
-        return self.pipeline.abort(timeout_s) and self.prequential.stop(max(0.1, deadline - time.monotonic()))
 
     @property
     def threads(self) -> list[Worker]:

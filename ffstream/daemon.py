@@ -223,7 +223,7 @@ class Daemon:
         self.http = HttpServer(
             app, config.listen.http, limits.http_connections, limits.handshake_timeout_s, self._fail
         )
-        self._steps.append(_Step(_Order.ANSWER_NO_MORE, "ff-http", self.http.stop))
+        self._steps.append(_Step(_Order.ANSWER_NO_MORE, self.http.name, self.http.stop))
         for started in (self.learn, self.predict, self.control, self.http):
             started.start()
 

@@ -298,7 +298,7 @@ class Learner:
         """Ends learning and evaluation where they are. What they have not saved the journal has."""
         self.snapshots.recede()
         deadline = time.monotonic() + timeout_s
-        for end in (self.course.abandon, self.writer.settle):
+        for end in (self.pipeline.abort, self.course.prequential.stop, self.writer.settle):
             if end(max(0.1, deadline - time.monotonic())):
                 continue
             failure = StageFailed("learning could not be ended for a rollback", hint="restart; see the log")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # A shared machine with few cores, where importing torch alone may take ten seconds.
 START_S = 120.0
@@ -18,6 +18,7 @@ STOP_S = 60.0
 CLI = (sys.executable, "-m", "ffstream.cli")
 _LOG_TAIL_LINES = 20
 _LOOK_S = 0.01
+_Found = TypeVar("_Found")
 _FREE_PORTS = (
     "listen.learn=tcp://127.0.0.1:*",
     "listen.predict=tcp://127.0.0.1:*",
@@ -63,23 +64,28 @@ def read_endpoints(state: Path) -> dict[str, Any]:
 
 def await_endpoints(state: Path, pid: int, check: Callable[[], None], timeout_s: float = START_S) -> dict[str, Any]:
     """Where this daemon listens, once it serves. `check` raises when it has ended. Raises DaemonFailed."""
-    deadline = time.monotonic() + timeout_s
-    while (endpoints := read_endpoints(state)).get("pid") != pid:  # not what a killed one left behind
-        check()
-        if time.monotonic() > deadline:
-            raise DaemonFailed(f"the daemon is not ready after {timeout_s:g} s")
-        time.sleep(_LOOK_S)
-    return endpoints
+
+    def look() -> dict[str, Any]:
+        endpoints = read_endpoints(state)
+        return endpoints if endpoints.get("pid") == pid else {}  # not what a killed one left behind
+
+    return _await(look, check, timeout_s, "is not ready")
 
 
 def await_standing_by(log: Path, pid: int, check: Callable[[], None]) -> None:
     """Returns once this daemon waits for another one's end. `check` raises when it has ended. Raises DaemonFailed."""
-    deadline = time.monotonic() + START_S
-    while f"stands by pid={pid} " not in log.read_text():
+    _await(lambda: f"stands by pid={pid} " in log.read_text(), check, START_S, "does not stand by")
+
+
+def _await(look: Callable[[], _Found], check: Callable[[], None], timeout_s: float, otherwise: str) -> _Found:
+    """What `look` finds, once that is something."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := look()):
         check()
         if time.monotonic() > deadline:
-            raise DaemonFailed(f"the daemon does not stand by after {START_S:g} s")
+            raise DaemonFailed(f"the daemon {otherwise} after {timeout_s:g} s")
         time.sleep(_LOOK_S)
+    return found
 
 
 def log_tail(log: Path) -> str:

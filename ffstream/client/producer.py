@@ -9,7 +9,6 @@ the `base` that the next message declares. On each connection, a message goes ou
 before it: without a connection nothing is handed to the socket, and when there is one again it all is, in order.
 """
 
-import logging
 import time
 import uuid
 from collections import deque
@@ -27,8 +26,6 @@ from ffstream.client.keys import CurveKeys
 from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused, TooLarge, Unauthorized
 from ffstream.wire import codec
 from ffstream.wire.messages import DEFAULT_LEARN, VERSION, Ack, Bye, ErrorReply, Hello, Message, Ping, Pong, Welcome
-
-log = logging.getLogger(__name__)
 
 _PING_S = 1.0
 _BYE_MS = 1000  # for a last message to leave
@@ -85,7 +82,7 @@ class Producer:
         keys: CurveKeys | None = None,
     ) -> None:
         self.client = client or uuid.uuid4().hex
-        self._is_named = client is not None
+        self._is_named = bool(client)
         if len(self.client.encode()) > 64:
             raise ConfigError("the client's name is longer than 64 bytes", hint="take a shorter one")
         self.counts = Counts()

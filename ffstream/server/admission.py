@@ -6,6 +6,7 @@ readiness that says so. Nothing acked is touched, predictions go on, and samples
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from ffstream.config import Limits
@@ -51,7 +52,8 @@ class Admission:
         self._journal_bytes = 0
         self._looked_at = 0.0
         self._told: str | None = None
-        self._new: dict[str, set[str]] = {}  # by owner, clients in the group at hand that the journal does not know
+        self._new: set[str] = set()  # clients in the group at hand that the journal does not know
+        self._new_names: Counter[str] = Counter()  # how many of them each owner has
         self._rates = _Rates(limits.client_samples_per_s)
         for kind in (Draining, JournalFull, DiskFull, MemoryFull, TooManyFiles, Unavailable):
             metrics.refusing.labels(kind.code).set(0)
@@ -80,10 +82,9 @@ class Admission:
     def admit(self, entry: Entry) -> None:
         """Raises TooManyClients or RateLimited when this client may not have that message stored now."""
         client, owner = entry.client, identity.owner(entry.client)
-        new = self._new.get(owner, set())
-        is_new = not self._journal.knows(client) and client not in new
+        is_new = not self._journal.knows(client) and client not in self._new
         if is_new:
-            self._check_names(client, owner, len(new))
+            self._check_names(client, owner)
         self._check_unresolved(entry, owner)
         if self._limits.client_samples_per_s and not self._rates.take(owner, entry.samples):
             raise RateLimited(
@@ -91,14 +92,15 @@ class Admission:
                 hint="slow down; limits.client_samples_per_s, all names of a key count together",
             )
         if is_new:
-            self._new.setdefault(owner, new).add(client)
+            self._new.add(client)
+            self._new_names[owner] += 1
 
-    def _check_names(self, client: str, owner: str, new: int) -> None:
+    def _check_names(self, client: str, owner: str) -> None:
         limits = self._limits
-        clients = self._journal.clients + sum(map(len, self._new.values()))
+        clients = self._journal.clients + len(self._new)
         if clients >= limits.clients_max:
             raise TooManyClients(f"{clients} clients are known", hint="limits.clients_max")
-        names = self._journal.names(owner) + new
+        names = self._journal.names(owner) + self._new_names[owner]
         if names >= limits.client_names_max:
             raise TooManyClients(
                 f"{identity.describe(client)} would be one name too many: {names} are known",
@@ -123,14 +125,18 @@ class Admission:
     def stored(self, size: int) -> None:
         """That many bytes were committed since the last look."""
         self._journal_bytes += size
-        self._new.clear()
+        self._end_group()
 
     def failed(self, error: Unavailable) -> None:
         """A commit met this. Nothing is stored until the next look; then it is tried again."""
         self._lacking = error
-        self._new.clear()
+        self._end_group()
         self._looked_at = time.monotonic()
         self._tell()
+
+    def _end_group(self) -> None:
+        self._new.clear()
+        self._new_names.clear()
 
     def look(self) -> None:
         """Once a second: what is short, and which clients can be forgotten."""

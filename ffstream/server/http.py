@@ -29,8 +29,6 @@ from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed, Unavaila
 from ffstream.server.refusals import Refusals
 from ffstream.threads import OnFailure, Worker
 
-log = logging.getLogger(__name__)
-
 _START_TIMEOUT_S = 10.0
 _CONNECTIONS = 64
 _RESERVE = 16  # connections beyond that: for health, and for answers that there are too many

@@ -6,7 +6,6 @@ With a guard, libzmq encrypts and the ZAP thread admits; whose key was taken awa
 """
 
 import ctypes
-import logging
 import secrets
 import threading
 from abc import ABC, abstractmethod
@@ -23,8 +22,6 @@ from ffstream.server.refusals import Refusals
 from ffstream.threads import OnFailure, Worker
 from ffstream.wire import codec
 from ffstream.wire.messages import ErrorReply, Message, Ping, Pong
-
-log = logging.getLogger(__name__)
 
 _LINGER_MS = 1000  # for replies under way when the socket closes
 _POLL_MS = 100

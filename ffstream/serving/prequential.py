@@ -9,7 +9,6 @@ on, until it keeps up; what is passed over is counted, and the microbatch evalua
 over all samples. A snapshot is kept for as long as a waiting microbatch needs it.
 """
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from ffstream.errors import CheckpointIncompatible
 from ffstream.metrics import Metrics
 from ffstream.serving.snapshot import Snapshot
 from ffstream.threads import EVALUATION_NICENESS, OnFailure, Worker
-
-log = logging.getLogger(__name__)
 
 NAME = "ff-prequential"
 WINDOW_SAMPLES = 10_000
