@@ -43,11 +43,12 @@ class ControlLoop(RouterLoop):
         self._commands = commands
         self._waits = waits
         self._workers = ThreadPoolExecutor(_WAITING_MAX, thread_name_prefix="ff-command")
-        self._waiting: list[tuple[bytes, int, Future[dict[str, Any]]]] = []
+        self._waiting: list[tuple[bytes, int, str, Future[dict[str, Any]]]] = []
 
     def handle(self, batch: list[Received]) -> None:
         """Starts each command."""
-        for peer, message, payload, _ in batch:
+        for received in batch:
+            peer, message, payload, *_ = received
             assert isinstance(message, Request)
             try:
                 codec.expect_payload(payload, 0)
@@ -59,28 +60,28 @@ class ControlLoop(RouterLoop):
                 if len(self._waiting) >= _WAITING_MAX - _RESERVED * (message.command in self._waits):
                     raise RateLimited(f"{len(self._waiting)} commands are running", hint="try again later")
             except Exception as error:  # a strange argument is no reason to end the daemon
-                self._refuse(peer, message.id, error)
+                self._refuse(peer, message.id, received.sender(), error)
                 continue
-            self._waiting.append((peer, message.id, self._workers.submit(work)))
+            self._waiting.append((peer, message.id, received.sender(), self._workers.submit(work)))
 
-    def _refuse(self, peer: bytes, id: int, error: BaseException) -> None:
+    def _refuse(self, peer: bytes, id: int, sender: str, error: BaseException) -> None:
         if not isinstance(error, FFStreamError):
             log.error("command failed", exc_info=error)
             error = FFStreamError(repr(error), hint="see the daemon's log")
-        self.refuse(peer, error, id=id)
+        self.refuse(peer, error, sender=sender, id=id)
 
     def idle(self) -> None:
         """Replies to what has finished."""
         running = []
-        for peer, id, future in self._waiting:
+        for peer, id, sender, future in self._waiting:
             if not future.done():
-                running.append((peer, id, future))
+                running.append((peer, id, sender, future))
                 continue
             error = future.exception()
             if error is None:
                 self.reply(peer, Reply(id=id, result=future.result()))
             else:
-                self._refuse(peer, id, error)
+                self._refuse(peer, id, sender, error)
         self._waiting = running
 
     def _poll_ms(self) -> int:
@@ -88,7 +89,7 @@ class ControlLoop(RouterLoop):
 
     def finish(self) -> None:
         """Answers what is under way: when the daemon stops, a command ends soon, or is not waited for."""
-        wait([future for _, _, future in self._waiting], _LAST_ANSWERS_S)
+        wait([future for *_, future in self._waiting], _LAST_ANSWERS_S)
         self.idle()
 
     def stop(self, timeout_s: float) -> bool:

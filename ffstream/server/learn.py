@@ -77,14 +77,15 @@ class LearnLoop(RouterLoop):
         group = _Group(self._admission.obstacle())
         greetings: list[tuple[bytes, str]] = []
         ended: list[str] = []
-        for peer, message, payload, key in batch:
+        for received in batch:
+            peer, message, payload, key, _ = received
             assert isinstance(message, Hello | Samples | Bye)
             client = identity.join(key, message.client)
             if isinstance(message, Samples):
                 try:
                     self._take(group, peer, client, message, payload)
                 except FFStreamError as error:
-                    self.refuse(peer, error, n=message.n)
+                    self.refuse(peer, error, sender=received.sender(), n=message.n)
             elif isinstance(message, Hello):
                 self._take_over(client, peer)
                 greetings.append((peer, client))
@@ -169,7 +170,7 @@ class LearnLoop(RouterLoop):
         except Unavailable as error:
             self._admission.failed(error)
             for peer, entry in group.accepted.values():
-                self.refuse(peer, error, n=entry.n)
+                self.refuse(peer, error, sender=f"client={identity.describe(entry.client)}", n=entry.n)
             return
         metrics = self._metrics
         metrics.journal_commit.observe(time.perf_counter() - start)

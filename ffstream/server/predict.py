@@ -41,13 +41,14 @@ class PredictLoop(RouterLoop):
         start = time.perf_counter()
         good: list[tuple[bytes, int]] = []
         queries = []
-        for peer, message, payload, _ in batch:
+        for received in batch:
+            peer, message, payload, *_ = received
             assert isinstance(message, Predict)
             try:
                 (images,) = codec.expect_payload(payload, 1)
                 self._checker.check_images(message, images)
             except FFStreamError as error:
-                self.refuse(peer, error, id=message.id)
+                self.refuse(peer, error, sender=received.sender(), id=message.id)
                 continue
             queries.append(codec.images_to_array(message.dtype, message.count, images))
             good.append((peer, message.id))

@@ -1,4 +1,4 @@
-"""Counts who was not let in, and says so in the log without letting a flood fill the disk."""
+"""Logs refused connections and rejected messages without letting a flood of them fill the disk."""
 
 import logging
 import threading
@@ -20,33 +20,58 @@ Reason = Literal[
 _LINE_S = 1.0
 
 
+class RejectionLog:
+    """Writes at most one line a second for each reason: how many there were since the last line, and the latest one.
+
+    For one socket; any thread may add. Reasons come from a closed list, so what is remembered stays small.
+    """
+
+    def __init__(self, event: str, socket: str) -> None:
+        self._event = event
+        self._socket = socket
+        self._lock = threading.Lock()
+        self._unwritten: dict[
+            str, tuple[int, int, str]
+        ] = {}  # by reason: how many, the latest one's level and detail
+        self._written_at: dict[str, float] = {}
+
+    def add(self, reason: str, detail: str = "", level: int = logging.WARNING) -> None:
+        """Counts one. `detail` is written if no other one with this reason follows before the next line."""
+        with self._lock:
+            self._unwritten[reason] = (self._unwritten.get(reason, (0,))[0] + 1, level, detail)
+        self.flush()
+
+    def flush(self, *, everything: bool = False) -> None:
+        """Writes the lines that are due; at the end, `everything` that was not written yet."""
+        if not self._unwritten:
+            return
+        now = time.monotonic()
+        with self._lock:
+            due = [reason for reason in self._unwritten if everything or self._is_due(reason, now)]
+            lines = [(reason, *self._unwritten.pop(reason)) for reason in due]
+            self._written_at.update(dict.fromkeys(due, now))
+        for reason, number, level, detail in lines:
+            log.log(level, "%s socket=%s reason=%s count=%d %s", self._event, self._socket, reason, number, detail)
+
+    def _is_due(self, reason: str, now: float) -> bool:
+        return now - self._written_at.get(reason, -_LINE_S) >= _LINE_S
+
+
 class Refusals:
-    """For one socket. Any thread may count."""
+    """Counts and logs the connections that one socket refused. Any thread may count."""
 
     def __init__(self, socket: str, metrics: Metrics) -> None:
         self._socket = socket
         self._counter = metrics.connections_refused
         for reason in get_args(Reason):
             self._counter.labels(socket, reason)  # 0 is worth more than nothing: the first one is then an increase
-        self._lock = threading.Lock()
-        self._unsaid: dict[Reason, tuple[int, str]] = {}
-        self._said_at: dict[Reason, float] = {}
+        self._log = RejectionLog("refused", socket)
 
     def count(self, reason: Reason, detail: str = "") -> None:
         """One more. `detail` stands in the log, if this one gets a line."""
         self._counter.labels(self._socket, reason).inc()
-        with self._lock:
-            self._unsaid[reason] = (self._unsaid.get(reason, (0, ""))[0] + 1, detail)
-        self.say()
+        self._log.add(reason, detail)
 
     def say(self) -> None:
-        """Writes what is due: at most a line a second for each reason, with how many there were and the last one."""
-        if not self._unsaid:
-            return
-        now = time.monotonic()
-        with self._lock:
-            due = [reason for reason in self._unsaid if now - self._said_at.get(reason, -_LINE_S) >= _LINE_S]
-            lines = [(reason, *self._unsaid.pop(reason)) for reason in due]
-            self._said_at.update(dict.fromkeys(due, now))
-        for reason, number, detail in lines:
-            log.warning("refused socket=%s reason=%s count=%d %s", self._socket, reason, number, detail)
+        """Writes the lines that are due."""
+        self._log.flush()

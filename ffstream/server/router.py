@@ -6,6 +6,7 @@ With a guard, libzmq encrypts and the ZAP thread admits; whose key was taken awa
 """
 
 import ctypes
+import logging
 import secrets
 import threading
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from ffstream.errors import BadFrames, ConfigError, FFStreamError, Unauthorized,
 from ffstream.metrics import Metrics
 from ffstream.server.access import Guard
 from ffstream.server.handshakes import HandshakeWatch
-from ffstream.server.refusals import Refusals
+from ffstream.server.refusals import Refusals, RejectionLog
 from ffstream.threads import OnFailure, Worker
 from ffstream.wire import codec
 from ffstream.wire.messages import ErrorReply, Message, Ping, Pong
@@ -49,6 +50,21 @@ class Received(NamedTuple):
     message: Message
     payload: list[bytes]
     key: str = ""
+    header: zmq.Frame | None = None  # as it came: libzmq knows its sender's address
+
+    def sender(self) -> str:
+        """Who sent it, for a log line: the address, and where they are known the client's name and key."""
+        client = getattr(self.message, "client", None)
+        name = f" client={client!r}" if client is not None else ""
+        return f"{_address(self.header)}{name}{f' key={self.key}' if self.key else ''}"
+
+
+def _address(frame: zmq.Frame | None) -> str:
+    """The sender's IP address (libzmq knows no port); for an ipc endpoint what libzmq says instead."""
+    try:
+        return f"address={frame.get('Peer-Address')}" if frame is not None else "address=unknown"
+    except zmq.ZMQError:  # its transport has none
+        return "address=unknown"
 
 
 class RouterLoop(ABC):
@@ -74,6 +90,7 @@ class RouterLoop(ABC):
         self._guard: Guard | None = None
         self._strangers: set[bytes] = set()
         self._refusals = Refusals(name, metrics)
+        self._rejections = RejectionLog("rejected", name)
         self._batch_messages = batch_messages
         self._batch_bytes = batch_bytes
         self._stopping = threading.Event()
@@ -132,6 +149,7 @@ class RouterLoop(ABC):
             self._close()
 
     def _close(self) -> None:
+        self._rejections.flush(everything=True)
         self._handshakes.close()
         self._socket.close()
 
@@ -144,6 +162,7 @@ class RouterLoop(ABC):
                 self.handle(batch)
         self.idle()
         self._handshakes.look()
+        self._rejections.flush()
 
     def _poll_ms(self) -> int:
         return _POLL_MS
@@ -154,14 +173,14 @@ class RouterLoop(ABC):
         size = refused = 0
         for _ in range(self._batch_messages):
             try:
-                peer, frames, last = self._receive_one()
+                peer, frames, header = self._receive_one()
             except zmq.Again:
                 break
             try:
-                key = self._check_key(self._guard, peer, last) if self._guard is not None else ""
-                received = self._decode(peer, frames, key)
+                key = self._check_key(self._guard, peer, header) if self._guard is not None else ""
+                received = self._decode(peer, frames, key, header)
             except FFStreamError as error:
-                self.refuse(peer, error)
+                self.refuse(peer, error, sender=_address(header))
                 refused += 1
                 if refused >= _REFUSED_MAX:
                     break  # the good ones among them wait no longer for the bad ones behind
@@ -177,7 +196,7 @@ class RouterLoop(ABC):
     def _receive_one(self) -> tuple[bytes, list[bytes], zmq.Frame]:
         """One message; zmq.Again if there is none. A frame knows whether more follow; to ask the socket is slower."""
         peer = self._socket.recv(_NOW)
-        frame = self._socket.recv(_NOW, copy=False)
+        header = frame = self._socket.recv(_NOW, copy=False)
         frames = [frame.bytes]
         while frame.more:
             frame = self._socket.recv(_NOW, copy=False)
@@ -185,7 +204,7 @@ class RouterLoop(ABC):
                 frames.append(frame.bytes)
             else:
                 self.thread.progressed()  # millions of them take a while: that is no standstill
-        return peer, frames, frame
+        return peer, frames, header
 
     def _check_key(self, guard: Guard, peer: bytes, frame: zmq.Frame) -> str:
         """The sender's key. Raises Unauthorized if that is in the folder no more, though its connection is there."""
@@ -202,19 +221,24 @@ class RouterLoop(ABC):
             self._refusals.count("key_removed", f"key={key}")
         raise Unauthorized("this client's key is admitted no more", hint=f"it was taken out of {guard.name}_clients")
 
-    def _decode(self, peer: bytes, frames: list[bytes], key: str) -> Received | None:
+    def _decode(self, peer: bytes, frames: list[bytes], key: str, header: zmq.Frame) -> Received | None:
         if not frames:
             raise BadFrames("an empty message", hint="send a header frame; see wire/SPEC.md")
         message = codec.decode(frames[0], self._types)
         if isinstance(message, Ping):
             self.reply(peer, Pong(credit=self.credit()))
             return None
-        return Received(peer, message, frames[1:], key)
+        return Received(peer, message, frames[1:], key, header)
 
-    def refuse(self, peer: bytes, error: FFStreamError, *, n: int | None = None, id: int | None = None) -> None:
-        """Answers with an error and counts it by its code."""
+    def refuse(
+        self, peer: bytes, error: FFStreamError, *, sender: str, n: int | None = None, id: int | None = None
+    ) -> None:
+        """Answers with an error, counts it by its code, and logs it with its `sender`."""
         self._metrics.messages_rejected.labels(error.code).inc()
         retry = isinstance(error, Unavailable)
+        # What may be sent again is a limit at work, and no fault of a client's.
+        level = logging.INFO if retry else logging.WARNING
+        self._rejections.add(error.code, f"{sender} message={error.message!r} hint={error.hint!r}", level)
         self.reply(peer, ErrorReply(code=error.code, message=error.message, hint=error.hint, retry=retry, n=n, id=id))
 
     def reply(self, peer: bytes, message: Message, *payload: bytes) -> None:
