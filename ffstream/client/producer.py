@@ -25,7 +25,19 @@ from ffstream.client.connection import Connection
 from ffstream.client.keys import CurveKeys
 from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused, TooLarge, Unauthorized
 from ffstream.wire import codec
-from ffstream.wire.messages import DEFAULT_LEARN, VERSION, Ack, Bye, ErrorReply, Hello, Message, Ping, Pong, Welcome
+from ffstream.wire.messages import (
+    DEFAULT_LEARN,
+    NAMELESS_PREFIX,
+    VERSION,
+    Ack,
+    Bye,
+    ErrorReply,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Welcome,
+)
 
 _PING_S = 1.0
 _BYE_MS = 1000  # for a last message to leave
@@ -81,7 +93,7 @@ class Producer:
         on_refused: Callable[[Refused], None] | None = None,
         keys: CurveKeys | None = None,
     ) -> None:
-        self.client = client or uuid.uuid4().hex
+        self.client = client or NAMELESS_PREFIX + uuid.uuid4().hex
         self._is_named = bool(client)
         if len(self.client.encode()) > 64:
             raise ConfigError("the client's name is longer than 64 bytes", hint="take a shorter one")

@@ -22,6 +22,7 @@ MessageNumber = Annotated[int, Field(ge=1, lt=2**62)]  # so that the one after i
 
 
 SEPARATOR = "\x1f"  # stands in no client's name: the daemon puts it between that and a key
+NAMELESS_PREFIX = "~"  # first character of a name that a client library made up for one producer
 
 
 def _check_name(name: str) -> str:

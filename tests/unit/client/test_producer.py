@@ -17,6 +17,7 @@ from ffstream.errors import (
     RequestRefused,
     TooLarge,
 )
+from ffstream.wire.messages import NAMELESS_PREFIX
 from tests.support import wait_until
 from tests.unit.client.scripted import Scripted, ack_all
 from tools.daemon_process import free_port
@@ -83,6 +84,7 @@ def test_without_a_name_each_gets_its_own(scripted: Script, connect: Connect) ->
     names = {connect(daemon, client=None).client for _ in range(3)}
     assert len(names) == 3
     assert all(1 <= len(name.encode()) <= 64 for name in names)
+    assert all(name.startswith(NAMELESS_PREFIX) for name in names)
 
 
 def test_nobody_there(scripted: Script) -> None:
