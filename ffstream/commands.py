@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ffstream.config import Config
-from ffstream.errors import BadHeader, FFStreamError, RateLimited
+from ffstream.errors import BadHeader, Busy, FFStreamError
 from ffstream.journal.journal import Head
 from ffstream.learner import Learner
 from ffstream.server.admission import Admission
@@ -78,7 +78,7 @@ class Commands:
     def _drain(self, timeout_s: float) -> dict[str, Any]:
         """Accepts no more samples, learns what is acked, then stops."""
         if not self._draining.acquire(blocking=False):
-            raise RateLimited("another drain is under way", hint="it stops the daemon when it is done")
+            raise Busy("another drain is under way", hint="it stops the daemon when it is done")
         try:
             self._admission.draining = True
             while True:

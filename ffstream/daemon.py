@@ -11,6 +11,7 @@ import gc
 import logging
 import math
 import os
+import secrets
 import time
 from collections.abc import Callable
 from enum import IntEnum
@@ -170,6 +171,7 @@ class Daemon:
     def _open_sockets(self) -> None:
         config, limits, recipe = self.config, self.config.limits, self.config.network
         checker = ImageChecker(recipe.inputs, recipe.labels, limits.message_max_samples)
+        boot = secrets.token_hex(8)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._steps.append(_Step(_Order.CLOSE_CONTEXT, "sockets", self._end_context))
         access = self._access
@@ -189,6 +191,7 @@ class Daemon:
             self.admission,
             limits,
             trim=self.learner.trim,
+            boot=boot,
             metrics=self.metrics,
             on_failure=self._fail,
         )
@@ -196,13 +199,22 @@ class Daemon:
             Predictor(self.learner.snapshots),
             checker,
             limits,
+            boot=boot,
             metrics=self.metrics,
             on_failure=self._fail,
         )
         self.commands = Commands(
             config, self.learner, self.journal.head, self.admission, self.status, self.request_stop
         )
-        self.control = ControlLoop(self.commands.table, limits, self.metrics, self._fail, waits=self.commands.waits)
+        self.control = ControlLoop(
+            self.commands.table,
+            limits,
+            self.metrics,
+            self._fail,
+            checker=checker,
+            boot=boot,
+            waits=self.commands.waits,
+        )
         self._steps.append(_Step(_Order.END_COMMANDS, "commands", self._end_commands))
         for loop, endpoint, order in (
             (self.learn, config.listen.learn, _Order.ACCEPT_NO_MORE),

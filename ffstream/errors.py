@@ -105,10 +105,22 @@ class TooLarge(ProtocolError):
     code = "too_large"
 
 
-class StaleSequence(ProtocolError):
-    """A client sent a message number that it had already declared resolved."""
+class NameTaken(ProtocolError):
+    """Another connection said hello under this client name later. Says nothing about what is on disk."""
 
-    code = "stale_sequence"
+    code = "name_taken"
+
+
+class BelowBase(ProtocolError):
+    """The client had declared this message number resolved. It may or may not have been stored."""
+
+    code = "below_base"
+
+
+class StoredDifferently(ProtocolError):
+    """This message number is on disk with other samples. The samples of this message were not stored."""
+
+    code = "stored_differently"
 
 
 class Unavailable(FFStreamError):
@@ -116,11 +128,21 @@ class Unavailable(FFStreamError):
 
     code = "unavailable"
 
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
 
 class JournalFull(Unavailable):
-    """The backlog limit is reached: learning has to catch up first."""
+    """The journal holds as many bytes as it may."""
 
     code = "journal_full"
+
+
+class BacklogFull(Unavailable):
+    """As many samples wait to be learned as may: learning has to catch up first."""
+
+    code = "backlog_full"
 
 
 class DiskFull(Unavailable):
@@ -148,9 +170,21 @@ class TooManyClients(Unavailable):
 
 
 class RateLimited(Unavailable):
-    """This client, or its key, sends faster than its limit, or leaves too many messages unresolved."""
+    """This client, or its key, sends more samples per second than it may. `retry_after_s` is always set."""
 
     code = "rate_limited"
+
+
+class TooManyUnresolved(Unavailable):
+    """This client, or its key, has too many stored messages at or above its `base`."""
+
+    code = "too_many_unresolved"
+
+
+class Busy(Unavailable):
+    """Too many commands are running, or another command of this kind is."""
+
+    code = "busy"
 
 
 class Draining(Unavailable):

@@ -18,8 +18,8 @@ from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
 from ffstream.course import Course
 from ffstream.errors import (
+    Busy,
     DeadlineExceeded,
-    RateLimited,
     SequenceUnknown,
     StageFailed,
     Unavailable,
@@ -249,13 +249,13 @@ class Learner:
 
         Learning begins at the newest checkpoint at or below `to` and learns from there up to `to` again. Later
         samples that are acked by now are then learned again, or with `skip` never. Returns once learning has begun
-        again; raises SequenceUnknown, RateLimited, DiskFull, StageFailed.
+        again; raises SequenceUnknown, Busy, DiskFull, StageFailed.
 
         The skip is written last: a death before it leaves fewer checkpoints and no rollback, because recovery learns
         from the journal what the checkpoints lack.
         """
         if not self._rolling.acquire(blocking=False):
-            raise RateLimited("another rollback is under way", hint="try again later")
+            raise Busy("another rollback is under way", hint="try again later")
         try:
             self._check_target(to)
             self._starting_point(to)  # before anything is given up

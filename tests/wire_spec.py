@@ -29,10 +29,11 @@ def _keys(cell: str) -> dict[str, str]:
 
 def messages() -> dict[str, dict[str, str]]:
     """Every type's keys with their kinds ("int", "list of int" …); `error` has those of all sockets."""
-    found: dict[str, dict[str, str]] = {"ping": {}, "pong": _keys("`credit` int")}
+    found: dict[str, dict[str, str]] = {}
     everywhere: dict[str, str] = {}  # a kind is said where a key first appears
-    for socket in SOCKETS:
-        for name, keys, *_ in _rows(_section(socket)):
+    for section in (*SOCKETS, "Any socket"):
+        for name, keys, *_ in _rows(_section(section)):
+            found.setdefault(name.strip("`"), {})
             for key, kind in _keys(keys).items():
                 everywhere.setdefault(key, kind)
                 found.setdefault(name.strip("`"), {})[key] = kind or everywhere[key]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream import moments
-from ffstream.errors import JournalDamaged, StaleSequence, Unavailable
+from ffstream.errors import BelowBase, JournalDamaged, Unavailable
 from ffstream.journal import identity, schema
 
 _ENDED = 0.0  # stands for the time when a client was seen that has given its name up
@@ -173,12 +173,12 @@ class Journal:
         return max((known.base, *(n + 1 for n in known.receipts))) if known else 1
 
     def receipt(self, client: str, n: int) -> Receipt | None:
-        """Where message n went, None when it is new. Raises StaleSequence below the client's base."""
+        """Where message n went, None when it is new. Raises BelowBase below the client's base."""
         known = self._clients.get(client)
         if known is None:
             return None
         if n < known.base:
-            raise StaleSequence(
+            raise BelowBase(
                 f"message {n} of client {identity.describe(client)} is below its base {known.base}",
                 hint="number new messages from `next` in the welcome",
             )

@@ -18,6 +18,7 @@ from ffstream.errors import (
     RateLimited,
     TooManyClients,
     TooManyFiles,
+    TooManyUnresolved,
     Unavailable,
 )
 from ffstream.journal import identity
@@ -86,10 +87,11 @@ class Admission:
         if is_new:
             self._check_names(client, owner)
         self._check_unresolved(entry, owner)
-        if self._limits.client_samples_per_s and not self._rates.take(owner, entry.samples):
+        if self._limits.client_samples_per_s and (wait_s := self._rates.take(owner, entry.samples)):
             raise RateLimited(
                 f"{identity.describe(client)} sends too fast",
                 hint="slow down; limits.client_samples_per_s, all names of a key count together",
+                retry_after_s=wait_s,
             )
         if is_new:
             self._new.add(client)
@@ -117,7 +119,7 @@ class Admission:
             # The lowest unanswered one is let in: without an answer to it, `base` could never be raised.
             and entry.n > entry.base
         ):
-            raise RateLimited(
+            raise TooManyUnresolved(
                 f"{stored} stored messages of {identity.describe(entry.client)} are unresolved",
                 hint="raise `base` to the lowest unanswered; all names of a key count together",
             )
@@ -178,15 +180,18 @@ class _Rates:
         self._rate = samples_per_s
         self._buckets: dict[str, tuple[float, float]] = {}  # what is left, and when it was
 
-    def take(self, owner: str, samples: int) -> bool:
-        """Whether that many may pass. More than a bucket holds pass when it is full, and leave a debt."""
+    def take(self, owner: str, samples: int) -> float:
+        """0 if that many may pass, or the seconds until they may.
+
+        More than a bucket holds pass when it is full, and leave a debt.
+        """
         rate = self._rate
         now = time.monotonic()
         left, at = self._buckets.get(owner, (rate, now))
         left = min(rate, left + (now - at) * rate)
-        passes = left >= min(samples, rate)
-        self._buckets[owner] = (left - samples if passes else left, now)
-        return passes
+        missing = min(samples, rate) - left
+        self._buckets[owner] = (left if missing > 0 else left - samples, now)
+        return max(0.0, missing / rate)
 
     def forget_idle(self) -> None:
         """A bucket that is full again need not be remembered."""

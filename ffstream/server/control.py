@@ -6,12 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from ffstream.config import Limits
-from ffstream.errors import BadHeader, FFStreamError, RateLimited
+from ffstream.errors import BadHeader, Busy, FFStreamError
 from ffstream.metrics import Metrics
 from ffstream.server.router import Received, RouterLoop
 from ffstream.threads import OnFailure
 from ffstream.wire import codec
-from ffstream.wire.messages import MAX_HEADER_BYTES, Reply, Request
+from ffstream.wire.messages import MAX_HEADER_BYTES, Hello, Reply, Request
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,24 @@ class ControlLoop(RouterLoop):
         metrics: Metrics,
         on_failure: OnFailure,
         *,
+        checker: codec.ImageChecker,
+        boot: str,
         waits: Collection[str] = (),
     ) -> None:
         # No command has a payload; a header that is a little too large gets an answer.
         header_only = min(limits.message_max_bytes, 2 * MAX_HEADER_BYTES)
         limits = limits.model_copy(update={"message_max_bytes": header_only})
-        super().__init__("control", (Request,), limits, metrics, on_failure, batch_messages=64, batch_bytes=1 << 20)
+        super().__init__(
+            "control",
+            (Request,),
+            limits,
+            metrics,
+            on_failure,
+            checker=codec.ImageChecker(checker.inputs, checker.labels, 0),  # it takes no samples
+            boot=boot,
+            batch_messages=64,
+            batch_bytes=1 << 20,
+        )
         self._commands = commands
         self._waits = waits
         self._workers = ThreadPoolExecutor(_WAITING_MAX, thread_name_prefix="ff-command")
@@ -49,6 +61,9 @@ class ControlLoop(RouterLoop):
         """Starts each command."""
         for received in batch:
             peer, message, payload, *_ = received
+            if isinstance(message, Hello):
+                self.welcome(peer)
+                continue
             assert isinstance(message, Request)
             try:
                 codec.expect_payload(payload, 0)
@@ -58,7 +73,7 @@ class ControlLoop(RouterLoop):
                     raise BadHeader("unknown command", hint=f"there are {known}")
                 work = command(message.arguments)
                 if len(self._waiting) >= _WAITING_MAX - _RESERVED * (message.command in self._waits):
-                    raise RateLimited(f"{len(self._waiting)} commands are running", hint="try again later")
+                    raise Busy(f"{len(self._waiting)} commands are running", hint="try again later")
             except Exception as error:  # a strange argument is no reason to end the daemon
                 self._refuse(peer, message.id, received.sender(), error)
                 continue

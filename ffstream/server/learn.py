@@ -14,7 +14,8 @@ from ffstream.config import Limits
 from ffstream.errors import (
     BadHeader,
     FFStreamError,
-    StaleSequence,
+    NameTaken,
+    StoredDifferently,
     Unavailable,
 )
 from ffstream.journal import identity
@@ -24,7 +25,7 @@ from ffstream.server.admission import Admission
 from ffstream.server.router import Received, RouterLoop
 from ffstream.threads import OnFailure
 from ffstream.wire import codec
-from ffstream.wire.messages import Ack, Bye, Hello, Samples, Welcome
+from ffstream.wire.messages import Ack, Bye, Hello, Samples
 
 _GREETED_MAX = 20_000
 
@@ -49,20 +50,22 @@ class LearnLoop(RouterLoop):
         limits: Limits,
         *,
         trim: Callable[..., bool],
+        boot: str,
         metrics: Metrics,
         on_failure: OnFailure,
     ) -> None:
         super().__init__(
             "learn",
-            (Hello, Samples, Bye),
+            (Samples, Bye),
             limits,
             metrics,
             on_failure,
+            checker=checker,
+            boot=boot,
             batch_messages=limits.commit_max_messages,
             batch_bytes=limits.commit_max_bytes,
         )
         self.journal = journal
-        self._checker = checker
         self._admission = admission
         self._trim = trim
         self._trims = False
@@ -80,6 +83,10 @@ class LearnLoop(RouterLoop):
         for received in batch:
             peer, message, payload, key, _ = received
             assert isinstance(message, Hello | Samples | Bye)
+            if message.client is None:
+                nameless = BadHeader("hello.client: Field required", hint="the learn socket needs a name")
+                self.refuse(peer, nameless, sender=received.sender())
+                continue
             client = identity.join(key, message.client)
             if isinstance(message, Samples):
                 try:
@@ -93,7 +100,8 @@ class LearnLoop(RouterLoop):
                 ended.append(client)
         self._commit(group)
         for peer, client in greetings:
-            self._welcome(peer, client)  # after the commit: `next` must be above all that came before
+            # After the commit: `next` must be above all that came before.
+            self.welcome(peer, next=self.journal.next_n(client))
         self._end(ended)
         credit = self.credit()
         for peer, receipts in group.acks.items():
@@ -105,7 +113,7 @@ class LearnLoop(RouterLoop):
         """Puts a message among those to store or those to ack. Raises what it is refused for."""
         if self._greeted.get(client, peer) != peer:
             # From before a restart: the welcome has said which number comes next, and that must stay true.
-            raise StaleSequence(
+            raise NameTaken(
                 "another connection has said hello under this name",
                 hint="a client's name belongs to one producer at a time",
             )
@@ -113,14 +121,14 @@ class LearnLoop(RouterLoop):
         if receipt is not None:
             # An ack would promise samples that nobody stored.
             if receipt.samples != entry.samples or not self.journal.holds(receipt, entry):
-                raise _stored_otherwise(message.n)
+                raise _stored_differently(message.n)
             self._metrics.samples_duplicate.inc(receipt.samples)
             group.acks.setdefault(peer, []).append(receipt)
         elif (client, entry.n) in group.accepted:
             self._metrics.samples_duplicate.inc(entry.samples)
             _, first = group.accepted[client, entry.n]
             if (first.labels, first.images) != (entry.labels, entry.images):
-                raise _stored_otherwise(message.n)
+                raise _stored_differently(message.n)
             group.accepted[client, entry.n] = (peer, first)  # sent again after a reconnect: ack the new one
         elif group.obstacle is not None:
             raise group.obstacle
@@ -138,17 +146,6 @@ class LearnLoop(RouterLoop):
         self._greeted[client] = peer
         if len(self._greeted) > _GREETED_MAX:
             del self._greeted[next(iter(self._greeted))]  # whoever said hello longest ago
-
-    def _welcome(self, peer: bytes, client: str) -> None:
-        welcome = Welcome(
-            next=self.journal.next_n(client),
-            credit=self.credit(),
-            max_samples=self._checker.max_samples,
-            max_bytes=self._limits.message_max_bytes,
-            inputs=self._checker.inputs,
-            labels=self._checker.labels,
-        )
-        self.reply(peer, welcome)
 
     def _check(self, client: str, message: Samples, payload: list[bytes]) -> tuple[Receipt | None, Entry]:
         (images,) = codec.expect_payload(payload, 1)
@@ -192,7 +189,8 @@ class LearnLoop(RouterLoop):
         return 0 if self._trims else super()._poll_ms()
 
 
-def _stored_otherwise(n: int) -> StaleSequence:
-    return StaleSequence(
-        f"message {n} was stored with other samples", hint="a client's name belongs to one producer at a time"
+def _stored_differently(n: int) -> StoredDifferently:
+    return StoredDifferently(
+        f"message {n} is on disk with other samples; these were not stored",
+        hint="number new messages from `next` in the welcome; a client name belongs to one producer at a time",
     )

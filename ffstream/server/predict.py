@@ -9,7 +9,7 @@ from ffstream.server.router import Received, RouterLoop
 from ffstream.serving.predictor import Answer, Predictor
 from ffstream.threads import OnFailure
 from ffstream.wire import codec
-from ffstream.wire.messages import Predict, Prediction
+from ffstream.wire.messages import Hello, Predict, Prediction
 
 
 class PredictLoop(RouterLoop):
@@ -21,6 +21,7 @@ class PredictLoop(RouterLoop):
         checker: codec.ImageChecker,
         limits: Limits,
         *,
+        boot: str,
         metrics: Metrics,
         on_failure: OnFailure,
     ) -> None:
@@ -30,11 +31,12 @@ class PredictLoop(RouterLoop):
             limits,
             metrics,
             on_failure,
+            checker=checker,
+            boot=boot,
             batch_messages=limits.query_batch_max_samples,
             batch_bytes=limits.query_batch_max_samples * checker.inputs * 4,
         )
         self._predictor = predictor
-        self._checker = checker
 
     def handle(self, batch: list[Received]) -> None:
         """Checks, predicts together, replies one by one."""
@@ -43,6 +45,9 @@ class PredictLoop(RouterLoop):
         queries = []
         for received in batch:
             peer, message, payload, *_ = received
+            if isinstance(message, Hello):
+                self.welcome(peer)
+                continue
             assert isinstance(message, Predict)
             try:
                 (images,) = codec.expect_payload(payload, 1)

@@ -22,7 +22,7 @@ from ffstream.server.handshakes import HandshakeWatch
 from ffstream.server.refusals import Refusals, RejectionLog
 from ffstream.threads import OnFailure, Worker
 from ffstream.wire import codec
-from ffstream.wire.messages import ErrorReply, Message, Ping, Pong
+from ffstream.wire.messages import ErrorReply, Hello, Message, Ping, Pong, Welcome
 
 _LINGER_MS = 1000  # for replies under way when the socket closes
 _POLL_MS = 100
@@ -78,13 +78,17 @@ class RouterLoop(ABC):
         metrics: Metrics,
         on_failure: OnFailure,
         *,
+        checker: codec.ImageChecker,
+        boot: str,
         batch_messages: int,
         batch_bytes: int,
     ) -> None:
         self.name = f"ff-{name}"
         self.socket_name = name
         self.endpoint = ""
-        self._types = codec.table(Ping, *types)
+        self._types = codec.table(Ping, Hello, *types)
+        self._checker = checker
+        self._boot = boot
         self._limits = limits
         self._metrics = metrics
         self._guard: Guard | None = None
@@ -226,7 +230,7 @@ class RouterLoop(ABC):
             raise BadFrames("an empty message", hint="send a header frame; see wire/SPEC.md")
         message = codec.decode(frames[0], self._types)
         if isinstance(message, Ping):
-            self.reply(peer, Pong(credit=self.credit()))
+            self.reply(peer, Pong(socket=self.socket_name, boot=self._boot, credit=self.credit()))
             return None
         return Received(peer, message, frames[1:], key, header)
 
@@ -239,7 +243,31 @@ class RouterLoop(ABC):
         # What may be sent again is a limit at work, and no fault of a client's.
         level = logging.INFO if retry else logging.WARNING
         self._rejections.add(error.code, f"{sender} message={error.message!r} hint={error.hint!r}", level)
-        self.reply(peer, ErrorReply(code=error.code, message=error.message, hint=error.hint, retry=retry, n=n, id=id))
+        answer = ErrorReply(
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            retry=retry,
+            n=n,
+            id=id,
+            retry_after_s=error.retry_after_s if isinstance(error, Unavailable) else None,
+        )
+        self.reply(peer, answer)
+
+    def welcome(self, peer: bytes, *, next: int = 0) -> None:
+        """Answers a `hello`."""
+        checker = self._checker
+        welcome = Welcome(
+            socket=self.socket_name,
+            boot=self._boot,
+            max_samples=checker.max_samples,
+            max_bytes=self._limits.message_max_bytes,
+            inputs=checker.inputs,
+            labels=checker.labels,
+            next=next,
+            credit=self.credit(),
+        )
+        self.reply(peer, welcome)
 
     def reply(self, peer: bytes, message: Message, *payload: bytes) -> None:
         """Sends without waiting. A peer that is gone or does not read loses its reply, and nobody else notices."""

@@ -45,22 +45,28 @@ class Message(BaseModel):
 
 
 class Hello(Message):
-    """learn, from a client: who I am."""
+    """Any socket, from a client: asks for a `welcome`. `client` is required on the learn socket only."""
 
     type = "hello"
-    client: ClientName
+    client: ClientName | None = None
 
 
 class Welcome(Message):
-    """learn: what the daemon expects of this client."""
+    """Any socket: which socket this is, the limits of its messages, and the shape of what the network takes.
+
+    `boot` is another string after each start of the daemon. `next` and `credit` are 0 but on the learn socket,
+    `max_samples` is 0 on the control socket.
+    """
 
     type = "welcome"
-    next: Positive
-    credit: Count
-    max_samples: Positive
+    socket: str
+    boot: str
+    max_samples: Count
     max_bytes: Positive
     inputs: Positive
     labels: Positive
+    next: Count = 0
+    credit: Count = 0
 
 
 class ImageHeader(Message):
@@ -131,7 +137,10 @@ class Reply(Message):
 
 
 class ErrorReply(Message):
-    """Any socket: what was wrong with message `n` (learn) or request `id`, and what to do."""
+    """Any socket: what was wrong with message `n` (learn) or request `id`, and what to do.
+
+    `retry_after_s` says when it is worth trying again, if the daemon can tell.
+    """
 
     type = "error"
     code: str
@@ -140,6 +149,7 @@ class ErrorReply(Message):
     retry: bool = False
     n: Count | None = None
     id: Count | None = None
+    retry_after_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 class Ping(Message):
@@ -149,7 +159,9 @@ class Ping(Message):
 
 
 class Pong(Message):
-    """Any socket: it does."""
+    """Any socket: it does. `socket` and `boot` as in a welcome."""
 
     type = "pong"
+    socket: str
+    boot: str
     credit: Count = 0

@@ -183,7 +183,7 @@ def test_sent_again_is_acked_again_after_a_restart_too(start: Start, fixed_ports
     again.samples(5, base=5)
     again.acked(1)
     again.samples(4)
-    assert again.answer()["code"] == "stale_sequence"
+    assert again.answer()["code"] == "below_base"
 
 
 def test_an_acked_sample_is_learned_though_the_daemon_stopped_before(

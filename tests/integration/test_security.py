@@ -316,7 +316,7 @@ def test_the_same_name_under_two_keys_is_two_clients(house: House) -> None:
         (
             ["client_unresolved_max_messages=2", "window_messages=1"],
             [("a", 2), ("a", 3), ("b", 2), ("b", 3)],
-            "rate_limited",
+            "too_many_unresolved",
         ),
     ],
 )

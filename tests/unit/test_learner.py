@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ffstream.config import Config
-from ffstream.errors import DeadlineExceeded, JournalDamaged, RateLimited, SequenceUnknown, Unavailable
+from ffstream.errors import Busy, DeadlineExceeded, JournalDamaged, SequenceUnknown, Unavailable
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
@@ -281,7 +281,7 @@ def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> Non
     first = threading.Thread(target=lambda: bench.learner.rollback(8, skip=True))
     first.start()
     assert inside.wait(DEADLINE_S)
-    with pytest.raises(RateLimited):
+    with pytest.raises(Busy):
         bench.learner.rollback(4, skip=True)
     assert not bench.learner.trim(), "nor is anything deleted meanwhile"
     go_on.set()

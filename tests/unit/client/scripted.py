@@ -7,7 +7,16 @@ from typing import Any
 import msgpack
 import zmq
 
-WELCOME = {"next": 1, "credit": 8, "max_samples": 10, "max_bytes": 600, "inputs": 6, "labels": 10}
+WELCOME = {
+    "socket": "learn",
+    "boot": "boot",
+    "next": 1,
+    "credit": 8,
+    "max_samples": 10,
+    "max_bytes": 600,
+    "inputs": 6,
+    "labels": 10,
+}
 
 Script = Callable[["Scripted", dict[str, Any]], None]
 
@@ -19,7 +28,7 @@ def ack_all(daemon: "Scripted", fields: dict[str, Any]) -> None:
 class Scripted:
     """A ROUTER on a thread of its own. Greets and answers pings by itself; what is not a goodbye goes to `script`."""
 
-    def __init__(self, script: Script = ack_all, endpoint: str = "tcp://127.0.0.1:*", **welcome: int) -> None:
+    def __init__(self, script: Script = ack_all, endpoint: str = "tcp://127.0.0.1:*", **welcome: Any) -> None:
         self.script = script
         self.heard: list[dict[str, Any]] = []
         self.payloads: list[list[bytes]] = []
@@ -64,7 +73,7 @@ class Scripted:
         if fields["type"] == "hello":
             self.say("welcome", **self.welcome)
         elif fields["type"] == "ping":
-            self.say("pong", credit=self.pong)
+            self.say("pong", socket="learn", boot="boot", credit=self.pong)
         elif fields["type"] == "bye":
             pass
         else:

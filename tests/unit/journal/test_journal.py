@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ffstream.errors import DiskFull, JournalDamaged, StaleSequence, Unavailable
+from ffstream.errors import BelowBase, DiskFull, JournalDamaged, Unavailable
 from ffstream.journal import identity, schema, skips
 from ffstream.journal.journal import Head, Journal, Receipt
 from ffstream.journal.reader import Reader
@@ -71,7 +71,7 @@ def test_below_its_base_a_message_is_stale(journal: Journal) -> None:
     journal.append([entry("a", n, base=1) for n in (1, 2, 3)])
     journal.append([entry("a", 4, base=3)])
     for n in (1, 2):
-        with pytest.raises(StaleSequence, match=f"message {n} of client 'a' is below its base 3") as caught:
+        with pytest.raises(BelowBase, match=f"message {n} of client 'a' is below its base 3") as caught:
             journal.receipt("a", n)
         assert caught.value.hint
     assert journal.receipt("a", 3) == Receipt(3, 3, 1)
@@ -82,7 +82,7 @@ def test_a_base_never_goes_back(journal: Journal, open_journal: OpenJournal) -> 
     journal.append([entry("a", 6, base=2)])
     journal.close()
     for each in (journal, open_journal()):
-        with pytest.raises(StaleSequence):
+        with pytest.raises(BelowBase):
             each.receipt("a", 4)
 
 
@@ -318,7 +318,7 @@ def test_a_trimmed_message_may_still_be_asked_for(journal: Journal, open_journal
     journal.trim(11)
     for each in (journal, open_journal(journal.path)):
         assert [each.receipt("a", n) for n in (4, 5, 6)] == [Receipt(4, 7, 2), Receipt(5, 9, 2), Receipt(6, 11, 1)]
-        with pytest.raises(StaleSequence):
+        with pytest.raises(BelowBase):
             each.receipt("a", 3)
         assert each.next_n("a") == 7
 
@@ -596,7 +596,7 @@ def test_a_client_that_has_ended_is_forgotten_with_its_last_row(
     journal.end("nobody")
     assert (journal.unresolved("a"), journal.names("a"), journal.clients) == (0, 0, 2)
     assert journal.forget_clients(3600) == 0, "its rows are there, and would be taken for another's"
-    with pytest.raises(StaleSequence):
+    with pytest.raises(BelowBase):
         journal.receipt("a", 2)
     journal.close()
     again = open_journal()
@@ -639,7 +639,7 @@ def test_the_same_name_under_two_keys_is_two_clients(journal: Journal, open_jour
     again = open_journal()
     assert [again.next_n(client) for client in clients] == [3, 4, 3]
     assert [again.receipt(client, 2) for client in (clients[0], clients[2])] == [Receipt(2, 4, 1), Receipt(2, 6, 1)]
-    with pytest.raises(StaleSequence, match=f"client 'anna' of key '{KEYS[0]}' is below its base 3"):
+    with pytest.raises(BelowBase, match=f"client 'anna' of key '{KEYS[0]}' is below its base 3"):
         again.receipt(clients[1], 2)
 
 

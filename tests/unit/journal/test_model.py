@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ffstream.errors import DiskFull, StaleSequence
+from ffstream.errors import BelowBase, DiskFull
 from ffstream.journal import identity
 from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.journal.reader import Reader
@@ -33,8 +33,8 @@ class Model:
         self.ended: set[str] = set()
         self.trimmed = 0
 
-    def receipt(self, client: str, n: int) -> Receipt | type[StaleSequence] | None:
-        return StaleSequence if n < self.base.get(client, 1) else self.receipts.get((client, n))
+    def receipt(self, client: str, n: int) -> Receipt | type[BelowBase] | None:
+        return BelowBase if n < self.base.get(client, 1) else self.receipts.get((client, n))
 
     def next_n(self, client: str) -> int:
         return max([self.base.get(client, 1), *(n + 1 for name, n in self.receipts if name == client)])
@@ -166,8 +166,8 @@ class JournalMachine(RuleBasedStateMachine):
             assert self.journal.next_n(client) == self.model.next_n(client)
             for n in range(1, self.model.next_n(client) + 2):
                 expected = self.model.receipt(client, n)
-                if expected is StaleSequence:
-                    with pytest.raises(StaleSequence):
+                if expected is BelowBase:
+                    with pytest.raises(BelowBase):
                         self.journal.receipt(client, n)
                 else:
                     assert self.journal.receipt(client, n) == expected

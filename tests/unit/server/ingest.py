@@ -52,6 +52,7 @@ class Ingest:
             self.admission,
             wanted,
             trim=lambda pressed: self.journal.trim(self.trim_to),
+            boot="boot",
             metrics=self.metrics,
             on_failure=self.failures.append,
         )

@@ -13,7 +13,9 @@ from ffstream.config import Limits
 from ffstream.errors import ConfigError, SequenceUnknown, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.control import Command, ControlLoop
-from tests.in_process import Peer
+from ffstream.wire.codec import ImageChecker
+from ffstream.wire.messages import MAX_HEADER_BYTES
+from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
 
 
@@ -28,7 +30,15 @@ class Desk:
         works = {"echo": self._echo, "hold": self._hold, "refuse": self._refuse, "break": self._break}
         commands: dict[str, Command] = {name: partial(partial, work) for name, work in works.items()}
         commands["check"] = self._check
-        self.loop = ControlLoop(commands, Limits(), self.metrics, self.failures.append, waits={"hold"})
+        self.loop = ControlLoop(
+            commands,
+            Limits(),
+            self.metrics,
+            self.failures.append,
+            checker=ImageChecker(INPUTS, 4, 10),
+            boot="boot",
+            waits={"hold"},
+        )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.loop.bind(self._context, "tcp://127.0.0.1:*")
         self.loop.start()
@@ -104,7 +114,7 @@ def test_what_is_too_much_is_refused(desk: Desk) -> None:
     for id in range(57):
         desk.ask(id, "hold")
     answer = desk.peer.answer()
-    assert (answer["code"], answer["id"], answer["retry"]) == ("rate_limited", 56, True)
+    assert (answer["code"], answer["id"], answer["retry"]) == ("busy", 56, True)
     desk.ask(100, "echo")
     assert desk.peer.answer() == {"v": 1, "type": "reply", "id": 100, "result": {}}, (
         "whoever waits is in nobody's way"
@@ -150,7 +160,23 @@ def test_a_payload_is_refused(desk: Desk) -> None:
 def test_a_ping_is_answered_while_commands_wait(desk: Desk) -> None:
     desk.ask(1, "hold")
     desk.peer.send("ping")
-    assert desk.peer.answer() == {"v": 1, "type": "pong", "credit": 0}
+    assert desk.peer.answer() == {"v": 1, "type": "pong", "socket": "control", "boot": "boot", "credit": 0}
+
+
+def test_a_hello_is_answered_with_the_limits_of_this_socket(desk: Desk) -> None:
+    desk.peer.send("hello")
+    assert desk.peer.answer() == {
+        "v": 1,
+        "type": "welcome",
+        "socket": "control",
+        "boot": "boot",
+        "max_samples": 0,
+        "max_bytes": 2 * MAX_HEADER_BYTES,
+        "inputs": INPUTS,
+        "labels": 4,
+        "next": 0,
+        "credit": 0,
+    }
 
 
 def test_a_stop_with_commands_waiting_is_no_failure(desk: Desk) -> None:
@@ -166,9 +192,10 @@ import sys, zmq
 from ffstream.config import Limits
 from ffstream.metrics import Metrics
 from ffstream.server.control import ControlLoop
+from ffstream.wire.codec import ImageChecker
 from tests.in_process import Peer
 
-loop = ControlLoop({}, Limits(), Metrics(), sys.exit)
+loop = ControlLoop({}, Limits(), Metrics(), sys.exit, checker=ImageChecker(16, 4, 10), boot="boot")
 loop.reply = lambda peer, *message: print(peer.hex(), flush=True)
 loop.bind(zmq.Context(), "tcp://127.0.0.1:*")
 loop.start()

@@ -19,6 +19,7 @@ from ffstream.metrics import Metrics
 from ffstream.server import admission
 from ffstream.server.control import ControlLoop
 from ffstream.server.router import Received
+from ffstream.wire.codec import ImageChecker
 from ffstream.wire.messages import Bye, Hello, Pong, Samples
 from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
@@ -62,6 +63,8 @@ def test_a_welcome_says_what_the_daemon_takes(ingest: Ingest) -> None:
     assert peer.answer() == {
         "v": 1,
         "type": "welcome",
+        "socket": "learn",
+        "boot": "boot",
         "next": 1,
         "credit": LIMITS["window_messages"],
         "max_samples": 10,
@@ -69,6 +72,14 @@ def test_a_welcome_says_what_the_daemon_takes(ingest: Ingest) -> None:
         "inputs": INPUTS,
         "labels": 4,
     }
+
+
+def test_a_hello_without_a_name_is_refused(ingest: Ingest) -> None:
+    peer = ingest.peer()
+    peer.send("hello")
+    answer = peer.answer()
+    assert (answer["code"], answer["retry"]) == ("bad_header", False)
+    assert "hello.client" in answer["message"]
 
 
 def test_a_client_goes_on_where_it_was(ingest: Ingest) -> None:
@@ -92,7 +103,13 @@ def test_the_highest_number_harms_nobody(ingest: Ingest) -> None:
 def test_a_ping_is_answered_with_the_credit(ingest: Ingest) -> None:
     peer = ingest.peer()
     peer.send("ping")
-    assert peer.answer() == {"v": 1, "type": "pong", "credit": LIMITS["window_messages"]}
+    assert peer.answer() == {
+        "v": 1,
+        "type": "pong",
+        "socket": "learn",
+        "boot": "boot",
+        "credit": LIMITS["window_messages"],
+    }
 
 
 # --- an ack is a promise --------------------------------------------------------------------------------------------
@@ -175,7 +192,7 @@ def test_a_stale_number_is_refused(ingest: Ingest) -> None:
     peer.acked(3)
     peer.samples(2)
     answer = peer.answer()
-    assert (answer["code"], answer["n"], answer["retry"]) == ("stale_sequence", 2, False)
+    assert (answer["code"], answer["n"], answer["retry"]) == ("below_base", 2, False)
     assert answer["hint"]
     assert len(on_disk(ingest)) == 3
 
@@ -225,7 +242,7 @@ def test_a_name_belongs_to_whoever_said_hello_last(ingest: Ingest) -> None:
     assert new.answer()["next"] == 2
     old.samples(2, labels=b"\1\0")
     answer = old.answer()
-    assert (answer["code"], answer["retry"], answer["n"]) == ("stale_sequence", False, 2)
+    assert (answer["code"], answer["retry"], answer["n"]) == ("name_taken", False, 2)
     new.samples(2, labels=b"\2\0")
     assert set(new.acked(1)) == {2}
     assert len(on_disk(ingest)) == 2
@@ -242,7 +259,7 @@ def test_a_number_that_was_stored_with_other_samples_is_refused(ingest: Ingest) 
     peer.acked(1)
     peer.samples(1, labels=b"\1\0")
     answer = peer.answer()
-    assert (answer["code"], answer["retry"], answer["n"]) == ("stale_sequence", False, 1)
+    assert (answer["code"], answer["retry"], answer["n"]) == ("stored_differently", False, 1)
     peer.samples(1)
     assert set(peer.acked(1)) == {1}
     ingest.trim_to = 1
@@ -250,7 +267,7 @@ def test_a_number_that_was_stored_with_other_samples_is_refused(ingest: Ingest) 
     peer.samples(1)
     assert set(peer.acked(1)) == {1}
     peer.samples(1, labels=b"\1\0")
-    assert peer.answer()["code"] == "stale_sequence", "its receipt knows"
+    assert peer.answer()["code"] == "stored_differently", "its receipt knows"
 
 
 # --- obstacles ------------------------------------------------------------------------------------------------------
@@ -384,7 +401,7 @@ def test_a_client_that_resolves_nothing_is_held_back(serve: Serve) -> None:
         peer.samples(n, base=1)
         peer.acked(1)
     peer.samples(6, base=1)
-    assert refused(peer.answer()) == ("error", "rate_limited", True)
+    assert refused(peer.answer()) == ("error", "too_many_unresolved", True)
     peer.samples(3, base=1)
     assert set(peer.acked(1)) == {3}, "what is stored is acked"
     peer.samples(1, base=1, client="other")
@@ -399,7 +416,7 @@ def test_a_client_that_is_held_back_can_still_resolve_what_is_stored(serve: Serv
         peer.samples(n, base=1)
         peer.acked(1)
     peer.samples(5, base=1)
-    assert refused(peer.answer()) == ("error", "rate_limited", True)
+    assert refused(peer.answer()) == ("error", "too_many_unresolved", True)
     peer.samples(1, base=1)
     assert set(peer.acked(1)) == {1}
     peer.samples(5, base=5)
@@ -417,13 +434,17 @@ def test_a_client_that_is_too_fast_is_held_back_and_no_other(serve: Serve, monke
     peer.samples(1, **ten)
     assert set(peer.acked(1)) == {1}
     peer.samples(2, **ten)
-    assert refused(peer.answer()) == ("error", "rate_limited", True)
+    answer = peer.answer()
+    assert refused(answer) == ("error", "rate_limited", True)
+    assert answer["retry_after_s"] == 1.0
     peer.samples(1, client="other", **ten)
     assert set(peer.acked(1)) == {1}
     # A second fills the bucket again, and not a moment less. (64ths: nothing is rounded.)
     now += 63 / 64
     peer.samples(2, **ten)
-    assert refused(peer.answer()) == ("error", "rate_limited", True)
+    answer = peer.answer()
+    assert refused(answer) == ("error", "rate_limited", True)
+    assert answer["retry_after_s"] == 1 / 64
     now += 1 / 64
     peer.samples(2, **ten)
     assert set(peer.acked(1)) == {2}
@@ -576,10 +597,10 @@ def test_what_a_key_leaves_unresolved_is_limited_over_its_names(keys: Callable[.
     assert served.codes(*(("anna", samples(n, "a")) for n in (2, 3, 4, 5, 6))) == ["ack"] * 5
     for n in (2, 3):
         assert served.codes(("anna", samples(n, "b"))) == ["ack"], "a window is left to each name"
-    assert served.codes(("anna", samples(4, "b"))) == ["rate_limited"], "and no more"
+    assert served.codes(("anna", samples(4, "b"))) == ["too_many_unresolved"], "and no more"
     assert served.codes(*(("bert", samples(n, "b")) for n in (2, 3, 4))) == ["ack"] * 3, "another key has its own"
     assert served.codes(("anna", samples(1, "b"))) == ["ack"], "the lowest one"
-    assert served.codes(("anna", samples(4, "b"))) == ["rate_limited"]
+    assert served.codes(("anna", samples(4, "b"))) == ["too_many_unresolved"]
     assert served.codes(("anna", samples(7, "a", base=7))) == ["ack"]
     assert served.codes(("anna", samples(4, "b"))) == ["ack"], "what one name has resolved makes room for another"
 
@@ -627,7 +648,14 @@ def test_a_second_loop_cannot_have_the_same_endpoint(ingest: Ingest, tmp_path: P
 def test_an_option_that_the_socket_refuses_leaves_no_socket(limits: dict[str, Any]) -> None:
     """An open one would keep the context from ending, for ever."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    loop = ControlLoop({}, Limits.model_construct(**limits), Metrics(), lambda error: None)
+    loop = ControlLoop(
+        {},
+        Limits.model_construct(**limits),
+        Metrics(),
+        lambda error: None,
+        checker=ImageChecker(INPUTS, 4, 10),
+        boot="boot",
+    )
     with pytest.raises(ConfigError, match="cannot listen on"):
         loop.bind(context, "tcp://127.0.0.1:*")
     ended = threading.Thread(target=context.term, daemon=True)
@@ -638,7 +666,7 @@ def test_an_option_that_the_socket_refuses_leaves_no_socket(limits: dict[str, An
 
 def test_a_reply_to_nobody_is_counted(tmp_path: Path) -> None:
     ingest = Ingest(tmp_path)
-    ingest.loop.reply(b"nobody", Pong(credit=1))
+    ingest.loop.reply(b"nobody", Pong(socket="learn", boot="boot", credit=1))
     assert ingest.metric("replies_dropped_total") == 1
     ingest.close()
 

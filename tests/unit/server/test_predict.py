@@ -34,6 +34,7 @@ class Oracle:
             Predictor(self.snapshots),
             ImageChecker(INPUTS, 4, 50),
             Limits(message_max_bytes=1 << 20, reply_queue_messages=100, query_batch_max_samples=16),
+            boot="boot",
             metrics=self.metrics,
             on_failure=self.failures.append,
         )
@@ -123,4 +124,20 @@ def test_a_bad_query_gets_an_error_with_its_id_and_a_good_one_beside_it_an_answe
 
 def test_a_ping_is_answered(oracle: Oracle) -> None:
     oracle.peer.send("ping")
-    assert oracle.peer.answer() == {"v": 1, "type": "pong", "credit": 0}
+    assert oracle.peer.answer() == {"v": 1, "type": "pong", "socket": "predict", "boot": "boot", "credit": 0}
+
+
+def test_a_hello_is_answered_with_the_limits_of_this_socket(oracle: Oracle) -> None:
+    oracle.peer.send("hello")
+    assert oracle.peer.answer() == {
+        "v": 1,
+        "type": "welcome",
+        "socket": "predict",
+        "boot": "boot",
+        "max_samples": 50,
+        "max_bytes": 1 << 20,
+        "inputs": INPUTS,
+        "labels": 4,
+        "next": 0,
+        "credit": 0,
+    }

@@ -66,13 +66,15 @@ plain = st.recursive(
 )
 maps = st.dictionaries(texts, plain, max_size=4)
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Hello, client=names),
+    st.builds(Hello, client=st.none() | names),
     st.builds(Bye, client=names),
     st.builds(
         Welcome,
-        next=positives,
+        socket=texts,
+        boot=texts,
+        next=counts,
         credit=counts,
-        max_samples=positives,
+        max_samples=counts,
         max_bytes=positives,
         inputs=positives,
         labels=positives,
@@ -100,9 +102,10 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         retry=st.booleans(),
         n=st.none() | counts,
         id=st.none() | counts,
+        retry_after_s=st.none() | st.floats(0, 1e9),
     ),
     st.builds(Ping),
-    st.builds(Pong, credit=counts),
+    st.builds(Pong, socket=texts, boot=texts, credit=counts),
 )
 
 

@@ -22,6 +22,8 @@ SPEC = wire_spec.messages()
 EXAMPLES: dict[str, Any] = {
     "int": 1,
     "int or nil": None,
+    "float or nil": None,
+    "str or nil": None,
     "str": "uint8",
     "bin": b"\0\0",
     "map": {},
@@ -32,6 +34,8 @@ EXAMPLES: dict[str, Any] = {
 WRONG: dict[str, list[Any]] = {
     "int": [-1, 2**63, 2**64 - 1, 1.0, "1", None, True, [1], {}, b"1"],
     "int or nil": [-1, 2**63, 1.0, "1", True],
+    "float or nil": [-1, -0.5, float("nan"), float("inf"), "1", True, []],
+    "str or nil": [1, b"x", ["x"]],
     "str": [1, None, b"x", ["x"]],
     "bin": ["text", 1, None, [0]],
     "map": [1, None, "x", [], [["a", 1]]],
@@ -39,7 +43,14 @@ WRONG: dict[str, list[Any]] = {
     "list of int": [1, None, "1", b"1", ["1"], [-1], [1.0], [None], [[1]], {}],
     "list of": [1, None, "x", [1], [[1, 1]], [[1, 1, 1, 1]], [[1, 1, -1]], [["1", 1, 1]], {}],
 }
-OPTIONAL = {("request", "arguments"), ("pong", "credit"), *(("error", key) for key in ("hint", "retry", "n", "id"))}
+OPTIONAL = {
+    ("hello", "client"),
+    ("welcome", "next"),
+    ("welcome", "credit"),
+    ("request", "arguments"),
+    ("pong", "credit"),
+    *(("error", key) for key in ("hint", "retry", "n", "id", "retry_after_s")),
+}
 KEYS = [(name, key) for name, keys in SPEC.items() for key in keys]
 
 
