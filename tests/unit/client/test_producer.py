@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ffstream.client.producer import Counts, Refused
 from ffstream.errors import (
     BadDtype,
     BadShape,
+    ConfigError,
     DeadlineExceeded,
     LabelOutOfRange,
     ProtocolError,
@@ -25,6 +27,17 @@ from tools.daemon_process import free_port
 IMAGE = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
 Script = Callable[..., Scripted]
 Connect = Callable[..., Producer]
+
+
+def _flush_until(producer: Producer, condition: Callable[[], bool]) -> None:
+    """Lets the producer work until the condition holds."""
+
+    def works() -> bool:
+        with suppress(DeadlineExceeded):
+            producer.flush(0.01)
+        return condition()
+
+    wait_until(works, 20, "the producer has heard it")
 
 
 def silence(daemon: Scripted, fields: dict[str, Any]) -> None:
@@ -176,6 +189,56 @@ def test_the_base_is_the_lowest_number_without_an_answer(scripted: Script, conne
     assert [bases[n] for n in (1, 3, 4, 5, 6)] == [1, 2, 2, 2, 2]
     assert bases[7] > 2
     assert daemon.numbers == [1, 2, 3, 4, 5, 6, 7]
+
+
+# --- resuming after a crash -----------------------------------------------------------------------------------------
+
+
+def test_the_position_is_the_highest_number_below_which_everything_is_answered(
+    scripted: Script, connect: Connect
+) -> None:
+    def ack_last_first(daemon: Scripted, fields: dict[str, Any]) -> None:
+        if fields["n"] == 43:
+            daemon.ack(43)
+        elif fields["n"] == 44:
+            daemon.ack(44, 41)
+        elif fields["n"] == 45:
+            daemon.ack(45, 42)
+
+    daemon = scripted(ack_last_first, next=41)
+    producer = connect(daemon, ack_timeout_s=60)
+    assert (producer.daemon_next, producer.next_n, producer.answered_n) == (41, 41, 40)
+    for label in range(4):
+        producer.send(IMAGE, [label])
+    _flush_until(producer, lambda: producer.unanswered == 1)
+    assert (producer.next_n, producer.answered_n) == (45, 41)
+    producer.send(IMAGE, [4])
+    producer.flush(10)
+    assert (producer.next_n, producer.answered_n) == (46, 45)
+
+
+def test_a_resumed_producer_sends_from_its_own_position(scripted: Script, connect: Connect) -> None:
+    def answer(daemon: Scripted, fields: dict[str, Any]) -> None:
+        if fields["n"] < 5:
+            daemon.error(fields["n"], "below_base", retry=False)
+        else:
+            daemon.ack(fields["n"])
+
+    daemon = scripted(answer, next=9)
+    producer = connect(daemon, start_at=4)
+    assert (producer.daemon_next, producer.next_n, producer.answered_n) == (9, 4, 3)
+    for label in range(3):
+        producer.send(IMAGE, [label])
+    producer.flush(10)
+    assert daemon.numbers == [4, 5, 6]
+    assert producer.counts == Counts(sent=3, acked=2, resolved_earlier=1)
+    assert producer.answered_n == 6
+
+
+@pytest.mark.parametrize("start_at", [0, -1, 2**62])
+def test_a_position_out_of_range_is_refused(start_at: int) -> None:
+    with pytest.raises(ConfigError, match="start_at"):
+        Producer(start_at=start_at)
 
 
 # --- the window -----------------------------------------------------------------------------------------------------
