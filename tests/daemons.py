@@ -1,12 +1,16 @@
 """Real daemons and real commands, as processes with deadlines."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from tests.support import wait_until
 from tools import daemon_process
 
 COMMAND_S = 60.0
@@ -39,6 +43,24 @@ class DaemonProcess(daemon_process.DaemonProcess):
         """Its status; with `idle`, once every acked sample is learned."""
         wait = ["--wait-idle", str(COMMAND_S)] if idle else []
         return run_json("status", "--at", self.control, *wait, timeout_s=2 * COMMAND_S)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """In the block the process is stopped: whatever changes in its folder, somebody else has changed."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            wait_until(self._is_stopped, COMMAND_S, "the daemon is frozen")
+            yield
+        finally:
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGCONT)
+
+    def _is_stopped(self) -> bool:
+        # psutil's status is that of the main thread; a signal that stops the process stops every thread.
+        return all(
+            psutil.Process(thread.id).status() == psutil.STATUS_STOPPED
+            for thread in psutil.Process(self.process.pid).threads()
+        )
 
 
 class Daemons:

@@ -33,7 +33,7 @@ def forks() -> Iterator[ForkServer]:
         yield server
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_killed_at_every_moment_it_learns_each_sample_once_and_in_order(tmp_path: Path, forks: ForkServer) -> None:
     wanted = {each for each in MOMENTS if reason_to_pass_over(each) is None}
     kills = len(wanted) + len(wanted) // 2 + 1
@@ -50,7 +50,7 @@ def test_killed_at_every_moment_it_learns_each_sample_once_and_in_order(tmp_path
     assert killed.resent > 0, "no kill met a message under way: this run proves little"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_killed_in_a_rollback_it_skips_all_that_came_later_or_nothing(tmp_path: Path, forks: ForkServer) -> None:
     skipped = rolled_back(tmp_path / "alive", forks)
     learned = never_killed(tmp_path / "never", 1, SENT, forks)
@@ -93,7 +93,7 @@ def rolled_back(folder: Path, forks: ForkServer, moment: str | None = None) -> R
     return Remains.of(home.state)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_without_power_it_keeps_what_it_acked_and_a_disk_that_lies_is_found_out(
     tmp_path: Path, forks: ForkServer
 ) -> None:

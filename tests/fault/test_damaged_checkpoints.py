@@ -36,8 +36,8 @@ class Disk:
         with Running(self._good, *SETTINGS) as running:
             producer, control = running.producer(), running.control()
             for seed in (1, 2):
-                producer.send(images(32, seed), labels(32, seed), 10.0)
-                producer.flush(10.0)
+                producer.send(images(32, seed), labels(32, seed), 60.0)
+                producer.flush(60.0)
                 control.request("wait_idle", {"timeout_s": 30}, 40.0)
                 control.request("checkpoint", {}, 30.0)
             wait_until(

@@ -107,8 +107,8 @@ class Town:
         control = self.running.control()
         control.request("resume", {}, 20.0)
         producer = self.running.producer()
-        producer.send(images(8), labels(8), 10.0)
-        producer.flush(10.0)
+        producer.send(images(8), labels(8), 60.0)
+        producer.flush(60.0)
         control.request("wait_idle", {"timeout_s": 20}, 30.0)
         assert len(self.running.predictor().predict(images(3), 10.0).labels) == 3
         end = self.running.daemon.journal.head.seq

@@ -168,10 +168,10 @@ def test_a_second_signal_ends_it_at_once_and_loses_nothing_acked(daemons: Daemon
 
 def test_a_daemon_that_was_frozen_is_not_stuck(daemons: Daemons) -> None:
     """As when its machine moves: time passes, and nobody had a chance to make progress."""
-    daemon = daemons.start("pipeline.stall_timeout_s=4", "network.widths=[1000,1000]")
+    daemon = daemons.start("pipeline.stall_timeout_s=12", "network.widths=[1000,1000]")
     replay(daemon, "--limit", "5000")  # acked long before it is learned: a stage has something in hand
     daemon.process.send_signal(signal.SIGSTOP)
-    time.sleep(7)  # nothing to wait for: this is what is tested
+    time.sleep(15)  # nothing to wait for: this is what is tested
     daemon.process.send_signal(signal.SIGCONT)
     assert daemon.status(idle=True)["learned"] == 5000
     assert daemon.terminate() == 0
@@ -279,26 +279,24 @@ def test_what_a_daemon_makes_is_for_its_user_alone(daemons: Daemons, tmp_path: P
         daemon = daemons.start(f"listen.learn=ipc://{tmp_path}/learn")
     finally:
         os.umask(before)
-    made = [daemon.state, *daemon.state.rglob("*"), tmp_path / "learn"]
-    assert {path.name for path in made} >= {"journal.sqlite", "checkpoints", "lock", "endpoints.json", "learn"}
-    assert [path for path in made if path.stat().st_mode & 0o077] == []
+    with daemon.frozen():  # or a file that it lists may be gone before it is looked at
+        made = [daemon.state, *daemon.state.rglob("*"), tmp_path / "learn"]
+        assert {path.name for path in made} >= {"journal.sqlite", "checkpoints", "lock", "endpoints.json", "learn"}
+        assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
 LOOKS = (["journal", "stat"], ["journal", "verify"], ["checkpoint", "list"], ["checkpoint", "verify"])
 
 
 def look(state: Path, code: int = 0) -> list[dict[str, Any]]:
-    """What the commands say that look at a state folder, which stays as it is."""
+    """What the commands say that look at a state folder, which stays as it is. A daemon on it must be frozen."""
     before = picture(state)
     said = []
     for command in LOOKS:
         done = run_cli(*command, "--state", str(state), "--json")
         assert done.returncode in {0, code}, done.stderr
         said.append(json.loads(done.stdout))
-    after = picture(state)
-    assert after.keys() == before.keys()
-    # In the shared memory, a daemon that runs notes down up to where it has read itself.
-    assert {name for name in after if after[name] != before[name]} <= {"journal.sqlite-shm"}
+    assert picture(state) == before
     return said
 
 
@@ -309,9 +307,13 @@ def test_a_state_folder_can_be_looked_at_while_a_daemon_runs_after_a_kill_and_wh
     run_json("checkpoint", "--at", daemon.control)
     run_json("pause", "--at", daemon.control)
     replay(daemon, "--limit", "320")
-    wait_until(lambda: len(picture(daemon.state / "checkpoints")) == 2, COMMAND_S, "the checkpoint is whole")
+    for command in LOOKS:
+        assert run_cli(*command, "--state", str(daemon.state), "--json").returncode == 0, "beside a daemon at work"
 
-    stat, verify, checkpoints, verified = look(daemon.state)
+    # A daemon trims its journal and folds its log when it likes: it must not meanwhile.
+    with daemon.frozen():
+        stat, verify, checkpoints, verified = look(daemon.state)
+        daemon.kill()
     assert (stat["last_seq"], stat["next_seq"], stat["checkpoint_seq"], stat["backlog"]) == (2320, 2321, 2000, 320)
     assert (stat["inputs"], stat["labels"], stat["gaps"]) == (784, 10, [])
     assert stat["clients"] in {1, 2}, "the first producer has ended: it is forgotten soon after its rows"
@@ -320,7 +322,6 @@ def test_a_state_folder_can_be_looked_at_while_a_daemon_runs_after_a_kill_and_wh
     assert checkpoints["checkpoints"][0]["recipe"]["inputs"] == 784
     assert (verified["recovery"], checkpoints["half_written"]) == (2000, [])
 
-    daemon.kill()
     assert look(daemon.state)[1] == verify
 
     state_file = daemon.state / "checkpoints" / f"{2000:020d}" / "state.safetensors"

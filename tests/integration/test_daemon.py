@@ -733,7 +733,7 @@ def test_a_thread_that_dies_shows_and_the_daemon_ends_with_its_error(daemon: Run
 
 
 def test_a_stuck_http_thread_is_named_and_ends_the_daemon(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = start("pipeline.stall_timeout_s=3")
+    running = start("pipeline.stall_timeout_s=6")  # so long that no other thread is kept waiting by the machine
     go_on = threading.Event()
     monkeypatch.setattr(running.daemon.admission, "obstacle", lambda: go_on.wait(WAIT_S) and None)
     host, _, port = running.daemon.http.address.rpartition(":")
@@ -748,7 +748,7 @@ def test_a_stuck_http_thread_is_named_and_ends_the_daemon(start: Start, monkeypa
 
 def test_a_socket_that_is_stuck_is_named_and_ends_the_daemon(start: Start) -> None:
     """A query that never comes back would leave a daemon that seems alive."""
-    running = start("pipeline.stall_timeout_s=0.3")
+    running = start("pipeline.stall_timeout_s=6")  # so long that no other thread is kept waiting by the machine
     go_on = threading.Event()
 
     def never_come_back(batch: object) -> None:

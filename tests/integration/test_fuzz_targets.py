@@ -23,6 +23,6 @@ print(len(seeds))
 def test_a_target_takes_its_seeds_and_what_is_none(name: str, tmp_path: Path) -> None:
     """In a process of its own, with which a target's daemon ends."""
     command = [sys.executable, "-c", SEEDS, name, str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) > 0

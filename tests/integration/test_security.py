@@ -4,6 +4,7 @@ import logging
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from ffstream import keys
 from ffstream.client import Control, CurveKeys, Predictor, Producer
 from ffstream.daemon import Daemon
 from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused, StageFailed
+from ffstream.server import refusals
 from tests.in_process import INPUTS, Running, config, cut_off, images, labels
 from tests.recording_proxy import RecordingProxy
 from tests.support import given_away, wait_until
 
 SOCKETS = ("learn", "predict", "control")
-SOON_S = 5.0
+SOON_S = 30.0
 TOKEN = "a-token-of-some-length"
 
 
@@ -213,6 +215,7 @@ def test_a_client_with_keys_at_a_daemon_without(tmp_path: Path) -> None:
 
 def test_a_flood_of_strangers_writes_few_lines(house: House, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
+    began = time.monotonic()
     for _ in range(100):
         say(house.endpoint("learn"), b"GET / HTTP/1.1\r\n\r\n")
     house.await_refusal("learn", "handshake", count=100)
@@ -220,7 +223,8 @@ def test_a_flood_of_strangers_writes_few_lines(house: House, caplog: pytest.LogC
     wait_until(
         lambda: counted(log_of(caplog, "learn", "handshake")) == 100, SOON_S, "every one is in the log's counts"
     )
-    assert len(log_of(caplog, "learn", "handshake")) <= 5
+    # One a second: by the time that it took, which depends on the machine.
+    assert len(log_of(caplog, "learn", "handshake")) <= 2 + (time.monotonic() - began) / refusals._LINE_S
 
 
 def counted(lines: list[str]) -> int:
@@ -260,7 +264,7 @@ def test_frames_sent_twice_within_a_connection_are_refused(house: House) -> None
     through.send(images(8), labels(8))
     wait_until(lambda: proxy.broken, SOON_S, "the daemon closes the connection")
     proxy.change = bytes
-    through.flush(20)  # it connects again, and sends again
+    through.flush(SOON_S)  # it connects again, and sends again
     through.close()
     proxy.close()
     assert [samples for *_, samples in house.running.stored()] == [8]
@@ -280,7 +284,7 @@ def test_a_byte_changed_on_the_way_is_noticed(house: House, direction: str) -> N
         with pytest.raises(DeadlineExceeded):
             through.flush(0.2)
     setattr(proxy, direction, bytes)
-    through.flush(20)
+    through.flush(SOON_S)
     assert through.counts.acked == 8
     through.close()
     proxy.close()
@@ -385,7 +389,7 @@ def test_a_key_removed_while_connected(house: House, caplog: pytest.LogCaptureFi
     house.admit("bert", "learn")
     wait_until(lambda: len(ring.admitted) == 2, SOON_S, "it is back")
     # What was refused was never settled.
-    wait_until(lambda: is_flushed(producer), 4 * SOON_S, "it is let in")
+    wait_until(lambda: is_flushed(producer), 2 * SOON_S, "it is let in")
     assert producer.counts.acked == 16
 
 

@@ -89,7 +89,7 @@ def test_rows_that_fill_up_are_nobody(count: int) -> None:
     assert torch.allclose(some.goodness_BL, every.goodness_BL[:count], rtol=1e-2)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_queries_of_any_size_do_not_pile_up() -> None:
     """A product in bf16 is compiled for each number of rows, and kept."""
     program = """

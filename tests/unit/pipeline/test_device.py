@@ -21,6 +21,6 @@ for rows in range(101, 301):
 """
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_products_of_any_number_of_rows_do_not_pile_up() -> None:
     assert_bounded(_PROGRAM, 'choose_product_dtype("bf16", torch.device("cpu"))', "")

@@ -183,7 +183,8 @@ def test_more_than_are_answered_at_a_time_are_told_and_health_is_still_said(smal
     assert small_site.get("/metrics")[0] == 200
 
 
-def test_garbage_writes_few_lines(site: Site) -> None:
+def test_garbage_writes_few_lines(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffstream.server.http._LINE_S", 3600.0)  # however long the hundred requests take
     lines: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = lines.append  # type: ignore[method-assign,assignment]
