@@ -3,41 +3,44 @@
 Later sources win: defaults, the file, `FFSTREAM_SECTION__KEY` in the environment, `--set section.key=value`.
 """
 
-import json
 import os
-import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from ffstream import endpoints, option_sources
 from ffstream.errors import ConfigError
 from ffstream.ff.presets import PRESETS, Recipe
+from ffstream.option_errors import Option, OptionError, UnknownOption, options_of, show, wrong
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN, DEFAULT_PREDICT, MAX_HEADER_BYTES
 
-_ENVIRONMENT = "FFSTREAM_"
 _LABELS_MAX = (MAX_HEADER_BYTES - 1024) // 2  # a message's labels stand in its header, two bytes each
-_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+_INT_MAX = 2**31 - 1  # of what libzmq is told
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _fill_preset(given: Any) -> Any:
-    """A preset's name and the options that differ from it, to a whole recipe."""
+    """A preset's name and the options that differ from it, to the options of a whole recipe."""
     if not isinstance(given, Mapping):
         return given
     options = dict(given)
-    name = options.pop("preset", "stream")
-    if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    unknown = options.keys() - asdict(PRESETS[name]).keys()
-    if unknown:
-        raise ValueError(f"no option {', '.join(sorted(unknown))}")
-    return _RECIPE.validate_python(asdict(PRESETS[name]) | options)
+    return asdict(PRESETS[options.pop("preset", "stream")]) | options
 
 
 class Listen(_Section):
@@ -48,12 +51,35 @@ class Listen(_Section):
     control: str = Field(DEFAULT_CONTROL, description="endpoint for control")
     http: str = Field("127.0.0.1:8757", description="host:port for metrics, health and the page")
 
+    @field_validator("learn", "predict", "control")
+    @classmethod
+    def _is_endpoint(cls, value: str) -> str:
+        endpoints.parse(value)
+        return value
+
+    @field_validator("http")
+    @classmethod
+    def _is_http_address(cls, value: str) -> str:
+        endpoints.parse_http(value)
+        return value
+
+    @model_validator(mode="after")
+    def _do_not_collide(self) -> Self:
+        addresses = {name: endpoints.parse(getattr(self, name)) for name in ("learn", "predict", "control")}
+        addresses["http"] = endpoints.parse_http(self.http)
+        for one, other in combinations(addresses, 2):
+            if addresses[one].collides(addresses[other]):
+                raise ValueError(
+                    wrong(other, getattr(self, other), f"listen.{one} has this address already: {getattr(self, one)}")
+                )
+        return self
+
 
 class Limits(_Section):
     """What the daemon accepts."""
 
     message_max_bytes: int = Field(
-        8 << 20, ge=1024, description="bytes of a message; a longer one ends its connection"
+        8 << 20, ge=1024, le=_INT_MAX, description="bytes of a message; a longer one ends its connection"
     )
     message_max_samples: int = Field(4096, ge=1, le=_LABELS_MAX, description="samples of a message")
     window_messages: int = Field(1024, ge=1, description="messages that a producer may have unanswered")
@@ -81,10 +107,15 @@ class Limits(_Section):
         0.0, ge=0, description="samples a second from one producer, or one key; 0: no limit"
     )
     receive_queue_messages: int = Field(
-        2048, ge=0, description="messages of one peer that wait to be looked at, above the window; 0: no limit"
+        2048,
+        ge=0,
+        le=_INT_MAX,
+        description="messages of one peer that wait to be looked at, above the window; 0: no limit",
     )
     query_batch_max_samples: int = Field(1024, ge=1, description="samples of queries predicted at once")
-    reply_queue_messages: int = Field(1000, ge=1, description="replies that wait for one peer to read them")
+    reply_queue_messages: int = Field(
+        1000, ge=1, le=_INT_MAX, description="replies that wait for one peer to read them"
+    )
     heartbeat_s: float = Field(
         5.0, ge=1, le=600, description="seconds between two signs of life that a silent peer is asked for, by TCP"
     )
@@ -98,7 +129,13 @@ class Limits(_Section):
         # Behind a full queue a client's heartbeats wait, too, and it takes the daemon for dead. Whoever keeps to the
         # window must not get there.
         if 0 < self.receive_queue_messages <= self.window_messages:
-            raise ValueError("receive_queue_messages must be above window_messages")
+            raise ValueError(
+                wrong(
+                    "receive_queue_messages",
+                    self.receive_queue_messages,
+                    f"must be above limits.window_messages = {self.window_messages}, or 0 for no limit",
+                )
+            )
         return self
 
 
@@ -159,7 +196,9 @@ class PrequentialSection(_Section):
 class Shutdown(_Section):
     """Deadlines of a stop."""
 
-    drain_timeout_s: float = Field(20.0, gt=0, description="seconds to learn what is in the queues and checkpoint")
+    drain_timeout_s: float = Field(
+        20.0, gt=0, le=86_400, description="seconds to learn what is in the queues and checkpoint"
+    )
 
 
 class Config(_Section):
@@ -176,25 +215,92 @@ class Config(_Section):
     prequential: PrequentialSection = PrequentialSection()
     shutdown: Shutdown = Shutdown()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_every_name(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            for name, value in _leaves(given):
+                _check_name(name, value)
+        return given
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         """What one section says must make sense beside what the others say."""
         recipe, learning, stages = self.network, self.learning, self.pipeline.stages
         if learning.sleep and not learning.wake:
-            raise ValueError("learning.sleep without learning.wake: set that to a count of microbatches")
-        if learning.wake and recipe.objective != "threshold":
             raise ValueError(
-                f"learning.wake: network.objective must be threshold; {recipe.objective} is for both phases"
+                wrong("learning.sleep", learning.sleep, "needs learning.wake too: set it to a count of microbatches")
+            )
+        if learning.wake and recipe.objective != "threshold":
+            objective = show(recipe.objective)
+            raise ValueError(
+                wrong(
+                    "learning.wake",
+                    learning.wake,
+                    f'needs network.objective = "threshold"; {objective} learns both phases at once',
+                )
             )
         if learning.partial == "wait" and self.limits.backlog_max_samples < recipe.batch_size:
             raise ValueError(
-                "limits.backlog_max_samples: holds no microbatch, and learning.partial waits for whole ones"
+                wrong(
+                    "limits.backlog_max_samples",
+                    self.limits.backlog_max_samples,
+                    f"learning.partial waits for network.batch_size = {recipe.batch_size} samples",
+                )
             )
         if stages and (sum(stages) != len(recipe.widths) or min(stages) < 1):
-            raise ValueError(f"pipeline.stages: {list(stages)} for {len(recipe.widths)} layers")
+            raise ValueError(
+                wrong(
+                    "pipeline.stages",
+                    stages,
+                    f"expected numbers from 1 that add up to the {len(recipe.widths)} layers of network.widths",
+                )
+            )
         if recipe.rehearsal_jitter and (recipe.rehearsal or learning.wake) and not recipe.has_square_images:
-            raise ValueError(f"network.rehearsal_jitter: {recipe.inputs} inputs are no square that can be shifted")
+            raise ValueError(
+                wrong(
+                    "network.rehearsal_jitter",
+                    recipe.rehearsal_jitter,
+                    f"network.inputs = {recipe.inputs} is no square image that can be shifted; set this to 0",
+                )
+            )
         return self
+
+
+@cache
+def options() -> dict[str, Option]:
+    """Every option by its dotted name, and every section by its own."""
+    found: dict[str, Option] = {}
+    for name, option in options_of(Config).items():
+        found[name] = option
+        if isinstance(option.kind, type) and (is_dataclass(option.kind) or issubclass(option.kind, BaseModel)):
+            found |= {f"{name}.{key}": each for key, each in options_of(option.kind).items()}
+    return found | {"network.preset": Option(Literal[tuple(PRESETS)], "stream")}
+
+
+def _names() -> list[str]:
+    """The names that have a value of their own."""
+    sections = {name.partition(".")[0] for name in options() if "." in name}
+    return [name for name in options() if name not in sections]
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The given options by their dotted names, those of sections one by one."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value and name not in _names():
+            yield from ((f"{name}.{key}", each) for key, each in value.items())
+        else:
+            yield name, value
+
+
+def _check_name(name: str, value: Any) -> None:
+    """What the validation below would pass over, or say in its own words."""
+    option = options().get(name)
+    if option is None:
+        raise UnknownOption(name, _names())
+    is_wrong_preset = name == "network.preset" and not (isinstance(value, str) and value in PRESETS)
+    if is_wrong_preset or (option.is_number and isinstance(value, bool)):  # True is 1 in Python
+        raise OptionError(wrong(name, value, option.expected()), hint=option.closest(value))
 
 
 def load(
@@ -203,55 +309,43 @@ def load(
     environment: Mapping[str, str] | None = None,
 ) -> Config:
     """The options in force. Raises ConfigError that names the option."""
-    tree: dict[str, Any] = {}
+    given = option_sources.Given(_names())
     if file is not None:
-        try:
-            tree = tomllib.loads(file.read_text())
-        except (OSError, ValueError) as error:  # not TOML, or not UTF-8
-            raise ConfigError(f"{file}: {error}", hint="ffstream config show prints a file to begin with") from error
-    for name, value in (os.environ if environment is None else environment).items():
-        if name.startswith(_ENVIRONMENT) and "__" in name:
-            _put(tree, name.removeprefix(_ENVIRONMENT).lower().replace("__", "."), value)
-    for setting in settings:
-        path, separator, value = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {setting}", hint="write --set section.key=value")
-        _put(tree, path.strip(), value.strip())
+        given.read(file)
+    given.take_environment(os.environ if environment is None else environment)
+    given.take_settings(settings)
+    return validate(given)
+
+
+def validate(given: option_sources.Given) -> Config:
+    """The options that are given, and the defaults of all others. Raises ConfigError that names the option."""
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(given.tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        said = [*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")]
-        raise ConfigError(
-            f"{'.'.join(said[:-1])}: {said[-1]}".removeprefix(": "), hint="ffstream config show lists all options"
-        ) from error
+        # Their inputs would be the merged tree, which is ours already; the URLs are for programmers.
+        raise _explain(error.errors(include_url=False)[0], given) from error
 
 
-def _put(tree: dict[str, Any], path: str, text: str) -> None:
-    *sections, key = path.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{path}: {section} is an option, not a section", hint="ffstream config show")
-    try:
-        tree[key] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        tree[key] = text  # a bare word is a string
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(each) for each in value)}]"
-    return json.dumps(str(value), ensure_ascii=False)  # JSON's escapes are TOML's
+def _explain(first: Mapping[str, Any], given: option_sources.Given) -> ConfigError:
+    """The error in plain words: the option, its value, what is expected, and where it was set."""
+    cause = first.get("ctx", {}).get("error")  # what a validator of ours raised
+    name = ".".join(str(part) for part in first["loc"][:2])
+    hint = getattr(cause, "hint", "")
+    if name in _names():
+        option, value = options()[name], given.value(name)
+        message = wrong(name, value, str(cause) if cause else option.expected())
+        hint = hint or option.closest(value)
+    elif cause is not None:
+        message = f"{name}.{cause}" if name else str(cause)
+    else:
+        message = wrong(name, first["input"], "expected a section of options, not a value")
+    hints = (hint, given.said_by(message.partition(" ")[0].rstrip(":")), "ffstream config show lists all options")
+    return ConfigError(message, hint="; ".join(filter(None, hints)).replace("?;", "?"))
 
 
 def describe(config: Config) -> str:
     """All options in force as a TOML file, with what each means."""
-    lines: list[str] = [f"# {Config.model_fields['state'].description}", f"state = {_toml(config.state)}"]
+    lines: list[str] = [f"# {Config.model_fields['state'].description}", f"state = {show(config.state)}"]
     for name in Config.model_fields:
         section = getattr(config, name)
         if isinstance(section, Recipe):
@@ -265,5 +359,5 @@ def describe(config: Config) -> str:
             lines += ["", f"[{name}]"]
         else:
             continue
-        lines += [f"{key} = {_toml(value)}  # {helps[key]}" for key, value in values.items()]
+        lines += [f"{key} = {show(value)}  # {helps[key]}" for key, value in values.items()]
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ a key that lets somebody in, and the folder it is in, if and only if nobody but 
 is who runs this, or root.
 """
 
+import codecs
 import os
 import re
 import stat
@@ -14,11 +15,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import zmq
-from zmq.auth import create_certificates, load_certificate
-from zmq.utils import z85
-
-from ffstream.errors import ConfigError
+from ffstream.errors import ConfigError  # zmq is imported where it is needed: `config check` is quick without keys
 
 PUBLIC = ".key"
 SECRET = ".key_secret"
@@ -28,6 +25,8 @@ _TEXT_BYTES = 40  # a key of 32 bytes in Z85
 _TOKEN_MIN = 16
 _TOKEN = re.compile(rb"[!-~]{%d,}" % _TOKEN_MIN)  # what a header can carry
 _FILE_MAX_BYTES = 64 << 10
+_KEY_FILE = re.compile(rb"^\s*(public|secret)-key\s*=", re.MULTILINE)
+_KEYGEN = "ffstream keygen makes keys"
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class KeyPair:
 
 def create(folder: Path, name: str) -> tuple[Path, Path]:
     """Writes a new pair; returns the public and the secret file. Raises ConfigError, and never overwrites."""
+    from zmq.auth import create_certificates
+
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no name for a key", hint="it becomes a file's: letters, digits, - _ and .")
     public, secret = folder / (name + PUBLIC), folder / (name + SECRET)
@@ -68,61 +69,94 @@ def create(folder: Path, name: str) -> tuple[Path, Path]:
 
 def load_pair(path: Path) -> KeyPair:
     """The pair in a secret file. Raises ConfigError."""
-    check_private(path)
+    import zmq
+
+    _check_readable(path)
     public, secret = _load(path)
-    if secret is None:
-        raise ConfigError(f"{path} holds no secret key", hint=f"take the file that ends in {SECRET}")
+    if secret is None:  # said before its mode is looked at: chmod would not help
+        raise ConfigError(
+            f"{path} holds a public key, and the secret one is needed here", hint=_use_other(path, SECRET)
+        )
+    check_private(path)
     if zmq.curve_public(secret) != public:
         raise ConfigError(f"{path}: the two keys are not a pair", hint="ffstream keygen makes another")
     return KeyPair(public, secret)
 
 
 def load_public(path: Path) -> bytes:
-    """The public key in a file, in Z85. Raises ConfigError."""
-    return _load(path)[0]
+    """The public key in a public file, in Z85. Raises ConfigError, for a secret file too: it is its owner's alone."""
+    _check_readable(path)
+    public, secret = _load(path)
+    if secret is not None:
+        raise ConfigError(
+            f"{path} holds a secret key, and the public one is needed here", hint=_use_other(path, PUBLIC)
+        )
+    return public
+
+
+def _use_other(path: Path, suffix: str) -> str:
+    other = path.with_suffix(suffix)
+    return f"use {other}" if other.exists() else f"use the file that ends in {suffix}"
+
+
+def is_secret_file(path: Path) -> bool | None:
+    """Whether the file holds a secret key; None when it holds no key at all, or cannot be read."""
+    try:
+        return _load(path)[1] is not None
+    except ConfigError:
+        return None
 
 
 def load_admitted(path: Path) -> bytes:
     """The same for a key that lets somebody in. Raises ConfigError if others could have put another in its place."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", hint="ffstream keygen makes keys") from error
+    status = _status(path)
     _check_owner(path, status)
     if status.st_mode & 0o022:
         raise ConfigError(f"others may write to {path}", hint=f"chmod 644 {path}")
-    return load_public(path)
+    return _load(path)[0]
 
 
 def load_token(path: Path) -> bytes:
     """The bearer token in a file. Raises ConfigError."""
-    check_private(path)
-    token = path.read_bytes()[:_FILE_MAX_BYTES].strip()
-    if not _TOKEN.fullmatch(token):
+    make = f"openssl rand -hex 32 > {path}"
+    _check_readable(path, make)
+    content = path.read_bytes()[:_FILE_MAX_BYTES]
+    if _KEY_FILE.search(content):
         raise ConfigError(
-            f"{path} holds no token of at least {_TOKEN_MIN} characters", hint=f"openssl rand -hex 32 > {path}"
+            f"{path} is a key file, and a token is needed here",
+            hint="name a file of its own; ffstream keygen is for keys",
         )
+    check_private(path)
+    token = content.removeprefix(codecs.BOM_UTF8).strip()
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError(f"{path} holds no token of at least {_TOKEN_MIN} characters", hint=make)
     return token
 
 
 def _load(path: Path) -> tuple[bytes, bytes | None]:
+    from zmq.auth import load_certificate
+
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # to open a FIFO would wait for whoever writes to it
             raise ValueError("no file")
         if status.st_size > _FILE_MAX_BYTES:
             raise ValueError("too long for a key")
+        if not _KEY_FILE.search(path.read_bytes()):
+            raise ValueError("not a key file")
         public, secret = load_certificate(path)
         for key in (public, secret):
             if key is not None and not _is_key(key):
                 raise ValueError("not a key in Z85")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, IndexError) as error:  # IndexError: a line without "="
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ConfigError(f"{path}: {reason}", hint="ffstream keygen makes keys") from error
+        raise ConfigError(f"{path}: {reason}", hint=_KEYGEN) from error
     return public, secret
 
 
 def _is_key(text: bytes) -> bool:
+    from zmq.utils import z85
+
     try:
         return len(text) == _TEXT_BYTES and bool(z85.decode(text))
     except (KeyError, struct.error):  # no digit of Z85; five digits beyond 32 bits
@@ -131,17 +165,28 @@ def _is_key(text: bytes) -> bool:
 
 def check_private(path: Path) -> None:
     """Raises ConfigError if the file is not there, or if anybody but its owner may read or write it."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", hint="ffstream keygen makes keys") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"{path} is no file", hint=f"name the file itself, which ends in {SECRET} for a key")
+    status = _check_readable(path)
     _check_owner(path, status)
     if status.st_mode & 0o077:
         raise ConfigError(f"{path} is open to others than its owner", hint=f"chmod 600 {path}")
+
+
+def _check_readable(path: Path, make: str = _KEYGEN) -> os.stat_result:
+    status = _status(path, make)
+    if stat.S_ISDIR(status.st_mode):
+        raise ConfigError(f"{path} is a folder, and a file is needed here", hint="name a file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{path} is no file", hint="name a regular file")
     if not os.access(path, os.R_OK):
         raise ConfigError(f"{path} cannot be read", hint="it belongs to another user")
+    return status
+
+
+def _status(path: Path, make: str = _KEYGEN) -> os.stat_result:
+    try:
+        return path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', error)}", hint=make) from error
 
 
 def check_folder(folder: Path, *, of_keys: bool = True) -> bool:

@@ -5,13 +5,16 @@ import math
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ffstream.client import CurveKeys
 from ffstream.errors import ConfigError
+from ffstream.option_errors import about
 from ffstream.wire.messages import DEFAULT_CONTROL
+
+if TYPE_CHECKING:  # numpy and zmq: not for commands that are no client
+    from ffstream.client import CurveKeys
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -98,9 +101,20 @@ def keys(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_keys
 
 
-def _load(key: Path | None, server_key: Path | None) -> CurveKeys | None:
-    if key is not None and server_key is not None:
-        return CurveKeys.load(key, server_key)
-    if key is not None or server_key is not None:
+def _load(key: Path | None, server_key: Path | None) -> "CurveKeys | None":
+    if key is None and server_key is None:
+        return None
+    if key is None or server_key is None:
         raise ConfigError("--key and --server-key belong together", hint="FFSTREAM_KEY and FFSTREAM_SERVER_KEY, too")
-    return None
+    from ffstream.client import CurveKeys
+    from ffstream.keys import is_secret_file, load_pair, load_public
+
+    if is_secret_file(key) is False and is_secret_file(server_key):
+        raise ConfigError(
+            f"--key {key} is a public key and --server-key {server_key} a secret one",
+            hint="--key names your secret key, --server-key the daemon's public one: are they swapped?",
+        )
+    with about("--key"):
+        own = load_pair(key)
+    with about("--server-key"):
+        return CurveKeys(own, load_public(server_key))

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ffstream.option_errors import options_of, wrong
+
 GoodnessName = Literal["sum_squares", "mean_squares"]
 NormalizationName = Literal["rms", "unit"]
 ObjectiveName = Literal["softmax", "paired", "threshold"]
@@ -16,63 +18,67 @@ HandOnName = Literal["neutral", "labelled"]
 OptimizerName = Literal["adam", "sgd"]
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _option(default: Any, help: str, **bounds: float) -> Any:
+    """`bounds`: some of `ge`, `gt`, `le`, `lt`; for a list, of each of its numbers."""
+    return field(default=default, metadata={"help": help, "bounds": bounds})
 
 
 def _check_ranges(recipe: "Recipe") -> None:
-    counts = {"inputs": recipe.inputs, "batch_size": recipe.batch_size, "young_batch_size": recipe.young_batch_size}
-    for name, value in {**counts, "widths": min(recipe.widths, default=0)}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1")
-    if not recipe.labels >= 2 or recipe.labels > recipe.inputs:
-        raise ValueError("labels must be at least 2, and at most as many as inputs: each has a pixel")
-    if min(recipe.rehearsal, recipe.rehearsal_jitter, recipe.young_samples) < 0:
-        raise ValueError("rehearsal, rehearsal_jitter and young_samples must not be negative")
+    for name, option in options_of(Recipe).items():
+        value = getattr(recipe, name)
+        if not isinstance(value, str | bool) and not option.allows(value):
+            raise ValueError(wrong(name, value, option.expected()))
+    if not recipe.widths:
+        raise ValueError(wrong("widths", recipe.widths, "there must be at least one layer"))
+    if recipe.labels > recipe.inputs:
+        raise ValueError(
+            wrong("labels", recipe.labels, f"at most network.inputs = {recipe.inputs}: each label has a pixel")
+        )
     if recipe.memory < recipe.batch_size:
-        raise ValueError("memory must hold a microbatch")
-    if not all(map(math.isfinite, (recipe.theta, recipe.label_strength, recipe.learning_rate_floor))):
-        raise ValueError("theta, label_strength and learning_rate_floor must be finite")
-    reals = (recipe.alpha, recipe.learning_rate, recipe.learning_rate_samples, recipe.averaging_samples)
-    if not all(math.isfinite(value) and value >= 0 for value in reals):
-        raise ValueError("alpha, learning_rate and the two reaches in samples must be finite and not negative")
-    if not all(0 <= share < 1 for share in (recipe.momentum, recipe.second_moment, recipe.smoothing)):
-        raise ValueError("momentum, second_moment and smoothing must be at least 0 and below 1")
+        raise ValueError(
+            wrong("memory", recipe.memory, f"must hold a microbatch: network.batch_size = {recipe.batch_size}")
+        )
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What is learned and how. Lengths are counts, reaches are in samples."""
 
-    inputs: int = _option(784, "numbers in an image; every image must have as many")
-    widths: tuple[int, ...] = _option((512, 512), "outputs of each layer, first layer first")
-    labels: int = _option(10, "number of classes; labels are 0 to labels-1")
-    batch_size: int = _option(128, "samples in a microbatch, one update of every layer")
-    young_batch_size: int = _option(32, "the same while the stream is young: then many small steps learn faster")
-    young_samples: int = _option(8192, "samples for which the stream is young")
-    rehearsal: int = _option(128, "remembered samples learned beside each microbatch's fresh ones")
-    rehearsal_jitter: int = _option(1, "pixels that a remembered image is shifted by, at most, each way")
-    memory: int = _option(10_000, "recent samples remembered, for rehearsal and for sleep")
+    inputs: int = _option(784, "numbers in an image; every image must have as many", ge=1)
+    widths: tuple[int, ...] = _option((512, 512), "outputs of each layer, first layer first", ge=1)
+    labels: int = _option(10, "number of classes; labels are 0 to labels-1", ge=2, le=65_536)
+    batch_size: int = _option(128, "samples in a microbatch, one update of every layer", ge=1)
+    young_batch_size: int = _option(
+        32, "the same while the stream is young: then many small steps learn faster", ge=1
+    )
+    young_samples: int = _option(8192, "samples for which the stream is young", ge=0)
+    rehearsal: int = _option(128, "remembered samples learned beside each microbatch's fresh ones", ge=0)
+    rehearsal_jitter: int = _option(1, "pixels that a remembered image is shifted by, at most, each way", ge=0)
+    memory: int = _option(10_000, "recent samples remembered, for rehearsal and for sleep", ge=1)
     centering: bool = _option(True, "images are shifted by the running mean of all images seen")
     normalization: NormalizationName = _option("rms", "length of a layer's input: mean(x²)=1, or |x|=1")
     goodness: GoodnessName = _option("sum_squares", "a layer's goodness: Σh² or its mean")
     hand_on: HandOnName = _option("neutral", "activities handed on: of a pass without label, or a row a polarity")
     objective: ObjectiveName = _option("softmax", "loss on goodness: among all labels, a pair, or a threshold")
-    smoothing: float = _option(0.2, "share of the softmax objective's target spread over all labels")
-    alpha: float = _option(0.05, "slope of the loss, per unit of goodness")
+    smoothing: float = _option(0.2, "share of the softmax objective's target spread over all labels", ge=0, lt=1)
+    alpha: float = _option(0.05, "slope of the loss, per unit of goodness", ge=0)
     theta: float = _option(0.0, "the threshold objective's threshold, in units of goodness")
     negatives: NegativesName = _option("hardest", "wrong labels: the first layer's best-liked one, or a random one")
     label_strength: float = _option(3.0, "value of a label pixel, for image pixels between 0 and 1")
     label_vectors: bool = _option(True, "later layers learn a vector a label; otherwise only the first layer sees it")
     optimizer: OptimizerName = _option("adam", "fused Adam, or SGD with momentum")
-    learning_rate: float = _option(4e-3, "step size of a whole microbatch at the stream's start")
-    learning_rate_samples: float = _option(6400.0, "step sizes fall as 1/√(1+n/this) with n samples; 0: they do not")
-    learning_rate_floor: float = _option(0.1, "share of the first step size that it never falls below")
-    momentum: float = _option(0.5, "SGD's momentum, Adam's first decay")
-    second_moment: float = _option(0.95, "Adam's second decay")
-    averaging_samples: float = _option(50_000.0, "reach of the averaged weights that predict, in samples; 0: none")
+    learning_rate: float = _option(4e-3, "step size of a whole microbatch at the stream's start", ge=0)
+    learning_rate_samples: float = _option(
+        6400.0, "step sizes fall as 1/√(1+n/this) with n samples; 0: they do not", ge=0
+    )
+    learning_rate_floor: float = _option(0.1, "share of the first step size that it never falls below", ge=0)
+    momentum: float = _option(0.5, "SGD's momentum, Adam's first decay", ge=0, lt=1)
+    second_moment: float = _option(0.95, "Adam's second decay", ge=0, lt=1)
+    averaging_samples: float = _option(
+        50_000.0, "reach of the averaged weights that predict, in samples; 0: none", ge=0
+    )
     score_first_layer: bool = _option(True, "the first layer's goodness counts in predictions")
-    seed: int = _option(0, "seed of the first weights, of random wrong labels and of rehearsal")
+    seed: int = _option(0, "seed of the first weights, of random wrong labels and of rehearsal", ge=0, lt=2**53)
 
     @property
     def has_square_images(self) -> bool:
@@ -80,15 +86,27 @@ class Recipe:
         return math.isqrt(self.inputs) ** 2 == self.inputs
 
     def __post_init__(self) -> None:
-        if self.objective == "softmax" and self.hand_on == "labelled" and len(self.widths) > 1:
-            raise ValueError("the softmax objective compares all labels, so hand_on must be neutral")
-        if self.hand_on == "neutral" and not self.label_vectors and len(self.widths) > 1:
-            raise ValueError("later layers see a label only through label_vectors when hand_on is neutral")
-
         _check_ranges(self)
+        several = len(self.widths) > 1
+        if self.objective == "softmax" and self.hand_on == "labelled" and several:
+            raise ValueError(
+                wrong("hand_on", self.hand_on, 'the softmax objective compares all labels, so this must be "neutral"')
+            )
+        if self.hand_on == "neutral" and not self.label_vectors and several:
+            raise ValueError(
+                wrong("label_vectors", False, 'with hand_on = "neutral" later layers see a label only through these')
+            )
         young = self.young_samples
-        if young and (young % self.batch_size or self.batch_size % self.young_batch_size):
-            raise ValueError("young_samples must be whole microbatches, and those whole young ones")
+        if young and young % self.batch_size:
+            raise ValueError(
+                wrong("young_samples", young, f"must be a multiple of network.batch_size = {self.batch_size}, or 0")
+            )
+        if young and self.batch_size % self.young_batch_size:
+            raise ValueError(
+                wrong(
+                    "young_batch_size", self.young_batch_size, f"must divide network.batch_size = {self.batch_size}"
+                )
+            )
 
     def whole_up_to(self, seq: int) -> int:
         """The last sample of whole microbatches up to `seq`: microbatches lie on a fixed grid."""

@@ -1,4 +1,6 @@
+import codecs
 import json
+import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -9,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from ffstream.config import Config, describe, load
+from ffstream.config import Config, describe, load, options, validate
 from ffstream.errors import ConfigError
 from ffstream.ff.presets import PRESETS, Recipe
+from ffstream.option_errors import show
+from ffstream.option_sources import Given
 
 SECTIONS = {name: value for name, value in Config() if isinstance(value, BaseModel)}
 
@@ -69,7 +73,7 @@ def test_the_environment_is_read_unless_another_is_given(monkeypatch: pytest.Mon
         ("pipeline.overflow=skip", "pipeline", "overflow", "skip"),
         ('pipeline.overflow="skip"', "pipeline", "overflow", "skip"),
         ("listen.learn=tcp://*:5757", "listen", "learn", "tcp://*:5757"),
-        ("listen.http=a=b", "listen", "http", "a=b"),
+        ("security.http_token=a=b", "security", "http_token", "a=b"),
         ("network.score_first_layer=false", "network", "score_first_layer", False),
     ],
 )
@@ -92,11 +96,12 @@ WRONG = [
     ("limits.clients=1", "limits.clients"),
     ("limit.clients_max=1", "limit"),
     ("typo=1", "typo"),
-    ("network.width=[1]", "no option width"),
-    ("network.preset=best", "no preset 'best'"),
-    ("network.widths=5", "network"),
-    ("network.goodness=cubes", "network"),
-    ("network.batch_size=many", "network"),
+    ("network.width=[1]", "network.width: there is no such option"),
+    ("network.preset=best", 'network.preset = "best": expected one of stream, fast, seed'),
+    ("network.preset=[1]", "network.preset = [1]"),
+    ("network.widths=5", "network.widths = 5: expected a list of whole numbers, for example [1, 2]"),
+    ("network.goodness=cubes", 'network.goodness = "cubes": expected one of sum_squares, mean_squares'),
+    ("network.batch_size=many", 'network.batch_size = "many": expected a whole number, at least 1'),
     ("limits.clients_max=0", "limits.clients_max"),
     ("limits.clients_max=-1", "limits.clients_max"),
     ("limits.clients_max=1.5", "limits.clients_max"),
@@ -107,11 +112,11 @@ WRONG = [
     ("prequential.fraction=1.1", "prequential.fraction"),
     ("pipeline.overflow=drop", "pipeline.overflow"),
     ("pipeline.device=tpu", "pipeline.device"),
-    ("limits=1", "limits"),
-    ("state.folder=x", "state"),
-    ("limits.clients_max.more=1", "limits.clients_max"),
-    ("limits.clients_max", "limits.clients_max"),
-    ("=1", "Extra inputs"),
+    ("limits=1", "limits = 1: expected a section of options, not a value"),
+    ("state.folder=x", 'state = {folder = "x"}: expected text in quotes'),
+    ("limits.clients_max.more=1", "clients_max is an option, not a section"),
+    ("limits.clients_max", "--set limits.clients_max: there is no value"),
+    ("=1", "--set =1: this is not SECTION.KEY=VALUE"),
     ("", "--set"),
 ]
 
@@ -218,7 +223,9 @@ def test_options_travel_as_json() -> None:
 
 
 def test_a_queue_that_a_polite_producer_could_fill_is_refused() -> None:
-    with pytest.raises(ConfigError, match="above window_messages"):
+    with pytest.raises(
+        ConfigError, match=r"limits\.receive_queue_messages = 2048: must be above limits\.window_messages = 2048"
+    ):
         load(settings=["limits.window_messages=2048"], environment={})
     assert load(settings=["limits.window_messages=2047"], environment={}).limits.receive_queue_messages == 2048
     assert load(settings=["limits.receive_queue_messages=0"], environment={}).limits.window_messages == 1024
@@ -231,11 +238,11 @@ PHASES = ("network.objective=threshold", "network.hand_on=labelled")
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["learning.sleep=3", *PHASES], "learning.sleep without learning.wake"),
-        (["learning.wake=3", "network.objective=softmax"], "learning.wake: network.objective must be threshold"),
-        (["learning.wake=3", "network.objective=paired"], "learning.wake: network.objective must be threshold"),
+        (["learning.sleep=3", *PHASES], "learning.sleep = 3: needs learning.wake"),
+        (["learning.wake=3", "network.objective=softmax"], "learning.wake = 3: needs network.objective = "),
+        (["learning.wake=3", "network.objective=paired"], "learning.wake = 3: needs network.objective = "),
         *((["network.widths=[8,8,8]", f"pipeline.stages={wrong}"], "3 layers") for wrong in PARTITIONS),
-        (["network.inputs=12", "network.rehearsal=1", "network.rehearsal_jitter=1"], "network.rehearsal_jitter: 12"),
+        (["network.inputs=12", "network.rehearsal=1", "network.rehearsal_jitter=1"], "12 is no square"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together_are_named(settings: list[str], named: str) -> None:
@@ -254,3 +261,223 @@ def test_options_that_do_not_go_together_are_named(settings: list[str], named: s
 )
 def test_options_that_go_together(settings: list[str]) -> None:
     load(settings=settings, environment={})
+
+
+FOREIGN = (
+    "input should",
+    "valid",
+    "unable to",
+    "permitted",
+    "pydantic",
+    "value error",
+    "validation",
+    "errors.",
+    "got ",
+)
+VALUES: tuple[Any, ...] = (
+    "many",
+    True,
+    -1,
+    -1.5,
+    0,
+    1.5,
+    10**9,
+    float("nan"),
+    float("inf"),
+    [],
+    [0],
+    ["x"],
+    {},
+    {"a": 1},
+    "",
+)
+
+
+def tree_of(name: str, value: Any) -> dict[str, Any]:
+    section, _, key = name.rpartition(".")
+    return {section: {key: value}} if section else {key: value}
+
+
+@pytest.mark.parametrize("name", [*options(), "network.preset"])
+def test_every_option_says_in_plain_words_what_it_expects(name: str) -> None:
+    """Whatever is wrong, the error names option and value, in no word of the validating library."""
+    refused = 0
+    for value in VALUES:
+        if isinstance(value, dict) and name in {*SECTIONS, "network"}:
+            continue
+        sources = Given(())
+        sources.tree = tree_of(name, value)
+        try:
+            validate(sources)
+        except ConfigError as error:
+            refused += 1
+            message = error.message
+            assert re.match(r"[a-z_.]+ = ", message)
+            assert name in message
+            assert show(value) in message or (value == 0 and "false" in message), message
+            assert not any(word in message.lower() for word in FOREIGN), message
+            assert error.hint  # noqa: PT017
+    assert refused >= 2
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("limits.clients", "limits.clients_max"),
+        ("limit.clients_max", "limits.clients_max"),
+        ("clients_max", "limits.clients_max"),
+        ("network.keep", "checkpoint.keep"),
+        ("queue_depth", "pipeline.queue_depth or prequential.queue_depth"),
+        ("Network.Seed", "network.seed"),
+        ("network.widht", "network.widths"),
+        ("network.presets", "network.preset"),
+        ("stat", "state"),
+    ],
+)
+def test_a_misspelt_option_gets_a_suggestion(written: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(written)}: there is no such option") as caught:
+        load(settings=[f"{written}=1"], environment={})
+    assert f"did you mean {meant}?" in caught.value.hint
+
+
+def test_a_misspelt_choice_gets_a_suggestion() -> None:
+    for setting, meant in (("pipeline.overflow=Blok", "block"), ("network.preset=steam", "stream")):
+        with pytest.raises(ConfigError, match="expected one of") as caught:
+            load(settings=[setting], environment={})
+        assert f"did you mean {meant}?" in caught.value.hint
+
+
+def test_an_error_says_where_the_option_was_set(file: Path) -> None:
+    file.write_text("[limits]\nclients_max = 0\nclient_names_max = 0\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as from_file:
+        load(file, environment={})
+    assert f"limits.clients_max is set by {file}; " in from_file.value.hint
+    with pytest.raises(ConfigError) as from_environment:
+        load(file, ["limits.client_names_max=1"], {"FFSTREAM_LIMITS__CLIENTS_MAX": "-1"})
+    assert from_environment.value.message.startswith("limits.clients_max = -1: ")
+    assert "limits.clients_max is set by FFSTREAM_LIMITS__CLIENTS_MAX; " in from_environment.value.hint
+    with pytest.raises(ConfigError) as from_setting:
+        load(file, ["limits.clients_max=-2"], {"FFSTREAM_LIMITS__CLIENTS_MAX": "-1"})
+    assert "is set by" not in from_setting.value.hint
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_file_as_windows_writes_it_is_read(tmp_path: Path, mark: bytes, end: bytes) -> None:
+    path = tmp_path / "ffstream.toml"
+    path.write_bytes(mark + end.join(('state = "é–"'.encode(), b"[limits]", b"clients_max = 7", b"")))
+    config = load(path, environment={})
+    assert (config.state, config.limits.clients_max) == (Path("é–"), 7)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_file_in_another_unicode_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "ffstream.toml"
+    path.write_bytes("[limits]\n".encode(encoding))
+    with pytest.raises(ConfigError, match=r"ffstream\.toml: this is UTF-16 or UTF-32") as caught:
+        load(path, environment={})
+    assert caught.value.hint == "save it as UTF-8"
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ffstream.toml"
+    path.write_bytes("# a\n# é\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"ffstream\.toml: line 2 is not UTF-8"):
+        load(path, environment={})
+
+
+ENDPOINTS = [
+    ("foo://x", "tcp://HOST:PORT or ipc://PATH"),
+    ("inproc://x", "tcp://HOST:PORT or ipc://PATH"),
+    ("127.0.0.1:5757", "tcp://HOST:PORT or ipc://PATH"),
+    ("tcp://127.0.0.1", "there is no port"),
+    ("tcp://[::1]", "there is no port"),
+    ("tcp://127.0.0.1:", "'' is no port"),
+    ("tcp://127.0.0.1:99999", "from 1 to 65535"),
+    ("tcp://127.0.0.1:-1", "'-1' is no port"),
+    ("tcp://127.0.0.1:http", "'http' is no port"),
+    ("tcp://::1:5757", "in brackets: [::1]"),
+    ("tcp://[::g]:5757", "[::g] is no IPv6 address"),
+    ("tcp://[127.0.0.1]:5757", "[127.0.0.1] is no IPv6 address"),
+    ("tcp://999.0.0.1:5757", "999.0.0.1 is no IPv4 address"),
+    ("tcp://:5757", "'' is no host"),
+    ("tcp://a b:5757", "'a b' is no host"),
+    ("ipc://", "with the path of a socket"),
+    ("ipc://" + "x" * 108, "at most 107 bytes, this one 108"),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "reason"), ENDPOINTS)
+def test_an_endpoint_that_nothing_can_listen_on_is_refused(endpoint: str, reason: str) -> None:
+    for name in ("learn", "predict", "control"):
+        with pytest.raises(ConfigError) as caught:
+            load(settings=[f"listen.{name}={endpoint}"], environment={})
+        assert caught.value.message.startswith(f'listen.{name} = "')
+        assert reason in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("http://127.0.0.1:8757", "without a scheme"),
+        ("127.0.0.1", "there is no port"),
+        ("127.0.0.1:99999", "from 1 to 65535, or 0 for any"),
+        ("127.0.0.1:*", "'*' is no port"),
+        ("*:8757", "'*' is no host"),
+        ("::1:8757", "in brackets: [::1]"),
+        ("8757", "for example"),
+    ],
+)
+def test_an_http_address_that_nothing_can_listen_on_is_refused(address: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=r"^listen\.http = ") as caught:
+        load(settings=[f"listen.http={address}"], environment={})
+    assert reason in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "learn=tcp://[::1]:5757",
+        "learn=tcp://[::]:*",
+        "learn=tcp://[fe80::1%eth0]:5757",
+        "learn=tcp://eth0:5757",
+        "learn=tcp://*:0",
+        "learn=tcp://host.example:65535",
+        "learn=ipc:///run/ffstream/learn",
+        "learn=ipc://@abstract",
+        "http=[::1]:8757",
+        "http=:0",
+        "http=localhost:8757",
+    ],
+)
+def test_what_can_be_listened_on(setting: str) -> None:
+    load(settings=[f"listen.{setting}"], environment={})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "collide"),
+    [
+        ("learn=tcp://127.0.0.1:1234", "predict=tcp://127.0.0.1:1234", True),
+        ("learn=tcp://localhost:1234", "http=127.0.0.1:1234", True),
+        ("learn=tcp://*:1234", "http=127.0.0.1:1234", True),
+        ("learn=tcp://[::]:1234", "http=0.0.0.0:1234", True),
+        ("learn=tcp://0.0.0.0:1234", "http=10.0.0.1:1234", True),
+        ("learn=tcp://[::1]:1234", "predict=tcp://[0:0::1]:1234", True),
+        ("learn=ipc:///a", "predict=ipc:///a", True),
+        ("learn=tcp://127.0.0.1:1234", "predict=tcp://127.0.0.2:1234", False),
+        ("learn=tcp://[::1]:1234", "predict=tcp://127.0.0.1:1234", False),
+        ("learn=tcp://*:*", "predict=tcp://*:*", False),
+        ("learn=tcp://*:0", "http=:0", False),
+        ("learn=ipc:///a", "predict=ipc:///b", False),
+        ("learn=ipc://*", "predict=ipc://*", False),
+    ],
+)
+def test_two_sockets_on_one_address_are_refused(one: str, other: str, collide: bool) -> None:
+    settings = [f"listen.{one}", f"listen.{other}"]
+    if not collide:
+        load(settings=settings, environment={})
+        return
+    with pytest.raises(ConfigError, match="has this address already") as caught:
+        load(settings=settings, environment={})
+    name, _, address = other.partition("=")
+    assert caught.value.message.startswith(f'listen.{name} = "{address}": listen.learn has this address')

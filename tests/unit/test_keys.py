@@ -60,6 +60,71 @@ def test_one_key_option_without_the_other(tmp_path: Path) -> None:
         assert run.exit_code == 2
 
 
+def status(*arguments: str) -> str:
+    """What `ffstream status` says to wrong keys: its exit code is 2, and it asks no daemon."""
+    run = CliRunner().invoke(main, ["status", *arguments])
+    assert run.exit_code == 2
+    return run.output
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_public_key_in_place_of_the_secret_one_is_said(tmp_path: Path, mode: int) -> None:
+    public, secret = keys.create(tmp_path, "anna")
+    public.chmod(mode)
+    said = status("--key", str(public), "--server-key", str(public))
+    assert f"--key: {public} holds a public key, and the secret one is needed here" in said
+    assert f"hint: use {secret}\n" in said
+    assert "chmod" not in said
+    secret.unlink()
+    assert "hint: use the file that ends in .key_secret" in status("--key", str(public), "--server-key", str(public))
+
+
+def test_a_secret_key_in_place_of_the_daemons_public_one_is_said(tmp_path: Path) -> None:
+    _, secret = keys.create(tmp_path, "anna")
+    daemon_public, daemon_secret = keys.create(tmp_path, "daemon")
+    said = status("--key", str(secret), "--server-key", str(daemon_secret))
+    assert f"--server-key: {daemon_secret} holds a secret key, and the public one is needed here" in said
+    assert f"hint: use {daemon_public}" in said
+
+
+def test_swapped_key_files_are_said(tmp_path: Path) -> None:
+    _, secret = keys.create(tmp_path, "anna")
+    public, _ = keys.create(tmp_path, "daemon")
+    said = status("--key", str(public), "--server-key", str(secret))
+    assert f"--key {public} is a public key and --server-key {secret} a secret one" in said
+    assert "are they swapped?" in said
+
+
+@pytest.mark.parametrize("option", ["--key", "--server-key"])
+@pytest.mark.parametrize("kind", ["missing", "folder", "token", "unfinished"])
+def test_a_file_that_is_no_key_is_named_with_its_option(tmp_path: Path, option: str, kind: str) -> None:
+    public, secret = keys.create(tmp_path, "anna")
+    path = tmp_path / "other"
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "missing":
+        path.write_text({"token": "a-token-of-enough-letters", "unfinished": "public-key"}[kind], encoding="utf-8")
+        path.chmod(0o600)
+    given = {"--key": str(secret), "--server-key": str(public), option: str(path)}
+    said = status(*(part for each in given.items() for part in each))
+    assert f"error: {option}: {path}" in said
+    assert "hint: " in said
+
+
+@pytest.mark.parametrize("name", ["anna.key", "anna.key_secret"])
+def test_a_key_in_place_of_the_token_is_said(tmp_path: Path, name: str) -> None:
+    keys.create(tmp_path, "anna")
+    with pytest.raises(ConfigError, match="is a key file, and a token is needed here"):
+        keys.load_token(tmp_path / name)
+
+
+def test_a_token_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.touch(0o600)
+    file.write_bytes(b"\xef\xbb\xbfa-token-of-enough-letters\r\n")
+    assert keys.load_token(file) == b"a-token-of-enough-letters"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,0 +1,161 @@
+"""Errors about options in plain words: which option, which value, what is expected, where it was set.
+
+What is expected is derived from how the option is declared, never from the words of the library that validates:
+those are for programmers, and differ between its versions.
+"""
+
+import json
+import math
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ffstream.errors import ConfigError
+
+_SHOWN_MAX = 80  # characters of a value
+_CLOSE = 0.75  # how alike two names must be, from 0 to 1
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+class OptionError(ValueError):
+    """What a validator raises: the option, and in the hint what to do."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UnknownOption(OptionError):
+    """No option has this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        similar = closest(name, known)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else ""
+        super().__init__(f"{name}: there is no such option", hint=hint)
+
+
+@dataclass(frozen=True)
+class Option:
+    """How an option is declared. `bounds` has some of the keys `ge`, `gt`, `le`, `lt`."""
+
+    kind: Any
+    default: Any = None
+    bounds: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its value is one number."""
+        return self.kind in (int, float)
+
+    def expected(self) -> str:
+        """What a value of this option must be."""
+        return f"expected {_kind(self.kind, self.default)}{self._range()}"
+
+    def closest(self, value: Any) -> str:
+        """The choice that was probably meant, as a question; empty if there is none."""
+        similar = get_close_matches(str(value).lower(), _choices(self.kind), 1, 0.5)
+        return f"did you mean {similar[0]}?" if similar else ""
+
+    def _range(self) -> str:
+        if {"ge", "le"} <= self.bounds.keys():
+            return f" from {show(self.bounds['ge'])} to {show(self.bounds['le'])}"
+        said = [f"{words} {show(self.bounds[key])}" for key, words in _BOUNDS.items() if key in self.bounds]
+        return f", {' and '.join(said)}" if said else ""
+
+    def allows(self, value: Any) -> bool:
+        """Whether a number, or each number of a list, is finite and within the bounds."""
+        if isinstance(value, tuple | list):
+            return all(map(self.allows, value))
+        compared = {key: getattr(operator, key)(value, bound) for key, bound in self.bounds.items()}
+        return math.isfinite(value) and all(compared.values())
+
+
+def options_of(section: Any) -> dict[str, Option]:
+    """The options of a pydantic model, or of a dataclass whose fields have their bounds in `metadata`."""
+    if is_dataclass(section):
+        kinds = get_type_hints(section)
+        return {
+            each.name: Option(kinds[each.name], each.default, each.metadata["bounds"]) for each in fields(section)
+        }
+    return {
+        name: Option(
+            field.annotation,
+            field.default,
+            {key: getattr(bound, key) for bound in field.metadata for key in _BOUNDS if hasattr(bound, key)},
+        )
+        for name, field in section.model_fields.items()
+    }
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def _kind(kind: Any, default: Any) -> str:
+    if kind in _WORDS:
+        return _WORDS[kind]
+    if get_origin(kind) is tuple:
+        return f"a list of {_plural(get_args(kind)[0])}, for example [1, 2]"
+    if choices := _choices(kind):
+        return f"one of {', '.join(choices)}"
+    if kind in (str, Path):
+        example = str(default or "")
+        return f"text in quotes, for example {show(example)}" if example else "text in quotes"
+    return "a section of options, not a value"
+
+
+def _plural(kind: Any) -> str:
+    return {int: "whole numbers", float: "numbers"}.get(kind, "texts")
+
+
+def _choices(kind: Any) -> list[str]:
+    if get_origin(kind) in (Union, UnionType):
+        return [choice for each in get_args(kind) for choice in _choices(each)]
+    return [str(each) for each in get_args(kind)] if get_origin(kind) is Literal else []
+
+
+def show(value: Any) -> str:
+    """A value as TOML has it, on one line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(show(each) for each in value)}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {show(each)}" for key, each in value.items()) + "}"
+    return json.dumps(str(value), ensure_ascii=False)  # JSON's escapes are TOML's
+
+
+def wrong(name: str, value: Any, reason: str) -> str:
+    """One line: the option, its value, and what is wrong with it."""
+    shown = show(value)
+    return f"{name} = {shown if len(shown) <= _SHOWN_MAX else shown[: _SHOWN_MAX - 1] + '…'}: {reason}"
+
+
+def closest(name: str, known: Iterable[str]) -> list[str]:
+    """The known dotted names that were probably meant: in another section, then with a letter changed."""
+    names = list(known)
+    name = name.lower()
+    leaf = name.rpartition(".")[2]
+    if moved := [each for each in names if each.rpartition(".")[2] == leaf]:
+        return moved
+    if similar := get_close_matches(name, names, 1, _CLOSE):
+        return similar
+    leaves = get_close_matches(leaf, {each.rpartition(".")[2] for each in names}, 1, _CLOSE)
+    return [each for each in names if each.rpartition(".")[2] in leaves]
+
+
+@contextmanager
+def about(option: str) -> Iterator[None]:
+    """Names the option in a ConfigError that is raised within, as it names only the file."""
+    try:
+        yield
+    except ConfigError as error:
+        error.message = f"{option}: {error.message}"
+        error.args = (error.message,)
+        raise
