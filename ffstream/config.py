@@ -123,6 +123,13 @@ class Limits(_Section):
         10.0, ge=0.1, le=600, description="seconds for a connection's handshake; then it is closed"
     )
     http_connections: int = Field(64, ge=1, description="HTTP requests answered at a time; more get a 503")
+    # Prometheus closes its own idle connections after 300 s: it goes first, so no scrape meets a closed connection.
+    http_keep_alive_s: float = Field(
+        330.0,
+        ge=1,
+        le=86_400,
+        description="seconds an HTTP connection may be idle; keep it above the scrape interval",
+    )
 
     @model_validator(mode="after")
     def _let_windows_in(self) -> Self:

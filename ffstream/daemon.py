@@ -37,6 +37,7 @@ from ffstream.server.control import ControlLoop
 from ffstream.server.http import HttpServer, make_app
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
+from ffstream.server.readiness import Readiness, of_predictions, of_samples
 from ffstream.server.resources import Resources, raise_file_limit, return_free_memory
 from ffstream.serving.predictor import Predictor
 from ffstream.state import StateLock
@@ -227,13 +228,19 @@ class Daemon:
         app = make_app(
             self.metrics.registry,
             alive=lambda: self.failure is None,
-            readiness=self.readiness,
+            predicts=self.predict_readiness,
+            learns=self.learn_readiness,
             status=self.status,
             token=access.http_token,
             refusals=access.http_refusals,
         )
         self.http = HttpServer(
-            app, config.listen.http, limits.http_connections, limits.handshake_timeout_s, self._fail
+            app,
+            config.listen.http,
+            limits.http_connections,
+            limits.handshake_timeout_s,
+            limits.http_keep_alive_s,
+            self._fail,
         )
         self._steps.append(_Step(_Order.ANSWER_NO_MORE, self.http.name, self.http.stop))
         for started in (self.learn, self.predict, self.control, self.http):
@@ -278,18 +285,26 @@ class Daemon:
             return "failed"
         return "draining" if self._phase == "ready" and self.admission.draining else self._phase
 
-    def readiness(self) -> str:
-        """`ready`, or why samples are not taken: the daemon's state, or the code of what is short."""
-        obstacle = self.admission.obstacle() if self.state == "ready" else None
-        return obstacle.code if obstacle else self.state
+    def predict_readiness(self) -> Readiness:
+        """Whether predictions are answered."""
+        return of_predictions(
+            self.state, answers=self.predict.serves, paused=self.learner.paused, refusing=self._refusing()
+        )
+
+    def learn_readiness(self) -> Readiness:
+        """Whether samples are accepted."""
+        return of_samples(self.state, paused=self.learner.paused, refusing=self._refusing())
+
+    def _refusing(self) -> str | None:
+        obstacle = self.admission.obstacle()
+        return obstacle.code if obstacle else None
 
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""
         paused = self.state == "ready" and self.learner.paused
-        obstacle = self.admission.obstacle()
         return {
             "state": "paused" if paused else self.state,
-            "refusing": obstacle.code if obstacle else None,
+            "refusing": self._refusing(),
             "version": __version__,
             **self.learner.status(),
             "endpoints": {

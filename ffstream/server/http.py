@@ -1,12 +1,20 @@
 """HTTP for people and machines that watch: metrics, health, readiness, and a page. A uvicorn server on a thread.
 
+    /healthz        alive: no thread has died or is stuck. 503: restart it.
+    /readyz         predictions are answered, whatever becomes of samples.
+    /readyz/learn   samples are accepted. 503: producers wait, or send elsewhere.
+
+The body of the last two says why. While learning is paused both are 200: samples are stored and learned after a
+resume. While the daemon drains, /readyz/learn is 503, and /readyz is 200 until predictions stop. A standby does not
+listen: on one machine it could not have the port of the daemon it stands by for, so its service manager watches it.
+
 Strangers may connect and say nothing, so a connection that waits for the other side gives way to a new one, and only
 requests that are being answered count as many. Health and readiness are told whatever else goes on.
 """
 
-import asyncio
 import hmac
 import logging
+import math
 import socket
 import threading
 import time
@@ -23,19 +31,21 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed, Unavailable
+from ffstream.server.http_connection import Connection
+from ffstream.server.readiness import Readiness
 from ffstream.server.refusals import Refusals
 from ffstream.threads import OnFailure, Worker
 
 _START_TIMEOUT_S = 10.0
 _CONNECTIONS = 64
 _RESERVE = 16  # connections beyond that: for health, and for answers that there are too many
-_IDLE_TIMEOUT_S = 10.0
+_HANDSHAKE_TIMEOUT_S = 10.0
+_KEEP_ALIVE_S = 330.0
 _LINE_S = 1.0
-_HEALTH = frozenset({"/healthz", "/readyz"})
-_OPEN = frozenset({"/", "/healthz", "/readyz"})  # probes bear no token, and the page asks for one
+_HEALTH = frozenset({"/healthz", "/readyz", "/readyz/learn"})
+_OPEN = _HEALTH | {"/"}  # probes bear no token, and the page asks for one
 
 
 class BearerToken:
@@ -71,12 +81,13 @@ def make_app(
     registry: CollectorRegistry,
     *,
     alive: Callable[[], bool],
-    readiness: Callable[[], str],
+    predicts: Callable[[], Readiness],
+    learns: Callable[[], Readiness],
     status: Callable[[], dict[str, Any]],
     token: bytes | None = None,
     refusals: Refusals | None = None,
 ) -> Starlette:
-    """`/metrics`, `/healthz` (no thread has died), `/readyz` (samples are taken), `/status`, the page `/`.
+    """`/healthz`, `/readyz`, `/readyz/learn`, `/metrics`, `/status`, the page `/`.
 
     With a `token`, `/metrics` and `/status` are only for those who bear it.
     """
@@ -90,8 +101,10 @@ def make_app(
         return PlainTextResponse("ok\n" if healthy else "failed\n", 200 if healthy else 503)
 
     async def readyz(request: Request) -> Response:
-        state = readiness()
-        return PlainTextResponse(f"{state}\n", 200 if state == "ready" else 503)
+        return _say(predicts())
+
+    async def readyz_learn(request: Request) -> Response:
+        return _say(learns())
 
     def status_json(request: Request) -> Response:
         try:
@@ -102,9 +115,20 @@ def make_app(
     def page(request: Request) -> Response:
         return HTMLResponse(files("ffstream.server").joinpath("page.html").read_text())
 
-    routes = {"/": page, "/metrics": metrics, "/healthz": healthz, "/readyz": readyz, "/status": status_json}
+    routes: dict[str, Callable[[Request], Any]] = {
+        "/": page,
+        "/metrics": metrics,
+        "/healthz": healthz,
+        "/readyz": readyz,
+        "/readyz/learn": readyz_learn,
+        "/status": status_json,
+    }
     guard = [] if token is None else [Middleware(BearerToken, token=token, refusals=refusals)]
     return Starlette(routes=[Route(path, endpoint) for path, endpoint in routes.items()], middleware=guard)
+
+
+def _say(readiness: Readiness) -> Response:
+    return PlainTextResponse(f"{readiness.text}\n", 200 if readiness.ready else 503)
 
 
 class Places:
@@ -127,76 +151,6 @@ class Places:
                 await self._app(scope, receive, send)
             finally:
                 self._free += 1
-
-
-class Connection(H11Protocol):
-    """Idle while it waits for the other side: to send a request's head, or to take an answer.
-
-    It is closed when it was idle for `idle_timeout_s`, or sooner when there are more than `most` and none is idle for
-    longer.
-    """
-
-    def __init__(self, *args: Any, most: int, idle_timeout_s: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._most = most
-        self._idle_timeout_s = idle_timeout_s
-        self._is_answering = False
-        self._deadline: asyncio.TimerHandle | None = None  # of an idle one
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """If it is one too many, one gives way."""
-        super().connection_made(transport)
-        self._idle()
-        if len(self.connections) > self._most:
-            idle = {each: each._deadline.when() for each in self._others() if each._deadline}
-            min(idle, key=idle.__getitem__, default=self)._close()
-
-    def handle_events(self) -> None:
-        """What was received may be a request."""
-        before = self.cycle
-        super().handle_events()
-        if self.cycle is not before:
-            self._is_answering = True
-            if not self.flow.write_paused:
-                self._busy()
-
-    def on_response_complete(self) -> None:
-        """The next request may have been received already."""
-        self._is_answering = False
-        self._idle()
-        super().on_response_complete()
-
-    def pause_writing(self) -> None:
-        """The other side takes nothing more."""
-        super().pause_writing()
-        self._idle()
-
-    def resume_writing(self) -> None:
-        """It does again."""
-        super().resume_writing()
-        if self._is_answering:
-            self._busy()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for."""
-        super().connection_lost(exc)
-        self._busy()
-
-    def _others(self) -> list["Connection"]:
-        return [each for each in self.connections if isinstance(each, Connection) and each is not self]
-
-    def _idle(self) -> None:
-        self._busy()
-        self._deadline = self.loop.call_later(self._idle_timeout_s, self._close)
-
-    def _busy(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _close(self) -> None:
-        self.connections.discard(self)  # now, not when the loop comes to it: others are counted meanwhile
-        self.transport.abort()  # nor when the other side has taken what was sent
 
 
 class Sparse(logging.Filter):
@@ -233,7 +187,8 @@ class HttpServer:
         app: Starlette,
         address: str,
         connections: int = _CONNECTIONS,
-        idle_timeout_s: float = _IDLE_TIMEOUT_S,
+        handshake_timeout_s: float = _HANDSHAKE_TIMEOUT_S,
+        keep_alive_s: float = _KEEP_ALIVE_S,
         on_failure: OnFailure = lambda error: None,
     ) -> None:
         host, _, port = address.rpartition(":")
@@ -247,11 +202,16 @@ class HttpServer:
             log_level="warning",
             access_log=False,
             lifespan="off",
-            timeout_keep_alive=5,
+            timeout_keep_alive=math.ceil(keep_alive_s),
             timeout_graceful_shutdown=1,  # whoever does not read its answer holds up no stop
             backlog=_RESERVE,  # accepted in one go: who has asked is read before so many have come that it gives way
             # h11 limits the bytes of a request's head. uvicorn only calls what it is given.
-            http=partial(Connection, most=connections + _RESERVE, idle_timeout_s=idle_timeout_s),  # type: ignore[arg-type]
+            http=partial(  # type: ignore[arg-type]
+                Connection,
+                most=connections + _RESERVE,
+                handshake_timeout_s=handshake_timeout_s,
+                keep_alive_s=keep_alive_s,
+            ),
             ws="none",
             callback_notify=self._notice,
             timeout_notify=1,

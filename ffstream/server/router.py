@@ -137,6 +137,11 @@ class RouterLoop(ABC):
         """Returns once the thread runs."""
         self.thread.start()
 
+    @property
+    def serves(self) -> bool:
+        """Whether messages are answered now."""
+        return self.thread.is_alive() and not self._stopping.is_set()
+
     def stop(self, timeout_s: float) -> bool:
         """Ends the loop after the batch in hand, and closes the socket. False if the deadline passed."""
         self._stopping.set()

@@ -57,8 +57,13 @@ def fill(disk: Path, leave: int = 0) -> Path:
 
 
 def ready(running: Running) -> tuple[int, str]:
-    answer = httpx.get(f"http://{running.daemon.http.address}/readyz")
-    return answer.status_code, answer.text.strip()
+    """Whether samples are accepted, and if not, the code; predictions are answered all the while."""
+    said = [
+        httpx.get(f"http://{running.daemon.http.address}/{path}", trust_env=False)
+        for path in ("readyz", "readyz/learn")
+    ]
+    assert said[0].status_code == 200
+    return said[1].status_code, said[1].text.strip().partition(":")[0]
 
 
 def refuses(running: Running, reason: str) -> Callable[[], bool]:

@@ -679,19 +679,24 @@ def test_status_and_page(daemon: Running) -> None:
     assert keys <= set(status) | set(status["stages"][0]) | {"textContent"}, "the page shows what the status has"
 
 
-def test_health_and_readiness(daemon: Running) -> None:
-    def codes() -> tuple[int, str, int]:
-        ready = get(daemon, "/readyz")
-        return get(daemon, "/healthz").status_code, ready.text.strip(), ready.status_code
+def test_health_and_readiness_of_predictions_and_of_samples(daemon: Running) -> None:
+    def said(path: str) -> tuple[int, str]:
+        answer = get(daemon, path)
+        return answer.status_code, answer.text.strip()
 
-    assert codes() == (200, "ready", 200)
+    assert said("/readyz") == said("/readyz/learn") == (200, "ready")
     daemon.control().request("pause")
-    assert codes() == (200, "ready", 200), "it takes samples, and answers"
+    assert said("/readyz") == said("/readyz/learn") == (200, "ready, learning is paused")
     peer = daemon.peer()
     peer.samples(1)
     peer.acked(1)
+    # What is acked is not learned while learning is paused, so the drain lasts.
     daemon.peer("control").send("request", id=1, command="drain", arguments={"timeout_s": WAIT_S})
-    wait_until(lambda: codes() == (200, "draining", 503), WAIT_S, "it takes no more samples")
+    wait_until(lambda: said("/readyz/learn")[0] == 503, WAIT_S, "it takes no more samples")
+    assert said("/readyz/learn")[1].startswith("draining: ")
+    assert said("/readyz") == (200, "ready, learning is paused, the daemon is draining: no more samples are accepted")
+    assert len(daemon.predictor().predict(images(3)).labels) == 3
+    assert said("/healthz") == (200, "ok")
 
 
 def test_a_daemon_of_which_a_part_died_during_its_start_is_never_ready(
@@ -725,7 +730,9 @@ def test_a_thread_that_dies_shows_and_the_daemon_ends_with_its_error(daemon: Run
     daemon.daemon.learner.pipeline.stages[0].layers[0].update = fail  # type: ignore[method-assign]
     peer.samples(2)
     wait_until(lambda: get(daemon, "/healthz").status_code == 503, WAIT_S, "it is unhealthy")
-    assert get(daemon, "/readyz").text == "failed\n"
+    for path in ("/readyz", "/readyz/learn"):
+        assert get(daemon, path).status_code == 503
+        assert get(daemon, path).text.startswith("failed: ")
     daemon.daemon.wait()
     with pytest.raises(FFStreamError, match="nobody foresaw this"):
         daemon.stop()

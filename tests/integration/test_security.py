@@ -463,7 +463,7 @@ def test_a_zap_thread_that_dies_ends_the_daemon(house: House, monkeypatch: pytes
 
 def test_http_wants_its_token(house: House) -> None:
     with httpx.Client(base_url=f"http://{house.running.daemon.http.address}", trust_env=False) as client:
-        for path in ("/", "/healthz", "/readyz"):
+        for path in ("/", "/healthz", "/readyz", "/readyz/learn"):
             assert client.get(path).status_code == 200
         for path in ("/status", "/metrics", "/none", "/status/", "/healthz/"):
             for borne in (None, "Bearer wrong", TOKEN, f"bearer {TOKEN}x", f"Basic {TOKEN}"):

@@ -1,7 +1,9 @@
+import asyncio
 import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,10 +13,12 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
 
 from ffstream.errors import ConfigError, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.http import HttpServer, Sparse, make_app
+from ffstream.server.readiness import Readiness, of_predictions, of_samples
 
 WAIT_S = 20.0
 STATUS = {"state": "ready", "accepted": 5, "prequential_error": None}
@@ -25,10 +29,15 @@ class Site:
         self.metrics = Metrics()
         self.alive = True
         self.state = "ready"
+        self.predicts, self.learns = Readiness(True, "ready"), Readiness(True, "ready")
         self.asked, self.go_on = threading.Semaphore(0), threading.Event()
         self.go_on.set()
         app = make_app(
-            self.metrics.registry, alive=lambda: self.alive, readiness=lambda: self.state, status=self.status
+            self.metrics.registry,
+            alive=lambda: self.alive,
+            predicts=lambda: self.predicts,
+            learns=lambda: self.learns,
+            status=self.status,
         )
         self.server = HttpServer(app, "127.0.0.1:0", *limits)
         self.server.start()
@@ -96,11 +105,43 @@ def test_healthy_until_a_thread_has_died(site: Site) -> None:
     assert site.get("/healthz") == (503, "failed\n")
 
 
-@pytest.mark.parametrize("state", ["starting", "draining", "stopping", "failed", "anything else"])
-def test_ready_only_when_ready(site: Site, state: str) -> None:
+def test_each_readiness_is_told_by_its_own_path(site: Site) -> None:
+    assert site.get("/readyz") == site.get("/readyz/learn") == (200, "ready\n")
+    site.learns = Readiness(False, "disk_full: no samples")
+    assert site.get("/readyz/learn") == (503, "disk_full: no samples\n")
     assert site.get("/readyz") == (200, "ready\n")
-    site.state = state
-    assert site.get("/readyz") == (503, f"{state}\n")
+    site.predicts = Readiness(False, "failed: it died")
+    assert site.get("/readyz") == (503, "failed: it died\n")
+
+
+@pytest.mark.parametrize("state", ["starting", "draining", "stopping", "failed", "anything else"])
+def test_samples_are_accepted_only_when_ready(state: str) -> None:
+    assert of_samples("ready", paused=False, refusing=None) == (True, "ready")
+    readiness = of_samples(state, paused=True, refusing="draining")
+    assert not readiness.ready
+    assert readiness.text.startswith(f"{state}: ")
+
+
+def test_learning_that_is_paused_is_ready_and_says_so() -> None:
+    assert of_samples("ready", paused=True, refusing=None) == (True, "ready, learning is paused")
+    assert of_predictions("ready", answers=True, paused=True, refusing=None) == (True, "ready, learning is paused")
+
+
+def test_predictions_do_not_depend_on_samples() -> None:
+    refusing = of_predictions("ready", answers=True, paused=True, refusing="disk_full")
+    assert refusing == (True, "ready, learning is paused, no samples are accepted: disk_full")
+    assert not of_samples("ready", paused=False, refusing="disk_full").ready
+    for state in ("draining", "stopping"):
+        ready, text = of_predictions(state, answers=True, paused=False, refusing="draining")
+        assert ready
+        assert text == f"ready, the daemon is {state}: no more samples are accepted"
+
+
+@pytest.mark.parametrize(("state", "answers"), [("failed", True), ("stopping", False), ("starting", False)])
+def test_without_a_served_predict_socket_it_is_not_ready(state: str, answers: bool) -> None:
+    readiness = of_predictions(state, answers=answers, paused=False, refusing=None)
+    assert not readiness.ready
+    assert readiness.text.startswith(f"{state}: ")
 
 
 def test_status_and_page(site: Site) -> None:
@@ -132,7 +173,7 @@ def test_who_asks_for_nothing_keeps_nobody_out(said: bytes) -> None:
         silent = [held.enter_context(site.connect()) for _ in range(100)]
         for connection in silent[-10:]:
             connection.sendall(said)
-        for path in ("/healthz", "/readyz", "/status", "/metrics"):
+        for path in ("/healthz", "/readyz", "/readyz/learn", "/status", "/metrics"):
             with httpx.Client(base_url=f"http://{site.server.address}", trust_env=False, timeout=WAIT_S) as client:
                 assert client.get(path).status_code == 200
         assert heard(silent[0]) == b""
@@ -176,11 +217,97 @@ def test_more_than_are_answered_at_a_time_are_told_and_health_is_still_said(smal
         under_way = [pool.submit(httpx.get, f"http://{small_site.server.address}/status") for _ in range(2)]
         assert all(small_site.asked.acquire(timeout=WAIT_S) for _ in under_way)
         assert small_site.get("/healthz") == (200, "ok\n")
-        assert small_site.get("/readyz") == (200, "ready\n")
+        assert small_site.get("/readyz") == small_site.get("/readyz/learn") == (200, "ready\n")
         assert small_site.get("/metrics") == (503, "503: too many at a time\n")
         small_site.go_on.set()
         assert [each.result().status_code for each in under_way] == [200, 200]
     assert small_site.get("/metrics")[0] == 200
+
+
+class Clock:
+    """The clock of event loops: as it is, and what a test adds."""
+
+    def __init__(self) -> None:
+        self.added_s = 0.0
+
+    def time(self) -> float:
+        return time.monotonic() + self.added_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda loop: clock.time())
+    return clock
+
+
+def pass_time(site: Site, clock: Clock, seconds: float) -> None:
+    """Returns once everything that is due by then has happened: the loop has answered a request that came later."""
+    clock.added_s += seconds
+    with site.connect() as later:
+        later.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert heard(later).startswith(b"HTTP/1.1 200")
+
+
+def ask(connection: socket.socket, path: str = "/metrics") -> None:
+    """A request whose answer is read to its end; the connection stays open."""
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    said = b""
+    while b"\r\n\r\n" not in said:
+        said += connection.recv(1 << 16) or pytest.fail("closed")
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    (length,) = [
+        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
+    ]
+    while len(body) < length:
+        body += connection.recv(1 << 16) or pytest.fail("closed")
+
+
+def test_a_connection_lives_longer_than_any_usual_scrape_interval(clock: Clock) -> None:
+    """Up to Prometheus's own limit of 300 s, after which it closes the connection itself."""
+    site = Site()
+    with site.connect() as scraper:
+        for interval_s in (5.0, 15.0, 60.0, 300.0):
+            ask(scraper)
+            pass_time(site, clock, interval_s)
+        ask(scraper)
+        pass_time(site, clock, 331.0)
+        assert heard(scraper) == b"", "it is not kept for ever"
+    site.close()
+
+
+def test_the_beginning_of_a_request_is_not_kept_alive(clock: Clock) -> None:
+    """Only who has asked, and has begun nothing since, may be silent for as long as a scraper."""
+    site = Site()
+    with site.connect() as silent, site.connect() as begun, site.connect() as unfinished:
+        ask(begun)
+        begun.sendall(b"GET /metrics HTTP/1.1\r\n")
+        unfinished.sendall(b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        assert unfinished.recv(1 << 16).startswith(b"HTTP/1.1 405")
+        unfinished.sendall(b"x")
+        pass_time(site, clock, 0.0)  # what was sent is read
+        pass_time(site, clock, 11.0)
+        for late in (silent, begun, unfinished):
+            assert b"HTTP/1.1 200" not in heard(late)
+    site.close()
+
+
+def test_the_connection_that_is_idle_for_longest_gives_way(clock: Clock) -> None:
+    """A scraper between two scrapes is idle, too: connections stay few whatever their timeouts."""
+    site = Site(2)  # and 16 beyond
+    with ExitStack() as held:
+        kept = []
+        for _ in range(18):
+            kept.append(held.enter_context(site.connect()))
+            ask(kept[-1])
+            clock.added_s += 1.0
+        newer = held.enter_context(site.connect())
+        ask(newer)
+        assert heard(kept[0]) == b""
+        for connection in (*kept[1:], newer):
+            ask(connection)
+    site.close()
 
 
 def test_garbage_writes_few_lines(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,17 +339,21 @@ def test_lines_that_are_left_out_are_counted(monkeypatch: pytest.MonkeyPatch) ->
     assert said == ["at 0.0", "at 0.9", "at 1.0 left_out=2", "at 9.0 left_out=1", "at 10.0"]
 
 
+def idle_app() -> Starlette:
+    ready = Readiness(True, "ready")
+    return make_app(Metrics().registry, alive=bool, predicts=lambda: ready, learns=lambda: ready, status=dict)
+
+
 def test_an_address_in_use_or_none_is_a_config_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for address in (f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.1:http", "127.0.0.1", "", "127.0.0.1:99999"):
             with pytest.raises(ConfigError, match="cannot listen on") as caught:
-                HttpServer(make_app(Metrics().registry, alive=bool, readiness=str, status=dict), address)
+                HttpServer(idle_app(), address)
             assert caught.value.hint
 
 
 def test_a_server_that_never_started_is_closed(site: Site) -> None:
-    app = make_app(Metrics().registry, alive=bool, readiness=str, status=dict)
-    server = HttpServer(app, "127.0.0.1:0")
+    server = HttpServer(idle_app(), "127.0.0.1:0")
     host, _, port = server.address.rpartition(":")
     assert server.stop(1)
     socket.create_server((host, int(port))).close()
