@@ -7,9 +7,10 @@ import click
 import numpy as np
 
 from ffstream.cli import options
-from ffstream.cli.output import download_bar, print_json, progress_bar
+from ffstream.cli.datasets import load_dataset
+from ffstream.cli.output import print_json, progress_bar
 from ffstream.client import CurveKeys, Predictor
-from ffstream.data import Split, load
+from ffstream.data import Split
 from ffstream.wire.messages import DEFAULT_PREDICT
 
 
@@ -39,8 +40,7 @@ def evaluate(
     keys: CurveKeys | None,
 ) -> None:
     """Ask a daemon for the labels of a test split, one query after the other."""
-    with download_bar(quiet=as_json) as on_bytes:
-        test = load(dataset, data, on_bytes).test
+    test = load_dataset(dataset, data, quiet=as_json).test
     n = min(len(test), limit or len(test))
     with Predictor(endpoint, keys=keys) as predictor:
         wrong, seconds = _ask(predictor, test, n, batch, timeout_s, quiet=as_json)

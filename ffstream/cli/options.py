@@ -22,11 +22,12 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one line o
 control_endpoint = click.option(
     "--at", "endpoint", metavar="URL", default=DEFAULT_CONTROL, show_default=True, help="Control socket."
 )
-dataset = click.argument("dataset", metavar="mnist|fashion-mnist|embedded|DIR")
+dataset = click.argument("dataset", metavar="mnist|fashion-mnist|embedded|NAME|DIR")
 data_folder = click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder with the files of mnist or fashion-mnist: then nothing is fetched.",
+    help="Folder where the IDX files of the data set called NAME are looked for, in their usual places too "
+    "(MNIST/raw, …); nothing is fetched then.",
 )
 config_file = click.option(
     "--config",

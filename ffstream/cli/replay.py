@@ -13,10 +13,11 @@ import click
 from rich.progress import Progress, TaskID
 
 from ffstream.cli import options
-from ffstream.cli.output import download_bar, print_json, progress_bar
+from ffstream.cli.datasets import load_dataset
+from ffstream.cli.output import print_json, progress_bar
 from ffstream.client import Control, CurveKeys, Producer
 from ffstream.client.producer import Refused
-from ffstream.data import Order, UInt8Array, batches, load
+from ffstream.data import Order, UInt8Array, batches
 from ffstream.errors import DeadlineExceeded, FFStreamError, RequestRefused, Unauthorized
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN
 
@@ -171,8 +172,7 @@ def replay(
     In the JSON line, `duplicates` are samples that were sent again because no answer had come; none is learned twice.
     Exit code 0 means that every sample sent is acked.
     """
-    with download_bar(quiet=as_json) as on_bytes:
-        train = load(dataset, data, on_bytes).train
+    train = load_dataset(dataset, data, quiet=as_json).train
     stream = batches(train, batch, passes=passes, seed=seed, limit=limit, order=order)
     total = min(passes * len(train), limit or passes * len(train))
     refused: list[Refused] = []

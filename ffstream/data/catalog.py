@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import platformdirs
 
-from ffstream.data.dataset import Dataset, load_folder
+from ffstream.data import folder as folders
+from ffstream.data.dataset import Dataset, load_folder, read_collection
 from ffstream.data.download import Progress, RemoteFile, fetch
 from ffstream.data.embedded import load_embedded
 from ffstream.errors import DataError
@@ -15,10 +16,23 @@ from ffstream.errors import DataError
 
 @dataclass(frozen=True)
 class Source:
-    """The mirrors (base URLs, tried in order) and the four files of a dataset."""
+    """The mirrors (base URLs, tried in order) and the four files of a dataset.
+
+    `first_labels`: with which labels the two splits begin, by which files of another data set are recognised, however
+    they are named, packed or cut.
+    """
 
     mirrors: tuple[str, ...]
     files: tuple[RemoteFile, ...]
+    first_labels: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+    def begins(self, dataset: Dataset) -> tuple[bool, bool]:
+        """Say of each split of `dataset` whether it begins as this one. True when that is not known."""
+        train, test = self.first_labels
+        return (
+            tuple(dataset.train.labels[: len(train)].tolist()) == train,
+            tuple(dataset.test.labels[: len(test)].tolist()) == test,
+        )
 
 
 # Two checksums each: the file as the mirrors publish it, and a copy of the same IDX content gzipped anew.
@@ -27,6 +41,7 @@ MNIST = Source(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
+    first_labels=((5, 0, 4, 1, 9, 2, 1, 3, 1, 4), (7, 2, 1, 0, 4, 1, 4, 9, 5, 9)),
     files=(
         RemoteFile(
             "train-images-idx3-ubyte.gz",
@@ -65,6 +80,7 @@ FASHION_MNIST = Source(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     ),
+    first_labels=((9, 0, 0, 3, 0, 2, 7, 2, 5, 5), (9, 2, 1, 1, 6, 1, 4, 6, 5, 7)),
     files=(
         RemoteFile("train-images-idx3-ubyte.gz", ("md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",)),
         RemoteFile("train-labels-idx1-ubyte.gz", ("md5:25c81989df183df01b3e8a0aad5dffbe",)),
@@ -74,6 +90,13 @@ FASHION_MNIST = Source(
 )
 
 SOURCES: Mapping[str, Source] = {"mnist": MNIST, "fashion-mnist": FASHION_MNIST}
+
+# Read from a folder, never fetched: their publishers have them in archives of many files.
+ONLY_IN_FOLDERS = (
+    *(f"emnist-{split}" for split in ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")),
+    "kmnist",
+    "qmnist",
+)
 
 
 def load(
@@ -85,19 +108,29 @@ def load(
 ) -> Dataset:
     """Return the dataset `mnist`, `fashion-mnist` or `embedded`, or the one in a folder of four IDX files.
 
-    A downloadable one is read from `data/<name>` or `data` when `data` is given (nothing is fetched then),
-    else from the cache, which is filled from the mirrors. FFSTREAM_CACHE moves the cache
-    (`$FFSTREAM_CACHE/<name>/`), FFSTREAM_MIRROR replaces the mirrors (`$FFSTREAM_MIRROR/<name>/<file>`).
-    Raises DataError for an unknown name, missing or damaged files and a failed download.
+    With `data`, a named one is looked for in and below that folder (see `ffstream.data.folder`) and nothing is
+    fetched; any name that files there carry will do. Otherwise `mnist` and `fashion-mnist` are read from the cache,
+    which is filled from the mirrors. FFSTREAM_CACHE moves the cache (`$FFSTREAM_CACHE/<name>/`), FFSTREAM_MIRROR
+    replaces the mirrors (`$FFSTREAM_MIRROR/<name>/<file>`).
+    Raises DataError for an unknown name, missing or damaged files, files of another dataset, a failed download, and
+    for `data` where it would be ignored.
     """
+    source = sources.get(name_or_dir)
+    if data is not None:
+        if name_or_dir == "embedded":
+            raise DataError(
+                "`embedded` travels with the package and is not read from a folder",
+                hint=f"leave out --data {data}, or name the data set that is there",
+            )
+        if source is None and Path(name_or_dir).is_dir():
+            raise DataError(
+                f"{name_or_dir} is a folder itself, --data {data} would be ignored", hint="give one of the two"
+            )
+        return _load_named(name_or_dir, data, sources)
     if name_or_dir == "embedded":
         return load_embedded()
-    source = sources.get(name_or_dir)
     if source is None:
         return _load_dir(name_or_dir, sources)
-    if data is not None:
-        inner = data / name_or_dir
-        return load_folder(inner if inner.is_dir() else data, name_or_dir)
     folder = cache_folder(name_or_dir)
     _fill(folder, name_or_dir, source, progress)
     return load_folder(folder, name_or_dir)
@@ -109,15 +142,34 @@ def cache_folder(name: str) -> Path:
     return (Path(root) if root else platformdirs.user_cache_path("ffstream")) / name
 
 
+def _load_named(name: str, data: Path, sources: Mapping[str, Source]) -> Dataset:
+    dataset = read_collection(folders.choose(data, name), name)
+    source = sources.get(name)
+    if source is None or all(source.begins(dataset)):
+        return dataset
+    for other, its_source in sources.items():
+        if other != name and any(its_source.begins(dataset)):
+            raise DataError(
+                f"{dataset.folder}: the files are those of {other}, not of {name}",
+                hint=f"ask for {other}, or name the folder that holds {name}",
+            )
+    note = f"the files in {dataset.folder} do not begin as those published as {name}"
+    return replace(dataset, notes=(*dataset.notes, note))
+
+
 def _load_dir(directory: str, sources: Mapping[str, Source]) -> Dataset:
     folder = Path(directory)
+    if directory in ONLY_IN_FOLDERS and not folder.is_dir():
+        raise DataError(f"{directory} is not fetched from anywhere", hint="--data names a folder with its IDX files")
     if not folder.is_dir():
         names = ", ".join([*sources, "embedded"])
         raise DataError(
             f"{directory!r}: no such dataset and no such folder",
-            hint=f"choose one of {names}, or a folder of four IDX files",
+            hint=f"choose one of {names}, or a folder of four IDX files; "
+            f"with --data, also one of {', '.join(ONLY_IN_FOLDERS)}",
         )
-    return load_folder(folder, folder.resolve().name)
+    collection = folders.choose(folder)
+    return read_collection(collection, collection.name or folder.resolve().name)
 
 
 def _fill(folder: Path, name: str, source: Source, progress: Progress | None) -> None:

@@ -1,21 +1,18 @@
-"""Labelled images in memory, and the folder of four IDX files they are read from."""
+"""Labelled images in memory, and how they are read from a folder of IDX files."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ffstream.data.idx import read_idx
+from ffstream.data import folder as folders
+from ffstream.data.folder import HINT, Collection
+from ffstream.data.idx import IdxArray, read_idx
 from ffstream.errors import DataError
 
 UInt8Array = npt.NDArray[np.uint8]
-
-_FOLDER_HINT = (
-    "a dataset folder holds train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte "
-    "and t10k-labels-idx1-ubyte, each gzipped (.gz) or not"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +38,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split with images of one size. Raises DataError when the sizes differ."""
+    """A training and a test split with images of one size. Raises DataError when the sizes differ.
+
+    `folder`: where the files lie. `notes`: what a user should know about them.
+    """
 
     name: str
     train: Split
     test: Split
+    folder: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         train_HW, test_HW = self.train.images.shape[1:], self.test.images.shape[1:]
@@ -54,35 +56,65 @@ class Dataset:
 
 
 def load_folder(folder: Path, name: str) -> Dataset:
-    """Read the four IDX files of a folder, named as MNIST names them.
+    """Read the four IDX files of the only data set in a folder (see `ffstream.data.folder`), and call it `name`.
 
-    Also takes the dotted names (`train-images.idx3-ubyte`). Of several forms of one file the plain one is
-    read. Raises DataError for a missing, damaged or empty file and for counts or sizes that do not fit.
+    Raises DataError for a missing, damaged or empty file, counts or sizes that do not fit, pixels that are not
+    0 to 255 (or 0.0 to 1.0), and labels that are not 0 to 255.
     """
-    return Dataset(name, _read_split(folder, "train"), _read_split(folder, "t10k"))
+    return read_collection(folders.choose(folder), name)
 
 
-def _read_split(folder: Path, prefix: str) -> Split:
-    images_path = _find(folder, f"{prefix}-images", "idx3-ubyte")
-    labels_path = _find(folder, f"{prefix}-labels", "idx1-ubyte")
+def read_collection(collection: Collection, name: str) -> Dataset:
+    """Read a complete collection. EMNIST's images, which lie on their side in the files, are turned upright.
+
+    Raises DataError as `load_folder` does.
+    """
+    is_emnist = (collection.name or "").startswith("emnist")
+    train, test = (_read_split(collection, prefix, transpose=is_emnist) for prefix in ("train", "t10k"))
+    notes = ("the images of EMNIST are transposed in its files; they are turned upright",) if is_emnist else ()
+    return Dataset(name, train, test, collection.folder, notes)
+
+
+def _read_split(collection: Collection, prefix: str, *, transpose: bool) -> Split:
+    images_path, labels_path = (collection.files[f"{prefix}-{what}"] for what in ("images", "labels"))
     images, labels = read_idx(images_path), read_idx(labels_path)
-    try:
-        split = Split(images, labels)
-    except DataError as error:
-        raise DataError(f"{images_path} and {labels_path.name}: {error.message}", hint=_FOLDER_HINT) from error
     if images.size == 0:
-        raise DataError(f"{images_path}: holds no pixels, shape {images.shape}", hint=_FOLDER_HINT)
-    return split
+        raise DataError(f"{images_path}: holds no pixels, shape {images.shape}", hint=HINT)
+    if labels.ndim == 2 and labels.shape[1:] == (8,) and labels.dtype == np.int32:
+        labels = labels[:, 0]  # QMNIST: the class, and seven columns about the writer
+    pixels, classes = _pixels(images, images_path), _classes(labels, labels_path)
+    try:
+        split = Split(pixels, classes)
+    except DataError as error:
+        raise DataError(f"{images_path} and {labels_path.name}: {error.message}", hint=HINT) from error
+    return Split(np.ascontiguousarray(split.images.swapaxes(1, 2)), split.labels) if transpose else split
 
 
-def _find(folder: Path, stem: str, kind: str) -> Path:
-    for path in _candidates(folder, stem, kind):
-        if path.is_file():
-            return path
-    raise DataError(f"{folder}: no file {stem}-{kind}[.gz]", hint=_FOLDER_HINT)
+def _pixels(images: IdxArray, path: Path) -> UInt8Array:
+    """As uint8: integers from 0 to 255 as they are; floats too, or from 0.0 to 1.0 to the nearest of 256 steps."""
+    if images.dtype == np.uint8:
+        return images.astype(np.uint8, copy=False)
+    low, high = _range(images)
+    if images.dtype.kind == "f" and low >= 0.0 and high <= 1.0:
+        return np.rint(images * 255).astype(np.uint8)
+    if not (low >= 0 and high <= 255):
+        expected = "0.0 to 1.0 or 0 to 255" if images.dtype.kind == "f" else "0 to 255"
+        raise DataError(f"{path}: pixels are {low:g} to {high:g}, expected {expected}", hint="rescale the images")
+    return np.rint(images).astype(np.uint8)
 
 
-def _candidates(folder: Path, stem: str, kind: str) -> Iterator[Path]:
-    for separator in "-.":
-        yield folder / f"{stem}{separator}{kind}"
-        yield folder / f"{stem}{separator}{kind}.gz"
+def _classes(labels: IdxArray, path: Path) -> UInt8Array:
+    if labels.size == 0 or labels.dtype == np.uint8:
+        return labels.astype(np.uint8, copy=False)
+    low, high = _range(labels)
+    if not (low >= 0 and high <= 255) or (labels.dtype.kind == "f" and np.any(labels != np.rint(labels))):
+        what = f"{low:g} to {high:g}"
+        raise DataError(
+            f"{path}: labels are {what}, expected whole numbers from 0 to 255", hint="renumber the classes from 0"
+        )
+    return labels.astype(np.uint8)
+
+
+def _range(array: npt.NDArray[Any]) -> tuple[float, float]:
+    """The least and the greatest number; NaN is in no range."""
+    return float(array.min()), float(array.max())

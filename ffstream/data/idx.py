@@ -2,13 +2,13 @@
 
     offset      bytes  content
     0           2      zero
-    2           1      element type; 0x08 = unsigned byte, the only one read here
+    2           1      element type, one of `ELEMENT_TYPES`
     3           1      number of dimensions D
     4           4·D    the dimensions, big-endian unsigned 32-bit
-    4 + 4·D     n      the elements in C order; n = product of the dimensions
+    4 + 4·D     n·s    the elements in C order, big-endian; n = product of the dimensions, s = bytes of an element
 
 A file is valid if and only if its content, after gunzip when it starts with 1f 8b, is such a header with
-1 ≤ D ≤ 4, followed by exactly n elements, where n and the header's claim are at most `max_bytes`.
+1 ≤ D ≤ 4, followed by exactly n elements, where n·s and the header's claim are at most `max_bytes`.
 """
 
 import gzip
@@ -17,7 +17,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +27,18 @@ from ffstream.errors import DataError
 MAX_BYTES = 1 << 30
 MAX_DIMENSIONS = 4
 
+ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
 _UNSIGNED_BYTE = 0x08
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 20
-_FETCH_AGAIN = "the file is damaged or not an IDX file of bytes: fetch it again"
+_FETCH_AGAIN = "the file is damaged or not an IDX file: fetch it again"
+
+IdxArray = npt.NDArray[np.integer[Any] | np.floating[Any]]
 
 
-def read_idx(path: Path, *, max_bytes: int = MAX_BYTES) -> npt.NDArray[np.uint8]:
-    """Return the array in an IDX file, gzipped or not, whatever its name.
+def read_idx(path: Path, *, max_bytes: int = MAX_BYTES) -> IdxArray:
+    """Return the array in an IDX file, gzipped or not, whatever its name; in the machine's byte order.
 
     Never holds more than `max_bytes` of content, whatever the header claims or the gzip stream expands to.
     Raises DataError for a file that cannot be read or is not valid.
@@ -72,34 +76,36 @@ def _gzip(content: bytes) -> bytes:
     return packed.getvalue()
 
 
-def _read(stream: BinaryIO, path: Path, max_bytes: int) -> npt.NDArray[np.uint8]:
-    shape = _read_shape(stream, path)
+def _read(stream: BinaryIO, path: Path, max_bytes: int) -> IdxArray:
+    dtype, shape = _read_header(stream, path)
     # A zero must not hide its huge neighbours: numpy refuses such shapes too.
-    if math.prod(max(size, 1) for size in shape) > max_bytes:
+    if math.prod(max(size, 1) for size in shape) * dtype.itemsize > max_bytes:
         raise DataError(f"{path}: header claims {shape}, over the limit of {max_bytes} bytes", hint=_FETCH_AGAIN)
     size = math.prod(shape)
-    elements = _read_up_to(stream, size)
-    if len(elements) < size:
-        raise DataError(f"{path}: ends after {len(elements)} of {size} elements", hint=_FETCH_AGAIN)
+    content = _read_up_to(stream, size * dtype.itemsize)
+    if len(content) < size * dtype.itemsize:
+        raise DataError(f"{path}: ends after {len(content) // dtype.itemsize} of {size} elements", hint=_FETCH_AGAIN)
     # This read also reaches the end of a gzip stream, where its checksum is compared.
     if stream.read(1):
         raise DataError(f"{path}: more bytes after the {size} elements", hint=_FETCH_AGAIN)
-    return np.frombuffer(elements, np.uint8).reshape(shape)
+    array: IdxArray = np.frombuffer(content, dtype).reshape(shape)
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _read_shape(stream: BinaryIO, path: Path) -> tuple[int, ...]:
+def _read_header(stream: BinaryIO, path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
         raise DataError(f"{path}: does not start with an IDX magic number", hint=_FETCH_AGAIN)
     element_type, dimensions = magic[2], magic[3]
-    if element_type != _UNSIGNED_BYTE:
-        raise DataError(f"{path}: element type 0x{element_type:02x} is not unsigned byte (0x08)", hint=_FETCH_AGAIN)
+    if element_type not in ELEMENT_TYPES:
+        known = ", ".join(f"0x{each:02x}" for each in ELEMENT_TYPES)
+        raise DataError(f"{path}: element type 0x{element_type:02x} is none of {known}", hint=_FETCH_AGAIN)
     if not 1 <= dimensions <= MAX_DIMENSIONS:
         raise DataError(f"{path}: {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}", hint=_FETCH_AGAIN)
     sizes = stream.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
         raise DataError(f"{path}: ends within the header", hint=_FETCH_AGAIN)
-    return struct.unpack(f">{dimensions}I", sizes)
+    return np.dtype(ELEMENT_TYPES[element_type]), struct.unpack(f">{dimensions}I", sizes)
 
 
 def _read_up_to(stream: BinaryIO, size: int) -> bytearray:

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ffstream.data.idx import read_idx, write_idx
+from ffstream.data.idx import ELEMENT_TYPES, IdxArray, read_idx, write_idx
 from ffstream.errors import DataError
 
 ARRAYS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5))
 PAIR = struct.pack(">HBBI", 0, 8, 1, 2) + b"\x05\x09"
 
 
-def read_bytes(content: bytes, *, max_bytes: int = 1 << 20) -> npt.NDArray[np.uint8]:
+def read_bytes(content: bytes, *, max_bytes: int = 1 << 20) -> IdxArray:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         path.write_bytes(content)
@@ -31,6 +31,26 @@ def read_bytes(content: bytes, *, max_bytes: int = 1 << 20) -> npt.NDArray[np.ui
 def test_a_file_spelled_out_by_hand_is_read() -> None:
     content = bytes.fromhex("00 00 08 02  00 00 00 02  00 00 00 03") + bytes([1, 2, 3, 4, 5, 6])
     assert read_bytes(content).tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("code", "numbers", "content"),
+    [
+        (0x08, [1, 255], "01 ff"),
+        (0x09, [1, -1], "01 ff"),
+        (0x0B, [1, -2], "0001 fffe"),
+        (0x0C, [258, -1], "00000102 ffffffff"),
+        (0x0D, [1.0, -2.0], "3f800000 c0000000"),
+        (0x0E, [1.0, -2.0], "3ff0000000000000 c000000000000000"),
+    ],
+)
+def test_every_element_type_is_read_big_endian(code: int, numbers: list[float], content: str) -> None:
+    read = read_bytes(struct.pack(">HBBI", 0, code, 1, 2) + bytes.fromhex(content))
+    assert read.tolist() == numbers
+    assert read.dtype.isnative
+    limit = read.nbytes - 1
+    with pytest.raises(DataError, match="over the limit"):
+        read_bytes(struct.pack(">HBBI", 0, code, 1, 2) + bytes.fromhex(content), max_bytes=limit)
 
 
 @given(array=ARRAYS, name=st.sampled_from(["a", "a.gz"]))
@@ -67,7 +87,8 @@ def test_gzip_is_recognised_by_its_magic_not_by_its_name(tmp_path: Path) -> None
         (b"", "magic"),
         (PAIR[:3], "magic"),
         (b"\x01" + PAIR[1:], "magic"),
-        (b"\0\0\x0d\x01" + PAIR[4:], "0x0d"),
+        (b"\0\0\x0a\x01" + PAIR[4:], "0x0a is none of 0x08, 0x09, 0x0b, 0x0c, 0x0d, 0x0e"),
+        (b"\0\0\x0c\x01" + PAIR[4:], "ends after 0 of 2"),
         (b"\0\0\x08\x00", "0 dimensions"),
         (b"\0\0\x08\x05" + bytes(20), "5 dimensions"),
         (PAIR[:6], "within the header"),
@@ -117,7 +138,7 @@ def test_damaged_bytes_give_a_data_error_or_an_array_and_nothing_else(
         read = read_bytes(bytes(damaged))
     except DataError:
         return
-    assert read.dtype == np.uint8
+    assert read.dtype in {np.dtype(each[1:]) for each in ELEMENT_TYPES.values()}
     assert read.size == math.prod(read.shape)
 
 

@@ -1,0 +1,17 @@
+"""Data sets as commands read them: a bar while they are fetched, and notes about them on stderr."""
+
+from pathlib import Path
+
+import click
+
+from ffstream.cli.output import download_bar
+from ffstream.data import Dataset, load
+
+
+def load_dataset(name_or_dir: str, data: Path | None, *, quiet: bool) -> Dataset:
+    """`ffstream.data.load` for people. `quiet`: without the bar. Raises DataError."""
+    with download_bar(quiet=quiet) as on_bytes:
+        dataset = load(name_or_dir, data, on_bytes)
+    for note in dataset.notes:
+        click.echo(f"note: {note}", err=True)
+    return dataset
