@@ -28,7 +28,7 @@ from ffstream.durable import fsync, fsync_tree
 from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
 from ffstream.ff import kernels
 from ffstream.journal.journal import Journal
-from ffstream.learner import Learner
+from ffstream.learner import Durable, Learner
 from ffstream.metrics import Metrics
 from ffstream.recovery import open_store
 from ffstream.server.access import Access
@@ -255,6 +255,13 @@ class Daemon:
         metrics.snapshot_age.set_function(lambda: time.monotonic() - self.learner.snapshots.current.published)
         metrics.snapshot_seq.set_function(lambda: self.learner.snapshots.current.seq)
         metrics.snapshot_version.set_function(lambda: self.learner.snapshots.current.version)
+        metrics.prequential_error.set_function(lambda: self.learner.course.prequential.record.recent)
+        metrics.prequential_window.set_function(lambda: self.learner.course.prequential.record.window_samples)
+        metrics.checkpoint_seq.set_function(partial(self._checkpoint_figure, lambda newest: newest.seq))
+        metrics.checkpoint_bytes.set_function(partial(self._checkpoint_figure, lambda newest: newest.bytes))
+        metrics.checkpoint_age.set_function(
+            partial(self._checkpoint_figure, lambda newest: time.monotonic() - newest.written)
+        )
         metrics.paused.set_function(lambda: float(self.learner.paused))
         metrics.credit.set_function(self.learn.credit)
         for phase in ("interleaved", "wake", "sleep"):
@@ -264,6 +271,10 @@ class Daemon:
             metrics.queue_depth.labels(label).set_function(partial(self._stage_figure, index, "queue_depth"))
             metrics.stage_seq.labels(label).set_function(partial(self._stage_figure, index, "last_seq"))
             metrics.skipped.labels(label).set_function(partial(self._stage_figure, index, "skipped"))
+
+    def _checkpoint_figure(self, figure: Callable[[Durable], float]) -> float | None:
+        newest = self.learner.newest_checkpoint
+        return figure(newest) if newest is not None else None
 
     def _is_phase(self, phase: str) -> float:
         return float(self.learner.pipeline.phase == phase)

@@ -46,6 +46,14 @@ class RolledBack(NamedTuple):
     later: str  # "relearned" (but for those that an earlier rollback skipped) or "skipped"
 
 
+class Durable(NamedTuple):
+    """The newest checkpoint: `written` is when, by `time.monotonic`."""
+
+    seq: int
+    bytes: int
+    written: float
+
+
 class Learner:
     """Made on a journal that is open. `start`, then the stop in three steps: `end_learning`, `end_evaluation`,
     `end_writing`. Raises what recovery raises: JournalDamaged, CheckpointIncompatible, ConfigError."""
@@ -70,7 +78,9 @@ class Learner:
         self.writer = CheckpointWriter(
             self.store, self._on_written, on_failure, bytes_per_s=config.checkpoint.write_bytes_per_s
         )
+        self.newest_checkpoint: Durable | None = None
         self.course = self._make_course(self._starting_point())
+        self._find_newest_checkpoint()
         self.snapshots = Snapshots(self.course.first)
 
     # --- a course of learning ----------------------------------------------------------------------------------
@@ -150,13 +160,16 @@ class Learner:
             metrics.checkpoint_failures.inc()
         else:
             metrics.checkpoint_seconds.observe(written.seconds)
-            metrics.checkpoint_bytes.set(written.bytes)
-            metrics.checkpoint_seq.set(written.seq)
+            self.newest_checkpoint = Durable(written.seq, written.bytes, time.monotonic())
             self.retention.wrote(written.seq)
         with self._checkpointed:
             self._last_written = written
             self._writes += 1
             self._checkpointed.notify_all()
+
+    def _find_newest_checkpoint(self) -> None:
+        stored = self.store.newest_stored()
+        self.newest_checkpoint = stored and Durable(stored.seq, stored.bytes, time.monotonic() - stored.age_s)
 
     def trim(self, *, pressed: bool = False) -> bool:
         """On the journal's thread: deletes a few rows that no kept checkpoint needs. True when more remain.
@@ -319,6 +332,7 @@ class Learner:
         with self._checkpointed:
             self._last_written = Written(-1, 0, 0.0, None)  # numbers come again
         self.course = self._make_course(start)
+        self._find_newest_checkpoint()
         self.retention.goes_back(start.seq)
         # What lived for the course before is garbage now, and was told to the collector as lasting.
         gc.unfreeze()

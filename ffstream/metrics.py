@@ -1,14 +1,74 @@
-"""Every metric once, in Prometheus' conventions: base units, `_total` on counters, labels from closed lists."""
+"""Every metric once, in Prometheus' conventions: base units, `_total` on counters, labels from closed lists.
 
+A gauge has no sample in a scrape until its value is known. Zero would be a statement: an error ratio of 0 before the
+first prediction, or a checkpoint at sequence number 0 after a restart, is false and sets off alerts.
+"""
+
+import math
 import platform
+from collections.abc import Callable
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, Metric
+from prometheus_client.core import GaugeMetricFamily
 
 from ffstream import __version__
 
 _FAST_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+
+
+class Reading:
+    """The value of a gauge, for one choice of its labels; unknown at first. Any thread may set it."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], float | None] = lambda: None
+
+    def set(self, value: float) -> None:
+        """The value from now on. NaN: unknown."""
+        self.read = lambda: value
+
+    def set_function(self, read: Callable[[], float | None]) -> None:
+        """`read` is called at each scrape. None or NaN: unknown."""
+        self.read = read
+
+
+class Gauge:
+    """A gauge without a sample in a scrape while its value is unknown."""
+
+    def __init__(self, name: str, help: str, labels: tuple[str, ...], registry: CollectorRegistry) -> None:
+        self._name = name
+        self._help = help
+        self._label_names = labels
+        self._readings: dict[tuple[str, ...], Reading] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Reading:
+        """The reading for these values of the labels."""
+        if len(values) != len(self._label_names):
+            raise ValueError(f"{self._name} has the labels {self._label_names}, not {values}")
+        return self._readings.setdefault(values, Reading())
+
+    def set(self, value: float) -> None:
+        """The value of a gauge without labels from now on. NaN: unknown."""
+        self.labels().set(value)
+
+    def set_function(self, read: Callable[[], float | None]) -> None:
+        """`read` is called at each scrape of a gauge without labels. None or NaN: unknown."""
+        self.labels().set_function(read)
+
+    def describe(self) -> list[Metric]:
+        """For the registry: its name and type, also while no value is known."""
+        return [GaugeMetricFamily(self._name, self._help, labels=self._label_names)]
+
+    def collect(self) -> list[Metric]:
+        """For the registry: the values that are known."""
+        family = GaugeMetricFamily(self._name, self._help, labels=self._label_names)
+        for labels, reading in self._readings.copy().items():
+            value = reading.read()
+            if value is not None and not math.isnan(value):
+                family.add_metric(labels, value)
+        return [family]
 
 
 class Metrics:
@@ -26,7 +86,7 @@ class Metrics:
         return Counter(f"ffstream_{name}", help, labels, registry=self.registry)
 
     def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
-        return Gauge(f"ffstream_{name}", help, labels, registry=self.registry)
+        return Gauge(f"ffstream_{name}", help, labels, self.registry)
 
     def _histogram(self, name: str, help: str, *labels: str, buckets: tuple[float, ...] = _FAST_SECONDS) -> Histogram:
         return Histogram(f"ffstream_{name}", help, labels, registry=self.registry, buckets=buckets)
@@ -58,17 +118,22 @@ class Metrics:
     def _define_learning(self) -> None:
         self.samples_learned = self._counter("samples_learned_total", "Samples that every layer has learned.")
         self.applied_seq = self._gauge("applied_seq", "Sequence number up to which every layer has learned.")
-        self.goodness = self._gauge("layer_goodness", "Mean goodness since the last barrier.", "layer", "polarity")
-        self.loss = self._gauge("layer_loss", "Mean loss since the last barrier.", "layer")
+        self.goodness = self._gauge(
+            "layer_goodness", "Mean goodness between the last two barriers.", "layer", "polarity"
+        )
+        self.loss = self._gauge("layer_loss", "Mean loss between the last two barriers.", "layer")
         self.step_seconds = self._histogram("stage_step_seconds", "Time of a stage for a microbatch.", "stage")
         self.queue_depth = self._gauge("stage_queue_depth", "Items waiting before a stage.", "stage")
         self.stage_seq = self._gauge("stage_last_seq", "Last sample that a stage has learned.", "stage")
-        self.skipped = self._gauge("stage_skipped_microbatches", "Microbatches given up before a stage.", "stage")
+        self.skipped = self._gauge(
+            "stage_skipped_microbatches", "Microbatches given up before a stage since the start or rollback.", "stage"
+        )
         self.phase = self._gauge("phase", "1 for the phase that is running.", "phase")
         self.paused = self._gauge("learning_paused", "1 while learning is paused.")
         self.checkpoint_seconds = self._histogram("checkpoint_write_seconds", "Time to make a checkpoint durable.")
-        self.checkpoint_bytes = self._gauge("checkpoint_bytes", "Size of the last checkpoint.")
-        self.checkpoint_seq = self._gauge("checkpoint_last_seq", "Sequence number of the last checkpoint.")
+        self.checkpoint_bytes = self._gauge("checkpoint_bytes", "Size of the newest checkpoint.")
+        self.checkpoint_seq = self._gauge("checkpoint_last_seq", "Sequence number of the newest checkpoint.")
+        self.checkpoint_age = self._gauge("checkpoint_age_seconds", "Time since the newest checkpoint was written.")
         self.checkpoint_failures = self._counter(
             "checkpoint_failures_total", "Checkpoints that could not be written."
         )
@@ -88,6 +153,9 @@ class Metrics:
         )
         self.prequential_error = self._gauge(
             "prequential_error_ratio", "Error over the last 10,000 predicted samples."
+        )
+        self.prequential_window = self._gauge(
+            "prequential_window_samples", "Samples that prequential_error_ratio is measured over; at first, fewer."
         )
         self.snapshot_age = self._gauge("snapshot_age_seconds", "Time since the weights that predict were published.")
         self.snapshot_seq = self._gauge("snapshot_seq", "Last sample that the weights that predict have learned.")

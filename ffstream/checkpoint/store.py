@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -45,6 +45,14 @@ class Checkpoint:
     seq: int
     tensors: Mapping[str, Tensor]
     progress: Mapping[str, Any]
+
+
+class Stored(NamedTuple):
+    """What is known of a checkpoint on disk without reading its tensors."""
+
+    seq: int
+    bytes: int
+    age_s: float  # since it was written, by the machine's clock; 0 if that says that it is yet to come
 
 
 class CheckpointStore:
@@ -119,6 +127,15 @@ class CheckpointStore:
     def whole_seqs(self) -> list[int]:
         """The same without those that are known to be damaged."""
         return [seq for seq in self.seqs() if seq not in self._damaged]
+
+    def newest_stored(self) -> Stored | None:
+        """The newest one that is not known to be damaged; None if there is none, or it cannot be read."""
+        with suppress(CheckpointDamaged, Unavailable, KeyError, TypeError, ValueError):
+            for seq in self.whole_seqs()[-1:]:
+                manifest = manifests.read(self.folder, seq)
+                age_s = max(0.0, time.time() - float(manifest["written"]))
+                return Stored(seq, int(manifest["files"][STATE]["bytes"]), age_s)
+        return None
 
     def load(self, seq: int) -> Checkpoint:
         """Reads one. Raises CheckpointDamaged or CheckpointIncompatible."""

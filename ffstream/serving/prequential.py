@@ -78,6 +78,11 @@ class ErrorRecord:
         return self._window_wrong / self._window_size if self._window_size else None
 
     @property
+    def window_samples(self) -> int:
+        """Samples in the window: fewer than 10,000 at first."""
+        return self._window_size
+
+    @property
     def total(self) -> float | None:
         """Error over all samples, None before the first."""
         return self._wrong / self._samples if self._samples else None
@@ -198,7 +203,6 @@ class Prequential:
         self.record.add(size, wrong, batch.stands_for)
         self._metrics.prequential_samples.inc(size)
         self._metrics.prequential_errors.inc(wrong)
-        self._metrics.prequential_error.set(self.record.recent or 0.0)
 
     def _snapshot(self, version: int) -> Snapshot | None:
         """The snapshot of that version, once it is published; None if it never will be."""

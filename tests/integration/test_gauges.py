@@ -1,0 +1,103 @@
+"""What a scrape says of a daemon that has nothing to say yet, and of one that was restarted or rolled back."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.in_process import Running, images, labels
+from tests.support import wait_until
+
+WAIT_S = 30.0
+OF_CHECKPOINTS = {"checkpoint_bytes", "checkpoint_last_seq", "checkpoint_age_seconds"}
+OF_LEARNING = {"layer_goodness", "layer_loss"}
+
+
+def scrape(running: Running) -> dict[str, dict[tuple[str, ...], float]]:
+    """Every gauge, the values that it has by those of their labels."""
+    text = httpx.get(f"http://{running.daemon.http.address}/metrics", trust_env=False, timeout=WAIT_S).text
+    return {
+        family.name.removeprefix("ffstream_"): {tuple(each.labels.values()): each.value for each in family.samples}
+        for family in text_string_to_metric_families(text)
+        if family.type == "gauge" and family.name != "ffstream_build_info"
+    }
+
+
+def absent(running: Running) -> set[str]:
+    return {name for name, values in scrape(running).items() if not values}
+
+
+def learn(running: Running, count: int) -> None:
+    with running.producer() as producer:
+        for at in range(0, count, 8):
+            producer.send(images(8, at), labels(8, at))
+    running.control().wait_idle(WAIT_S)
+
+
+def test_before_the_first_sample_nothing_is_said_about_errors_and_checkpoints(tmp_path: Path) -> None:
+    with Running(tmp_path / "state") as running:
+        unknown = {"prequential_error_ratio", *OF_CHECKPOINTS, *OF_LEARNING}
+        wait_until(lambda: absent(running) == unknown, WAIT_S, "the journal was looked at")
+        assert scrape(running)["prequential_window_samples"] == {(): 0.0}
+        learn(running, 80)
+        wait_until(lambda: absent(running) == OF_CHECKPOINTS, WAIT_S, "it has predicted and learned")
+        running.control().request("checkpoint")
+        assert absent(running) <= OF_LEARNING, "the checkpoint's barrier came after no sample"
+
+
+def test_after_a_restart_errors_and_checkpoints_are_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Running(tmp_path / "state") as running:
+        learn(running, 80)
+        result = running.control().request("checkpoint")
+        before = scrape(running)
+        assert 0 < before["prequential_error_ratio"][()] <= 1
+        assert before["prequential_window_samples"] == {(): 80.0}
+        assert before["checkpoint_last_seq"] == {(): result["seq"]} == {(): 80.0}
+        assert before["checkpoint_bytes"] == {(): result["bytes"]}
+        assert 0 <= before["checkpoint_age_seconds"][()] < WAIT_S
+        later = SimpleNamespace(time=lambda: time.time() + 1000)
+        running.stop()
+        monkeypatch.setattr("ffstream.checkpoint.store.time", later)
+        running.restart()
+        assert absent(running) <= {"clients", "journal_used_bytes", *OF_LEARNING}, "nothing is learned yet"
+        after = scrape(running)
+        for name in (
+            "prequential_error_ratio",
+            "prequential_window_samples",
+            "checkpoint_last_seq",
+            "checkpoint_bytes",
+        ):
+            assert after[name] == before[name]
+        assert 1000 <= after["checkpoint_age_seconds"][()] < 1000 + 4 * WAIT_S
+
+
+def test_after_a_rollback_they_are_as_they_were_then(tmp_path: Path) -> None:
+    with Running(tmp_path / "state") as running:
+        learn(running, 40)
+        running.control().request("checkpoint")
+        then = scrape(running)
+        learn(running, 80)
+        assert running.control().request("checkpoint")["seq"] == 120
+        running.control().request("pause")  # or what comes later is learned again, before anybody can look
+        running.control().request("rollback", {"to": 40})
+        now = scrape(running)
+        for name in (
+            "prequential_error_ratio",
+            "prequential_window_samples",
+            "checkpoint_last_seq",
+            "checkpoint_bytes",
+        ):
+            assert now[name] == then[name]
+
+
+def test_after_a_rollback_to_the_beginning_nothing_is_known(tmp_path: Path) -> None:
+    with Running(tmp_path / "state") as running:
+        learn(running, 40)
+        running.control().request("pause")
+        running.control().request("rollback", {"to": 0})
+        assert {"prequential_error_ratio", *OF_CHECKPOINTS} <= absent(running)
