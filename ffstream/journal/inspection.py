@@ -191,7 +191,8 @@ def read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
 
 def check_meta(meta: dict[str, Any], findings: Findings) -> None:
     """Finds what is missing in it."""
-    for key in ("version", "inputs", "labels", "next_seq"):
+    since_3 = ("clock_s",) if meta.get("version") == schema.VERSION else ()
+    for key in ("version", "inputs", "labels", "next_seq", *since_3):
         if not is_number(meta.get(key)):
             findings.add(f"the table meta has no {key}")
     # What is read here stands in every version alike.

@@ -6,9 +6,9 @@ this object remembers has changed, so a failed commit leaves it as it was.
 
 import math
 import threading
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ffstream import moments
 from ffstream.errors import BelowBase, JournalDamaged, Unavailable
-from ffstream.journal import identity, schema
+from ffstream.journal import clock, identity, schema
 
 _ENDED = 0.0  # stands for the time when a client was seen that has given its name up
 _OF_ANOTHER_TYPE = (TypeError, ValueError, OverflowError, AttributeError)  # what a damaged value raises
@@ -45,7 +45,7 @@ class Receipt(NamedTuple):
 @dataclass
 class _Client:
     base: int = 1
-    seen: float = -math.inf  # by the monotonic clock: the time of day may jump
+    seen: float = -math.inf  # by the journal's clock
     ended: bool = False  # its name is given up; its rows are still there
     last_seq: int = 0  # of its newest sample, or of one that came with it
     receipts: dict[int, Receipt] = field(default_factory=dict)
@@ -118,15 +118,18 @@ class Journal:
         return end
 
     def _recover_clients(self) -> OrderedDict[str, _Client]:
-        rows = self._db.execute("SELECT client, base, seen FROM clients ORDER BY seen")
-        now, today = time.monotonic(), time.time()
-        # A time that lies ahead was taken from a clock that was wrong.
+        rows = self._db.execute("SELECT client, base, seen FROM clients ORDER BY seen").fetchall()
+        (saved_s,) = self._db.execute("SELECT value FROM meta WHERE key = 'clock_s'").fetchone()
+        if type(saved_s) is not int or not clock.BEGIN_S <= saved_s <= schema.SEQ_MAX:
+            raise schema.damaged(self.path, f"clock_s is {saved_s!r}")
+        self._clock = clock.RunningTime(saved_s, max((seen for *_, seen in rows), default=0.0))
+        now = self._clock.now()
         clients = OrderedDict(
-            (name, _Client(base, now - max(0.0, today - seen), ended=seen == _ENDED)) for name, base, seen in rows
+            (name, _Client(base, -math.inf if seen == _ENDED else min(seen, now), ended=seen == _ENDED))
+            for name, base, seen in rows
         )
         for table in ("receipts", "messages"):
-            rows = self._db.execute(f"SELECT client, n, first_seq, count FROM {table}")
-            for name, n, first_seq, count in rows:
+            for name, n, first_seq, count in self._db.execute(f"SELECT client, n, first_seq, count FROM {table}"):
                 client = clients.setdefault(name, _Client())
                 client.last_seq = max(client.last_seq, first_seq + count - 1)
                 if n >= client.base:
@@ -209,18 +212,17 @@ class Journal:
             rows.append((seq, count, client, n, dtype, crc, labels, images))
             bases[client] = max(base, bases.get(client, 0))
             seq += count
-        today = time.time()
+        now = self._clock.now()
         moments.reached("commit.before")
         with schema.Transaction(self._db, self.path):
             self._db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany(
                 "INSERT INTO clients VALUES (?, ?, ?) ON CONFLICT (client) DO UPDATE"
                 " SET base = max(base, excluded.base), seen = excluded.seen",
-                [(client, base, today) for client, base in bases.items()],
+                [(client, base, now) for client, base in bases.items()],
             )
         moments.reached("commit.after")
         self._next_seq = seq
-        now = time.monotonic()
         for name in bases:
             known = self._clients.pop(name, None)
             sender = known or _Client()
@@ -261,12 +263,12 @@ class Journal:
         self._clients.move_to_end(client, last=False)  # where those are that may be forgotten
 
     def forget_clients(self, unseen_s: float, *, at_most: int = 64) -> int:
-        """Forgets clients not seen for `unseen_s` seconds whose rows are all deleted; returns how many.
+        """Forgets clients not seen for `unseen_s` seconds of running whose rows are all deleted; returns how many.
 
         Not with rows left: their name would begin at 1 again beside them. Raises DiskFull.
         """
         old: list[str] = []
-        before = time.monotonic() - unseen_s
+        before = self._clock.now() - unseen_s
         for name, client in self._clients.items():  # the one not seen for longest comes first
             if client.seen > before or len(old) == at_most:
                 break
@@ -280,6 +282,16 @@ class Journal:
                 client = self._clients.pop(name)
                 self._count(name, -(not client.ended), -len(client.receipts))
         return len(old)
+
+    def keep_time(self) -> None:
+        """Saves the clock by which clients are forgotten, now and then. Raises Unavailable."""
+        if self._clock.is_due():
+            with schema.Transaction(self._db, self.path):
+                self._save_clock()
+            self._clock.saved()
+
+    def _save_clock(self) -> None:
+        self._db.execute("UPDATE meta SET value = ? WHERE key = 'clock_s'", (int(self._clock.now()),))
 
     def backlog(self, applied_seq: int) -> int:
         """Samples on disk that are not learned yet."""
@@ -334,4 +346,8 @@ class Journal:
 
     def close(self) -> None:
         """Closes the connection; SQLite folds the log into the file."""
+        with suppress(Unavailable, *schema.UNREADABLE):  # then clients seem a little younger
+            if self._clock.unsaved_s() >= 1.0:
+                with schema.Transaction(self._db, self.path):
+                    self._save_clock()
         self._db.close()

@@ -5,10 +5,16 @@ messages  one row an accepted message, in sequence order. Row r holds the sample
           lengths that count and dtype promise, and crc is `checksum` of the rest.
 receipts  messages whose row was deleted but whose sender may still ask about them. crc is their row's, and NULL
           where version 1 deleted that: nobody can tell any more what was in it.
-clients   for each client, as identity.py writes it, the lowest message number that it may still send (`base`).
+clients   for each client, as identity.py writes it, the lowest message number that it may still send (`base`) and
+          when it was seen last (`seen`, by the clock of clock.py; 0 when it has given up its name).
 skips     ranges of samples that are never learned; see skips.py. Valid if and only if 0 < first ≤ last < next number.
+events    what a person decided about learning; see events.py.
+probes    empty but for the moment in which a daemon finds out whether a commit succeeds again.
 meta      `version` of this schema; `next_seq`, so that numbers are never given twice when all rows are gone;
-          `inputs` and `labels` of the network that the images are for.
+          `inputs` and `labels` of the network that the images are for; `clock_s`, see clock.py.
+
+Version 3 added events, probes and `clock_s`. Before, `seen` was the time of day, which cannot be trusted: an upgrade
+takes every client as just seen.
 
 A message is a duplicate if and only if (client, n) stands in messages or receipts.
 
@@ -23,8 +29,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ffstream.errors import DiskFull, JournalDamaged, Unavailable
+from ffstream.journal import clock
 
-VERSION = 2
+VERSION = 3
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS messages (
@@ -45,15 +52,22 @@ CREATE TABLE IF NOT EXISTS clients (
     client TEXT PRIMARY KEY, base INTEGER NOT NULL, seen REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS skips (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS events (
+    number INTEGER PRIMARY KEY, kind TEXT NOT NULL, after_seq INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS probes (content BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 
-_FROM_1 = f"""
-ALTER TABLE receipts ADD COLUMN crc INTEGER;
+_FROM_2 = f"""
+UPDATE clients SET seen = {clock.BEGIN_S} WHERE seen != 0;
 UPDATE meta SET value = {VERSION} WHERE key = 'version';
 """
+_UPGRADES = {1: f"ALTER TABLE receipts ADD COLUMN crc INTEGER; {_FROM_2}", 2: _FROM_2}
 
 _OF_OLD = {"messages", "receipts", "clients", "meta"}  # every journal has them, whatever was added later
+_OF_3 = _OF_OLD | {"skips", "events", "probes"}
+_FIRST = {"next_seq": 1, "clock_s": clock.BEGIN_S}
 _BUSY_MS = 10_000
 _LOG_MAX_BYTES = 64 << 20  # that a log keeps once it is folded into the file; a long read may let it grow beyond
 SEQ_MAX = 2**62  # a number above it was never given
@@ -94,25 +108,25 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 
 def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int) -> None:
-    """Makes the tables of a new file, and adds to those of version 1 what they lack.
+    """Makes the tables of a new file, and adds to those of an older version what they lack.
 
     Raises JournalDamaged for another version or network, or a part.
     """
     try:
         found = _meta_of_whole(connection, path)
-        is_old = found.get("version") == 1
-        expected = {"version": 1 if is_old else VERSION, "inputs": inputs, "labels": labels}
+        upgrade = _UPGRADES.get(found.get("version", VERSION), "")
+        expected = {"version": found["version"] if upgrade else VERSION, "inputs": inputs, "labels": labels}
         for key, value in expected.items():
             if found.get(key, value) != value:
                 raise JournalDamaged(
                     f"{path}: {key} is {found[key]}, this daemon wants {value}",
                     hint="use the network that the journal was begun with, or another --state folder",
                 )
-        values = ", ".join(f"('{key}', {value:d})" for key, value in (expected | {"next_seq": 1}).items())
+        values = ", ".join(f"('{key}', {value:d})" for key, value in (expected | _FIRST).items())
         # All or nothing: a table that is missing later was lost.
         connection.executescript(
             f"BEGIN IMMEDIATE; {_TABLES} INSERT OR IGNORE INTO meta VALUES {values};"
-            f" {_FROM_1 if is_old else ''} COMMIT"
+            f" {upgrade} DELETE FROM probes; COMMIT"
         )
     except UNREADABLE as error:
         raise unusable(path, error) from error
@@ -170,7 +184,20 @@ def _meta_of_whole(connection: sqlite3.Connection, path: Path) -> dict[str, Any]
     meta = dict(connection.execute("SELECT key, value FROM meta"))
     if lost := {"version", "inputs", "labels", "next_seq"} - meta.keys():
         raise damaged(path, f"{min(lost)} is missing in the table meta")
+    if meta["version"] == VERSION:
+        if lost := _OF_3 - tables:
+            raise damaged(path, f"the table {min(lost)} is missing")
+        if "clock_s" not in meta:
+            raise damaged(path, "clock_s is missing in the table meta")
     return meta
+
+
+def end_of_samples(connection: sqlite3.Connection) -> int:
+    """The number that the next sample gets, as far as the file says."""
+    last = connection.execute(LAST).fetchone()
+    (stored,) = connection.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
+    end: int = max(last[0] if last else 1, stored)
+    return end
 
 
 def checksum(first_seq: int, count: int, dtype: str, labels: bytes, images: bytes) -> int:

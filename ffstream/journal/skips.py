@@ -44,9 +44,7 @@ class Skips:
 def read(connection: sqlite3.Connection, path: Path) -> Skips:
     """Those in a journal. Raises JournalDamaged for ranges that no rollback could have written, or Unavailable."""
     try:
-        last = connection.execute(schema.LAST).fetchone()
-        (stored,) = connection.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
-        end = max(last[0] if last else 1, stored)
+        end = schema.end_of_samples(connection)
         ranges = connection.execute("SELECT first_seq, last_seq FROM skips").fetchall()
         for first, last_seq in ranges:
             # A rollback skips samples that are on disk, and rows go from the front.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream.errors import JournalDamaged, ProtocolError
-from ffstream.journal import schema, skips
+from ffstream.journal import events, schema, skips
 from ffstream.journal.identity import describe
 from ffstream.journal.inspection import (
     NAMED_MAX,
@@ -85,7 +85,7 @@ class Verification:
             self._check_numbers()
             self._check_receipts()
             check_end(self._db, self._meta.get("next_seq"), self.findings)
-            self._check_skips()
+            self._check_decisions()
             self._check_file()
         finally:
             self._db.set_progress_handler(None, 0)
@@ -203,12 +203,17 @@ class Verification:
                         f"the receipt of message {n} of {describe(str(client))} names samples it cannot have"
                     )
 
-    def _check_skips(self) -> None:
-        with told(self.findings, "skips"), reading(self._db):
-            try:
-                skips.read(self._db, Path("skips"))
-            except JournalDamaged as error:
-                self.findings.add(error.message)
+    def _check_decisions(self) -> None:
+        """Ranges that a rollback skipped; events, which older versions do not have."""
+        readers: dict[str, Callable[..., object]] = {"skips": skips.read}
+        if self._meta.get("version") == schema.VERSION:
+            readers["events"] = events.read
+        for table, read in readers.items():
+            with told(self.findings, table), reading(self._db):
+                try:
+                    read(self._db, Path(table))
+                except JournalDamaged as error:
+                    self.findings.add(error.message)
 
     def _check_file(self) -> None:
         with told(self.findings, "the file"), reading(self._db):

@@ -8,6 +8,32 @@ from ffstream.journal.reader import Reader
 from tests.unit.journal.entries import INPUTS, LABELS
 
 
+class Clocks:
+    """The time of day, which may jump, and the monotonic clock, which does not."""
+
+    def __init__(self, today: float) -> None:
+        self.today = today
+        self.now = 5000.0
+
+    def time(self) -> float:
+        return self.today
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def go_on(self, seconds: float) -> None:
+        self.today += seconds
+        self.now += seconds
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    clocks = Clocks(1.7e9)
+    monkeypatch.setattr("time.time", clocks.time)
+    monkeypatch.setattr("ffstream.journal.clock.time", clocks)
+    return clocks
+
+
 @pytest.fixture
 def open_journal(tmp_path: Path) -> Iterator[Callable[..., Journal]]:
     opened: list[Journal] = []

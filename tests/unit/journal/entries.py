@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from ffstream.journal.journal import Entry
 from ffstream.journal.schema import checksum
@@ -57,6 +58,29 @@ def write_version_1(path: Path) -> None:
         connection.execute("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
     connection.commit()
     connection.close()
+
+
+def write_version_2(path: Path, seen: dict[str, float]) -> None:
+    """A journal as version 2 left it: client a's messages 2 and 3, and clients without rows, seen at times of day."""
+    write_version_1(path)
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        "ALTER TABLE receipts ADD COLUMN crc INTEGER; UPDATE meta SET value = 2 WHERE key = 'version';"
+        "DELETE FROM receipts; DELETE FROM clients"
+    )
+    connection.executemany("INSERT INTO clients VALUES (?, 1, ?)", seen.items())
+    connection.commit()
+    connection.close()
+
+
+def stored(path: Path) -> list[tuple[Any, ...]]:
+    """Everything in the file but the times, for comparison."""
+    connection = sqlite3.connect(path)
+    tables = ("messages", "receipts", "meta")
+    rows = [row for table in tables for row in connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2")]
+    rows += connection.execute("SELECT client, base FROM clients ORDER BY 1").fetchall()
+    connection.close()
+    return rows
 
 
 def crash_image(journal: Path, folder: Path) -> Path:

@@ -61,7 +61,7 @@ def test_what_a_journal_holds(ten: Journal) -> None:
     ten.append([entry("a", 11, base=1)])
     ten.trim(6)
     summary = stat(ten.path)
-    assert summary.meta == {"version": 2, "inputs": 4, "labels": 11, "next_seq": 32}
+    assert summary.meta == {"version": 3, "inputs": 4, "labels": 11, "next_seq": 32, "clock_s": 1}
     assert (summary.messages, summary.samples) == (9, 25)
     assert (summary.first_seq, summary.last_seq, summary.next_seq) == (7, 31, 32)
     assert (summary.clients, summary.by_client) == (2, {"a": 13, "b": 12})
@@ -205,7 +205,7 @@ DAMAGES: dict[str, tuple[str, list[tuple[str, int, int]]]] = {
     "next_seq": ("UPDATE meta SET value = 40 WHERE key = 'next_seq'", [("are missing at the end", 31, 39)]),
     "version": (
         "UPDATE meta SET value = 9 WHERE key = 'version'",
-        [("version is 9, this program reads 1 to 2", 0, 0)],
+        [("version is 9, this program reads 1 to 3", 0, 0)],
     ),
     "no inputs": ("DELETE FROM meta WHERE key = 'inputs'", [("the table meta has no inputs", 0, 0)]),
 }
