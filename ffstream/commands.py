@@ -76,10 +76,11 @@ class Commands:
         return lambda: self._learner.rollback(to, skip=later == "skip")._asdict()
 
     def _drain(self, timeout_s: float) -> dict[str, Any]:
-        """Accepts no more samples, learns what is acked, then stops."""
+        """Accepts no more samples, learns what is acked, then stops. Refused while learning is paused."""
         if not self._draining.acquire(blocking=False):
             raise Busy("another drain is under way", hint="it stops the daemon when it is done")
         try:
+            self._learner.raise_if_paused()
             self._admission.draining = True
             while True:
                 accepted, result = self._head.seq, self._wait_idle(timeout_s)

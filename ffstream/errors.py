@@ -187,6 +187,12 @@ class Busy(Unavailable):
     code = "busy"
 
 
+class Paused(Unavailable):
+    """Learning is paused, so what was asked for would wait until somebody resumes it."""
+
+    code = "paused"
+
+
 class Draining(Unavailable):
     """The daemon accepts no more samples because it is stopping."""
 

@@ -20,11 +20,12 @@ from ffstream.course import Course
 from ffstream.errors import (
     Busy,
     DeadlineExceeded,
+    Paused,
     SequenceUnknown,
     StageFailed,
     Unavailable,
 )
-from ffstream.journal import skips
+from ffstream.journal import events, skips
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.pipeline import Pipeline, StartingPoint
@@ -68,7 +69,7 @@ class Learner:
         self._writes = 0
         self._courses = 0
         self._ending = False  # commands that wait must end
-        self._paused = False  # by request
+        self._paused = events.learning_is_paused(journal.path)  # by request, of this daemon or one before it
         self._pausing = threading.Lock()  # a request may come while a rollback replaces the course
         self._rolling = threading.Lock()  # one rollback at a time, and no trimming meanwhile
         self.store = open_store(config)
@@ -123,6 +124,9 @@ class Learner:
     def start(self) -> None:
         """Learns from now on. Returns once every thread runs."""
         self.writer.start()
+        if self._paused:
+            log.warning("learning starts paused applied=%d: ffstream resume", self.pipeline.applied_seq)
+            self.pipeline.pause(True)
         self._start_course()
 
     def end_waits(self) -> None:
@@ -202,6 +206,7 @@ class Learner:
         return {
             "accepted": accepted,
             **course,
+            "paused": self._paused,
             "backlog": accepted - course["applied_seq"],
             "snapshot": {
                 "version": snapshot.version,
@@ -212,17 +217,37 @@ class Learner:
         }
 
     def wait_idle(self, timeout_s: float) -> None:
-        """Returns when predictions have learned every sample that is acked now. Raises DeadlineExceeded."""
+        """Returns when predictions have learned every sample that is acked now.
+
+        Raises DeadlineExceeded, or Paused as soon as learning is paused and some of them are not fed.
+        """
+        target = self._idle_target()
+        if self.snapshots.wait_for(target, timeout_s, unless=lambda: self._is_paused_before(target)):
+            return
+        missing = target - self.snapshots.current.seq
+        if self._ending:
+            raise _stops(f"{missing} samples wait on disk")
+        self._raise_if_paused_before(target)
+        raise DeadlineExceeded(
+            f"{missing} samples are not learned after {timeout_s:g} s", hint="wait longer, or see ffstream status"
+        )
+
+    def raise_if_paused(self) -> None:
+        """Raises Paused when learning is paused and has samples to learn, so that waiting for them is in vain."""
+        self._raise_if_paused_before(self._idle_target())
+
+    def _idle_target(self) -> int:
         target = self._journal.head.seq
-        if self._config.learning.partial == "wait":
-            target = self._config.network.whole_up_to(target)
-        if not self.snapshots.wait_for(target, timeout_s):
-            missing = target - self.snapshots.current.seq
-            if self._ending:
-                raise _stops(f"{missing} samples wait on disk")
-            raise DeadlineExceeded(
-                f"{missing} samples are not learned after {timeout_s:g} s",
-                hint="learning is paused: ffstream resume" if self._paused else "wait longer, or see ffstream status",
+        return self._config.network.whole_up_to(target) if self._config.learning.partial == "wait" else target
+
+    def _is_paused_before(self, seq: int) -> bool:
+        return self._paused and self.pipeline.fed_seq < seq
+
+    def _raise_if_paused_before(self, seq: int) -> None:
+        if self._is_paused_before(seq):
+            waiting = seq - self.pipeline.fed_seq
+            raise Paused(
+                f"learning is paused, and {waiting} samples are not learned", hint="ffstream resume, then again"
             )
 
     def checkpoint(self, timeout_s: float) -> Written:
@@ -251,11 +276,25 @@ class Learner:
         return written
 
     def pause(self, paused: bool) -> None:
-        """Stops or resumes learning, this course's and those that follow; everything else goes on."""
+        """Stops or resumes learning, this training run's and those that follow; everything else goes on.
+
+        It holds until the opposite is asked for, after a restart too: it is on disk before it takes effect. Raises
+        Unavailable when it cannot be written; then nothing has changed.
+        """
         with self._pausing:
-            self._paused = paused
+            if paused != self._paused:
+                self._decide(events.PAUSE if paused else events.RESUME)
             self.pipeline.pause(paused)
+            self._paused = paused
+        self.snapshots.wake()
         log.info("learning %s seq=%d", "paused" if paused else "resumed", self.pipeline.applied_seq)
+
+    def _decide(self, kind: str) -> None:
+        try:
+            events.add(self._journal.path, events.Event(kind, self._journal.head.seq))
+        except Unavailable as error:
+            error.hint = f"nothing has changed; {error.hint}"
+            raise
 
     def rollback(self, to: int, *, skip: bool) -> RolledBack:
         """Takes learning back to where it had learned the samples 1 … `to`. Predictions and acks go on meanwhile.

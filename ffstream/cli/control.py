@@ -102,8 +102,8 @@ def report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
 @options.as_json
 @options.keys
 def pause(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
-    """Pause learning. Samples are still accepted, queries still answered."""
-    report(request("pause", endpoint, timeout_s, keys), as_json, "learning is paused")
+    """Pause learning until `ffstream resume`, also after a restart. Samples are still accepted, queries answered."""
+    report(request("pause", endpoint, timeout_s, keys), as_json, "learning is paused until: ffstream resume")
 
 
 @click.command()

@@ -206,6 +206,11 @@ class Pipeline:
         self._feeder.pause(paused)
 
     @property
+    def fed_seq(self) -> int:
+        """The last sample that was fed to the first stage; more only come while it is not paused."""
+        return self._feeder.state.seq
+
+    @property
     def phase(self) -> str:
         """The phase of the next microbatch."""
         return self._feeder.state.schedule.polarity

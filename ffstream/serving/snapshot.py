@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ffstream.ff.classifier import Classifier
@@ -44,11 +45,17 @@ class Snapshots:
         with self._published:
             self._recedes = True
 
-    def wait_for(self, seq: int, timeout_s: float) -> bool:
-        """True once a snapshot has learned every sample up to `seq`; False after the timeout, or once closed."""
+    def wait_for(self, seq: int, timeout_s: float, *, unless: Callable[[], bool] = lambda: False) -> bool:
+        """True once a snapshot has learned every sample up to `seq`; False after the timeout, once closed, or when
+        `unless` says so, which is asked again after each `wake`."""
         with self._published:
-            self._published.wait_for(lambda: self._has_learned(seq) or self._closed, timeout_s)
+            self._published.wait_for(lambda: self._has_learned(seq) or self._closed or unless(), timeout_s)
             return self._has_learned(seq)
+
+    def wake(self) -> None:
+        """Makes everybody who waits ask again whether to go on waiting."""
+        with self._published:
+            self._published.notify_all()
 
     def _has_learned(self, seq: int) -> bool:
         return self._current.seq >= seq and not self._recedes

@@ -65,6 +65,26 @@ def test_it_takes_over_from_one_that_stops_in_order_and_goes_when_it_is_told(dae
     assert stands_by.terminate() == 0
 
 
+@pytest.mark.parametrize("ends", ["in order", "by a kill"])
+def test_what_is_paused_stays_paused_when_it_takes_over(daemons: Daemons, ends: str) -> None:
+    serves = daemons.start()
+    stands_by = daemons.start(standby=True)
+    run_json("pause", "--at", serves.control)
+    with Producer(serves.learn) as producer:
+        sent = send(producer, 3)
+    if ends == "by a kill":
+        serves.kill()
+    else:
+        assert serves.terminate() == 0
+    stands_by.await_ready()
+    status = stands_by.status()
+    assert (status["state"], status["accepted"], status["learned"]) == ("paused", sent, 0)
+    assert "learning starts paused" in stands_by.log_text()
+    run_json("resume", "--at", stands_by.control)
+    assert stands_by.status(idle=True)["learned"] == sent
+    assert stands_by.terminate() == 0
+
+
 def test_with_nobody_there_it_need_not_wait(tmp_path: Path) -> None:
     daemon = Daemon(config(tmp_path / "state"))
     assert daemon.stand_by()

@@ -53,7 +53,7 @@ def test_a_stream_is_learned_evaluated_checkpointed_and_the_daemon_stopped(daemo
     assert (status["state"], status["learned"], status["backlog"]) == ("paused", 2000, 320)
     late = run_cli("status", "--at", daemon.control, "--wait-idle", "0.1")
     assert late.returncode == 1
-    assert "320 samples are not learned" in late.stderr
+    assert "learning is paused, and 320 samples are not learned" in late.stderr
     run_json("resume", "--at", daemon.control)
     assert daemon.status(idle=True)["learned"] == 2320
 
@@ -163,6 +163,7 @@ def test_a_second_signal_ends_it_at_once_and_loses_nothing_acked(daemons: Daemon
     daemon.process.send_signal(signal.SIGINT)
     assert daemon.wait() in (0, 1), "0: it was faster than the second one"
     again = daemons.start()
+    run_json("resume", "--at", again.control)
     assert again.status(idle=True)["learned"] == 640
 
 
@@ -196,8 +197,8 @@ def _replay_until_ctrl_c(daemon: DaemonProcess) -> int:
 
 
 def test_refused_samples_are_counted_and_who_waits_is_told_of_the_stop(daemons: Daemons) -> None:
-    daemon = daemons.start("network.labels=5")
-    run_json("pause", "--at", daemon.control)
+    # No microbatch is whole, and none is learned before that time.
+    daemon = daemons.start("network.labels=5", "network.young_samples=0", f"learning.linger_s={10 * COMMAND_S}")
     refused = run_cli("replay", "embedded", "--to", daemon.learn, "--limit", "40", "--batch", "1", "--json")
     assert refused.returncode == 1
     result = json.loads(refused.stdout)

@@ -35,7 +35,7 @@ from ffstream.metrics import Gauge
 from ffstream.server.http import HttpServer
 from tests import wire_spec
 from tests.in_process import INPUTS, Peer, Running, config, images, labels
-from tests.support import wait_until
+from tests.support import Watch, hold_at, wait_until
 from tools.daemon_process import free_port
 
 WAIT_S = 30.0
@@ -196,6 +196,7 @@ def test_an_acked_sample_is_learned_though_the_daemon_stopped_before(
     producer.send(images(50), labels(50))
     producer.flush(WAIT_S)
     running.restart()
+    running.control().request("resume")
     assert running.control().wait_idle(WAIT_S)["learned"] == 50
 
 
@@ -490,14 +491,54 @@ def test_pause_and_resume(daemon: Running) -> None:
     producer.flush(WAIT_S)
     assert (control.status()["state"], control.status()["backlog"]) == ("paused", 8)
     assert daemon.metric("learning_paused") == 1
-    with pytest.raises(RequestRefused, match=r"8 samples are not learned after 0\.05 s") as caught:
-        control.wait_idle(0.05)
-    assert caught.value.remote_code == "deadline_exceeded"
+    for command in ("wait_idle", "drain"):
+        with pytest.raises(RequestRefused, match="paused, and 8 samples are not learned") as caught:
+            control.request(command, {"timeout_s": 3600})
+        assert (caught.value.remote_code, caught.value.hint) == ("paused", "ffstream resume, then again")
+    assert control.status()["state"] == "paused", "and not draining"
     assert len(daemon.predictor().predict(images(1)).labels) == 1, "predictions go on"
     assert control.request("resume") == {"paused": False}
     assert control.wait_idle(WAIT_S)["learned"] == 8
     assert control.status()["state"] == "ready"
     assert daemon.metric("learning_paused") == 0
+
+
+def test_a_pause_outlives_a_restart(start: Start) -> None:
+    running = start()
+    feed(running, 40)
+    running.control().request("pause")
+    for _ in range(2):
+        running.restart()
+        status = running.control().status()
+        assert (status["state"], status["paused"], status["learned"]) == ("paused", True, 40)
+        assert running.metric("learning_paused") == 1
+    feed_more = running.producer()
+    feed_more.send(images(8), labels(8))
+    feed_more.flush(WAIT_S)
+    assert running.control().status()["backlog"] == 8
+    running.control().request("resume")
+    assert running.control().wait_idle(WAIT_S)["learned"] == 48
+    running.restart()
+    assert running.control().status()["state"] == "ready"
+
+
+def test_a_drain_of_a_paused_daemon_that_has_learned_everything_stops_it(daemon: Running) -> None:
+    feed(daemon, 40)
+    daemon.control().request("pause")
+    assert daemon.control().request("drain")["learned"] == 40
+
+
+def test_a_wait_that_is_too_short_is_refused(daemon: Running, watched: Watch) -> None:
+    inside, go_on = hold_at("learned", watched, WAIT_S)
+    producer = daemon.producer()
+    producer.send(images(8), labels(8))
+    producer.flush(WAIT_S)
+    assert inside.wait(WAIT_S)
+    with pytest.raises(RequestRefused, match=r"8 samples are not learned after 0\.05 s") as caught:
+        daemon.control().wait_idle(0.05)
+    assert caught.value.remote_code == "deadline_exceeded"
+    go_on.set()
+    assert daemon.control().wait_idle(WAIT_S)["learned"] == 8
 
 
 @pytest.mark.parametrize("timeout", [-1, "soon", None, 1e9, float("nan"), [1]])
@@ -511,16 +552,16 @@ def test_an_idle_daemon_need_not_be_waited_for(daemon: Running) -> None:
     assert daemon.control().wait_idle(0)["learned"] == 0
 
 
-def test_many_that_wait_do_not_keep_others_from_asking(daemon: Running) -> None:
-    daemon.control().request("pause")
+def test_many_that_wait_do_not_keep_others_from_asking(daemon: Running, watched: Watch) -> None:
+    _, go_on = hold_at("learned", watched, WAIT_S)
     producer = daemon.producer()
     producer.send(images(8), labels(8))
     producer.flush(WAIT_S)
     waiting = daemon.peer("control")
     for id in range(20):
         waiting.send("request", id=id, command="wait_idle", arguments={"timeout_s": 60})
-    assert daemon.control().status()["state"] == "paused"
-    daemon.control().request("resume")
+    assert daemon.control().status()["backlog"] == 8
+    go_on.set()
     assert {waiting.answer()["id"] for _ in range(20)} == set(range(20))
 
 
@@ -603,9 +644,9 @@ def test_stop_ends_the_wait_and_a_checkpoint_is_left(daemon: Running) -> None:
     assert daemon.daemon.learner.store.seqs() == [40]
 
 
-def test_drain_takes_no_more_learns_what_is_there_and_stops(daemon: Running) -> None:
+def test_drain_takes_no_more_learns_what_is_there_and_stops(daemon: Running, watched: Watch) -> None:
     control = daemon.control()
-    control.request("pause")
+    _, go_on = hold_at("learned", watched, WAIT_S)
     producer = daemon.producer()
     producer.send(images(40), labels(40))
     producer.flush(WAIT_S)
@@ -615,7 +656,7 @@ def test_drain_takes_no_more_learns_what_is_there_and_stops(daemon: Running) -> 
     peer.samples(1)
     answer = peer.answer()
     assert (answer["code"], answer["retry"]) == ("draining", True)
-    control.request("resume")
+    go_on.set()
     result = drain.answer()
     assert (result["type"], result["result"]["learned"]) == ("reply", 40)
     thread = threading.Thread(target=daemon.daemon.wait)
@@ -681,7 +722,7 @@ def test_status_and_page(daemon: Running) -> None:
     assert keys <= set(status) | set(status["stages"][0]) | {"textContent"}, "the page shows what the status has"
 
 
-def test_health_and_readiness_of_predictions_and_of_samples(daemon: Running) -> None:
+def test_health_and_readiness_of_predictions_and_of_samples(daemon: Running, watched: Watch) -> None:
     def said(path: str) -> tuple[int, str]:
         answer = get(daemon, path)
         return answer.status_code, answer.text.strip()
@@ -689,16 +730,19 @@ def test_health_and_readiness_of_predictions_and_of_samples(daemon: Running) -> 
     assert said("/readyz") == said("/readyz/learn") == (200, "ready")
     daemon.control().request("pause")
     assert said("/readyz") == said("/readyz/learn") == (200, "ready, learning is paused")
+    daemon.control().request("resume")
+    # What is acked is not learned while a stage is held, so the drain lasts.
+    _, go_on = hold_at("learned", watched, WAIT_S)
     peer = daemon.peer()
     peer.samples(1)
     peer.acked(1)
-    # What is acked is not learned while learning is paused, so the drain lasts.
     daemon.peer("control").send("request", id=1, command="drain", arguments={"timeout_s": WAIT_S})
     wait_until(lambda: said("/readyz/learn")[0] == 503, WAIT_S, "it takes no more samples")
     assert said("/readyz/learn")[1].startswith("draining: ")
-    assert said("/readyz") == (200, "ready, learning is paused, the daemon is draining: no more samples are accepted")
+    assert said("/readyz") == (200, "ready, the daemon is draining: no more samples are accepted")
     assert len(daemon.predictor().predict(images(3)).labels) == 3
     assert said("/healthz") == (200, "ok")
+    go_on.set()
 
 
 def test_a_daemon_of_which_a_part_died_during_its_start_is_never_ready(

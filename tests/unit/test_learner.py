@@ -1,8 +1,10 @@
 """The learning side on a real journal, without a socket: barriers, snapshots, evaluator, checkpoints, rollback."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 from ffstream.config import Config
-from ffstream.errors import Busy, DeadlineExceeded, JournalDamaged, SequenceUnknown, Unavailable
+from ffstream.errors import Busy, DeadlineExceeded, JournalDamaged, Paused, SequenceUnknown, Unavailable
+from ffstream.journal import events, schema
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
@@ -19,6 +22,7 @@ from ffstream.threads import name_of_stuck
 from tests.support import Watch, hold_at, wait_until
 
 DEADLINE_S = 30.0
+NEVER_S = 3600.0  # of a wait that must end for another reason
 SIZE = 4
 SMALL = {"inputs": 16, "widths": (6, 5), "labels": 4, "batch_size": SIZE, "young_samples": 0, "memory": 50}
 
@@ -300,13 +304,120 @@ def test_a_pause_or_resume_during_a_rollback_holds_after_it(bench: Bench, watche
     bench.learner.pause(False)
 
 
-def test_who_waits_while_learning_is_paused_is_told_so(bench: Bench) -> None:
+def test_a_wait_while_learning_is_paused_is_refused_at_once(bench: Bench) -> None:
     bench.learner.pause(True)
+    bench.learner.wait_idle(0.0)
     bench.feed(10)
-    with pytest.raises(DeadlineExceeded, match="ffstream resume"):
-        bench.learner.wait_idle(0.0)
+    with pytest.raises(Paused, match="40 samples are not learned") as caught:
+        bench.learner.wait_idle(NEVER_S)
+    assert "ffstream resume" in caught.value.hint
+    with pytest.raises(Paused, match="40 samples are not learned"):
+        bench.learner.raise_if_paused()
     bench.learner.pause(False)
     bench.learner.wait_idle(DEADLINE_S)
+    bench.learner.raise_if_paused()
+
+
+def test_a_pause_ends_waits_for_what_is_not_fed_and_no_others(bench: Bench, watched: Watch) -> None:
+    inside, go_on = hold_at("learned", watched, DEADLINE_S)
+    bench.feed(1)
+    assert inside.wait(DEADLINE_S)
+    with ThreadPoolExecutor() as pool:
+        fed = pool.submit(bench.learner.wait_idle, DEADLINE_S)
+        bench.learner.pause(True)
+        bench.feed(40)
+        refused = pool.submit(bench.learner.wait_idle, NEVER_S)
+        assert isinstance(refused.exception(DEADLINE_S), Paused)
+        go_on.set()
+        assert fed.exception(DEADLINE_S) is None, "what was in the queues is learned"
+    watched(None)
+    bench.learner.pause(False)
+    bench.learner.wait_idle(DEADLINE_S)
+
+
+def test_a_wait_ends_when_learning_is_paused_meanwhile(tmp_path: Path, watched: Watch) -> None:
+    with Bench(tmp_path / "bench", pipeline={"device": "cpu", "precision": "fp32", "queue_depth": 1}) as bench:
+        inside, go_on = hold_at("learned", watched, DEADLINE_S)
+        bench.feed(40)
+        assert inside.wait(DEADLINE_S)
+        with ThreadPoolExecutor() as pool:
+            waits = pool.submit(bench.learner.wait_idle, NEVER_S)
+            wait_until(lambda: bench.learner.snapshots._published._waiters, DEADLINE_S, "it waits")  # type: ignore[attr-defined]
+            pauses = pool.submit(bench.learner.pause, True)
+            wait_until(lambda: bench.learner.pipeline._feeder._paused, DEADLINE_S, "the feeder is told")
+            go_on.set()
+            assert pauses.exception(DEADLINE_S) is None
+            assert isinstance(waits.exception(DEADLINE_S), Paused)
+        bench.learner.pause(False)
+
+
+# --- pause is durable -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_pause_is_on_disk_before_it_takes_effect(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """And a resume: a death just after it leaves what the caller may have been told."""
+    on_disk = []
+    if again:
+        bench.learner.pause(True)
+
+    def pause(paused: bool) -> None:
+        on_disk.append((paused, events.learning_is_paused(bench.journal.path)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.learner.pipeline, "pause", pause)
+        bench.learner.pause(not again)
+    bench.learner.pause(False)
+    assert on_disk == [(not again, not again)]
+
+
+def test_a_pause_that_cannot_be_stored_has_no_effect(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "_BUSY_MS", 10)
+    with closing(sqlite3.connect(bench.journal.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable) as caught:
+            bench.learner.pause(True)
+    assert "nothing has changed" in caught.value.hint
+    assert not bench.learner.paused
+    bench.learn(1)
+
+
+def test_learning_starts_paused_where_it_was_paused(tmp_path: Path) -> None:
+    with Bench(tmp_path / "bench") as bench:
+        bench.learn(2)
+        bench.learner.pause(True)
+        bench.feed(3)
+    for _ in range(2):
+        with Bench(tmp_path / "bench") as bench:
+            assert bench.learner.paused
+            assert bench.learner.status()["paused"]
+            with pytest.raises(Paused):
+                bench.learner.wait_idle(NEVER_S)
+            assert bench.learner.checkpoint(DEADLINE_S).seq == 2 * SIZE, "nothing was fed"
+    with Bench(tmp_path / "bench") as bench:
+        bench.learner.pause(False)
+        bench.learn(1)
+    with Bench(tmp_path / "bench") as bench:
+        assert not bench.learner.status()["paused"]
+        bench.learn(1)
+        assert bench.learner.applied_seq == 7 * SIZE
+
+
+def test_a_pause_outlives_a_rollback_and_a_restart(tmp_path: Path) -> None:
+    with Bench(tmp_path / "bench") as bench:
+        bench.learn(10)
+        bench.learner.pause(True)
+        bench.learner.rollback(25, skip=True)
+    with Bench(tmp_path / "bench") as bench:
+        assert bench.learner.checkpoint(DEADLINE_S).seq == 24
+        bench.learner.pause(False)
+        bench.learner.wait_idle(DEADLINE_S)
+        assert bench.learner.status()["learned"] == 25
+
+
+# --- rollback, continued --------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_idle_during_a_rollback(bench: Bench, watched: Watch) -> None:
