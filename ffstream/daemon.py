@@ -364,7 +364,7 @@ class Daemon:
 
     def stop(self) -> None:
         """Ends what was started, in order, each step with a deadline. Raises what failed, if anything did."""
-        self._phase = "stopping"
+        served, self._phase = self._phase == "ready", "stopping"
         deadline = time.monotonic() + self.config.shutdown.drain_timeout_s
         late: list[str] = []
         for step in sorted(self._steps):
@@ -377,7 +377,8 @@ class Daemon:
                 in_time = False
             if not in_time:
                 late.append(step.name)
-        log.info("stopped late=%s", ",".join(late) or "none")
+        if served or late:  # a start that failed says why, and that is all there is to say
+            log.info("stopped late=%s", ",".join(late) or "none")
         if self.failure is not None:
             raise self.failure
         if late:

@@ -211,13 +211,19 @@ class JournalDamaged(FFStreamError):
     code = "journal_damaged"
 
 
+class JournalIncompatible(ConfigError):
+    """A journal is whole but belongs to another network, or to a newer ffstream."""
+
+    code = "journal_incompatible"
+
+
 class CheckpointDamaged(FFStreamError):
     """A checkpoint's files do not match its manifest."""
 
     code = "checkpoint_damaged"
 
 
-class CheckpointIncompatible(FFStreamError):
+class CheckpointIncompatible(ConfigError):
     """A checkpoint is whole but belongs to another network or recipe."""
 
     code = "checkpoint_incompatible"

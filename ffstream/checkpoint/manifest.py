@@ -12,7 +12,8 @@ from typing import Any
 
 import xxhash
 
-from ffstream.errors import CheckpointDamaged, Unavailable
+from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, Unavailable
+from ffstream.option_errors import show
 
 FORMAT = 1
 STATE = "state.safetensors"
@@ -99,6 +100,24 @@ def verify(folder: Path, seq: int) -> dict[str, Any]:
         if found != expected[_kind(expected)]:
             raise damaged(seq, f"{name}: checksum differs")
     return manifest
+
+
+def expect_recipe(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Raises CheckpointIncompatible unless the checkpoint is of this recipe, which looks as JSON gives it back."""
+    found = manifest["recipe"]
+    changed = [key for key in sorted({*found, *recipe}) if found.get(key) != recipe.get(key)]
+    if not changed:
+        return
+    differences = "; ".join(f"network.{key} = {_shown(recipe, key)}, not {_shown(found, key)}" for key in changed[:3])
+    more = f"; and {len(changed) - 3} more options" if len(changed) > 3 else ""
+    raise CheckpointIncompatible(
+        f"the options are not those that checkpoint {manifest['seq']} was learned with: {differences}{more}",
+        hint="set them as they were (ffstream checkpoint list --json shows all), or use another --state folder",
+    )
+
+
+def _shown(recipe: Mapping[str, Any], key: str) -> str:
+    return show(recipe[key]) if key in recipe else "absent"
 
 
 def damaged(seq: int, what: str) -> CheckpointDamaged:

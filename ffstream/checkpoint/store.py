@@ -33,7 +33,7 @@ from ffstream.checkpoint import manifest as manifests
 from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, WRITING, damaged, folder_of
 from ffstream.checkpoint.tensors import save
 from ffstream.durable import fsync, fsync_tree
-from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, Unavailable
+from ffstream.errors import CheckpointDamaged, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class CheckpointStore:
     def load(self, seq: int) -> Checkpoint:
         """Reads one. Raises CheckpointDamaged or CheckpointIncompatible."""
         manifest = self.verify(seq)
-        self._expect_recipe(manifest)
+        manifests.expect_recipe(manifest, self.recipe)
         try:
             tensors = load_file(folder_of(self.folder, seq) / STATE)
         except (SafetensorError, OSError) as error:
@@ -151,16 +151,7 @@ class CheckpointStore:
         """Raises CheckpointIncompatible when the newest one is of another recipe. Reads no more than its manifest."""
         for seq in self.seqs()[-1:]:
             with suppress(CheckpointDamaged):  # or its daemon has just removed it: that is for recovery to see
-                self._expect_recipe(manifests.read(self.folder, seq))
-
-    def _expect_recipe(self, manifest: Mapping[str, Any]) -> None:
-        found = manifest["recipe"]
-        if found != self.recipe:
-            changed = sorted(key for key in {*found, *self.recipe} if found.get(key) != self.recipe.get(key))
-            raise CheckpointIncompatible(
-                f"checkpoint {manifest['seq']} was learned with another recipe ({', '.join(changed)})",
-                hint="start with the recipe it was learned with, or another --state folder",
-            )
+                manifests.expect_recipe(manifests.read(self.folder, seq), self.recipe)
 
     def newest(self, at_most: int | None = None) -> tuple[Checkpoint | None, list[CheckpointDamaged]]:
         """The newest whole checkpoint (at or below a sequence number), and what was passed over on the way."""

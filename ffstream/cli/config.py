@@ -29,10 +29,13 @@ def show(file: Path | None, state: Path | None, settings: Iterable[str]) -> None
 @options.state_folder
 @options.settings
 def check(file: Path | None, state: Path | None, settings: Iterable[str]) -> None:
-    """Say whether the options are right; exit code 2 if they are not."""
-    from ffstream.config import load
-    from ffstream.server.access import check_doors
+    """Say whether the options are right; exit code 2 if they are not.
 
-    options_in_force = load(file, options.with_state(settings, state))
-    check_doors(options_in_force.listen, options_in_force.security)
+    Looks at the files and folders that they name and at the state as well, and changes nothing. Only a start can tell
+    whether a port is free or the disk has room.
+    """
+    from ffstream import preflight
+    from ffstream.config import load
+
+    preflight.check(load(file, options.with_state(settings, state)))
     click.echo("the options are right")

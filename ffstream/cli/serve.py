@@ -55,10 +55,13 @@ def serve(file: Path | None, state: Path | None, settings: Iterable[str], standb
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     os.umask(0o077)  # what it makes is for its user alone, sockets too
     gc.disable()  # a fifth of the start. The daemon enables it.
+    from ffstream import preflight
     from ffstream.config import load
-    from ffstream.daemon import Daemon
 
     config = load(file, options.with_state(settings, state))
+    preflight.check(config)  # before seconds of imports
+    from ffstream.daemon import Daemon
+
     logging.basicConfig(
         stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )

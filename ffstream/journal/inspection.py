@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from ffstream.errors import ConfigError, JournalDamaged
+from ffstream.errors import ConfigError, FFStreamError, JournalDamaged
 from ffstream.journal import schema
 
 NAMED_MAX = 20  # problems that are told one by one; the rest is counted
@@ -97,6 +97,18 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
             raise _unreadable(path, error) from error
         finally:
             connection.close()
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """What the table meta says; nothing where no journal is, or none that can be read in place."""
+    log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    try:
+        if log.exists() and log.stat().st_size and not index.exists():
+            return {}  # only a copy could be read, and it may be large
+        with opened(path) as connection:
+            return dict(connection.execute("SELECT key, value FROM meta"))
+    except (OSError, FFStreamError):
+        return {}
 
 
 @contextmanager

@@ -23,12 +23,12 @@ WAL with synchronous=FULL: a commit returns after fsync of the log, so what was 
 
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ffstream.errors import DiskFull, JournalDamaged, Unavailable
+from ffstream.errors import DiskFull, JournalDamaged, JournalIncompatible, Unavailable
 from ffstream.journal import clock
 
 VERSION = 3
@@ -110,7 +110,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int) -> None:
     """Makes the tables of a new file, and adds to those of an older version what they lack.
 
-    Raises JournalDamaged for another version or network, or a part.
+    Raises JournalIncompatible for another version or network, JournalDamaged for a part.
     """
     try:
         found = _meta_of_whole(connection, path)
@@ -118,10 +118,7 @@ def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int)
         expected = {"version": found["version"] if upgrade else VERSION, "inputs": inputs, "labels": labels}
         for key, value in expected.items():
             if found.get(key, value) != value:
-                raise JournalDamaged(
-                    f"{path}: {key} is {found[key]}, this daemon wants {value}",
-                    hint="use the network that the journal was begun with, or another --state folder",
-                )
+                raise incompatible(path, key, found[key], value)
         values = ", ".join(f"('{key}', {value:d})" for key, value in (expected | _FIRST).items())
         # All or nothing: a table that is missing later was lost.
         connection.executescript(
@@ -270,3 +267,27 @@ def unusable(path: Path, error: Exception) -> JournalDamaged | Unavailable:
 def damaged(path: Path, what: str) -> JournalDamaged:
     """The error for a file that SQLite cannot read."""
     return JournalDamaged(f"{path}: {what}", hint="put it back from a copy, or use another --state folder")
+
+
+def incompatible(path: Path, key: str, found: Any, wanted: int) -> JournalDamaged | JournalIncompatible:
+    """The error for a value in the table meta that is not the one this daemon was asked for."""
+    if not isinstance(found, int) or found < 1 or (key == "version" and found < wanted):
+        return damaged(path, f"{key} is {found!r} in the table meta")
+    if key == "version":
+        return JournalIncompatible(
+            f"{path} is a journal of version {found}, and this ffstream reads versions up to {wanted}",
+            hint="use the newer ffstream that wrote it, or another --state folder",
+        )
+    return JournalIncompatible(
+        f"network.{key} = {wanted}: the journal {path} was begun with network.{key} = {found}",
+        hint=f"set network.{key}={found}, or use another --state folder for the new network",
+    )
+
+
+def expect_network(path: Path, found: Mapping[str, Any], inputs: int, labels: int) -> None:
+    """Raises JournalIncompatible unless the table meta says that the journal is of this network."""
+    for key, value in {"inputs": inputs, "labels": labels}.items():
+        if found.get(key, value) != value:
+            raise incompatible(path, key, found[key], value)
+    if isinstance(version := found.get("version"), int) and version > VERSION:
+        raise incompatible(path, "version", version, VERSION)

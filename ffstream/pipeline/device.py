@@ -67,7 +67,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = cuda, but torch sees no CUDA device", hint="device = cpu or auto")
+        raise ConfigError(
+            'pipeline.device = "cuda": torch sees no CUDA device', hint="set pipeline.device to cpu or auto"
+        )
     return torch.device(name)
 
 

@@ -28,6 +28,7 @@ from ffstream.errors import (
     DeadlineExceeded,
     FFStreamError,
     JournalDamaged,
+    JournalIncompatible,
     RequestRefused,
     StageFailed,
 )
@@ -870,7 +871,7 @@ def test_another_network_does_not_start_on_this_state(start: Start) -> None:
     running = start()
     feed(running, 8)
     running.stop()
-    assert isinstance(fails(running.state, "network.inputs=25"), JournalDamaged)
+    assert isinstance(fails(running.state, "network.inputs=25"), JournalIncompatible)
     error = fails(running.state, "network.widths=[32]")
     assert isinstance(error, CheckpointIncompatible)
     assert "widths" in error.message

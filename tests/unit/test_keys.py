@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from ffstream import keys
 from ffstream.cli import main
 from ffstream.errors import ConfigError
-from ffstream.server.access import is_local
+from ffstream.server.doors import is_local
 from tests.support import given_away
 
 

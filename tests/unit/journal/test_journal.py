@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ffstream.errors import BelowBase, DiskFull, JournalDamaged, Unavailable
+from ffstream.errors import BelowBase, DiskFull, JournalDamaged, JournalIncompatible, Unavailable
 from ffstream.journal import identity, schema, skips
 from ffstream.journal.journal import Head, Journal, Receipt
 from ffstream.journal.reader import Reader
@@ -401,10 +401,16 @@ def test_a_reader_does_not_make_a_journal(tmp_path: Path) -> None:
     assert not (tmp_path / "none.sqlite").exists()
 
 
-@pytest.mark.parametrize(("other", "named"), [({"inputs": 5}, "inputs is 4"), ({"labels": 3}, "labels is 10")])
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"inputs": 5}, r"network\.inputs = 5: .* begun with network\.inputs = 4"),
+        ({"labels": 3}, r"network\.labels = 3: .* begun with network\.labels = 10"),
+    ],
+)
 def test_a_journal_of_another_network(journal: Journal, other: dict[str, int], named: str) -> None:
     journal.close()
-    with pytest.raises(JournalDamaged, match=named) as caught:
+    with pytest.raises(JournalIncompatible, match=named) as caught:
         Journal(journal.path, **({"inputs": INPUTS, "labels": LABELS} | other))
     assert "network" in caught.value.hint
 
@@ -412,7 +418,7 @@ def test_a_journal_of_another_network(journal: Journal, other: dict[str, int], n
 def test_a_journal_of_another_version(journal: Journal, open_journal: OpenJournal) -> None:
     journal._db.execute("UPDATE meta SET value = 4 WHERE key = 'version'")
     journal.close()
-    with pytest.raises(JournalDamaged, match="version is 4"):
+    with pytest.raises(JournalIncompatible, match="version 4, and this ffstream reads versions up to 3"):
         open_journal()
 
 
