@@ -9,6 +9,7 @@ import numpy as np
 from ffstream.cli import options
 from ffstream.cli.datasets import load_dataset
 from ffstream.cli.output import print_json, progress_bar
+from ffstream.cli.stream_check import shifted
 from ffstream.client import CurveKeys, Predictor
 from ffstream.data import Split
 from ffstream.wire.messages import DEFAULT_PREDICT
@@ -26,6 +27,7 @@ from ffstream.wire.messages import DEFAULT_PREDICT
     show_default=True,
     help="Images in a query. Latencies are those of whole queries: take 1 for that of a single image.",
 )
+@options.label_offset
 @options.timeout(10.0)
 @options.as_json
 @options.keys
@@ -35,12 +37,13 @@ def evaluate(
     endpoint: str,
     limit: int | None,
     batch: int,
+    label_offset: int,
     timeout_s: float,
     as_json: bool,
     keys: CurveKeys | None,
 ) -> None:
     """Ask a daemon for the labels of a test split, one query after the other."""
-    test = load_dataset(dataset, data, quiet=as_json).test
+    test = shifted(load_dataset(dataset, data, quiet=as_json).test, label_offset)
     n = min(len(test), limit or len(test))
     with Predictor(endpoint, keys=keys) as predictor:
         wrong, seconds = _ask(predictor, test, n, batch, timeout_s, quiet=as_json)

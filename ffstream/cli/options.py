@@ -29,6 +29,13 @@ data_folder = click.option(
     help="Folder where the IDX files of the data set called NAME are looked for, in their usual places too "
     "(MNIST/raw, …); nothing is fetched then.",
 )
+label_offset = click.option(
+    "--label-offset",
+    type=click.IntRange(-255, 255),
+    default=0,
+    show_default=True,
+    help="Added to every label: -1 for a data set whose labels begin at 1.",
+)
 config_file = click.option(
     "--config",
     "file",

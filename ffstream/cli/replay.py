@@ -3,8 +3,8 @@
 import signal
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, get_args
@@ -15,9 +15,11 @@ from rich.progress import Progress, TaskID
 from ffstream.cli import options
 from ffstream.cli.datasets import load_dataset
 from ffstream.cli.output import print_json, progress_bar
+from ffstream.cli.resuming import SPAN, Batches, Place, fingerprint, make_whole, place
+from ffstream.cli.stream_check import check, shifted
 from ffstream.client import Control, CurveKeys, Producer
 from ffstream.client.producer import Refused
-from ffstream.data import Order, UInt8Array, batches
+from ffstream.data import DRIFTS, Order, UInt8Array, batches
 from ffstream.errors import DeadlineExceeded, FFStreamError, RequestRefused, Unauthorized
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN
 
@@ -26,8 +28,6 @@ _LAST_FLUSH_S = 5.0  # after Ctrl-C
 _LOOK_S = 0.1  # between two looks at whether Ctrl-C was pressed
 _POLL_S = 1.0
 _INTERRUPTED = 130
-
-Batches = Iterable[tuple[UInt8Array, UInt8Array]]
 
 
 class Interrupt:
@@ -86,8 +86,9 @@ class ErrorWatch:
 class Replay:
     """Sends batches through a producer, at a rate if there is one."""
 
-    def __init__(self, producer: Producer, interrupt: Interrupt, rate: float | None) -> None:
+    def __init__(self, producer: Producer, interrupt: Interrupt, rate: float | None, span: int | None = None) -> None:
         self._producer = producer
+        self._span = span  # messages from the lowest unanswered one to the newest, at most
         self._interrupt = interrupt
         self._rate = rate
         self.started = time.monotonic()
@@ -120,6 +121,8 @@ class Replay:
         deadline = time.monotonic() + _PATIENCE_S
         while not self._interrupt.raised:
             try:
+                if self._span and self._producer.next_n - self._producer.answered_n > self._span:
+                    self._producer.flush(_LOOK_S)
                 self._producer.send(images, labels, _LOOK_S)
             except DeadlineExceeded:
                 if time.monotonic() >= deadline:
@@ -136,10 +139,27 @@ class Replay:
 @click.option("--rate", type=click.FloatRange(min=0), help="Samples a second; 0 or absent: as fast as it goes.")
 @click.option("--limit", type=click.IntRange(min=1), help="Samples over all passes.")
 @click.option("--passes", type=click.IntRange(min=1), default=1, show_default=True, help="Times through the data.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the shuffles.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the shuffles and the drift."
+)
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Samples in a message.")
-@click.option("--client", metavar="NAME", help="Name under which the daemon remembers; a new one without it.")
+@click.option(
+    "--client",
+    metavar="NAME",
+    help="Name under which the daemon remembers what was sent: the same command again goes on where it ended, "
+    "however it ended. Without it, every replay is a new one.",
+)
+@click.option("--restart", is_flag=True, help="With --client: begin again with the first sample.")
 @click.option("--order", type=click.Choice(get_args(Order)), default="shuffled", show_default=True)
+@options.label_offset
+@click.option(
+    "--drift",
+    type=click.Choice(list(DRIFTS)),
+    help="Changes the concept at --drift-at. label_permutation: every class gets the label of another one.",
+)
+@click.option(
+    "--drift-at", metavar="N", type=click.IntRange(min=0), help="Samples of the stream before --drift begins."
+)
 @click.option(
     "--control",
     "control_endpoint",
@@ -162,39 +182,69 @@ def replay(
     seed: int,
     batch: int,
     client: str | None,
+    restart: bool,
     order: Order,
+    label_offset: int,
+    drift: str | None,
+    drift_at: int | None,
     control_endpoint: str,
     as_json: bool,
     keys: CurveKeys | None,
 ) -> None:
     """Stream a training split to a daemon.
 
-    In the JSON line, `duplicates` are samples that were sent again because no answer had come; none is learned twice.
-    Exit code 0 means that every sample sent is acked.
+    The whole data set is checked before the first sample is sent. In the JSON line, `duplicates` are samples that
+    were sent again because no answer had come; none is learned twice. `resumed` are samples that an earlier replay
+    under the same --client had sent; `sent` does not count them. Exit code 0 means that every sample sent is acked.
     """
-    train = load_dataset(dataset, data, quiet=as_json).train
-    stream = batches(train, batch, passes=passes, seed=seed, limit=limit, order=order)
+    if (drift is None) != (drift_at is None):
+        raise click.UsageError("--drift and --drift-at belong together")
+    if restart and client is None:
+        raise click.UsageError("--restart begins a named replay again: it needs --client")
+    train = shifted(load_dataset(dataset, data, quiet=as_json).train, label_offset)
+    classes = max(2, int(train.labels.max()) + 1)
+    change = None if drift is None else DRIFTS[drift](drift_at, classes=classes, seed=seed)
+    stream = partial(batches, train, batch, passes=passes, seed=seed, limit=limit, order=order, drift=change)
     total = min(passes * len(train), limit or passes * len(train))
+    with Producer(endpoint, client=client, keys=keys) as asking:
+        warnings = check(train, asking.welcome, label_offset)
+        daemon_next = asking.daemon_next
+    if drift_at is not None and drift_at >= total:
+        warnings.append(f"--drift-at {drift_at:,} is behind the last of {total:,} samples: nothing drifts")
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    start: Place | None = None
+    if client is not None:
+        decides = {"batch": batch, "seed": seed, "order": order, "drift": drift, "drift_at": drift_at}
+        start = place(client, daemon_next, fingerprint(train, decides), restart=restart)
+    position = start.position if start else 0
+    resumed = min(total, position * batch)
+    if client is not None and start is not None and position:
+        click.echo(f"resuming {client}: {resumed:,} of {total:,} samples were sent before", err=True)
+        make_whole(endpoint, client, keys, start, stream(skip=max(0, position - SPAN)))
     refused: list[Refused] = []
     late: DeadlineExceeded | None = None
+    numbering: dict[str, Any] = {"start_at": start.n, "window_messages": SPAN} if start else {}
     with (
-        closing(Producer(endpoint, client=client, on_refused=refused.append, keys=keys)) as producer,
+        closing(Producer(endpoint, client=client, on_refused=refused.append, keys=keys, **numbering)) as producer,
         Interrupt() as interrupt,
         progress_bar("rate", "error", quiet=as_json) as bar,
         ErrorWatch(control_endpoint, keys, wanted=not bar.disable) as watch,
     ):
-        task = bar.add_task(f"replaying {dataset}", total=total, rate="", error="")
-        run = Replay(producer, interrupt, rate)
+        task = bar.add_task(f"replaying {dataset}", total=total - resumed, rate="", error="")
+        run = Replay(producer, interrupt, rate, SPAN if start else None)
         try:
-            run.run(stream, bar, task, watch)
+            run.run(stream(skip=position), bar, task, watch)
         except DeadlineExceeded as error:
             late = error
         seconds = time.monotonic() - run.started
-        result = _result(producer, seconds)
+        result = {**_result(producer, seconds), "resumed": resumed}
     _report(result, refused, as_json)
     if late is not None:
         raise late
     if interrupt.raised:
+        if client is not None:
+            click.echo("the same command goes on from there; --restart begins again", err=True)
         context.exit(_INTERRUPTED)
     if result["acked"] < result["sent"]:
         context.exit(1)

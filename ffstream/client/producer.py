@@ -172,6 +172,11 @@ class Producer:
         """Each message up to this number has a final answer: it was acked, or refused for good."""
         return next(iter(self._unanswered), self._next_n) - 1
 
+    @property
+    def welcome(self) -> Welcome:
+        """What the daemon said of itself: its limits, and the inputs and labels of its network."""
+        return self._limits
+
     def send(self, images: ArrayLike, labels: ArrayLike, timeout_s: float = 60.0) -> int:
         """Sends images (B, …; uint8 0 to 255, or float 0.0 to 1.0) and labels (B) as one message; returns its number.
 

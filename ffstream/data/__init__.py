@@ -5,9 +5,10 @@ from ffstream.data.dataset import Dataset, Split, UInt8Array, load_folder
 from ffstream.data.download import Progress
 from ffstream.data.embedded import load_embedded
 from ffstream.data.idx import read_idx, write_idx
-from ffstream.data.streams import Drift, Order, batches, label_permutation_at, stream
+from ffstream.data.streams import DRIFTS, Drift, Order, batches, label_permutation_at, stream
 
 __all__ = [
+    "DRIFTS",
     "Dataset",
     "Drift",
     "Order",

@@ -4,7 +4,8 @@ A stream is a function of its arguments alone: the same split, seed and order gi
 process, so that a killed producer can find its place again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -48,15 +49,17 @@ def batches(
     limit: int | None = None,
     order: Order = "shuffled",
     drift: Drift | None = None,
+    skip: int = 0,
 ) -> Iterator[tuple[UInt8Array, UInt8Array]]:
     """Yield images (n, H, W) and labels (n,), contiguous copies, in the order of `stream`.
 
-    n = batch, and less only in the last one: a batch may straddle two passes.
-    Raises ValueError for batch < 1.
+    n = batch, and less only in the last one: a batch may straddle two passes. The first `skip` batches are left out.
+    Raises ValueError for batch < 1 or skip < 0.
     """
     if batch < 1:
         raise ValueError(f"batch={batch} must be at least 1")
-    for first, indices in _cut(stream(split, passes=passes, seed=seed, limit=limit, order=order), batch):
+    cut = _cut(stream(split, passes=passes, seed=seed, limit=limit, order=order), batch)
+    for first, indices in islice(cut, skip, None):
         labels = split.labels.take(indices)
         yield split.images.take(indices, axis=0), drift(first, labels) if drift else labels
 
@@ -79,6 +82,10 @@ def label_permutation_at(index: int, *, classes: int = 10, seed: int = 0) -> Dri
         return np.concatenate([labels[:old], renamed[labels[old:]]])
 
     return drift
+
+
+DRIFTS: Mapping[str, Callable[..., Drift]] = {"label_permutation": label_permutation_at}
+"""By name; each takes the position in the stream where it begins, and the keywords `classes` and `seed`."""
 
 
 def _pass(split: Split, rng: np.random.Generator, order: Order) -> IndexArray:

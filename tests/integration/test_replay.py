@@ -1,0 +1,313 @@
+"""`ffstream replay` against a daemon in this process: what is checked first, what drifts, where it goes on."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ffstream.cli import main
+from ffstream.cli.resuming import SPAN, fingerprint, place
+from ffstream.data import Split, batches, label_permutation_at, load
+from ffstream.data.idx import write_idx
+from tests.in_process import Running
+from tests.support import wait_until
+from tools.daemon_process import CLI
+
+WAIT_S = 60.0
+SAMPLES = 600
+NAME = "camera"
+
+
+def write_folder(folder: Path, *, first_label: int = 0, classes: int = 4, brightest: int = 255) -> Split:
+    """A data set of 4 x 4 images with those labels, shuffled; returns its training split."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for prefix in ("train", "t10k"):
+        labels = (rng.permutation(SAMPLES) % classes + first_label).astype(np.uint8)
+        pixels = rng.integers(0, brightest, (SAMPLES, 4, 4), np.uint8, endpoint=True)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", pixels)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
+    return load(str(folder)).train
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    """A daemon for 16 pixels and 4 labels that is paused: its journal keeps what it is sent."""
+    with Running(tmp_path / "state") as daemon:
+        daemon.control().request("pause")
+        yield daemon
+
+
+@pytest.fixture
+def replay(running: Running) -> Callable[..., Result]:
+    def run(folder: Path, *arguments: str) -> Result:
+        every = ["replay", str(folder), "--to", running.daemon.learn.endpoint, "--json", *arguments]
+        return CliRunner().invoke(main, every, catch_exceptions=False)
+
+    return run
+
+
+def stored(running: Running) -> list[tuple[int, list[int]]]:
+    """Message number and labels of each message in the journal, in the order of its samples."""
+    connection = sqlite3.connect(running.state / "journal.sqlite")
+    try:
+        rows = connection.execute("SELECT n, labels FROM messages ORDER BY first_seq").fetchall()
+    finally:
+        connection.close()
+    return [(n, np.frombuffer(labels, "<u2").tolist()) for n, labels in rows]
+
+
+def stored_labels(running: Running) -> list[int]:
+    return [label for _, labels in stored(running) for label in labels]
+
+
+# --- the check before the first sample ------------------------------------------------------------------------------
+
+
+def test_labels_out_of_range_are_named_and_nothing_is_sent(
+    running: Running, replay: Callable[..., Result], tmp_path: Path
+) -> None:
+    split = write_folder(tmp_path / "letters", first_label=1)
+    first = int(np.argmax(split.labels == 4))
+    refused = replay(tmp_path / "letters")
+    assert refused.exit_code == 1
+    assert refused.stderr.splitlines() == [
+        f"error: the labels are 1 to 4, the daemon takes 0 to 3: 150 of 600 are out of range, first label 4 at index "
+        f"{first}; nothing was sent [label_out_of_range]",
+        "hint: --label-offset -1 makes them 0 to 3",
+    ]
+    assert stored(running) == []
+
+    done = replay(tmp_path / "letters", "--label-offset", "-1", "--order", "as_is")
+    assert (done.exit_code, done.stderr) == (0, "")
+    result = json.loads(done.stdout)
+    assert (result["sent"], result["acked"], result["rejected"]) == (600, 600, 0)
+    assert stored_labels(running) == (split.labels - 1).tolist()
+
+
+def test_more_classes_than_the_daemon_has(running: Running, replay: Callable[..., Result], tmp_path: Path) -> None:
+    write_folder(tmp_path / "many", classes=6)
+    refused = replay(tmp_path / "many")
+    assert refused.exit_code == 1
+    assert "network.labels=6" in refused.stderr
+    assert stored(running) == []
+
+
+def test_an_offset_that_leaves_the_range_of_labels(replay: Callable[..., Result], tmp_path: Path) -> None:
+    write_folder(tmp_path / "good")
+    refused = replay(tmp_path / "good", "--label-offset", "-1")
+    assert refused.exit_code == 1
+    assert "--label-offset -1 turns the labels 0 to 3 into -1 to 2" in refused.stderr
+    assert "--label-offset 0 makes the lowest one 0" in refused.stderr
+
+
+def test_images_of_another_size(running: Running, replay: Callable[..., Result]) -> None:
+    refused = CliRunner().invoke(main, ["replay", "embedded", "--to", running.daemon.learn.endpoint])
+    assert refused.exit_code == 1
+    assert "28 x 28 = 784 pixels, the daemon's network takes 16" in refused.stderr
+    assert stored(running) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "warning"),
+    [
+        ({"brightest": 1}, "no pixel exceeds 1,"),
+        ({"brightest": 16}, "no pixel exceeds 16,"),
+        ({"first_label": 1, "classes": 3}, "the labels are 1 to 3, none is 0: --label-offset -1 makes them 0 to 2"),
+    ],
+)
+def test_what_is_suspicious_is_a_warning(
+    replay: Callable[..., Result], tmp_path: Path, data: dict[str, int], warning: str
+) -> None:
+    write_folder(tmp_path / "data", **data)
+    done = replay(tmp_path / "data", "--limit", "8")
+    assert done.exit_code == 0
+    assert done.stderr.startswith(f"warning: {warning}")
+
+
+def test_evaluate_has_the_same_offset(running: Running, tmp_path: Path) -> None:
+    write_folder(tmp_path / "letters", first_label=1)
+    every = ["evaluate", str(tmp_path / "letters"), "--at", running.daemon.predict.endpoint, "--json"]
+    errors = [
+        json.loads(CliRunner().invoke(main, [*every, "--label-offset", offset]).stdout)["error"]
+        for offset in ("-1", "3")
+    ]
+    assert errors[0] < errors[1] == 1.0, "no prediction is a label from 4 to 7"
+
+
+# --- drift ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_drift_changes_the_labels_from_its_sample_on(
+    running: Running, replay: Callable[..., Result], tmp_path: Path
+) -> None:
+    split = write_folder(tmp_path / "data")
+    done = replay(
+        tmp_path / "data", "--order", "as_is", "--drift", "label_permutation", "--drift-at", "250", "--seed", "7"
+    )
+    assert done.exit_code == 0
+    labels = stored_labels(running)
+    assert labels[:250] == split.labels[:250].tolist()
+    assert labels == label_permutation_at(250, classes=4, seed=7)(0, split.labels).tolist()
+    assert not any(now == before for now, before in zip(labels[250:], split.labels[250:].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("given", [["--drift", "label_permutation"], ["--drift-at", "3"]])
+def test_a_drift_needs_its_place(replay: Callable[..., Result], tmp_path: Path, given: list[str]) -> None:
+    write_folder(tmp_path / "data")
+    refused = replay(tmp_path / "data", *given)
+    assert refused.exit_code == 2
+    assert "--drift and --drift-at belong together" in refused.stderr
+
+
+def test_a_drift_behind_the_end_is_a_warning(replay: Callable[..., Result], tmp_path: Path) -> None:
+    write_folder(tmp_path / "data")
+    done = replay(tmp_path / "data", "--drift", "label_permutation", "--drift-at", "600")
+    assert done.exit_code == 0
+    assert "--drift-at 600 is behind the last of 600 samples: nothing drifts" in done.stderr
+
+
+# --- resuming -------------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_killed_ten_times_sends_every_sample_once(running: Running, tmp_path: Path) -> None:
+    split = write_folder(tmp_path / "data")
+    command = [*CLI, "replay", str(tmp_path / "data"), "--to", running.daemon.learn.endpoint, "--client", NAME]
+    command += ["--batch", "3", "--passes", "2", "--json"]
+    accepted = 0
+    for _ in range(10):
+        killed = subprocess.Popen([*command, "--rate", "150"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            wait_until(lambda: running.daemon.journal.head.seq > accepted, WAIT_S, "it sends")  # noqa: B023
+        finally:
+            killed.send_signal(signal.SIGKILL)
+            killed.communicate(timeout=WAIT_S)
+        accepted = running.daemon.journal.head.seq
+    assert accepted < 2 * SAMPLES, "it was killed in the middle"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True)
+    result = json.loads(done.stdout)
+    assert 0 < result["sent"] == result["acked"] == 2 * SAMPLES - result["resumed"]
+    assert f"resuming {NAME}: {result['resumed']:,} of 1,200 samples were sent before" in done.stderr
+
+    wanted = [labels.tolist() for _, labels in batches(split, 3, passes=2)]
+    rows = stored(running)
+    assert [labels for _, labels in sorted(rows)] == wanted
+    assert len({n for n, _ in rows}) == len(rows) == 400
+    control = running.control()
+    control.request("resume")
+    assert control.wait_idle(WAIT_S)["learned"] == 2 * SAMPLES
+
+
+def test_ctrl_c_and_the_same_command_again(running: Running, tmp_path: Path) -> None:
+    split = write_folder(tmp_path / "data")
+    command = [*CLI, "replay", str(tmp_path / "data"), "--to", running.daemon.learn.endpoint, "--client", NAME]
+    command += ["--batch", "4", "--json"]
+    first = subprocess.Popen([*command, "--rate", "100"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: running.daemon.journal.head.seq > 0, WAIT_S, "it sends")
+        first.send_signal(signal.SIGINT)
+        stdout, stderr = first.communicate(timeout=WAIT_S)
+    finally:
+        first.kill()
+    assert first.returncode == 130
+    assert "the same command goes on from there; --restart begins again" in stderr
+    acked = json.loads(stdout)["acked"]
+    result = json.loads(subprocess.run(command, capture_output=True, timeout=WAIT_S, check=True).stdout)
+    assert result["resumed"] == acked
+    assert result["sent"] == result["acked"] == SAMPLES - acked
+    assert [labels for _, labels in stored(running)] == [labels.tolist() for _, labels in batches(split, 4)]
+
+
+def test_a_message_that_was_missing_is_sent(running: Running, replay: Callable[..., Result], tmp_path: Path) -> None:
+    """The first replay was killed while a message was refused for now and the one after it stored."""
+    split = write_folder(tmp_path / "data")
+    decides = {"batch": 10, "seed": 0, "order": "shuffled", "drift": None, "drift_at": None}
+    first = place(NAME, 1, fingerprint(split, decides), restart=False).n
+    wanted = [labels.tolist() for _, labels in batches(split, 10)]
+    peer = running.peer()
+    for at, (pixels, labels) in enumerate(islice(batches(split, 10), 5)):
+        if at in (1, 3):
+            continue
+        peer.samples(
+            first + at,
+            client=NAME,
+            base=first,
+            count=10,
+            labels=labels.astype("<u2").tobytes(),
+            payload=[pixels.tobytes()],
+        )
+        peer.acked(1)
+    done = replay(tmp_path / "data", "--client", NAME, "--batch", "10")
+    assert done.exit_code == 0
+    result = json.loads(done.stdout)
+    assert (result["resumed"], result["sent"], result["acked"]) == (50, 550, 550)
+    assert [labels for _, labels in sorted(stored(running))] == wanted
+
+
+def test_the_end_restart_and_other_options(running: Running, replay: Callable[..., Result], tmp_path: Path) -> None:
+    split = write_folder(tmp_path / "data")
+    write_folder(tmp_path / "other", classes=2)
+    assert replay(tmp_path / "data", "--client", NAME, "--limit", "256").exit_code == 0
+
+    # The same command has nothing left to send; without its limit it goes on.
+    result = json.loads(replay(tmp_path / "data", "--client", NAME, "--limit", "256").stdout)
+    assert (result["sent"], result["acked"], result["resumed"]) == (0, 0, 256)
+    assert json.loads(replay(tmp_path / "data", "--client", NAME).stdout)["sent"] == SAMPLES - 256
+    assert stored_labels(running) == [label for _, labels in batches(split, 64) for label in labels.tolist()]
+
+    # Another stream is refused under this name, whatever makes it another one.
+    for folder, *options in (
+        ("other",),
+        ("data", "--seed", "1"),
+        ("data", "--batch", "32"),
+        ("data", "--order", "as_is"),
+        ("data", "--drift", "label_permutation", "--drift-at", "5"),
+    ):
+        refused = replay(tmp_path / folder, "--client", NAME, *options)
+        assert refused.exit_code == 2, options
+        assert "'camera' has sent other data" in refused.stderr
+        assert "--restart" in refused.stderr
+    # 600 samples end in a batch of 24; a second pass would have 64 there.
+    refused = replay(tmp_path / "data", "--client", NAME, "--passes", "2")
+    assert refused.exit_code == 2
+    assert "--limit or --passes was another one" in refused.stderr
+    assert len(stored_labels(running)) == SAMPLES
+
+    for count, options in enumerate(([], ["--seed", "1"], ["--seed", "1"]), 2):
+        result = json.loads(replay(tmp_path / "data", "--client", NAME, "--restart", *options).stdout)
+        assert (result["sent"], result["acked"], result["resumed"]) == (SAMPLES, SAMPLES, 0)
+        assert len(stored_labels(running)) == count * SAMPLES
+
+
+def test_a_name_that_another_program_used(running: Running, replay: Callable[..., Result], tmp_path: Path) -> None:
+    write_folder(tmp_path / "data")
+    running.peer().samples(1, client=NAME)
+    wait_until(lambda: running.daemon.journal.head.seq == 1, WAIT_S, "it is stored")
+    refused = replay(tmp_path / "data", "--client", NAME)
+    assert refused.exit_code == 2
+    assert "'camera' has sent other data" in refused.stderr
+    assert replay(tmp_path / "data", "--client", NAME, "--restart").exit_code == 0
+    assert len(stored_labels(running)) == SAMPLES + 1
+
+
+def test_restart_needs_a_name(replay: Callable[..., Result], tmp_path: Path) -> None:
+    write_folder(tmp_path / "data")
+    refused = replay(tmp_path / "data", "--restart")
+    assert refused.exit_code == 2
+    assert "needs --client" in refused.stderr
+
+
+def test_place_counts_runs_up_to_the_last_message_number() -> None:
+    mark, n = 5, 1
+    for run in range(1, 1 << 14):
+        n = place(NAME, n + 1, mark, restart=True).n
+        assert n >> 48 == run
+    assert n < 2**62
+    assert place(NAME, n + SPAN, mark, restart=False).position == SPAN
