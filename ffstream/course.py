@@ -82,6 +82,7 @@ class Course:
             "applied_seq": applied,
             "prequential_error": record.recent,
             "prequential_error_total": record.total,
+            "prequential_window_samples": record.window_samples,
             "phase": pipeline.phase,
             "stages": pipeline.describe(),
         }

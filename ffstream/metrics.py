@@ -152,7 +152,7 @@ class Metrics:
             "Samples learned without being predicted first, at high rates.",
         )
         self.prequential_error = self._gauge(
-            "prequential_error_ratio", "Error over the last 10,000 predicted samples."
+            "prequential_error_ratio", "Error over the last 10,000 predicted samples, or all if fewer."
         )
         self.prequential_window = self._gauge(
             "prequential_window_samples", "Samples that prequential_error_ratio is measured over; at first, fewer."

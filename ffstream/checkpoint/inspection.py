@@ -19,14 +19,14 @@ class Found(NamedTuple):
 
 
 def look(folder: Path, *, thoroughly: bool, seq: int | None = None) -> Iterator[Found]:
-    """Checkpoints, the newest first; one alone if a number is given. `thoroughly`: with every byte of their files."""
+    """Checkpoints, newest first; with a number, that one if it is there. `thoroughly`: every byte of their files."""
     check = manifest.verify if thoroughly else manifest.read
     for each in reversed(manifest.seqs(folder)) if seq is None else [seq]:
         size = _size(folder_of(folder, each))
         try:
             yield Found(each, size, check(folder, each), None)
         except CheckpointDamaged as damage:
-            if seq is not None or (folder_of(folder, each) / MANIFEST).exists():  # or the daemon has removed it
+            if (folder_of(folder, each) / MANIFEST).exists():  # or it was never there, or the daemon has removed it
                 yield Found(each, size, {}, damage)
 
 

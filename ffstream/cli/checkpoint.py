@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ffstream.checkpoint.inspection import Found, half_written, look
+from ffstream.checkpoint.manifest import folder_of
 from ffstream.cli import options, states
 from ffstream.cli.control import report, request_long
 from ffstream.cli.output import print_json
@@ -56,13 +57,18 @@ def list_command(context: click.Context, file: Path | None, state: Path | None, 
 @options.as_json
 @click.pass_context
 def verify(context: click.Context, seq: int | None, file: Path | None, state: Path | None, as_json: bool) -> None:
-    """Read every byte of all checkpoints, or of one. Says from which one a daemon would begin."""
+    """Read every byte of all checkpoints, or of one. Says from which one a daemon would begin.
+
+    Exit code 1 if one is damaged, 2 if there is no state folder, or no checkpoint SEQ in it.
+    """
     folder = _checkpoints(states.folder(file, state))
     found = []
     for each in look(folder, thoroughly=True, seq=seq):
         found.append(each)
         if not as_json:
             click.echo(f"checkpoint {each.seq}: whole" if each.damage is None else f"damaged: {each.damage.message}")
+    if seq is not None and not found:
+        raise _missing(folder, seq)
     used = _used(found if seq is None else list(look(folder, thoroughly=True)))
     if as_json:
         print_json({"path": str(folder), "checkpoints": [_describe(each) for each in found], "recovery": used})
@@ -75,6 +81,15 @@ def _checkpoints(state: Path) -> Path:
     if not any((state / name).exists() for name in ("journal.sqlite", "checkpoints")):
         raise ConfigError(f"no state folder at {state}", hint="--state names a daemon's state folder")
     return state / "checkpoints"
+
+
+def _missing(folder: Path, seq: int) -> ConfigError:
+    if folder_of(folder, seq).name in half_written(folder):
+        return ConfigError(f"checkpoint {seq} is half written", hint="a write goes on, or was cut short")
+    there = ", ".join(str(each.seq) for each in look(folder, thoroughly=False))
+    return ConfigError(
+        f"there is no checkpoint {seq} in {folder}", hint=f"there are {there}" if there else "there are none yet"
+    )
 
 
 def _used(found: list[Found]) -> int | None:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ffstream.cli import options
-from ffstream.cli.output import print_json
+from ffstream.cli.output import prequential_error, print_json
 from ffstream.client import Control, CurveKeys
 
 
@@ -43,18 +43,13 @@ def _facts(result: dict[str, Any]) -> Table:
         + (f", refuses samples: {result['refusing']}" if result["refusing"] else ""),
         "samples": f"{result['accepted']:,} accepted, {result['learned']:,} learned, {result['backlog']:,} waiting"
         + (f", {result['skipped']:,} skipped" if result["skipped"] else ""),
-        "prequential error": f"{_percent(result['prequential_error'])} of the last 10,000, "
-        f"{_percent(result['prequential_error_total'])} of all",
+        "prequential error": prequential_error(result),
         "snapshot": f"{snapshot['age_s']:.1f} s old, learned up to {snapshot['seq']:,}",
         "checkpoint": f"at {result['checkpoint_seq']:,}",
     } | result["endpoints"]
     for name, value in rows.items():
         table.add_row(name, value)
     return table
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{fraction:.2%}"
 
 
 def _stages(stages: list[dict[str, Any]]) -> Table:

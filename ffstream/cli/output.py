@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,14 @@ from ffstream.data import Progress as OnBytes
 def print_json(result: dict[str, Any]) -> None:
     """One line on stdout, for scripts."""
     click.echo(json.dumps(result))
+
+
+def prequential_error(status: Mapping[str, Any]) -> str:
+    """A status' error over the samples that its window holds, which are few at first, and over all."""
+    recent, total = status["prequential_error"], status["prequential_error_total"]
+    if recent is None or total is None:
+        return "no sample is predicted yet"
+    return f"{recent:.2%} of the last {status['prequential_window_samples']:,} predicted, {total:.2%} of all"
 
 
 def progress_bar(*figures: str, quiet: bool) -> Progress:

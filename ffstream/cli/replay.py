@@ -73,14 +73,15 @@ class ErrorWatch:
         with Control(self._endpoint, keys=self._keys) as control:
             while not self._ended.wait(_POLL_S):
                 try:
-                    error = control.status(_POLL_S).get("prequential_error")
+                    status = control.status(_POLL_S)
+                    error, window = status["prequential_error"], status["prequential_window_samples"]
+                    self.text = "" if error is None else f"prequential error {error:.2%} of the last {window:,}"
                 except RequestRefused as refusal:
                     if refusal.remote_code == Unauthorized.code:
                         return  # a producer's key need not open the control socket
-                    error = None
+                    self.text = ""
                 except FFStreamError:
-                    error = None  # a bar without a figure is still a bar
-                self.text = "" if error is None else f"prequential error {error:.2%}"
+                    self.text = ""  # a bar without a figure is still a bar
 
 
 class Replay:

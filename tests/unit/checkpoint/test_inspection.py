@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
 from ffstream.checkpoint.inspection import half_written, look
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
+from ffstream.cli import main
 from ffstream.errors import CheckpointDamaged
 from tests.support import picture
 
@@ -45,8 +47,27 @@ def test_a_cheap_look_sees_sizes_and_a_thorough_one_every_byte(store: Checkpoint
 def test_one_alone(store: CheckpointStore) -> None:
     (found,) = look(store.folder, thoroughly=True, seq=20)
     assert (found.seq, found.damage) == (20, None)
-    (missing,) = look(store.folder, thoroughly=True, seq=25)
-    assert isinstance(missing.damage, CheckpointDamaged)
+    assert list(look(store.folder, thoroughly=True, seq=25)) == [], "what was never there is not damaged"
+
+
+def verify(store: CheckpointStore, seq: int) -> Result:
+    return CliRunner().invoke(main, ["checkpoint", "verify", str(seq), "--state", str(store.folder.parent)])
+
+
+def test_verify_tells_a_missing_checkpoint_from_a_damaged_one(store: CheckpointStore) -> None:
+    assert verify(store, 20).exit_code == 0
+    missing = verify(store, 5)
+    assert missing.exit_code == 2
+    assert (
+        f"error: there is no checkpoint 5 in {store.folder} [config]\nhint: there are 30, 20, 10\n" in missing.output
+    )
+    assert "damaged" not in missing.output
+    (store.folder / f"{5:020d}").mkdir()
+    half = verify(store, 5)
+    assert (half.exit_code, "checkpoint 5 is half written" in half.output) == (2, True)
+    os.truncate(state_of(store, 20), 50)
+    damaged = verify(store, 20)
+    assert (damaged.exit_code, "damaged: checkpoint 20: " in damaged.output) == (1, True)
 
 
 def test_one_that_the_daemon_removes_meanwhile_is_not_damaged(store: CheckpointStore) -> None:

@@ -1,0 +1,76 @@
+"""Nothing claims an error over more samples than were predicted."""
+
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from ffstream.cli import main
+from ffstream.cli.output import prequential_error
+from ffstream.client import Control
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def status(predicted: int) -> dict[str, Any]:
+    error = 0.012 if predicted else None
+    return {
+        "state": "ready",
+        "phase": "interleaved",
+        "refusing": None,
+        "paused": False,
+        "accepted": predicted,
+        "learned": predicted,
+        "backlog": 0,
+        "skipped": 0,
+        "prequential_error": error,
+        "prequential_error_total": error,
+        "prequential_window_samples": min(predicted, 10_000),
+        "snapshot": {"age_s": 0.5, "seq": predicted},
+        "checkpoint_seq": 0,
+        "endpoints": {},
+        "stages": [],
+    }
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    loader = SourceFileLoader("demo", str(ROOT / "tools" / "demo"))
+    spec = spec_from_loader("demo", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_the_error_names_the_samples_that_it_is_over() -> None:
+    assert prequential_error(status(0)) == "no sample is predicted yet"
+    assert prequential_error(status(8000)) == "1.20% of the last 8,000 predicted, 1.20% of all"
+    assert prequential_error(status(50_000)) == "1.20% of the last 10,000 predicted, 1.20% of all"
+
+
+def test_status_names_the_samples_that_its_error_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Control, "status", lambda *arguments: status(8000))
+    shown = CliRunner().invoke(main, ["status"]).output
+    assert "of the last 8,000 predicted" in shown
+    assert "10,000" not in shown
+
+
+def test_the_demo_does_so_after_one_pass_over_its_digits(demo: ModuleType) -> None:
+    assert demo.PASSES == 1, "the error of a second pass is that of digits that were learned before"
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(demo.picture(status(8000), {}, 400.0))
+    assert "1.20% of the last 8,000 predicted" in shown.get()
+    assert "10,000" not in shown.get()
+
+
+def test_the_page_does_so() -> None:
+    page = (ROOT / "ffstream" / "server" / "page.html").read_text(encoding="utf-8")
+    assert "10,000" not in page
+    assert "prequential_window_samples" in page
