@@ -79,7 +79,10 @@ class Limits(_Section):
     """What the daemon accepts."""
 
     message_max_bytes: int = Field(
-        8 << 20, ge=1024, le=_INT_MAX, description="bytes of a message; a longer one ends its connection"
+        8 << 20,
+        ge=1024,
+        le=_INT_MAX,
+        description="bytes of a message's images; up to twice as many get an error, still more end the connection",
     )
     message_max_samples: int = Field(4096, ge=1, le=_LABELS_MAX, description="samples of a message")
     window_messages: int = Field(1024, ge=1, description="messages that a producer may have unanswered")

@@ -101,6 +101,9 @@ class Metrics:
         self.connections_refused = self._counter(
             "connections_refused_total", "Connections, or HTTP requests, that were not let in.", "socket", "reason"
         )
+        self.connections_ended = self._counter(
+            "connections_ended_total", "Connections that have ended, whichever side ended them.", "socket"
+        )
         self.replies_dropped = self._counter(
             "replies_dropped_total", "Replies to peers that are gone or do not read."
         )

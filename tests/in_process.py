@@ -91,10 +91,14 @@ class Peer:
         good = {"client": "peer", "n": n, "base": 1, "count": 1, "dtype": "uint8", "shape": [INPUTS]}
         self.send("samples", *payload, **(good | {"labels": b"\0\0"} | fields))
 
+    def frames(self, timeout_s: float = ANSWER_S) -> list[bytes]:
+        """The frames of the next answer."""
+        assert self._socket.poll(int(timeout_s * 1000)), f"no answer within {timeout_s:g} s"
+        return self._socket.recv_multipart()
+
     def hear(self, timeout_s: float = ANSWER_S) -> tuple[dict[str, Any], list[bytes]]:
         """The next answer and its payload."""
-        assert self._socket.poll(int(timeout_s * 1000)), f"no answer within {timeout_s:g} s"
-        header, *payload = self._socket.recv_multipart()
+        header, *payload = self.frames(timeout_s)
         fields = msgpack.unpackb(header)
         assert fields["v"] == 1
         return fields, payload

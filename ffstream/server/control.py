@@ -11,7 +11,7 @@ from ffstream.metrics import Metrics
 from ffstream.server.router import Received, RouterLoop
 from ffstream.threads import OnFailure
 from ffstream.wire import codec
-from ffstream.wire.messages import MAX_HEADER_BYTES, Hello, Reply, Request
+from ffstream.wire.messages import Hello, Reply, Request
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +38,14 @@ class ControlLoop(RouterLoop):
         boot: str,
         waits: Collection[str] = (),
     ) -> None:
-        # No command has a payload; a header that is a little too large gets an answer.
-        header_only = min(limits.message_max_bytes, 2 * MAX_HEADER_BYTES)
-        limits = limits.model_copy(update={"message_max_bytes": header_only})
         super().__init__(
             "control",
-            (Request,),
             limits,
             metrics,
             on_failure,
             checker=codec.ImageChecker(checker.inputs, checker.labels, 0),  # it takes no samples
             boot=boot,
+            payload_max_bytes=0,  # no command has one
             batch_messages=64,
             batch_bytes=1 << 20,
         )

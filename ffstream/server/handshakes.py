@@ -10,6 +10,7 @@ connection it was; with several handshakes at a time, one left over may be count
 import time
 
 import zmq
+from prometheus_client import Counter
 from zmq.utils.monitor import parse_monitor_message
 
 from ffstream.server.refusals import Refusals
@@ -29,8 +30,9 @@ _WAITING_MAX = 100_000  # events; with more, libzmq itself waits
 class HandshakeWatch:
     """Belongs to the socket's own thread. Make it before the bind, `close` it before the socket."""
 
-    def __init__(self, socket: zmq.Socket[bytes], refusals: Refusals, timeout_s: float) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], refusals: Refusals, ended: Counter, timeout_s: float) -> None:
         self._refusals = refusals
+        self._ended = ended
         self._timeout_s = 2 * timeout_s
         self._looked_at = 0.0
         self._tally = _Tally()
@@ -70,6 +72,8 @@ class HandshakeWatch:
             tally.came(value, now)
         elif event == zmq.EVENT_DISCONNECTED:
             tally.went(value)
+            # Whoever ended it: that libzmq did, over a frame above ZMQ_MAXMSGSIZE, is the same event.
+            self._ended.inc()
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             tally.resolved()
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:

@@ -56,12 +56,12 @@ class LearnLoop(RouterLoop):
     ) -> None:
         super().__init__(
             "learn",
-            (Samples, Bye),
             limits,
             metrics,
             on_failure,
             checker=checker,
             boot=boot,
+            payload_max_bytes=limits.message_max_bytes,
             batch_messages=limits.commit_max_messages,
             batch_bytes=limits.commit_max_bytes,
         )
@@ -151,7 +151,7 @@ class LearnLoop(RouterLoop):
         (images,) = codec.expect_payload(payload, 1)
         if message.base > message.n:
             raise BadHeader("samples.base is above n", hint="base is the lowest number without an answer")
-        self._checker.check_samples(message, images)
+        images = self._checker.check_samples(message, images)
         self._metrics.samples_received.inc(message.count)
         entry = Entry(client, message.n, message.base, message.count, message.dtype, message.labels, images)
         return self.journal.receipt(client, message.n), entry

@@ -27,12 +27,12 @@ class PredictLoop(RouterLoop):
     ) -> None:
         super().__init__(
             "predict",
-            (Predict,),
             limits,
             metrics,
             on_failure,
             checker=checker,
             boot=boot,
+            payload_max_bytes=limits.message_max_bytes,
             batch_messages=limits.query_batch_max_samples,
             batch_bytes=limits.query_batch_max_samples * checker.inputs * 4,
         )
@@ -51,7 +51,7 @@ class PredictLoop(RouterLoop):
             assert isinstance(message, Predict)
             try:
                 (images,) = codec.expect_payload(payload, 1)
-                self._checker.check_images(message, images)
+                images = self._checker.check_images(message, images)
             except FFStreamError as error:
                 self.refuse(peer, error, sender=received.sender(), id=message.id)
                 continue

@@ -10,27 +10,31 @@ import logging
 import secrets
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import zmq
 
 from ffstream.config import Limits
-from ffstream.errors import BadFrames, ConfigError, FFStreamError, Unauthorized, Unavailable
+from ffstream.errors import BadFrames, ConfigError, FFStreamError, TooLarge, Unauthorized, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.access import Guard
 from ffstream.server.handshakes import HandshakeWatch
 from ffstream.server.refusals import Refusals, RejectionLog
 from ffstream.threads import OnFailure, Worker
 from ffstream.wire import codec
-from ffstream.wire.messages import ErrorReply, Hello, Message, Ping, Pong, Welcome
+from ffstream.wire.messages import MAX_HEADER_BYTES, SENT_TO, ErrorReply, Message, Ping, Pong, Welcome
 
 _LINGER_MS = 1000  # for replies under way when the socket closes
 _POLL_MS = 100
 _NOW = int(zmq.NOBLOCK)
+_SLACK = 2  # times the longest frame that is taken: so long a one is answered
 _CURVE_BYTES = 33  # that encryption adds to a frame
 _STRANGERS_MAX = 1000  # peers remembered as refused, so that each is logged once
 _REFUSED_MAX = 32  # a turn
-_FRAMES_MAX = 3  # more than any message has; the rest is read and dropped
+_FRAMES_MAX = 4  # more than any message has; the rest is read and dropped
+_ROUTING_ID_BYTES = 5  # of an id that the ROUTER gave itself, beginning with 0
+_REQUEST_ID_BYTES = 4
 _SILENT_MAX = 3  # unanswered keepalive probes after which a peer is gone
 
 
@@ -67,28 +71,38 @@ def _address(frame: zmq.Frame | None) -> str:
         return "address=unknown"
 
 
+def _split_envelope(frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """What a REQ socket puts before a message (an empty frame; two frames with REQ_CORRELATE), and the message."""
+    if len(frames) > 1 and not frames[0]:
+        return frames[:1], frames[1:]
+    if len(frames) > 2 and len(frames[0]) == _REQUEST_ID_BYTES and not frames[1]:
+        return frames[:2], frames[2:]
+    return [], frames
+
+
 class RouterLoop(ABC):
     """A thread that serves one socket. `bind` it, `start` it, `stop` it."""
 
     def __init__(
         self,
         name: str,
-        types: tuple[type[Message], ...],
         limits: Limits,
         metrics: Metrics,
         on_failure: OnFailure,
         *,
         checker: codec.ImageChecker,
         boot: str,
+        payload_max_bytes: int,
         batch_messages: int,
         batch_bytes: int,
     ) -> None:
         self.name = f"ff-{name}"
         self.socket_name = name
         self.endpoint = ""
-        self._types = codec.table(Ping, Hello, *types)
+        self._types = codec.table(*SENT_TO[name])
         self._checker = checker
         self._boot = boot
+        self._payload_max_bytes = payload_max_bytes
         self._limits = limits
         self._metrics = metrics
         self._guard: Guard | None = None
@@ -104,7 +118,8 @@ class RouterLoop(ABC):
         """Opens the socket; returns its endpoint, with the port if a wildcard was given. Raises ConfigError."""
         _seed_routing_ids()
         socket = context.socket(zmq.ROUTER)
-        handshakes = HandshakeWatch(socket, self._refusals, self._limits.handshake_timeout_s)
+        ended = self._metrics.connections_ended.labels(self.socket_name)
+        handshakes = HandshakeWatch(socket, self._refusals, ended, self._limits.handshake_timeout_s)
         try:
             self._set_options(socket, guard)
             socket.bind(endpoint)
@@ -118,7 +133,10 @@ class RouterLoop(ABC):
 
     def _set_options(self, socket: zmq.Socket[bytes], guard: Guard | None) -> None:
         limits = self._limits
-        socket.setsockopt(zmq.MAXMSGSIZE, limits.message_max_bytes + (_CURVE_BYTES if guard else 0))
+        # libzmq closes the connection over a longer frame, and tells neither side why. One that is a little too long
+        # gets an answer.
+        frame_max = _SLACK * max(self._payload_max_bytes, MAX_HEADER_BYTES)
+        socket.setsockopt(zmq.MAXMSGSIZE, frame_max + (_CURVE_BYTES if guard else 0))
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reply to nobody is an error, not silence
         socket.setsockopt(zmq.RCVHWM, limits.receive_queue_messages)
         socket.setsockopt(zmq.SNDHWM, limits.reply_queue_messages)
@@ -189,7 +207,7 @@ class RouterLoop(ABC):
                 key = self._check_key(self._guard, peer, header) if self._guard is not None else ""
                 received = self._decode(peer, frames, key, header)
             except FFStreamError as error:
-                self.refuse(peer, error, sender=_address(header))
+                self._refuse_unread(peer, frames, header, error)
                 refused += 1
                 if refused >= _REFUSED_MAX:
                     break  # the good ones among them wait no longer for the bad ones behind
@@ -231,18 +249,42 @@ class RouterLoop(ABC):
         raise Unauthorized("this client's key is admitted no more", hint=f"it was taken out of {guard.name}_clients")
 
     def _decode(self, peer: bytes, frames: list[bytes], key: str, header: zmq.Frame) -> Received | None:
-        if not frames:
-            raise BadFrames("an empty message", hint="send a header frame; see wire/SPEC.md")
-        message = codec.decode(frames[0], self._types)
+        if len(peer) != _ROUTING_ID_BYTES or peer[0]:
+            raise BadFrames(
+                "this socket has set a routing id",
+                hint="do not set ZMQ_ROUTING_ID (ZMQ_IDENTITY): of two connections with the same one, one is ignored",
+            )
+        message = codec.decode(frames[0], self._types, socket=self.socket_name)
+        for frame in frames[1:]:
+            if len(frame) > self._payload_max_bytes and self._payload_max_bytes:
+                raise TooLarge(f"{len(frame)} bytes of payload", hint=f"at most {self._payload_max_bytes} in a frame")
         if isinstance(message, Ping):
             self.reply(peer, Pong(socket=self.socket_name, boot=self._boot, credit=self.credit()))
             return None
         return Received(peer, message, frames[1:], key, header)
 
+    def _refuse_unread(self, peer: bytes, frames: list[bytes], header: zmq.Frame, error: FFStreamError) -> None:
+        """Answers a message that did not decode, under its `n` or `id` if these can be read."""
+        envelope, message = _split_envelope(frames)
+        if envelope:
+            error = BadFrames("an empty frame comes before the header", hint="use a DEALER socket, not REQ")
+        n, id = codec.subject(message[0])
+        self.refuse(peer, error, sender=_address(header), n=n, id=id, envelope=envelope)
+
     def refuse(
-        self, peer: bytes, error: FFStreamError, *, sender: str, n: int | None = None, id: int | None = None
+        self,
+        peer: bytes,
+        error: FFStreamError,
+        *,
+        sender: str,
+        n: int | None = None,
+        id: int | None = None,
+        envelope: Sequence[bytes] = (),
     ) -> None:
-        """Answers with an error, counts it by its code, and logs it with its `sender`."""
+        """Answers with an error, counts it by its code, and logs it with its `sender`.
+
+        The frames of `envelope` go before the header: a REQ socket reads no answer without them.
+        """
         self._metrics.messages_rejected.labels(error.code).inc()
         retry = isinstance(error, Unavailable)
         # What may be sent again is a limit at work, and no fault of a client's.
@@ -257,7 +299,10 @@ class RouterLoop(ABC):
             id=id,
             retry_after_s=error.retry_after_s if isinstance(error, Unavailable) else None,
         )
-        self.reply(peer, answer)
+        if envelope:
+            self._send([peer, *envelope, codec.encode(answer)])
+        else:
+            self.reply(peer, answer)
 
     def welcome(self, peer: bytes, *, next: int = 0) -> None:
         """Answers a `hello`."""
@@ -266,7 +311,7 @@ class RouterLoop(ABC):
             socket=self.socket_name,
             boot=self._boot,
             max_samples=checker.max_samples,
-            max_bytes=self._limits.message_max_bytes,
+            max_bytes=self._payload_max_bytes,
             inputs=checker.inputs,
             labels=checker.labels,
             next=next,
@@ -276,8 +321,11 @@ class RouterLoop(ABC):
 
     def reply(self, peer: bytes, message: Message, *payload: bytes) -> None:
         """Sends without waiting. A peer that is gone or does not read loses its reply, and nobody else notices."""
+        self._send([peer, codec.encode(message), *payload])
+
+    def _send(self, frames: list[bytes]) -> None:
         try:
-            self._socket.send_multipart([peer, codec.encode(message), *payload], zmq.NOBLOCK)
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise

@@ -55,14 +55,14 @@ class Welcome(Message):
     """Any socket: which socket this is, the limits of its messages, and the shape of what the network takes.
 
     `boot` is another string after each start of the daemon. `next` and `credit` are 0 but on the learn socket,
-    `max_samples` is 0 on the control socket.
+    `max_samples` and `max_bytes`, of a payload frame, are 0 on the control socket.
     """
 
     type = "welcome"
     socket: str
     boot: str
     max_samples: Count
-    max_bytes: Positive
+    max_bytes: Count
     inputs: Positive
     labels: Positive
     next: Count = 0
@@ -165,3 +165,10 @@ class Pong(Message):
     socket: str
     boot: str
     credit: Count = 0
+
+
+SENT_TO: dict[str, tuple[type[Message], ...]] = {  # by socket: what a client may send to it
+    "learn": (Hello, Samples, Bye, Ping),
+    "predict": (Hello, Predict, Ping),
+    "control": (Hello, Request, Ping),
+}

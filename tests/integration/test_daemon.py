@@ -349,7 +349,7 @@ def test_a_message_over_the_byte_limit_cuts_off_its_sender_only(start: Start, so
     bad.send("ping")
     assert bad.answer()["type"] == "pong"
     with bad.cut_off():
-        bad.say(b"x", bytes(5000))
+        bad.say(b"x", bytes(2 * 65_536 + 1))
     good.send("ping")
     assert good.answer()["type"] == "pong"
 

@@ -125,8 +125,11 @@ def test_the_largest_message_fits_with_its_encryption(house: House) -> None:
     peer.send_multipart([b"no header", bytes(limits.message_max_bytes)])
     assert peer.poll(10_000)
     peer.recv()
+    peer.send_multipart([b"no header", bytes(2 * limits.message_max_bytes)])
+    assert peer.poll(10_000)
+    peer.recv()
     with cut_off(peer):
-        peer.send_multipart([b"no header", bytes(limits.message_max_bytes + 1)])
+        peer.send_multipart([b"no header", bytes(2 * limits.message_max_bytes + 1)])
     peer.close()
 
 

@@ -14,7 +14,6 @@ from ffstream.errors import ConfigError, SequenceUnknown, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.control import Command, ControlLoop
 from ffstream.wire.codec import ImageChecker
-from ffstream.wire.messages import MAX_HEADER_BYTES
 from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
 
@@ -171,7 +170,7 @@ def test_a_hello_is_answered_with_the_limits_of_this_socket(desk: Desk) -> None:
         "socket": "control",
         "boot": "boot",
         "max_samples": 0,
-        "max_bytes": 2 * MAX_HEADER_BYTES,
+        "max_bytes": 0,
         "inputs": INPUTS,
         "labels": 4,
         "next": 0,

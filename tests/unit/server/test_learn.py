@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -223,10 +224,10 @@ def test_a_good_message_in_a_group_with_bad_ones_is_stored(ingest: Ingest) -> No
 def test_a_turn_ends_after_a_few_bad_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many wait: a good one among them is stored before the rest of them is looked at."""
     ingest = Ingest(tmp_path)
-    good = (b"peer", [msgpack.packb({"v": 1, "type": "hello", "client": "a"})], None)
-    waiting = itertools.chain([good], itertools.repeat((b"rude", [b"nonsense"], None)))
+    good = (b"\0peer", [msgpack.packb({"v": 1, "type": "hello", "client": "a"})], None)
+    waiting = itertools.chain([good], itertools.repeat((b"\0rude", [b"nonsense"], None)))
     monkeypatch.setattr(ingest.loop, "_receive_one", lambda: next(waiting))
-    assert [received.peer for received in ingest.loop._receive()] == [b"peer"]
+    assert [received.peer for received in ingest.loop._receive()] == [b"\0peer"]
     assert 0 < ingest.rejected("bad_header") <= 32
     ingest.close()
 
@@ -268,6 +269,21 @@ def test_a_number_that_was_stored_with_other_samples_is_refused(ingest: Ingest) 
     assert set(peer.acked(1)) == {1}
     peer.samples(1, labels=b"\1\0")
     assert peer.answer()["code"] == "stored_differently", "its receipt knows"
+
+
+def test_floats_a_hair_outside_are_stored_clipped_and_acked_again_when_sent_again(ingest: Ingest) -> None:
+    """The clipped bytes are on disk; the same message comes again with the bytes that its sender has."""
+    peer = ingest.peer()
+    sent = np.full(INPUTS, np.nextafter(np.float32(1), np.float32(2)), "<f4").tobytes()
+    for _ in range(2):
+        peer.samples(1, dtype="float32", payload=[sent])
+        assert peer.acked(1) == {1: (1, 1)}
+    connection = sqlite3.connect(ingest.journal.path)
+    assert connection.execute("SELECT images FROM messages").fetchall() == [(np.ones(INPUTS, "<f4").tobytes(),)]
+    connection.close()
+    assert ingest.metric("samples_duplicate_total") == 1
+    peer.samples(1, dtype="float32", payload=[np.zeros(INPUTS, "<f4").tobytes()])
+    assert peer.answer()["code"] == "stored_differently"
 
 
 # --- obstacles ------------------------------------------------------------------------------------------------------
@@ -627,7 +643,7 @@ def test_a_message_over_the_byte_limit_closes_its_connection_and_no_other(ingest
         peer.send("ping")
         peer.answer()
     monitor = bad._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-    bad.samples(1, client="bad", payload=[bytes(MESSAGE_MAX_BYTES + 1)])
+    bad.samples(1, client="bad", payload=[bytes(4 * MESSAGE_MAX_BYTES)])
     assert monitor.poll(10_000), "it is still connected"
     assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
     bad._socket.disable_monitor()

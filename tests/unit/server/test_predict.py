@@ -103,6 +103,9 @@ BAD: dict[str, tuple[dict[str, Any], list[bytes], str]] = {
     "shape": ({"shape": [3, 3]}, [bytes(9)], "bad_shape"),
     "dtype": ({"dtype": "int8"}, [bytes(INPUTS)], "bad_dtype"),
     "too many": ({"count": 51}, [bytes(51 * INPUTS)], "too_large"),
+    "no images": ({"count": 0}, [b""], "bad_header"),
+    "no images, no frame": ({"count": 0}, [], "bad_header"),
+    "too many bytes": ({}, [bytes((1 << 20) + 1)], "too_large"),
     "NaN": ({"dtype": "float32"}, [b"\xff" * 4 * INPUTS], "not_finite"),
     "huge": ({"dtype": "float32"}, [np.full(INPUTS, 3e38, "<f4").tobytes()], "value_out_of_range"),
 }
@@ -141,3 +144,12 @@ def test_a_hello_is_answered_with_the_limits_of_this_socket(oracle: Oracle) -> N
         "next": 0,
         "credit": 0,
     }
+
+
+def test_floats_a_hair_outside_are_answered_as_if_clipped(oracle: Oracle) -> None:
+    query = np.full((2, INPUTS), 0.5, "<f4")
+    query[0, 0], query[1, 0] = np.nextafter(np.float32(1), np.float32(2)), -1e-9
+    for id, each in enumerate((query, query.clip(0, 1))):
+        oracle.peer.send("predict", each.tobytes(), id=id, count=2, dtype="float32", shape=[INPUTS])
+    (_, first), (_, second) = oracle.peer.hear(), oracle.peer.hear()
+    assert first == second

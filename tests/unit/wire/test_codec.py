@@ -1,3 +1,4 @@
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,10 +33,12 @@ from ffstream.wire.codec import (
     expect_payload,
     images_to_array,
     labels_to_bytes,
+    subject,
     table,
 )
 from ffstream.wire.messages import (
     MAX_HEADER_BYTES,
+    SENT_TO,
     Ack,
     Bye,
     ErrorReply,
@@ -144,10 +147,15 @@ BAD_HEADERS: dict[str, tuple[bytes, type[ProtocolError]]] = {
     "int key": (msgpack.packb({"v": 1, "type": "ping", 3: 1}), BadHeader),
     "nil key": (msgpack.packb({None: 1}), BadHeader),
     "list as key": (b"\x81\x91\x01\x01", BadHeader),
-    "ext": (pack(type="ping", x=msgpack.ExtType(5, b"abc")), BadHeader),
-    "timestamp": (pack(type="ping", x=msgpack.Timestamp(2**40, 5)), BadHeader),
+    "ext in arguments": (
+        pack(type="request", id=1, command="x", arguments={"x": msgpack.ExtType(5, b"a")}),
+        BadHeader,
+    ),
+    "65 entries in arguments": (pack(type="request", id=1, command="x", arguments={"x": [0] * 65}), BadHeader),
+    "ext as client": (pack(type="hello", client=msgpack.ExtType(5, b"abc")), BadHeader),
+    "ext as type": (pack(type=msgpack.ExtType(5, b"abc")), BadHeader),
     "timestamp as key": (b"\x81\xd6\xff\xff\xff\xff\xff\x01", BadHeader),
-    "impossible timestamp": (b"\x81\xa1x\xd7\xff" + b"\xff" * 8, BadHeader),
+    "impossible timestamp": (b"\x81\xa1v\xd7\xff" + b"\xff" * 8, BadHeader),
     "deep lists": (b"\x91" * DEEP + b"\x90", BadHeader),
     "deep maps": (b"\x81\xa1a" * DEEP + b"\x80", BadHeader),
     "deep arguments": (
@@ -192,7 +200,7 @@ BAD_HEADERS: dict[str, tuple[bytes, type[ProtocolError]]] = {
 def test_a_bad_header_gets_the_error_that_fits(name: str) -> None:
     header, kind = BAD_HEADERS[name]
     with pytest.raises(ProtocolError) as caught:
-        decode(header, ALL)
+        decode(header, ALL, socket="learn")
     assert type(caught.value) is kind
     assert caught.value.hint
     answer = encode(ErrorReply(code=caught.value.code, message=caught.value.message, hint=caught.value.hint))
@@ -221,6 +229,78 @@ def test_a_message_number_leaves_room_for_the_next_one() -> None:
             decode(pack(**fields, n=n), ALL)
 
 
+UNKNOWN_VALUES: dict[str, bytes] = {
+    "ext": msgpack.packb(msgpack.ExtType(5, b"abc")),
+    "timestamp": msgpack.packb(msgpack.Timestamp(2**40, 5)),
+    "impossible timestamp": b"\xd7\xff" + b"\xff" * 8,
+    "ext in a list": msgpack.packb([[msgpack.ExtType(5, b"abc")]]),
+    "65 entries": msgpack.packb([0] * 65),
+    "60,000 entries": msgpack.packb([0] * 60_000),
+    "65 keys": msgpack.packb({str(n): n for n in range(65)}),
+    "int keys": msgpack.packb({3: 1}),
+    "512 lists deep": b"\x91" * 512 + b"\xc0",
+    "512 maps deep": b"\x81\xa1a" * 512 + b"\xc0",
+    "not UTF-8": b"\xa2\xff\xfe",
+    "2^64 - 1": msgpack.packb(2**64 - 1),
+    "NaN": msgpack.packb(float("nan")),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_VALUES)
+def test_an_unknown_key_may_hold_any_value(name: str) -> None:
+    value = UNKNOWN_VALUES[name]
+    assert decode(b"\x84\xa1x" + value + msgpack.packb({"v": 1, "type": "hello", "client": "a"})[1:], ALL) == Hello(
+        client="a"
+    )
+    # A key of another message is unknown here, too.
+    assert decode(b"\x83\xa6labels" + value + msgpack.packb({"v": 1, "type": "ping"})[1:], ALL) == Ping()
+
+
+def test_a_known_key_that_cannot_be_read_is_named() -> None:
+    header = b"\x83\xa1v\x01\xa4type\xa5hello\xa6client\xc7\x03\x05abc"
+    with pytest.raises(BadHeader, match="'client'"):
+        decode(header, ALL)
+
+
+# --- what an error is about -----------------------------------------------------------------------------------------
+
+SAMPLES = {"v": 1, "type": "samples", "n": 7, "client": "a"}
+SUBJECTS: dict[str, tuple[bytes, int | None, int | None]] = {
+    "n": (msgpack.packb(SAMPLES), 7, None),
+    "id": (pack(type="predict", id=0), None, 0),
+    "both": (pack(id=5, n=6), 6, 5),
+    "the largest": (pack(n=2**63 - 1), 2**63 - 1, None),
+    "version 2": (msgpack.packb({"v": 2, "type": "later", "id": 3}), None, 3),
+    "cut short": (msgpack.packb(SAMPLES)[:-1], 7, None),
+    "something behind": (msgpack.packb(SAMPLES) + b"x", 7, None),
+    "a known key that cannot be read, before": (b"\x82\xa6client\xc7\x03\x05abc\xa1n\x07", 7, None),
+    "too long": (msgpack.packb({**SAMPLES, "x": "x" * MAX_HEADER_BYTES}), 7, None),
+    "too long, behind what is read": (msgpack.packb({"x": "x" * MAX_HEADER_BYTES, **SAMPLES}), None, None),
+    "negative": (pack(n=-1, id=4), None, 4),
+    "2^63": (pack(n=2**63), None, None),
+    "a float": (pack(n=1.0), None, None),
+    "true": (pack(id=True), None, None),
+    "text": (pack(id="1"), None, None),
+    "ext": (pack(n=msgpack.ExtType(5, b"abc")), None, None),
+    "none": (pack(type="ping"), None, None),
+    "no map": (b"\x93\x01\x02\x03", None, None),
+    "empty": (b"", None, None),
+    "2^32 keys": (b"\xdf\xff\xff\xff\xff\xa1n\x07", None, None),
+}
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_what_an_error_is_about_is_read_from_a_header_that_is_wrong(name: str) -> None:
+    header, n, id = SUBJECTS[name]
+    assert subject(header) == (n, id)
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_about_a_number_or_nothing(header: bytes) -> None:
+    for number in subject(header):
+        assert number is None or 0 <= number < 2**63
+
+
 @pytest.mark.parametrize("shape", [[], [0], [28, 0], [-1], [2**31 + 1], [1, 1, 1, 1, 1], [2**63], "28", [28.0], None])
 def test_a_shape_that_is_none(shape: Any) -> None:
     with pytest.raises(BadHeader, match=r"predict\.shape"):
@@ -229,8 +309,24 @@ def test_a_shape_that_is_none(shape: Any) -> None:
 
 def test_a_type_of_another_socket_is_unknown_and_the_hint_lists_this_ones() -> None:
     with pytest.raises(UnknownType) as caught:
-        decode(encode(Hello(client="a")), table(Ping, Predict))
+        decode(encode(Bye(client="a")), table(Ping, Predict))
     assert "ping, predict" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "socket", "right"),
+    [
+        ("samples", "predict", "learn"),
+        ("bye", "control", "learn"),
+        ("predict", "learn", "predict"),
+        ("request", "learn", "control"),
+    ],
+)
+def test_a_message_at_the_wrong_socket_is_told_the_right_one(name: str, socket: str, right: str) -> None:
+    with pytest.raises(UnknownType) as caught:
+        decode(pack(type=name), table(*SENT_TO[socket]), socket=socket)
+    assert f"this is the {socket} socket" in caught.value.hint
+    assert f"(listen.{right})" in caught.value.hint
 
 
 # --- anything at all ----------------------------------------------------------------------------------------------
@@ -364,8 +460,8 @@ BAD_IMAGES: dict[str, tuple[dict[str, Any], bytes, type[ProtocolError]]] = {
     "infinity": ({"dtype": "float32"}, floats(float("inf")), NotFinite),
     "minus infinity": ({"dtype": "float32"}, floats(0.0, float("-inf")), NotFinite),
     "the largest float": ({"dtype": "float32"}, floats(3.4e38), ValueOutOfRange),
-    "a little over one": ({"dtype": "float32"}, floats(0.0, np.nextafter(np.float32(1), 2)), ValueOutOfRange),
-    "below zero": ({"dtype": "float32"}, floats(0.0, -1e-30), ValueOutOfRange),
+    "over one": ({"dtype": "float32"}, floats(0.0, 1.0000011), ValueOutOfRange),
+    "below zero": ({"dtype": "float32"}, floats(0.0, -1.1e-6), ValueOutOfRange),
     "a byte of labels short": ({"labels": bytes(3)}, bytes(12), BadSize),
     "a label short": ({"labels": bytes(2)}, bytes(12), BadSize),
     "a label more": ({"labels": bytes(6)}, bytes(12), BadSize),
@@ -392,6 +488,29 @@ def test_values_at_the_limits_are_taken() -> None:
     CHECKER.check_samples(samples(labels=b"\x09\0\0\0"), b"\xff" * 12)
     CHECKER.check_samples(samples(count=1, labels=b"\x09\0"), bytes(6))
     CHECKER.check_samples(samples(count=100, labels=bytes(200)), bytes(600))
+
+
+def test_floats_a_hair_outside_are_clipped() -> None:
+    above, below = np.nextafter(np.float32(1), np.float32(2)), -1e-9
+    for outside, clipped in (
+        ((above, 0.25), (1.0, 0.25)),
+        ((0.5, below), (0.5, 0.0)),
+        ((1 + 9e-7, -1e-6), (1.0, 0.0)),
+    ):
+        header, frame = samples(dtype="float32"), floats(*outside)
+        assert CHECKER.check_samples(header, frame) == floats(*clipped)
+        assert CHECKER.check_images(header, frame) == floats(*clipped)
+
+
+def test_floats_in_range_are_not_copied() -> None:
+    frame = floats(0.0, 1.0)
+    assert CHECKER.check_samples(samples(dtype="float32"), frame) is frame
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1.0000011, "1.0000011"), (-1.1e-6, "-1.1e-06"), (255.0, "255.0")])
+def test_a_float_outside_is_shown_with_all_its_digits(value: float, shown: str) -> None:
+    with pytest.raises(ValueOutOfRange, match=re.escape(shown)):
+        CHECKER.check_samples(samples(dtype="float32"), floats(0.0, value))
 
 
 @given(
