@@ -88,8 +88,16 @@ class Limits(_Section):
     window_messages: int = Field(1024, ge=1, description="messages that a producer may have unanswered")
     commit_max_messages: int = Field(1024, ge=1, le=2048, description="messages of a group commit")
     commit_max_bytes: int = Field(16 << 20, ge=1024, description="bytes of a group commit, about")
-    backlog_max_samples: int = Field(5_000_000, ge=1, description="samples on disk that wait to be learned")
-    journal_max_bytes: int = Field(16 << 30, ge=1 << 20, description="bytes of the journal in use")
+    backlog_max_samples: int = Field(
+        5_000_000,
+        ge=1,
+        description="samples that wait to be learned; at it none are accepted until a tenth of them is learned",
+    )
+    journal_max_bytes: int = Field(
+        16 << 30,
+        ge=1 << 20,
+        description="bytes of the journal in use, with its log when another program keeps that from being emptied",
+    )
     disk_min_free_bytes: int = Field(
         512 << 20, ge=0, description="bytes that stay free on the disk or in the journal; below, no samples are taken"
     )
@@ -99,7 +107,14 @@ class Limits(_Section):
     clients_max: int = Field(10_000, ge=1, description="producers that the journal remembers")
     client_names_max: int = Field(1000, ge=1, description="names under which one key may store")
     client_forget_after_s: float = Field(
-        7 * 86_400.0, gt=0, description="seconds without a message after which a producer may be forgotten"
+        7 * 86_400.0,
+        gt=0,
+        description="seconds without a message after which a producer may be forgotten; only while a daemon runs",
+    )
+    client_nameless_forget_after_s: float = Field(
+        3600.0,
+        gt=0,
+        description="the same for a producer without a name of its own, once nine tenths of the clients are known",
     )
     client_unresolved_max_messages: int = Field(
         16_384,

@@ -185,6 +185,7 @@ class Daemon:
             Resources(config.state, limits),
             applied_seq=lambda: self.learner.applied_seq,
             metrics=self.metrics,
+            leftover_samples=recipe.batch_size - 1 if config.learning.partial == "wait" else 0,
         )
         self.learn = LearnLoop(
             self.journal,
@@ -318,6 +319,7 @@ class Daemon:
             "refusing": self._refusing(),
             "version": __version__,
             **self.learner.status(),
+            **self.admission.status(),
             "endpoints": {
                 "learn": self.learn.endpoint,
                 "predict": self.predict.endpoint,

@@ -107,7 +107,7 @@ class Metrics:
         self.replies_dropped = self._counter(
             "replies_dropped_total", "Replies to peers that are gone or do not read."
         )
-        self.clients = self._gauge("clients", "Producers that the journal remembers.")
+        self.clients = self._gauge("clients", "Producers that the journal remembers, of limits.clients_max.")
         self.credit = self._gauge("credit_messages", "Messages that a client may have unanswered.")
         self.refusing = self._gauge("refusing_samples", "1 while no samples are accepted, for this reason.", "reason")
         self.journal_commit = self._histogram("journal_commit_seconds", "Time of a group commit, fsync included.")
@@ -116,6 +116,12 @@ class Metrics:
         )
         self.journal_backlog = self._gauge("journal_backlog_samples", "Samples on disk that are not learned yet.")
         self.journal_bytes = self._gauge("journal_used_bytes", "Bytes of the journal in use.")
+        self.journal_log_bytes = self._gauge(
+            "journal_log_bytes", "Size of the journal's write-ahead log, which is not part of journal_used_bytes."
+        )
+        self.warning = self._gauge(
+            "warning", "1 while this needs attention though the daemon works; status says what to do.", "reason"
+        )
         self.journal_seq = self._gauge("journal_last_seq", "Sequence number of the last sample on disk.")
 
     def _define_learning(self) -> None:

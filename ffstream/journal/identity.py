@@ -3,7 +3,7 @@
 In a journal's `client` that is one text: with a key, the key, a separator and the name.
 """
 
-from ffstream.wire.messages import SEPARATOR
+from ffstream.wire.messages import NAMELESS_PREFIX, SEPARATOR
 
 
 def join(key: str, name: str) -> str:
@@ -20,6 +20,16 @@ def split(client: str) -> tuple[str, str]:
 def owner(client: str) -> str:
     """Whom limits hold: the same for all clients of a key. Without keys each client is its own."""
     return client[: client.find(SEPARATOR) + 1] or client
+
+
+def has_key(owner: str) -> bool:
+    """Whether that owner is a key, and not a client without one."""
+    return owner.endswith(SEPARATOR)
+
+
+def is_nameless(client: str) -> bool:
+    """Whether its name was made up for one producer and is not used again after it."""
+    return split(client)[1].startswith(NAMELESS_PREFIX)
 
 
 def show(key: str, name: str) -> str:

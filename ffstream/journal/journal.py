@@ -7,7 +7,7 @@ this object remembers has changed, so a failed commit leaves it as it was.
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -18,6 +18,8 @@ from ffstream import moments
 from ffstream.errors import BelowBase, JournalDamaged, Unavailable
 from ffstream.journal import clock, identity, schema
 
+_COMMIT_WAIT_MS = 2000  # for the write lock; other threads hold it for one short transaction
+_UPKEEP_WAIT_MS = 0  # what can be done a moment later does not keep messages waiting
 _ENDED = 0.0  # stands for the time when a client was seen that has given its name up
 _OF_ANOTHER_TYPE = (TypeError, ValueError, OverflowError, AttributeError)  # what a damaged value raises
 
@@ -130,6 +132,8 @@ class Journal:
         )
         for table in ("receipts", "messages"):
             for name, n, first_seq, count in self._db.execute(f"SELECT client, n, first_seq, count FROM {table}"):
+                if name not in clients and identity.is_nameless(name):
+                    continue  # it was forgotten before its rows
                 client = clients.setdefault(name, _Client())
                 client.last_seq = max(client.last_seq, first_seq + count - 1)
                 if n >= client.base:
@@ -214,7 +218,7 @@ class Journal:
             seq += count
         now = self._clock.now()
         moments.reached("commit.before")
-        with schema.Transaction(self._db, self.path):
+        with schema.Transaction(self._db, self.path, wait_ms=_COMMIT_WAIT_MS):
             self._db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany(
                 "INSERT INTO clients VALUES (?, ?, ?) ON CONFLICT (client) DO UPDATE"
@@ -254,7 +258,7 @@ class Journal:
         if known is None or known.ended:
             return
         base = self.next_n(client)
-        with schema.Transaction(self._db, self.path):
+        with schema.Transaction(self._db, self.path, wait_ms=_UPKEEP_WAIT_MS):
             self._db.execute("UPDATE clients SET base = ?, seen = ? WHERE client = ?", (base, _ENDED, client))
             self._db.execute("DELETE FROM receipts WHERE client = ?", (client,))
         self._count(client, -1, -len(known.receipts))
@@ -262,20 +266,47 @@ class Journal:
         known.base, known.seen, known.ended = base, -math.inf, True
         self._clients.move_to_end(client, last=False)  # where those are that may be forgotten
 
-    def forget_clients(self, unseen_s: float, *, at_most: int = 64) -> int:
+    def forget_clients(self, unseen_s: float, *, at_most: int = 512) -> int:
         """Forgets clients not seen for `unseen_s` seconds of running whose rows are all deleted; returns how many.
 
-        Not with rows left: their name would begin at 1 again beside them. Raises DiskFull.
+        Not with rows left: their name would begin at 1 again beside them. A nameless client that has ended does not
+        come again, so its rows do not matter. Raises Unavailable.
         """
-        old: list[str] = []
         before = self._clock.now() - unseen_s
+        return self._forget(
+            lambda name, client: client.last_seq < self._first_seq or (client.ended and identity.is_nameless(name)),
+            before,
+            at_most,
+        )
+
+    def forget_nameless(self, unseen_s: float, *, names_at_least: int = 0, at_most: int = 512) -> int:
+        """Forgets nameless clients not seen for `unseen_s` seconds of running, whether or not their rows are deleted;
+        returns how many. Raises Unavailable.
+
+        Only those of keys that have at least `names_at_least` clients; 0: all.
+        """
+        crowded = {key for key, names in self._names.items() if names >= names_at_least and identity.has_key(key)}
+        return self._forget(
+            lambda name, client: (
+                identity.is_nameless(name) and (not names_at_least or identity.owner(name) in crowded)
+            ),
+            self._clock.now() - unseen_s,
+            at_most,
+        )
+
+    def most_names(self) -> int:
+        """How many clients the key with the most of them has; 0 without keys."""
+        return max((names for owner, names in self._names.items() if identity.has_key(owner)), default=0)
+
+    def _forget(self, may_go: Callable[[str, _Client], bool], before: float, at_most: int) -> int:
+        old: list[str] = []
         for name, client in self._clients.items():  # the one not seen for longest comes first
             if client.seen > before or len(old) == at_most:
                 break
-            if client.last_seq < self._first_seq:
+            if may_go(name, client):
                 old.append(name)
         if old:
-            with schema.Transaction(self._db, self.path):
+            with schema.Transaction(self._db, self.path, wait_ms=_UPKEEP_WAIT_MS):
                 for table in ("receipts", "clients"):
                     self._db.executemany(f"DELETE FROM {table} WHERE client = ?", [(name,) for name in old])
             for name in old:
@@ -286,7 +317,7 @@ class Journal:
     def keep_time(self) -> None:
         """Saves the clock by which clients are forgotten, now and then. Raises Unavailable."""
         if self._clock.is_due():
-            with schema.Transaction(self._db, self.path):
+            with schema.Transaction(self._db, self.path, wait_ms=_UPKEEP_WAIT_MS):
                 self._save_clock()
             self._clock.saved()
 
@@ -306,6 +337,22 @@ class Journal:
         """What can be stored before the file grows: it never shrinks."""
         with schema.only_damage(self.path):
             return schema.bytes_free(self._db)
+
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log, which `bytes_used` leaves out."""
+        return schema.log_bytes(self.path)
+
+    def fold_log(self) -> bool:
+        """Empties the log into the file, unless somebody is in the way. Never waits. Whether it is empty."""
+        return schema.fold_log(self._db, self.path)
+
+    def probe(self, size: int) -> None:
+        """Commits that many bytes and takes them away again. Raises Unavailable while messages cannot be stored."""
+        with schema.Transaction(self._db, self.path, wait_ms=_UPKEEP_WAIT_MS):
+            self._db.execute("DELETE FROM probes")
+            self._db.execute("INSERT INTO probes VALUES (zeroblob(?))", (size,))
+        with schema.Transaction(self._db, self.path, wait_ms=_UPKEEP_WAIT_MS):
+            self._db.execute("DELETE FROM probes")
 
     def trim(self, seq: int, *, rows: int = 512, size: int = 16 << 20) -> bool:
         """Deletes up to `rows` rows, or about `size` bytes, that lie wholly at or below `seq`. True when more remain.
@@ -329,16 +376,16 @@ class Journal:
         still_asked = [
             (client, n, first_seq, count, crc)
             for first_seq, client, n, count, crc in old
-            if n >= self._clients[client].base
+            if client in self._clients and n >= self._clients[client].base
         ]
         moments.reached("trim.before")
-        with schema.Transaction(self._db, self.path):
+        with schema.Transaction(self._db, self.path, wait_ms=_UPKEEP_WAIT_MS):
             self._db.executemany("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?, ?)", still_asked)
             self._db.execute("DELETE FROM messages WHERE first_seq <= ?", (old[-1][0],))
             self._db.execute("UPDATE meta SET value = ? WHERE key = 'next_seq'", (self._next_seq,))
             self._db.executemany(
                 "DELETE FROM receipts WHERE client = ? AND n < ?",
-                [(client, self._clients[client].base) for client in {row[1] for row in old}],
+                [(client, self._clients[client].base) for client in {row[1] for row in old} & self._clients.keys()],
             )
         moments.reached("trim.after")
         self._first_seq = old[-1][0] + old[-1][3]
@@ -348,6 +395,6 @@ class Journal:
         """Closes the connection; SQLite folds the log into the file."""
         with suppress(Unavailable, *schema.UNREADABLE):  # then clients seem a little younger
             if self._clock.unsaved_s() >= 1.0:
-                with schema.Transaction(self._db, self.path):
+                with schema.Transaction(self._db, self.path, wait_ms=_UPKEEP_WAIT_MS):
                     self._save_clock()
         self._db.close()

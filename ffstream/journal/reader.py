@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,11 +45,11 @@ class Reader:
                 " coalesce((SELECT max(first_seq) FROM messages WHERE first_seq <= ?), 0) ORDER BY first_seq",
                 (beyond + 1,),
             )
-            for row in self._checked(cursor, beyond):
-                rows.append(row)
-                if row.first_seq + row.samples - 1 - beyond >= max_samples:
-                    break
-            cursor.close()
+            with closing(cursor):  # on every way out: an open one keeps the log from being folded into the file
+                for row in self._checked(cursor, beyond):
+                    rows.append(row)
+                    if row.first_seq + row.samples - 1 - beyond >= max_samples:
+                        break
         except (*schema.UNREADABLE, TypeError) as error:  # TypeError: text or nothing where a number or bytes were
             raise schema.unusable(self.path, error) from error
         return rows

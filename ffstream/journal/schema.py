@@ -132,13 +132,16 @@ def create(connection: sqlite3.Connection, path: Path, inputs: int, labels: int)
 class Transaction:
     """BEGIN IMMEDIATE … COMMIT, with a full disk turned into DiskFull and everything else undone."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, *, wait_ms: int | None = None) -> None:
+        """`wait_ms`: how long to wait for the write lock; None: as long as the connection waits for anything."""
         self._db = connection
         self._path = path
+        self._wait_ms = wait_ms
 
     def __enter__(self) -> None:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            with _waiting(self._db, self._wait_ms):
+                self._db.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as failure:
             self._raise(failure)
 
@@ -162,7 +165,10 @@ class Transaction:
                     f"{self._path}: {error}", hint="free disk space; learning goes on by itself"
                 ) from error
             if code == sqlite3.SQLITE_BUSY:
-                raise Unavailable(f"{self._path}: {error}", hint="which other program writes to it?") from error
+                raise Unavailable(
+                    f"{self._path}: another program holds its write lock ({error})",
+                    hint=f"end that program; fuser -v {self._path} names it",
+                ) from error
         with only_damage(self._path):
             raise error
 
@@ -212,6 +218,40 @@ def bytes_used(connection: sqlite3.Connection) -> int:
 def bytes_free(connection: sqlite3.Connection) -> int:
     """What can be stored before the file grows."""
     return _pragma(connection, "freelist_count") * _pragma(connection, "page_size")
+
+
+@contextmanager
+def _waiting(connection: sqlite3.Connection, wait_ms: int | None) -> Iterator[None]:
+    """In the block the connection waits that long for a lock; None: as always."""
+    if wait_ms is None:
+        yield
+        return
+    connection.execute(f"PRAGMA busy_timeout = {wait_ms}")
+    try:
+        yield
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+
+
+def log_bytes(path: Path) -> int:
+    """Size of the write-ahead log beside that file; 0 when there is none."""
+    try:
+        return path.with_name(f"{path.name}-wal").stat().st_size
+    except OSError:
+        return 0
+
+
+def fold_log(connection: sqlite3.Connection, path: Path) -> bool:
+    """Moves what is in the log to the file and empties the log, without waiting. False while a reader or another
+    writer is in the way, or there is no room.
+    """
+    with only_damage(path):
+        try:
+            with _waiting(connection, 0):
+                (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError:
+            return False
+    return not busy
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

@@ -2,15 +2,20 @@
 
 What is short (backlog, disk, memory, descriptors) turns into an error with `retry`, credit 0, a metric and a
 readiness that says so. Nothing acked is touched, predictions go on, and samples are taken again when it is back.
+A commit that failed counts as short until a probe, a commit of our own, succeeds.
 """
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from ffstream.config import Limits
 from ffstream.errors import (
+    BacklogFull,
     DiskFull,
     Draining,
     JournalFull,
@@ -24,11 +29,17 @@ from ffstream.errors import (
 from ffstream.journal import identity
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
+from ffstream.server.attention import Warnings
+from ffstream.server.backlog import Backlog
 from ffstream.server.resources import Resources
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
+_NEAR_SHARE = 0.9  # of a limit on clients, from which on nameless ones give way
+_LOG_SHARE = 0.25  # of journal_max_bytes, from which on the log is emptied, within the two bounds that follow
+_LOG_MIN_BYTES, _LOG_MAX_BYTES = 8 << 20, 64 << 20  # SQLite empties it at about 32 MiB by itself
+_FOLDS_MAX = 3  # attempts in a row; then the log is pinned, and not just read at the moment
 
 
 class Admission:
@@ -42,46 +53,95 @@ class Admission:
         *,
         applied_seq: Callable[[], int],
         metrics: Metrics,
+        leftover_samples: int = 0,
     ) -> None:
+        """`leftover_samples`: how many may wait for ever because they are no whole microbatch."""
         self.draining = False
         self._journal = journal
         self._limits = limits
         self._resources = resources
         self._applied_seq = applied_seq
         self._metrics = metrics
+        self.warnings = Warnings(metrics)
+        self._backlog = Backlog(limits.backlog_max_samples, leftover_samples)
         self._lacking: Unavailable | None = None
+        self._failed: Unavailable | None = None  # what the last commit met
+        self._probe_bytes = 0
         self._journal_bytes = 0
+        self._log_bytes = 0
+        self._log_allowed_bytes = int(min(max(_LOG_SHARE * limits.journal_max_bytes, _LOG_MIN_BYTES), _LOG_MAX_BYTES))
+        self._folds_failed = 0
         self._looked_at = 0.0
         self._told: str | None = None
         self._new: set[str] = set()  # clients in the group at hand that the journal does not know
         self._new_names: Counter[str] = Counter()  # how many of them each owner has
+        self._new_samples = self._new_bytes = 0  # of the group
         self._rates = _Rates(limits.client_samples_per_s)
-        for kind in (Draining, JournalFull, DiskFull, MemoryFull, TooManyFiles, Unavailable):
+        for kind in (Draining, BacklogFull, JournalFull, DiskFull, MemoryFull, TooManyFiles, Unavailable):
             metrics.refusing.labels(kind.code).set(0)
 
     def obstacle(self) -> Unavailable | None:
         """Why nothing can be stored now."""
-        limits = self._limits
         if self.draining:
             return Draining("the daemon is stopping", hint="send again after its restart")
-        backlog = self._journal.backlog(self._applied_seq())
-        if backlog >= limits.backlog_max_samples:
-            return JournalFull(f"{backlog} samples wait to be learned", hint="slow down; limits.backlog_max_samples")
+        waiting = self._waiting()
+        if self._backlog.is_full(waiting):
+            return self._backlog_full(waiting)
         if self.journal_is_full:
-            return JournalFull(f"the journal holds {self._journal_bytes} bytes", hint="limits.journal_max_bytes")
-        return self._lacking
+            return self._journal_full(self._journal_bytes)
+        if self.log_is_pinned and self._journal_bytes + self._log_bytes >= self._limits.journal_max_bytes:
+            return JournalFull(
+                f"the journal holds {self._journal_bytes} bytes, and its log {self._log_bytes} that a reader pins",
+                hint=self._pinned_hint(),
+            )
+        return self._failed or self._lacking
+
+    def _waiting(self) -> int:
+        return self._journal.backlog(self._applied_seq())
+
+    def _backlog_full(self, waiting: int) -> BacklogFull:
+        return BacklogFull(
+            f"{waiting} samples wait to be learned",
+            hint="slow down; it accepts again when learning has caught up (limits.backlog_max_samples)",
+        )
+
+    def _journal_full(self, held: int) -> JournalFull:
+        return JournalFull(f"the journal holds {held} bytes", hint="limits.journal_max_bytes")
+
+    def _pinned_hint(self) -> str:
+        return f"end the program that reads {self._journal.path}: fuser -v {self._journal.path}-wal names it"
 
     @property
     def journal_is_full(self) -> bool:
-        """Whether the journal holds as many bytes as it may."""
+        """Whether the journal holds as many bytes as it may, its log apart."""
         return self._journal_bytes >= self._limits.journal_max_bytes
 
+    @property
+    def log_is_pinned(self) -> bool:
+        """Whether somebody keeps the log from being emptied."""
+        return self._folds_failed >= _FOLDS_MAX
+
+    def status(self) -> dict[str, Any]:
+        """What the limits are compared with, and what needs attention."""
+        return {
+            "journal": {"used_bytes": self._journal_bytes, "log_bytes": self._log_bytes},
+            "clients": {"known": self._journal.clients, "max": self._limits.clients_max},
+            "warnings": self.warnings.active,
+        }
+
     def credit(self) -> int:
-        """Messages that a client may have unanswered: the window, or 0 while there is an obstacle."""
-        return 0 if self.obstacle() else self._limits.window_messages
+        """Messages that a client may have unanswered: the window, less when the backlog is nearly full, or 0 while
+        there is an obstacle."""
+        if self.obstacle():
+            return 0
+        return self._backlog.credit(self._waiting(), self._limits.window_messages)
 
     def admit(self, entry: Entry) -> None:
-        """Raises TooManyClients or RateLimited when this client may not have that message stored now."""
+        """Raises an error when that message may not be stored with those of its group that were admitted before it.
+
+        A limit may be passed by one message, or a message larger than the limit would wait for ever.
+        """
+        self._check_room()
         client, owner = entry.client, identity.owner(entry.client)
         is_new = not self._journal.knows(client) and client not in self._new
         if is_new:
@@ -96,12 +156,25 @@ class Admission:
         if is_new:
             self._new.add(client)
             self._new_names[owner] += 1
+        self._new_samples += entry.samples
+        self._new_bytes += len(entry.images)
+
+    def _check_room(self) -> None:
+        waiting = self._waiting() + self._new_samples
+        if self._new_samples and waiting >= self._backlog.limit:
+            raise self._backlog_full(waiting)
+        held = self._journal_bytes + self._new_bytes
+        if self._new_bytes and held >= self._limits.journal_max_bytes:
+            raise self._journal_full(held)
 
     def _check_names(self, client: str, owner: str) -> None:
         limits = self._limits
         clients = self._journal.clients + len(self._new)
         if clients >= limits.clients_max:
-            raise TooManyClients(f"{clients} clients are known", hint="limits.clients_max")
+            raise TooManyClients(
+                f"{clients} clients are known, as many as may be",
+                hint="limits.clients_max; they are forgotten after limits.client_forget_after_s",
+            )
         names = self._journal.names(owner) + self._new_names[owner]
         if names >= limits.client_names_max:
             raise TooManyClients(
@@ -129,9 +202,10 @@ class Admission:
         self._journal_bytes += size
         self._end_group()
 
-    def failed(self, error: Unavailable) -> None:
-        """A commit met this. Nothing is stored until the next look; then it is tried again."""
-        self._lacking = error
+    def failed(self, error: Unavailable, size: int = 0) -> None:
+        """A commit of that many bytes met this. Nothing is stored until a probe succeeds."""
+        self._failed = error
+        self._probe_bytes = size if isinstance(error, DiskFull) else 0
         self._end_group()
         self._looked_at = time.monotonic()
         self._tell()
@@ -139,6 +213,7 @@ class Admission:
     def _end_group(self) -> None:
         self._new.clear()
         self._new_names.clear()
+        self._new_samples = self._new_bytes = 0
 
     def look(self) -> None:
         """Once a second: what is short, and which clients can be forgotten."""
@@ -148,14 +223,63 @@ class Admission:
         self._looked_at = now
         self._lacking = self._resources.lacking(self._journal.bytes_free())
         self._rates.forget_idle()
-        try:
-            self._journal.forget_clients(self._limits.client_forget_after_s)
-        except Unavailable as error:
-            self._lacking = self._lacking or error
+        self._probe()
+        self._fold_log()
+        if self._failed is None:
+            with suppress(Unavailable):  # tried again at the next look; a commit says whether it is serious
+                self._journal.keep_time()
+                self._forget_clients()
         self._journal_bytes = self._journal.bytes_used()
         self._metrics.journal_bytes.set(self._journal_bytes)
+        self._metrics.journal_log_bytes.set(self._log_bytes)
         self._metrics.clients.set(self._journal.clients)
         self._tell()
+
+    def _probe(self) -> None:
+        """After a failed commit, and not while the disk is known to be short: whether one succeeds again."""
+        if self._failed is None or self._lacking is not None:
+            return
+        try:
+            self._journal.probe(self._probe_bytes)
+        except Unavailable as error:
+            self._failed = error
+        else:
+            self._failed = None
+
+    def _fold_log(self) -> None:
+        """Empties the log when it is larger than usual, or when the disk is short."""
+        size = self._journal.log_bytes()
+        if size > self._log_allowed_bytes:
+            self._folds_failed = 0 if self._journal.fold_log() else self._folds_failed + 1
+        else:
+            self._folds_failed = 0
+            if size and isinstance(self._lacking, DiskFull):
+                self._journal.fold_log()
+        self._log_bytes = self._journal.log_bytes()
+        pinned = f"the journal's log has grown to {self._log_bytes >> 20} MiB; {self._pinned_hint()}"
+        self.warnings.set("log_pinned", pinned if self.log_is_pinned else None)
+
+    def _forget_clients(self) -> None:
+        limits, journal = self._limits, self._journal
+        near, near_names = (
+            math.ceil(_NEAR_SHARE * limits.clients_max),
+            math.ceil(_NEAR_SHARE * limits.client_names_max),
+        )
+        try:
+            journal.forget_clients(limits.client_forget_after_s)
+            if journal.clients >= near:
+                journal.forget_nameless(limits.client_nameless_forget_after_s)
+            if journal.most_names() >= near_names:
+                journal.forget_nameless(limits.client_nameless_forget_after_s, names_at_least=near_names)
+        finally:
+            text = None
+            if journal.clients >= near:
+                text = f"{journal.clients} clients are known; at {limits.clients_max} no new one is accepted"
+                text += " (limits.clients_max, limits.client_forget_after_s)"
+            elif journal.most_names() >= near_names:
+                text = f"a key has {journal.most_names()} names; at {limits.client_names_max} it gets no new one"
+                text += " (limits.client_names_max, limits.client_forget_after_s)"
+            self.warnings.set("clients_near_limit", text)
 
     def _tell(self) -> None:
         """Says in log and metric what has changed since it last did."""

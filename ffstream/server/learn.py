@@ -165,7 +165,7 @@ class LearnLoop(RouterLoop):
         try:
             receipts = self.journal.append(entries)
         except Unavailable as error:
-            self._admission.failed(error)
+            self._admission.failed(error, sum(len(entry.images) for entry in entries))
             for peer, entry in group.accepted.values():
                 self.refuse(peer, error, sender=f"client={identity.describe(entry.client)}", n=entry.n)
             return

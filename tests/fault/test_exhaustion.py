@@ -3,12 +3,14 @@
 import os
 import resource
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 
@@ -243,3 +245,68 @@ def test_more_connections_than_descriptors(tmp_path: Path) -> None:
         wait_until(lambda: not refuses(running, "too_many_files")(), WAIT_S, "it accepts again")
         send(producer, 5, seed=5)
         prove_it_goes_on(running, producer, 80)
+
+
+def test_a_program_that_holds_the_write_lock(tmp_path: Path) -> None:
+    """The refusal lasts as long as the lock, everything else is answered meanwhile, and nothing sent is lost."""
+    with Running(tmp_path / "state", "limits.disk_min_free_bytes=0") as running:
+        producer = running.producer()
+        send(producer, 5, seed=0)
+        producer.flush(WAIT_S)
+        running.control().wait_idle(WAIT_S)
+        seen: list[float] = []
+        admission = running.daemon.admission
+        look = admission.look
+
+        def look_and_see() -> None:
+            look()
+            seen.append(running.metric("refusing_samples", reason="unavailable"))
+
+        with closing(sqlite3.connect(running.state / "journal.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            send(producer, 5, seed=5)
+            wait_until(refuses(running, "unavailable"), WAIT_S, "it refuses samples")
+            admission._looked_at = 0.0
+            admission.look = look_and_see  # type: ignore[method-assign]
+            for _ in range(5):  # each a probe that meets the lock
+                before = len(seen)
+                admission._looked_at = 0.0
+                wait_until(lambda: len(seen) > before + 1, WAIT_S, "it looks again")  # noqa: B023
+            assert set(seen) == {1}
+            assert running.control().status()["refusing"] == "unavailable"
+            assert len(running.predictor().predict(images(3)).labels) == 3
+            peer = running.peer()
+            peer.send("ping")
+            assert peer.answer()["credit"] == 0
+        prove_it_goes_on(running, producer, 80)
+
+
+def test_a_program_that_reads_the_journal_and_does_not_end(tmp_path: Path) -> None:
+    """The log that it pins counts towards the limit. Once it has ended, the log is emptied and samples are taken."""
+    settings = (
+        f"limits.journal_max_bytes={16 * MIB}",
+        "limits.disk_min_free_bytes=0",
+        "limits.window_messages=4",
+        "network.inputs=65536",
+        "checkpoint.keep=1",
+    )
+    with Running(tmp_path / "state", *settings) as running:
+        producer = running.producer()
+        with closing(sqlite3.connect(running.state / "journal.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT count(*) FROM messages").fetchone()
+            sent = 0
+            while not running.metric("warning", reason="log_pinned"):
+                producer.send(np.full((16, 65536), sent % 251, np.uint8), labels(16, seed=sent), WAIT_S)
+                sent += 16
+                producer.flush(WAIT_S)
+                running.control().wait_idle(WAIT_S)
+                running.control().request("checkpoint")
+                running.daemon.admission._looked_at = 0.0
+                assert sent < 16 * 100
+            status = running.control().status()
+            assert "fuser" in status["warnings"]["log_pinned"]
+            assert status["journal"]["log_bytes"] > 8 * MIB
+        wait_until(lambda: not running.control().status()["warnings"], WAIT_S, "the log is emptied")
+        assert running.daemon.journal.log_bytes() < 8 * MIB
+        prove_it_goes_on(running, producer, sent)

@@ -314,15 +314,15 @@ def test_a_full_backlog_refuses_until_learning_has_caught_up(serve: Serve) -> No
     peer.send("ping")
     assert peer.answer()["credit"] == 0
     peer.samples(5)
-    assert refused(peer.answer()) == ("error", "journal_full", True)
+    assert refused(peer.answer()) == ("error", "backlog_full", True)
     peer.samples(2)
     assert peer.acked(1) == {2: (2, 1)}, "what is stored is acked, full or not"
     ingest.applied_seq = 1
     peer.send("ping")
-    assert peer.answer()["credit"] == LIMITS["window_messages"]
+    assert peer.answer()["credit"] == 1, "there is room for one sample, and so for one message"
     peer.samples(5)
     assert peer.acked(1) == {5: (5, 1)}
-    assert ingest.rejected("journal_full") == 1
+    assert ingest.rejected("backlog_full") == 1
 
 
 def test_the_last_ack_of_a_full_backlog_says_so(serve: Serve) -> None:
