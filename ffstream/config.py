@@ -46,7 +46,9 @@ def _fill_preset(given: Any) -> Any:
 class Listen(_Section):
     """Where the daemon listens."""
 
-    learn: str = Field(DEFAULT_LEARN, description="endpoint for producers")
+    learn: str = Field(
+        DEFAULT_LEARN, description="endpoint for producers; `*` and `[::]` as host: every IPv4 and IPv6 address"
+    )
     predict: str = Field(DEFAULT_PREDICT, description="endpoint for queries")
     control: str = Field(DEFAULT_CONTROL, description="endpoint for control")
     http: str = Field("127.0.0.1:8757", description="host:port for metrics, health and the page")
@@ -135,7 +137,10 @@ class Limits(_Section):
         1000, ge=1, le=_INT_MAX, description="replies that wait for one peer to read them"
     )
     heartbeat_s: float = Field(
-        5.0, ge=1, le=600, description="seconds between two signs of life that a silent peer is asked for, by TCP"
+        5.0,
+        ge=1,
+        le=600,
+        description="seconds between the signs of life that a silent peer is asked for, by TCP; after 4 it is gone",
     )
     handshake_timeout_s: float = Field(
         10.0, ge=0.1, le=600, description="seconds for a connection's handshake; then it is closed"

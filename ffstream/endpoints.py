@@ -50,6 +50,12 @@ def parse(endpoint: str) -> Address:
     return Address(path=rest)
 
 
+def listens_on_ipv6(endpoint: str) -> bool:
+    """Whether a ZeroMQ endpoint needs IPv6 turned on: an IPv6 address, or `*`, which stands for IPv4 and IPv6."""
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0]
+    return endpoint.startswith("tcp://") and (host == "*" or ":" in host)
+
+
 def parse_http(address: str) -> Address:
     """`host:port` for HTTP. Raises ValueError that says what is expected."""
     if "://" in address:

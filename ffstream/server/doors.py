@@ -53,7 +53,8 @@ def is_local(endpoint: str) -> bool:
         return True
     host = rest.rpartition(":")[0].removeprefix("[").removesuffix("]")
     try:
-        return host == "localhost" or ip_address(host).is_loopback
+        address = ip_address("127.0.0.1" if host == "localhost" else host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:  # a wildcard, or a name that may mean anything
         return False
 

@@ -177,6 +177,15 @@ class Sparse(logging.Filter):
 _SPARSE = {name: Sparse() for name in ("uvicorn.error", "asyncio")}
 
 
+def _listener(host: str, port: int) -> socket.socket:
+    """`::` listens on IPv4 as well. Of a name's addresses IPv4 is taken, if there is one. Raises OSError."""
+    families = {each[0] for each in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)}
+    family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+    return socket.create_server(
+        (host, port), family=family, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
+    )
+
+
 class HttpServer:
     """Thread `ff-http`."""
 
@@ -193,10 +202,11 @@ class HttpServer:
     ) -> None:
         host, _, port = address.rpartition(":")
         try:
-            self._listener = socket.create_server((host.strip("[]"), int(port)))
+            self._listener = _listener(host.strip("[]"), int(port))
         except (OSError, ValueError, OverflowError) as error:
             raise ConfigError(f"cannot listen on {address}: {error}", hint="set listen.http to host:port") from error
-        self.address = "{}:{}".format(*self._listener.getsockname()[:2])
+        host, bound = self._listener.getsockname()[:2]
+        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
         config = uvicorn.Config(
             Places(app, connections),
             log_level="warning",

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import zmq
 
 from ffstream.config import Limits
+from ffstream.endpoints import listens_on_ipv6
 from ffstream.errors import BadFrames, ConfigError, FFStreamError, TooLarge, Unauthorized, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.access import Guard
@@ -121,6 +122,8 @@ class RouterLoop(ABC):
         ended = self._metrics.connections_ended.labels(self.socket_name)
         handshakes = HandshakeWatch(socket, self._refusals, ended, self._limits.handshake_timeout_s)
         try:
+            # Not for all: with it libzmq writes 127.0.0.1 as ::ffff:127.0.0.1, and an interface is its IPv6 address.
+            socket.setsockopt(zmq.IPV6, listens_on_ipv6(endpoint))
             self._set_options(socket, guard)
             socket.bind(endpoint)
         except (zmq.ZMQError, OverflowError) as error:
@@ -147,6 +150,9 @@ class RouterLoop(ABC):
         socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, max(1, round(limits.heartbeat_s)))
         socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, max(1, round(limits.heartbeat_s)))
         socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, _SILENT_MAX)
+        # Keepalive asks only where nothing is under way. A peer that has vanished with data unacknowledged, or takes
+        # none, has as long.
+        socket.setsockopt(zmq.TCP_MAXRT, round(1000 * limits.heartbeat_s * (1 + _SILENT_MAX)))
         socket.setsockopt(zmq.HANDSHAKE_IVL, int(limits.handshake_timeout_s * 1000))
         if guard is not None:
             guard.protect(socket)
