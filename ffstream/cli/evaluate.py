@@ -65,8 +65,20 @@ def _ask(
         for first in range(0, n, batch):
             window = slice(first, min(first + batch, n))
             start = time.perf_counter()
-            labels = predictor.predict(test.images[window], timeout_s).labels
+            answer = predictor.predict(test.images[window], timeout_s)
             seconds.append(time.perf_counter() - start)
-            wrong += int((labels != test.labels[window]).sum())
+            if first == 0:
+                _check_labels(test, answer.goodness.shape[1])
+            wrong += int((answer.labels != test.labels[window]).sum())
             bar.update(task, completed=window.stop)
     return wrong, seconds
+
+
+def _check_labels(test: Split, known: int) -> None:
+    low, high = int(test.labels.min()), int(test.labels.max())
+    if high >= known:
+        click.echo(
+            f"warning: the labels are {low} to {high}, the daemon knows 0 to {known - 1}: others count as errors; "
+            "--label-offset as in the replay?",
+            err=True,
+        )

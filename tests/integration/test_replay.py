@@ -135,11 +135,11 @@ def test_what_is_suspicious_is_a_warning(
 def test_evaluate_has_the_same_offset(running: Running, tmp_path: Path) -> None:
     write_folder(tmp_path / "letters", first_label=1)
     every = ["evaluate", str(tmp_path / "letters"), "--at", running.daemon.predict.endpoint, "--json"]
-    errors = [
-        json.loads(CliRunner().invoke(main, [*every, "--label-offset", offset]).stdout)["error"]
-        for offset in ("-1", "3")
-    ]
+    done = [CliRunner().invoke(main, [*every, "--label-offset", offset]) for offset in ("-1", "3")]
+    errors = [json.loads(each.stdout)["error"] for each in done]
     assert errors[0] < errors[1] == 1.0, "no prediction is a label from 4 to 7"
+    assert done[0].stderr == ""
+    assert done[1].stderr.startswith("warning: the labels are 4 to 7, the daemon knows 0 to 3: ")
 
 
 # --- drift ----------------------------------------------------------------------------------------------------------
