@@ -7,17 +7,22 @@ import subprocess
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from ffstream.cli import main
+from ffstream.cli.output import progress_bar
+from ffstream.cli.replay import ErrorWatch, Interrupt, Replay
 from ffstream.cli.resuming import SPAN, fingerprint, place
+from ffstream.client import Producer
 from ffstream.data import Split, batches, label_permutation_at, load
 from ffstream.data.idx import write_idx
 from tests.in_process import Running
 from tests.support import wait_until
+from tests.unit.client.scripted import Scripted
 from tools.daemon_process import CLI
 
 WAIT_S = 60.0
@@ -249,6 +254,29 @@ def test_a_message_that_was_missing_is_sent(running: Running, replay: Callable[.
     result = json.loads(done.stdout)
     assert (result["resumed"], result["sent"], result["acked"]) == (50, 550, 550)
     assert [labels for _, labels in sorted(stored(running))] == wanted
+
+
+def test_nothing_is_sent_far_after_the_lowest_unanswered_message() -> None:
+    """Or a message could be missing that a resumed replay does not send again."""
+
+    def ack_the_lowest_last(daemon: Scripted, fields: dict[str, Any]) -> None:
+        if fields["n"] % 5 != 1:
+            daemon.ack(fields["n"], credit=1000)
+        if fields["n"] % 5 == 0:
+            daemon.ack(fields["n"] - 4, credit=1000)
+
+    daemon = Scripted(ack_the_lowest_last, credit=1000)
+    stream = [(np.full((1, 6), n, np.uint8), np.zeros(1, np.uint8)) for n in range(200)]
+    try:
+        with Producer(daemon.endpoint, client=NAME) as producer, progress_bar("rate", "error", quiet=True) as bar:
+            task = bar.add_task("", rate="", error="")
+            watch = ErrorWatch("", None, wanted=False)
+            Replay(producer, Interrupt(), None, span=5).run(stream, bar, task, watch)
+        sent = daemon.of_type("samples")
+    finally:
+        daemon.close()
+    assert [fields["n"] for fields in sent] == list(range(1, 201))
+    assert max(fields["n"] - fields["base"] for fields in sent) == 4
 
 
 def test_the_end_restart_and_other_options(running: Running, replay: Callable[..., Result], tmp_path: Path) -> None:

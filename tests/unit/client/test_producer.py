@@ -303,9 +303,10 @@ def test_what_is_not_answered_in_time_is_sent_again_under_its_number(scripted: S
             daemon.ack(fields["n"])
 
     daemon = scripted(ack_the_second_time)
-    producer = connect(daemon, ack_timeout_s=0.1)
+    producer = connect(daemon, ack_timeout_s=60)
     for label in range(3):
         producer.send(IMAGE, [label])
+    producer._ack_timeout_s = 0.1  # only now: nothing is overdue while the first three are sent
     producer.flush(20)
     assert daemon.numbers[:6] == [1, 2, 3, 1, 2, 3]
     assert producer.counts.acked == 3
