@@ -56,7 +56,7 @@ def serve_arguments(state: Path, settings: Sequence[str] = ()) -> list[str]:
 def read_endpoints(state: Path) -> dict[str, Any]:
     """Where the daemon with that `pid` listens, or the one before it; empty when there was none."""
     try:
-        endpoints: dict[str, Any] = json.loads((state / "endpoints.json").read_text())
+        endpoints: dict[str, Any] = json.loads((state / "endpoints.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     return endpoints
@@ -74,7 +74,12 @@ def await_endpoints(state: Path, pid: int, check: Callable[[], None], timeout_s:
 
 def await_standing_by(log: Path, pid: int, check: Callable[[], None]) -> None:
     """Returns once this daemon waits for another one's end. `check` raises when it has ended. Raises DaemonFailed."""
-    _await(lambda: f"stands by pid={pid} " in log.read_text(), check, START_S, "does not stand by")
+    _await(
+        lambda: f"stands by pid={pid} " in log.read_text(encoding="utf-8", errors="replace"),
+        check,
+        START_S,
+        "does not stand by",
+    )
 
 
 def _await(look: Callable[[], _Found], check: Callable[[], None], timeout_s: float, otherwise: str) -> _Found:
@@ -90,7 +95,7 @@ def _await(look: Callable[[], _Found], check: Callable[[], None], timeout_s: flo
 
 def log_tail(log: Path) -> str:
     """The end of a log, for whoever must find out."""
-    lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:] if log.exists() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:] if log.exists() else []
     return "\n".join(["the end of its log:", *(f"  {line}" for line in lines)])
 
 

@@ -103,7 +103,7 @@ class CheckpointStore:
             "files": {STATE: saved._asdict()},
         }
         draft = final / ".manifest"
-        draft.write_text(json.dumps(manifests.sign(manifest), indent=1))
+        draft.write_text(json.dumps(manifests.sign(manifest), indent=1), encoding="utf-8")
         fsync(draft)
         moments.reached("checkpoint.manifest.before")
         draft.rename(final / MANIFEST)

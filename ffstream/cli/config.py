@@ -21,7 +21,8 @@ def show(file: Path | None, state: Path | None, settings: Iterable[str]) -> None
     """Print all options in force as a TOML file, each with what it means."""
     from ffstream.config import describe, load
 
-    click.echo(describe(load(file, options.with_state(settings, state))), nl=False)
+    text = describe(load(file, options.with_state(settings, state)))
+    click.echo(text.encode("utf-8", "surrogateescape"), nl=False)  # TOML is UTF-8, whatever the locale
 
 
 @config.command()

@@ -47,7 +47,7 @@ def _facts(result: dict[str, Any]) -> Table:
         "snapshot": f"{snapshot['age_s']:.1f} s old, learned up to {snapshot['seq']:,}",
         "checkpoint": f"at {result['checkpoint_seq']:,}",
     } | result["endpoints"]
-    rows |= {f"warning: {name}": text for name, text in result["warnings"].items()}
+    rows |= {f"warning: {name}": text for name, text in result.get("warnings", {}).items()}
     for name, value in rows.items():
         table.add_row(name, value)
     return table

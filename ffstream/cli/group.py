@@ -7,6 +7,7 @@ from typing import IO, Any
 
 import click
 
+from ffstream.cli.encoding import tolerate_encoding
 from ffstream.errors import ConfigError, FFStreamError
 
 # Each in the file of its name, or in the one that is named here; in the order of the help.
@@ -51,6 +52,11 @@ class WrongOption(Failure):
 
 class Commands(click.Group):
     """No command waits for the imports of another. The one place where what they raise becomes what a shell sees."""
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """Reads the command line. From here on output may be anything, whatever the terminal's encoding."""
+        tolerate_encoding()
+        return super().make_context(*arguments, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Their names, in the order of the help."""

@@ -140,6 +140,6 @@ def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
 
 def _write_whole(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     fsync(part)  # or power loss may leave the name, and nothing in the file
     part.replace(path)

@@ -113,7 +113,7 @@ def make_app(
             return JSONResponse({"code": error.code, "message": error.message, "hint": error.hint}, 503)
 
     def page(request: Request) -> Response:
-        return HTMLResponse(files("ffstream.server").joinpath("page.html").read_text())
+        return HTMLResponse(files("ffstream.server").joinpath("page.html").read_text(encoding="utf-8"))
 
     routes: dict[str, Callable[[Request], Any]] = {
         "/": page,

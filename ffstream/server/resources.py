@@ -65,12 +65,12 @@ class Resources:
 def memory_there_is(groups: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes: the machine's, or what a container or a unit may have of them (Linux control groups, either version)."""
     limits = [psutil.virtual_memory().total]
-    lines = own.read_text().splitlines() if own.exists() else []
+    lines = own.read_text(encoding="utf-8").splitlines() if own.exists() else []
     for group in {line.split(":", 2)[2].lstrip("/") for line in lines}:
         for root, name in ((groups, "memory.max"), (groups / "memory", "memory.limit_in_bytes")):
             for folder in (root / group, *(root / group).parents):
                 with suppress(OSError, ValueError):  # there is none, or it is "max"
-                    limits.append(int((folder / name).read_text()))
+                    limits.append(int((folder / name).read_text(encoding="utf-8")))
     return min(limits)
 
 

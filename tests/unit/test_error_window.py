@@ -13,29 +13,24 @@ from rich.console import Console
 from ffstream.cli import main
 from ffstream.cli.output import prequential_error
 from ffstream.client import Control
+from tests.in_process import Running
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def status(predicted: int) -> dict[str, Any]:
+def errors(predicted: int) -> dict[str, Any]:
     error = 0.012 if predicted else None
     return {
-        "state": "ready",
-        "phase": "interleaved",
-        "refusing": None,
-        "paused": False,
-        "accepted": predicted,
-        "learned": predicted,
-        "backlog": 0,
-        "skipped": 0,
         "prequential_error": error,
         "prequential_error_total": error,
         "prequential_window_samples": min(predicted, 10_000),
-        "snapshot": {"age_s": 0.5, "seq": predicted},
-        "checkpoint_seq": 0,
-        "endpoints": {},
-        "stages": [],
     }
+
+
+@pytest.fixture(scope="module")
+def status(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with Running(tmp_path_factory.mktemp("status") / "state") as running:
+        return running.daemon.status() | errors(8000)
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +44,25 @@ def demo() -> ModuleType:
 
 
 def test_the_error_names_the_samples_that_it_is_over() -> None:
-    assert prequential_error(status(0)) == "no sample is predicted yet"
-    assert prequential_error(status(8000)) == "1.20% of the last 8,000 predicted, 1.20% of all"
-    assert prequential_error(status(50_000)) == "1.20% of the last 10,000 predicted, 1.20% of all"
+    assert prequential_error(errors(0)) == "no sample is predicted yet"
+    assert prequential_error(errors(8000)) == "1.20% of the last 8,000 predicted, 1.20% of all"
+    assert prequential_error(errors(50_000)) == "1.20% of the last 10,000 predicted, 1.20% of all"
 
 
-def test_status_names_the_samples_that_its_error_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Control, "status", lambda *arguments: status(8000))
+def test_status_names_the_samples_that_its_error_is_over(
+    status: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Control, "status", lambda *arguments: status)
     shown = CliRunner().invoke(main, ["status"]).output
     assert "of the last 8,000 predicted" in shown
     assert "10,000" not in shown
 
 
-def test_the_demo_does_so_after_one_pass_over_its_digits(demo: ModuleType) -> None:
+def test_the_demo_does_so_after_one_pass_over_its_digits(demo: ModuleType, status: dict[str, Any]) -> None:
     assert demo.PASSES == 1, "the error of a second pass is that of digits that were learned before"
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(demo.picture(status(8000), {}, 400.0))
+        console.print(demo.picture(status, {}, 400.0))
     assert "1.20% of the last 8,000 predicted" in shown.get()
     assert "10,000" not in shown.get()
 

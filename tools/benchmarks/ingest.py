@@ -50,7 +50,7 @@ def run(report: Report, rounds: int, *, long: bool) -> None:
 def produce(endpoint: str, samples: int, batch: int, keys: tuple[Path, Path] | None = None) -> tuple[float, float]:
     """Samples acked a second by a producer in a process of its own, and when it sent the first."""
     command = [sys.executable, "-c", PRODUCER, endpoint, str(samples), str(batch), *map(str, keys or ())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, check=True)
     acked, began = map(float, done.stdout.split())
     return acked, began
 

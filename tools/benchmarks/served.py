@@ -13,7 +13,7 @@ class Served(DaemonProcess):
 
     def resident_mb(self) -> float:
         """Resident memory now, in units of 10⁶ bytes."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024 / 1e6
 
 

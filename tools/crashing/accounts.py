@@ -50,7 +50,7 @@ class Remains:
             rows=rows_of(state / "journal.sqlite"),
             checkpoints=[int(each.parent.name) for each in manifests],
             tensors=load_file(newest / "state.safetensors"),
-            progress=json.loads(manifests[-1].read_text())["progress"],
+            progress=json.loads(manifests[-1].read_text(encoding="utf-8"))["progress"],
         )
 
     def differs_from(self, other: "Remains") -> list[str]:

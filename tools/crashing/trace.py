@@ -59,7 +59,7 @@ def why_not(folder: Path) -> str | None:
     """Why nothing can be traced on this machine; None when it can."""
     if shutil.which("strace") is None:
         return "strace is not installed"
-    trial = subprocess.run([*command(folder / "trial"), "true"], capture_output=True, text=True, check=False)
+    trial = subprocess.run([*command(folder / "trial"), "true"], capture_output=True, encoding="utf-8", check=False)
     return None if trial.returncode == 0 else f"strace cannot trace here: {trial.stderr.strip()}"
 
 
@@ -125,7 +125,7 @@ def by_life(path: Path, pids: Sequence[int]) -> Iterator[list[_Step]]:
 
     Halves of a call are joined before lives are told apart: the server's own may lie across the beginning of a life.
     """
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     begins = [next(at for at, line in enumerate(lines) if line.startswith(f"{pid} ")) for pid in pids]
     steps = _steps(lines)
     for begin, end in pairwise([*begins, len(lines)]):

@@ -63,7 +63,7 @@ def _atheris(place: Path) -> Path | None:
         click.echo(f"tools/fuzz: fetching {_ATHERIS} into {place}", err=True)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         only_wheels = ["--only-binary", ":all:", "--target", str(place), _ATHERIS]
-        done = subprocess.run([*pip, *only_wheels], capture_output=True, text=True, check=False)
+        done = subprocess.run([*pip, *only_wheels], capture_output=True, encoding="utf-8", check=False)
         if done.returncode:
             click.echo(done.stderr.strip(), err=True)
             click.echo(f"tools/fuzz: {_ATHERIS} cannot be had for this Python and platform, see above", err=True)
@@ -106,7 +106,7 @@ def _run(name: str, seconds: int, corpus: Path, findings: Path, tools: Path) -> 
         [*command, *options],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         timeout=seconds + _GRACE_S,
         check=False,

@@ -152,7 +152,7 @@ def manifest(folder: Path) -> Prepared:
             found = json.loads(data)
             if isinstance(found, dict):
                 found.pop("check", None)
-                path.write_text(json.dumps(manifests.sign(found)))
+                path.write_text(json.dumps(manifests.sign(found)), encoding="utf-8")
         with suppress(FFStreamError):
             assert manifests.verify(folder, 5)["files"][manifests.STATE] == files[manifests.STATE]
 

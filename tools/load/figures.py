@@ -25,7 +25,7 @@ class Figures(NamedTuple):
 def look(pid: int, state: Path | None = None) -> Figures:
     """What process `pid` holds now, and the folder `state` on disk. Raises OSError when the process is gone."""
     proc = Path("/proc", str(pid))
-    lines = (line.partition(":") for line in (proc / "status").read_text().splitlines())
+    lines = (line.partition(":") for line in (proc / "status").read_text(encoding="utf-8").splitlines())
     status = {key: value for key, _, value in lines}
     return Figures(
         time.monotonic(),
