@@ -15,7 +15,11 @@ def _rows(text: str) -> list[list[str]]:
     """The body rows of the tables."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [row for row in rows if row[0].strip("`") not in ("type", "key", "socket") and set(row[0]) != {"-"}]
+    return [
+        row
+        for row in rows
+        if row[0].strip("`") not in ("type", "key", "socket", "code", "command", "field") and set(row[0]) != {"-"}
+    ]
 
 
 def _names(cell: str) -> list[str]:
@@ -28,7 +32,7 @@ def _keys(cell: str) -> dict[str, str]:
 
 
 def messages() -> dict[str, dict[str, str]]:
-    """Every type's keys with their kinds ("int", "list of int" …); `error` has those of all sockets."""
+    """Every type's keys with their kinds ("int", "list of int" …); one of several sockets has those of all."""
     found: dict[str, dict[str, str]] = {}
     everywhere: dict[str, str] = {}  # a kind is said where a key first appears
     for section in (*SOCKETS, "Any socket"):
@@ -47,9 +51,19 @@ def socket_types() -> dict[str, set[str]]:
 
 def commands() -> set[str]:
     """The control commands."""
-    return next(set(_names(row[2])) for row in _rows(_section("control")) if row[0] == "`request`")
+    return {row[0].strip("`") for row in _rows(_section("Commands"))}
+
+
+def ranges() -> dict[str, tuple[int, int]]:
+    """Lowest and highest number of each field that is an int, as "2^62 − 1" and the like are written."""
+    found: dict[str, tuple[int, int]] = {}
+    for names, kind, values in _rows(_section("Fields")):
+        match = re.match(r"(\d+) to 2\^(\d+) − 1", values)
+        if match and kind == "int":
+            found |= dict.fromkeys(_names(names), (int(match[1]), 2 ** int(match[2]) - 1))
+    return found
 
 
 def codes() -> list[set[str]]:
-    """Error codes: wrong for good, not now, of control requests."""
-    return [set(_names(each)) for each in re.findall(r"((?:`\w+`\s)*`\w+`):", _section("Error codes"))]
+    """Error codes: wrong for good, not now, of failed requests, not allowed."""
+    return [{row[0].strip("`") for row in _rows(each)} for each in _section("Error codes").split("\n### ")[1:]]

@@ -116,6 +116,29 @@ def test_error_codes() -> None:
     assert stranger == {Unauthorized.code}
 
 
+def test_every_code_says_what_it_means_what_is_on_disk_and_what_a_client_does() -> None:
+    for row in wire_spec._rows(wire_spec._section("Error codes")):
+        assert all(row), row
+        assert len(row) == 4, row
+
+
+def test_numbers_are_taken_from_end_to_end_of_their_ranges_and_not_beyond() -> None:
+    ranges = wire_spec.ranges()
+    assert set(ranges) >= {"n", "base", "count", "id", "next", "credit", "max_samples", "max_bytes", "version", "seq"}
+    for name, keys in SPEC.items():
+        for key, kind in keys.items():
+            if kind != "int" or key not in ranges:
+                continue
+            low, high = ranges[key]
+            if (name, key) in OPTIONAL:
+                low = 0
+            for value in (low, high):
+                assert getattr(read(example(name) | {key: value}), key) == value
+            for value in (low - 1, high + 1):
+                with pytest.raises(BadHeader, match=rf"{name}\.{key}"):
+                    read(example(name) | {key: value})
+
+
 def test_every_error_has_a_code_of_its_own() -> None:
     classes = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, FFStreamError)]
     assert len({each.code for each in classes}) == len(classes)
