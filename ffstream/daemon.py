@@ -242,6 +242,7 @@ class Daemon:
             limits.handshake_timeout_s,
             limits.http_keep_alive_s,
             self._fail,
+            access.http_refusals,
         )
         self._steps.append(_Step(_Order.ANSWER_NO_MORE, self.http.name, self.http.stop))
         for started in (self.learn, self.predict, self.control, self.http):

@@ -62,7 +62,7 @@ class BearerToken:
             await self._app(scope, receive, send)
             return
         if self._refusals is not None:
-            self._refusals.count("token", f"address={(scope['client'] or ('unknown',))[0]}")
+            self._refusals.count("token", f"address={_address(scope)}")
         refusal = PlainTextResponse(
             "401: send the header `Authorization: Bearer TOKEN`, with the token in security.http_token's file\n",
             401,
@@ -127,6 +127,11 @@ def make_app(
     return Starlette(routes=[Route(path, endpoint) for path, endpoint in routes.items()], middleware=guard)
 
 
+def _address(scope: Scope) -> str:
+    client = scope["client"]
+    return str(client[0]) if client else "unknown"
+
+
 def _say(readiness: Readiness) -> Response:
     return PlainTextResponse(f"{readiness.text}\n", 200 if readiness.ready else 503)
 
@@ -134,9 +139,10 @@ def _say(readiness: Readiness) -> Response:
 class Places:
     """Middleware: 503 while as many requests as there are places are being answered, but for health."""
 
-    def __init__(self, app: ASGIApp, places: int) -> None:
+    def __init__(self, app: ASGIApp, places: int, refused: Callable[[str], None]) -> None:
         self._app = app
         self._free = places
+        self._refused = refused
         self._refusal = PlainTextResponse("503: too many at a time\n", 503, {"Connection": "close"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,6 +150,7 @@ class Places:
         if scope["type"] != "http" or scope["path"] in _HEALTH:
             await self._app(scope, receive, send)
         elif not self._free:
+            self._refused(f"answer=503 address={_address(scope)}")
             await self._refusal(scope, receive, send)
         else:
             self._free -= 1
@@ -199,7 +206,9 @@ class HttpServer:
         handshake_timeout_s: float = _HANDSHAKE_TIMEOUT_S,
         keep_alive_s: float = _KEEP_ALIVE_S,
         on_failure: OnFailure = lambda error: None,
+        refusals: Refusals | None = None,
     ) -> None:
+        self._refusals = refusals
         host, _, port = address.rpartition(":")
         try:
             self._listener = _listener(host.strip("[]"), int(port))
@@ -208,7 +217,7 @@ class HttpServer:
         host, bound = self._listener.getsockname()[:2]
         self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
         config = uvicorn.Config(
-            Places(app, connections),
+            Places(app, connections, self._refused),
             log_level="warning",
             access_log=False,
             lifespan="off",
@@ -221,6 +230,7 @@ class HttpServer:
                 most=connections + _RESERVE,
                 handshake_timeout_s=handshake_timeout_s,
                 keep_alive_s=keep_alive_s,
+                refused=self._refused,
             ),
             ws="none",
             callback_notify=self._notice,
@@ -249,10 +259,18 @@ class HttpServer:
 
     async def _notice(self) -> None:
         self.thread.progressed()  # whatever waits: the loop goes round
+        if self._refusals is not None:
+            self._refusals.say()
+
+    def _refused(self, detail: str) -> None:
+        if self._refusals is not None:
+            self._refusals.count("too_many", detail)
 
     def stop(self, timeout_s: float) -> bool:
         """Closes the listener; requests under way get the time to finish."""
         self._server.should_exit = True
         ended = self.thread.ends(timeout_s)
         self._listener.close()
+        if self._refusals is not None:
+            self._refusals.say(everything=True)
         return ended

@@ -11,6 +11,7 @@ When there are more connections than `most`, the one that has been idle longest 
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,8 +20,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 class Connection(H11Protocol):
     """Closes itself when it was idle for too long, and another one when there are too many."""
 
-    def __init__(self, *args: Any, most: int, handshake_timeout_s: float, keep_alive_s: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        most: int,
+        handshake_timeout_s: float,
+        keep_alive_s: float,
+        refused: Callable[[str], None],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._refused = refused
         self._most = most
         self._handshake_timeout_s = handshake_timeout_s
         self._keep_alive_s = keep_alive_s
@@ -35,7 +45,9 @@ class Connection(H11Protocol):
         self._idle(self._handshake_timeout_s)
         if len(self.connections) > self._most:
             idle = {each: each._idle_since for each in self._others() if each._idle_since is not None}
-            min(idle, key=idle.__getitem__, default=self)._close()
+            given_up = min(idle, key=idle.__getitem__, default=self)
+            self._refused(f"answer=none address={given_up.client[0] if given_up.client else 'unknown'}")
+            given_up._close()
 
     def data_received(self, data: bytes) -> None:
         """A whole head is a request; less is the beginning of one, whose rest must follow soon."""

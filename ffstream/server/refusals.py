@@ -15,6 +15,7 @@ Reason = Literal[
     "handshake",  # no key, the wrong server key, a recorded handshake, or not ZMTP at all
     "broken_off",  # nothing more came: a timeout, or the other side went; clients without a key do that
     "token",  # HTTP without the token
+    "too_many",  # HTTP: a 503 because enough requests are being answered, or an idle connection that gave way
 ]
 
 _LINE_S = 1.0
@@ -72,6 +73,6 @@ class Refusals:
         self._counter.labels(self._socket, reason).inc()
         self._log.add(reason, detail)
 
-    def say(self) -> None:
-        """Writes the lines that are due."""
-        self._log.flush()
+    def say(self, *, everything: bool = False) -> None:
+        """Writes the lines that are due; at the end, `everything` that was not written yet."""
+        self._log.flush(everything=everything)

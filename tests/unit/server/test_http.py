@@ -19,13 +19,14 @@ from ffstream.errors import ConfigError, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.http import HttpServer, Sparse, make_app
 from ffstream.server.readiness import Readiness, of_predictions, of_samples
+from ffstream.server.refusals import Refusals
 
 WAIT_S = 20.0
 STATUS = {"state": "ready", "accepted": 5, "prequential_error": None}
 
 
 class Site:
-    def __init__(self, *limits: Any) -> None:
+    def __init__(self, connections: int = 64, handshake_timeout_s: float = 10.0) -> None:
         self.metrics = Metrics()
         self.alive = True
         self.state = "ready"
@@ -39,7 +40,8 @@ class Site:
             learns=lambda: self.learns,
             status=self.status,
         )
-        self.server = HttpServer(app, "127.0.0.1:0", *limits)
+        refusals = Refusals("http", self.metrics)
+        self.server = HttpServer(app, "127.0.0.1:0", connections, handshake_timeout_s, refusals=refusals)
         self.server.start()
         self.client = httpx.Client(base_url=f"http://{self.server.address}", trust_env=False, timeout=10)
 
@@ -58,6 +60,10 @@ class Site:
         self.go_on.set()
         self.client.close()
         assert self.server.stop(10)
+
+    def too_many(self) -> float:
+        refused = {"socket": "http", "reason": "too_many"}
+        return self.metrics.registry.get_sample_value("ffstream_connections_refused_total", refused) or 0.0
 
     def get(self, path: str) -> tuple[int, str]:
         response = self.client.get(path)
@@ -218,7 +224,9 @@ def test_more_than_are_answered_at_a_time_are_told_and_health_is_still_said(smal
         assert all(small_site.asked.acquire(timeout=WAIT_S) for _ in under_way)
         assert small_site.get("/healthz") == (200, "ok\n")
         assert small_site.get("/readyz") == small_site.get("/readyz/learn") == (200, "ready\n")
+        assert small_site.too_many() == 0
         assert small_site.get("/metrics") == (503, "503: too many at a time\n")
+        assert small_site.too_many() == 1
         small_site.go_on.set()
         assert [each.result().status_code for each in under_way] == [200, 200]
     assert small_site.get("/metrics")[0] == 200
@@ -293,7 +301,7 @@ def test_the_beginning_of_a_request_is_not_kept_alive(clock: Clock) -> None:
     site.close()
 
 
-def test_the_connection_that_is_idle_for_longest_gives_way(clock: Clock) -> None:
+def test_the_connection_that_is_idle_for_longest_gives_way(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """A scraper between two scrapes is idle, too: connections stay few whatever their timeouts."""
     site = Site(2)  # and 16 beyond
     with ExitStack() as held:
@@ -305,9 +313,11 @@ def test_the_connection_that_is_idle_for_longest_gives_way(clock: Clock) -> None
         newer = held.enter_context(site.connect())
         ask(newer)
         assert heard(kept[0]) == b""
+        assert site.too_many() == 1
         for connection in (*kept[1:], newer):
             ask(connection)
     site.close()
+    assert "refused socket=http reason=too_many count=1 answer=none address=127.0.0.1" in caplog.text
 
 
 def test_garbage_writes_few_lines(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
