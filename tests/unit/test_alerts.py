@@ -132,6 +132,7 @@ def test_learning_without_a_checkpoint_alerts_also_if_there_never_was_one(tmp_pa
     [
         pytest.param("0+1000x120", "_x2 30x118", id="checkpoints come regularly"),
         pytest.param("0+1000x5 5000x115", "_x2 30x4 30+60x114", id="a stream that has ended"),
+        pytest.param("0x3 500+500x3 2000x113", "_x120", id="a short stream, over before the first checkpoint is due"),
         pytest.param("0x5 1000+1000x100", "600000+60x6 30x100", id="a restart after a week"),
     ],
 )
