@@ -16,6 +16,7 @@ from ffstream.journal import schema
 
 PAUSE, RESUME = "pause", "resume"
 KINDS = (PAUSE, RESUME)
+_WAIT_MS = 5000  # for the write lock: who decides hears within the time that a command usually has
 
 
 class Event(NamedTuple):
@@ -46,7 +47,10 @@ def add(journal: Path, event: Event) -> None:
 
     Raises Unavailable; then nothing has changed.
     """
-    with closing(schema.connect(journal)) as connection, schema.Transaction(connection, journal):
+    with (
+        closing(schema.connect(journal)) as connection,
+        schema.Transaction(connection, journal, wait_ms=_WAIT_MS),
+    ):
         connection.execute(f"DELETE FROM events WHERE kind IN ({', '.join('?' * len(KINDS))})", KINDS)
         connection.execute("INSERT INTO events (kind, after_seq) VALUES (?, ?)", event)
 

@@ -61,6 +61,17 @@ def test_rejected_samples_alert_while_the_cause_lasts(tmp_path: Path) -> None:
     check(tmp_path, series, "FfstreamRefusesSamples", {"4m": None, "8m": alert, "12m": None})
 
 
+def test_a_warning_that_lasts_alerts(tmp_path: Path) -> None:
+    alert = fires(
+        "ticket",
+        "a works but needs attention: log_pinned",
+        "What is wrong and what to do is in: ffstream status",
+        reason="log_pinned",
+    )
+    series = {'ffstream_warning{instance="a", reason="log_pinned"}': "0 1x20 0x5"}
+    check(tmp_path, series, "FfstreamNeedsAttention", {"10m": None, "17m": alert, "23m": None})
+
+
 def test_a_planned_drain_alerts_nobody(tmp_path: Path) -> None:
     series = {refusing("draining"): "0x4 1x30 stale", refusing("disk_full"): "0x34 stale"}
     check(tmp_path, series, "FfstreamRefusesSamples", {"6m": None, "20m": None, "34m": None, "40m": None})

@@ -14,7 +14,7 @@ import torch
 
 from ffstream.config import Config
 from ffstream.errors import Busy, DeadlineExceeded, JournalDamaged, Paused, SequenceUnknown, Unavailable
-from ffstream.journal import events, schema
+from ffstream.journal import events
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learner import Learner
 from ffstream.metrics import Metrics
@@ -374,7 +374,7 @@ def test_a_pause_is_on_disk_before_it_takes_effect(
 
 
 def test_a_pause_that_cannot_be_stored_has_no_effect(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "_BUSY_MS", 10)
+    monkeypatch.setattr(events, "_WAIT_MS", 10)
     with closing(sqlite3.connect(bench.journal.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Unavailable) as caught:

@@ -64,7 +64,7 @@ def test_an_event_that_no_daemon_wrote_is_damage(journal: Journal, row: tuple[An
 
 def test_an_event_that_cannot_be_stored_changes_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     events.add(journal.path, Event("pause", 0))
-    monkeypatch.setattr(schema, "_BUSY_MS", 10)
+    monkeypatch.setattr(events, "_WAIT_MS", 10)
     with closing(sqlite3.connect(journal.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Unavailable) as caught:
