@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from ffstream.errors import ConfigError
 
 _SHOWN_MAX = 80  # characters of a value
-_CLOSE = 0.75  # how alike two names must be, from 0 to 1
+_CLOSE = 0.7  # how alike two names must be, from 0 to 1
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
@@ -138,16 +138,18 @@ def wrong(name: str, value: Any, reason: str) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> list[str]:
-    """The known dotted names that were probably meant: in another section, then with a letter changed."""
-    names = list(known)
-    name = name.lower()
-    leaf = name.rpartition(".")[2]
-    if moved := [each for each in names if each.rpartition(".")[2] == leaf]:
+    """The known dotted names that were probably meant: of another section, or spelled nearly so in the same one."""
+    section, _, leaf = name.lower().rpartition(".")
+    by_section: dict[str, dict[str, str]] = {}
+    for each in known:
+        its_section, _, its_leaf = each.rpartition(".")
+        by_section.setdefault(its_section, {})[its_leaf] = each
+    if moved := [leaves[leaf] for leaves in by_section.values() if leaf in leaves]:
         return moved
-    if similar := get_close_matches(name, names, 1, _CLOSE):
-        return similar
-    leaves = get_close_matches(leaf, {each.rpartition(".")[2] for each in names}, 1, _CLOSE)
-    return [each for each in names if each.rpartition(".")[2] in leaves]
+    for near in get_close_matches(section, by_section, 1, _CLOSE):
+        if similar := get_close_matches(leaf, by_section[near], 1, _CLOSE):
+            return [by_section[near][similar[0]]]
+    return []
 
 
 @contextmanager

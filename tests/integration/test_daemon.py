@@ -1,6 +1,7 @@
 """A whole daemon in this process and real clients over real sockets."""
 
 import json
+import logging
 import re
 import socket
 import sqlite3
@@ -873,14 +874,18 @@ def test_a_start_that_failed_can_be_tried_again(tmp_path: Path, start: Start) ->
     feed(start(), 8)
 
 
-def test_another_network_does_not_start_on_this_state(start: Start) -> None:
+def test_another_network_does_not_start_on_this_state(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     running = start()
     feed(running, 8)
     running.stop()
+    assert "stopped late=none" in caplog.text
+    caplog.clear()
     assert isinstance(fails(running.state, "network.inputs=25"), JournalIncompatible)
     error = fails(running.state, "network.widths=[32]")
     assert isinstance(error, CheckpointIncompatible)
-    assert "widths" in error.message
+    assert "network.widths = [32], not " in error.message
+    assert "stopped" not in caplog.text, "what never served has not stopped"
 
 
 def test_checkpoints_without_their_journal_do_not_start(start: Start) -> None:
