@@ -170,11 +170,11 @@ def test_a_second_signal_ends_it_at_once_and_loses_nothing_acked(daemons: Daemon
 def test_a_daemon_that_was_frozen_is_not_stuck(daemons: Daemons) -> None:
     """As when its machine moves: time passes, and nobody had a chance to make progress."""
     daemon = daemons.start("pipeline.stall_timeout_s=12", "network.widths=[1000,1000]")
-    replay(daemon, "--limit", "5000")  # acked long before it is learned: a stage has something in hand
+    replay(daemon, "--limit", "2000")  # acked long before it is learned: a stage has something in hand
     daemon.process.send_signal(signal.SIGSTOP)
     time.sleep(15)  # nothing to wait for: this is what is tested
     daemon.process.send_signal(signal.SIGCONT)
-    assert daemon.status(idle=True)["learned"] == 5000
+    assert daemon.status(idle=True)["learned"] == 2000
     assert daemon.terminate() == 0
 
 
@@ -307,11 +307,11 @@ def look(state: Path, code: int = 0) -> list[dict[str, Any]]:
 
 def test_a_state_folder_can_be_looked_at_while_a_daemon_runs_after_a_kill_and_when_damaged(daemons: Daemons) -> None:
     daemon = daemons.start()
-    replay(daemon, "--limit", "2000")
+    replay(daemon, "--limit", "2000", "--client", "one")  # named: a nameless one may be forgotten at any time
     daemon.status(idle=True)
     run_json("checkpoint", "--at", daemon.control)
     run_json("pause", "--at", daemon.control)
-    replay(daemon, "--limit", "320")
+    replay(daemon, "--limit", "320", "--client", "two")
     for command in LOOKS:
         assert run_cli(*command, "--state", str(daemon.state), "--json").returncode == 0, "beside a daemon at work"
 
@@ -321,7 +321,7 @@ def test_a_state_folder_can_be_looked_at_while_a_daemon_runs_after_a_kill_and_wh
         daemon.kill()
     assert (stat["last_seq"], stat["next_seq"], stat["checkpoint_seq"], stat["backlog"]) == (2320, 2321, 2000, 320)
     assert (stat["inputs"], stat["labels"], stat["gaps"]) == (784, 10, [])
-    assert stat["clients"] in {1, 2}, "the first producer has ended: it is forgotten soon after its rows"
+    assert stat["clients"] == 2
     assert (verify["whole"], verify["last_seq"], verify["problems"]) == (True, 2320, [])
     assert [(each["seq"], each["whole"]) for each in checkpoints["checkpoints"]] == [(2000, True)]
     assert checkpoints["checkpoints"][0]["recipe"]["inputs"] == 784
