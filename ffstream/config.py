@@ -132,6 +132,12 @@ class Limits(_Section):
         le=_INT_MAX,
         description="messages of one peer that wait to be looked at, above the window; 0: no limit",
     )
+    learning_min_share: float = Field(
+        0.25,
+        ge=0,
+        le=0.9,
+        description="share of the time that predictions leave to learning while it is behind the stream; 0: none",
+    )
     query_batch_max_samples: int = Field(1024, ge=1, description="samples of queries predicted at once")
     reply_queue_messages: int = Field(
         1000, ge=1, le=_INT_MAX, description="replies that wait for one peer to read them"

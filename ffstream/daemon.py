@@ -201,6 +201,7 @@ class Daemon:
             Predictor(self.learner.snapshots),
             checker,
             limits,
+            is_behind=self._learning_is_behind,
             boot=boot,
             metrics=self.metrics,
             on_failure=self._fail,
@@ -247,6 +248,11 @@ class Daemon:
         self._steps.append(_Step(_Order.ANSWER_NO_MORE, self.http.name, self.http.stop))
         for started in (self.learn, self.predict, self.control, self.http):
             started.start()
+
+    def _learning_is_behind(self) -> bool:
+        """Whether a whole microbatch waits to be learned, and may be."""
+        learner = self.learner
+        return not learner.paused and self.journal.backlog(learner.applied_seq) >= self.config.network.batch_size
 
     def _watch(self) -> None:
         """Gauges that are read at scrape time."""

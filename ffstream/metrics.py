@@ -151,6 +151,9 @@ class Metrics:
     def _define_serving(self) -> None:
         self.predictions = self._counter("predictions_total", "Samples predicted for clients.")
         self.prediction_seconds = self._histogram("prediction_seconds", "From receipt of a query to its reply.")
+        self.prediction_paced = self._counter(
+            "prediction_paced_seconds_total", "Time that predictions waited, so that learning had its share."
+        )
         self.prediction_batch = self._histogram(
             "prediction_batch_samples", "Samples predicted at once.", buckets=_SIZES
         )

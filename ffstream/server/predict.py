@@ -1,10 +1,12 @@
 """The predict socket: queries that wait together are answered together, each batch from one snapshot."""
 
 import time
+from collections.abc import Callable
 
 from ffstream.config import Limits
 from ffstream.errors import FFStreamError
 from ffstream.metrics import Metrics
+from ffstream.server.pacing import Pacer
 from ffstream.server.router import Received, RouterLoop
 from ffstream.serving.predictor import Answer, Predictor
 from ffstream.threads import OnFailure
@@ -13,7 +15,7 @@ from ffstream.wire.messages import Hello, Predict, Prediction
 
 
 class PredictLoop(RouterLoop):
-    """Thread `ff-predict`."""
+    """Thread `ff-predict`. While learning `is_behind`, it leaves `limits.learning_min_share` of the time to it."""
 
     def __init__(
         self,
@@ -21,6 +23,7 @@ class PredictLoop(RouterLoop):
         checker: codec.ImageChecker,
         limits: Limits,
         *,
+        is_behind: Callable[[], bool] = lambda: False,
         boot: str,
         metrics: Metrics,
         on_failure: OnFailure,
@@ -37,9 +40,25 @@ class PredictLoop(RouterLoop):
             batch_bytes=limits.query_batch_max_samples * checker.inputs * 4,
         )
         self._predictor = predictor
+        self._is_behind = is_behind
+        self._pacer = Pacer(limits.learning_min_share)
 
     def handle(self, batch: list[Received]) -> None:
         """Checks, predicts together, replies one by one."""
+        self._pacer.begin()
+        self._answer(batch)
+        self._pacer.end()
+
+    def idle(self) -> None:
+        """Waits as long as the last batch makes it owe to learning."""
+        if not self._is_behind():
+            self._pacer.forgive()
+        elif (wait_s := self._pacer.owed_s()) > 0:
+            with self.thread.waiting():
+                self._stopping.wait(wait_s)
+            self._metrics.prediction_paced.inc(wait_s)
+
+    def _answer(self, batch: list[Received]) -> None:
         start = time.perf_counter()
         good: list[tuple[bytes, int]] = []
         queries = []

@@ -13,6 +13,7 @@ from ffstream.ff.classifier import Classifier
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import build_layers
 from ffstream.metrics import Metrics
+from ffstream.server import pacing
 from ffstream.server.predict import PredictLoop
 from ffstream.serving.predictor import Predictor
 from ffstream.serving.snapshot import Snapshot, Snapshots
@@ -24,7 +25,7 @@ RECIPE = load(settings=SMALL, environment={}).network
 
 
 class Oracle:
-    def __init__(self) -> None:
+    def __init__(self, *, is_behind: bool = False, learning_min_share: float = 0.25) -> None:
         first, later = build_layers(RECIPE, Placement(torch.device("cpu"), torch.float32, 4))
         self.classifier = Classifier(RECIPE, [layer.averaged() for layer in (first, *later)])
         self.snapshots = Snapshots(Snapshot(self.classifier, 3, 17))
@@ -33,7 +34,13 @@ class Oracle:
         self.loop = PredictLoop(
             Predictor(self.snapshots),
             ImageChecker(INPUTS, 4, 50),
-            Limits(message_max_bytes=1 << 20, reply_queue_messages=100, query_batch_max_samples=16),
+            Limits(
+                message_max_bytes=1 << 20,
+                reply_queue_messages=100,
+                query_batch_max_samples=16,
+                learning_min_share=learning_min_share,
+            ),
+            is_behind=lambda: is_behind,
             boot="boot",
             metrics=self.metrics,
             on_failure=self.failures.append,
@@ -153,3 +160,27 @@ def test_floats_a_hair_outside_are_answered_as_if_clipped(oracle: Oracle) -> Non
         oracle.peer.send("predict", each.tobytes(), id=id, count=2, dtype="float32", shape=[INPUTS])
     (_, first), (_, second) = oracle.peer.hear(), oracle.peer.hear()
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("is_behind", "share", "paced"), [(True, 0.5, True), (True, 0.0, False), (False, 0.5, False)]
+)
+def test_predictions_wait_only_while_learning_is_behind(
+    monkeypatch: pytest.MonkeyPatch, is_behind: bool, share: float, paced: bool
+) -> None:
+    """Queries wait from the first one on, so the thread is never idle by itself, and owes all of learning's share."""
+    monkeypatch.setattr(pacing, "BURST_S", 0.0)
+    oracle = Oracle(is_behind=is_behind, learning_min_share=share)
+    try:
+        for id in range(100):
+            oracle.peer.send("predict", bytes(INPUTS), id=id, count=1, dtype="uint8", shape=[INPUTS])
+        assert {oracle.peer.answer()["id"] for _ in range(100)} == set(range(100))
+    finally:
+        oracle.close()
+    assert (oracle.metric("prediction_paced_seconds_total") > 0) == paced
+
+
+def test_a_stop_does_not_wait_for_learnings_share() -> None:
+    oracle = Oracle(is_behind=True)
+    oracle.loop._pacer._owed_s = 3600.0
+    oracle.close()
