@@ -143,9 +143,12 @@ def cache_folder(name: str) -> Path:
 
 
 def _load_named(name: str, data: Path, sources: Mapping[str, Source]) -> Dataset:
-    dataset = read_collection(folders.choose(data, name), name)
+    collection = folders.choose(data, name)
+    dataset = read_collection(collection, name)
     source = sources.get(name)
-    if source is None or all(source.begins(dataset)):
+    if source is None and collection.name == name:
+        return dataset  # QMNIST begins as MNIST does
+    if source is not None and all(source.begins(dataset)):
         return dataset
     for other, its_source in sources.items():
         if other != name and any(its_source.begins(dataset)):
@@ -153,6 +156,8 @@ def _load_named(name: str, data: Path, sources: Mapping[str, Source]) -> Dataset
                 f"{dataset.folder}: the files are those of {other}, not of {name}",
                 hint=f"ask for {other}, or name the folder that holds {name}",
             )
+    if source is None:
+        return dataset
     note = f"the files in {dataset.folder} do not begin as those published as {name}"
     return replace(dataset, notes=(*dataset.notes, note))
 

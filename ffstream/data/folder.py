@@ -77,12 +77,13 @@ def collections(folder: Path) -> list[Collection]:
 def choose(folder: Path, name: str | None = None) -> Collection:
     """Return the complete collection of that name below a folder, or the only one.
 
-    A collection that nothing names may be any data set. Raises DataError, which says what is there instead.
+    A collection that nothing names may be any data set whose files carry no name. Raises DataError, which says what
+    is there instead.
     """
     every = collections(folder)
     complete = [each for each in every if not each.missing]
     fitting = [each for each in complete if each.name == name] if name else complete
-    if not fitting and name:
+    if not fitting and name in _BY_FOLDER.values():  # the others have their names in those of the files
         fitting = [each for each in complete if each.name is None]
     nearest = [each for each in fitting if each.depth == fitting[0].depth]
     if len(nearest) == 1:
@@ -103,10 +104,11 @@ def _nothing(folder: Path, every: list[Collection], name: str | None) -> DataErr
         files = [f"{part}-idx{3 if part.endswith('images') else 1}-ubyte[.gz]" for part in missing]
         found = ", ".join(sorted(path.name for path in there.files.values()))
         return DataError(f"{there.folder}: no file {', '.join(files)}; found {found}", hint=HINT)
-    complete = [f"{each.name} in {each.folder}" for each in every if not each.missing]
+    complete = [f"{each.name or 'an unnamed one'} in {each.folder}" for each in every if not each.missing]
     if complete:
         return DataError(
-            f"{folder}: no files of {name}; found {', '.join(complete)}", hint="name the data set that is there"
+            f"{folder}: no files of {name}; found {', '.join(complete)}",
+            hint="ask for what is there, or give its folder in place of a name",
         )
     prefix = f"{name}-" if name and name not in _BY_FOLDER.values() else ""
     return DataError(f"{folder}: no file {prefix}{PARTS[0]}-idx3-ubyte[.gz]; {_content(folder)}", hint=_hint(folder))

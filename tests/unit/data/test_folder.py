@@ -107,6 +107,19 @@ def test_files_of_another_data_set_are_refused(tmp_path: Path, name: str, other:
         load(name, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("emnist-letters", "no files of emnist-letters; found an unnamed one"),
+        ("kmnist", "are those of mnist, not of kmnist"),
+    ],
+)
+def test_files_without_a_name_are_not_any_data_set(tmp_path: Path, name: str, error: str) -> None:
+    make(tmp_path)
+    with pytest.raises(DataError, match=error):
+        load(name, tmp_path)
+
+
 def test_a_folder_of_another_name_is_not_taken(tmp_path: Path) -> None:
     make(tmp_path, "MNIST/raw/{}")
     with pytest.raises(DataError, match=r"no files of fashion-mnist; found mnist in .*MNIST/raw"):
