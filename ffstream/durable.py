@@ -13,12 +13,20 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_entry(path: Path) -> None:
+    """Makes the name of a file or folder survive power loss. Raises OSError."""
+    try:
+        fsync(path.absolute().parent)
+    except PermissionError:  # a folder that this user may enter, and not read, such as /home with mode 0711
+        os.sync()
+
+
 def make_folder(folder: Path, mode: int) -> None:
     """Makes a folder and those above it that are missing, so that power loss does not take them. Raises OSError."""
     missing = [each for each in (folder.absolute(), *folder.absolute().parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True, mode=mode)
     for made in missing:
-        fsync(made.parent)
+        fsync_entry(made)
 
 
 def fsync_tree(folder: Path) -> None:

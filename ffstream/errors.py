@@ -27,6 +27,13 @@ class ConfigError(FFStreamError):
     code = "config"
 
 
+class StartBlocked(FFStreamError):
+    """The daemon cannot start now but may start later with the same options: a port is taken, an address or a disk is
+    not there yet, the state folder is in use. The process exits with code 75, so a service manager tries again."""
+
+    code = "start_blocked"
+
+
 class DataError(FFStreamError):
     """A data set is missing, damaged or could not be downloaded."""
 

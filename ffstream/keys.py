@@ -4,18 +4,28 @@ A key pair is two files as `zmq.auth.create_certificates` writes them: `NAME.key
 `NAME.key_secret` holds both. A file with a secret is good if and only if nobody but its owner can read or write it;
 a key that lets somebody in, and the folder it is in, if and only if nobody but their owner can write them. The owner
 is who runs this, or root.
+
+A secret of root's may also be readable by its group (0440: the group cannot write, others can do nothing) in two
+cases. It lies below $CREDENTIALS_DIRECTORY, a folder that systemd (LoadCredential=) opens to this service alone; the
+group bits there are the mask of an ACL. Or its group is this process's own and has no other user, as in a container:
+Kubernetes gives a mounted Secret to the group of `fsGroup`.
 """
 
 import codecs
+import grp
 import os
+import pwd
 import re
 import stat
 import struct
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ffstream.errors import ConfigError  # zmq is imported where it is needed: `config check` is quick without keys
+# zmq is imported where it is needed: `config check` is quick without keys
+from ffstream.errors import ConfigError, StartBlocked
+from ffstream.os_errors import path_error
 
 PUBLIC = ".key"
 SECRET = ".key_secret"
@@ -27,6 +37,7 @@ _TOKEN = re.compile(rb"[!-~]{%d,}" % _TOKEN_MIN)  # what a header can carry
 _FILE_MAX_BYTES = 64 << 10
 _KEY_FILE = re.compile(rb"^\s*(public|secret)-key\s*=", re.MULTILINE)
 _KEYGEN = "ffstream keygen makes keys"
+_CREDENTIALS = "CREDENTIALS_DIRECTORY"
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,10 @@ def load_token(path: Path) -> bytes:
     """The bearer token in a file. Raises ConfigError."""
     make = f"openssl rand -hex 32 > {path}"
     _check_readable(path, make)
-    content = path.read_bytes()[:_FILE_MAX_BYTES]
+    try:
+        content = path.read_bytes()[:_FILE_MAX_BYTES]
+    except OSError as error:
+        raise _unreadable(path, error, make) from error
     if _KEY_FILE.search(content):
         raise ConfigError(
             f"{path} is a key file, and a token is needed here",
@@ -149,9 +163,16 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
             if key is not None and not _is_key(key):
                 raise ValueError("not a key in Z85")
     except (OSError, ValueError, IndexError) as error:  # IndexError: a line without "="
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ConfigError(f"{path}: {reason}", hint=_KEYGEN) from error
+        raise _unreadable(path, error) from error
     return public, secret
+
+
+def _unreadable(path: Path, error: Exception, make: str = _KEYGEN) -> ConfigError | StartBlocked:
+    if not isinstance(error, OSError) or error.errno is None:  # zmq raises OSError for a file without a key
+        return ConfigError(f"{path}: {error}", hint=make)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ConfigError(f"{path}: {error.strerror}", hint=make)
+    return path_error("the option that names it", path, error)
 
 
 def _is_key(text: bytes) -> bool:
@@ -164,11 +185,11 @@ def _is_key(text: bytes) -> bool:
 
 
 def check_private(path: Path) -> None:
-    """Raises ConfigError if the file is not there, or if anybody but its owner may read or write it."""
+    """Raises ConfigError if the file is not there, or if other users may read or write it: see the rule above."""
     status = _check_readable(path)
     _check_owner(path, status)
-    if status.st_mode & 0o077:
-        raise ConfigError(f"{path} is open to others than its owner", hint=f"chmod 600 {path}")
+    if status.st_mode & 0o077 and not _is_shared_by_root(path, status):
+        raise ConfigError(f"{path} is open to others than its owner", hint=_private_hint(path, status))
 
 
 def _check_readable(path: Path, make: str = _KEYGEN) -> os.stat_result:
@@ -177,8 +198,12 @@ def _check_readable(path: Path, make: str = _KEYGEN) -> os.stat_result:
         raise ConfigError(f"{path} is a folder, and a file is needed here", hint="name a file in it")
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{path} is no file", hint="name a regular file")
-    if not os.access(path, os.R_OK):
-        raise ConfigError(f"{path} cannot be read", hint="it belongs to another user")
+    if not os.access(path, os.R_OK, effective_ids=True):
+        own = os.geteuid()
+        raise ConfigError(
+            f"{path} belongs to uid {status.st_uid} and cannot be read by this process (uid {own})",
+            hint=f"chown {own} {path}; in a systemd unit, LoadCredential= hands it over",
+        )
     return status
 
 
@@ -186,7 +211,34 @@ def _status(path: Path, make: str = _KEYGEN) -> os.stat_result:
     try:
         return path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', error)}", hint=make) from error
+        raise _unreadable(path, error, make) from error
+
+
+def _is_shared_by_root(path: Path, status: os.stat_result) -> bool:
+    """Whether root, who may read every file, gave this one to this process and to no other user."""
+    if status.st_uid != 0 or status.st_mode & 0o037:
+        return False  # of another user; the group may write, or others may do something
+    credentials = os.environ.get(_CREDENTIALS)
+    if credentials and path.resolve().is_relative_to(Path(credentials).resolve()):
+        return True
+    return os.geteuid() != 0 and status.st_gid == os.getegid() and _has_no_other_user(status.st_gid)
+
+
+def _has_no_other_user(gid: int) -> bool:
+    own = {"root", *(entry.pw_name for entry in pwd.getpwall() if entry.pw_uid == os.geteuid())}
+    members = {entry.pw_name for entry in pwd.getpwall() if entry.pw_gid == gid}
+    with suppress(KeyError):  # a container has groups without a name
+        members |= set(grp.getgrgid(gid).gr_mem)
+    return members <= own
+
+
+def _private_hint(path: Path, status: os.stat_result) -> str:
+    if status.st_uid == os.geteuid():
+        return f"chmod 600 {path}"
+    return (
+        f"copy it to a file of uid {os.geteuid()} with mode 0600, use LoadCredential= in a systemd unit, or make it"
+        " 0440 with a group that no other user is in"
+    )
 
 
 def check_folder(folder: Path, *, of_keys: bool = True) -> bool:

@@ -11,28 +11,52 @@ import os
 from pathlib import Path
 
 from ffstream.durable import make_folder
-from ffstream.errors import ConfigError
+from ffstream.errors import ConfigError, StartBlocked
 from ffstream.keys import check_folder
+from ffstream.os_errors import path_error
 
 log = logging.getLogger(__name__)
 
+JOURNAL = "journal.sqlite"
+
+
+def has_journal(folder: Path) -> bool:
+    """Whether a daemon has begun a journal there: SQLite's file is empty until then. Raises OSError."""
+    try:
+        return (folder / JOURNAL).stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def is_missing(path: Path) -> StartBlocked:
+    """The error where `--existing` refuses to begin with a new state."""
+    return StartBlocked(
+        f"{path} does not exist, and --existing refuses to create a new state",
+        hint="mount its disk or restore it; for a first start, leave --existing out (or FFSTREAM_EXISTING=false)",
+    )
+
 
 class StateLock:
-    """On a folder, which is made when it is not there at first; one that vanishes later is not made anew."""
+    """On a folder, which is made when it is not there at first; one that vanishes later is not made anew.
 
-    def __init__(self, folder: Path) -> None:
+    With `existing` it is never made. `made` says whether this object made it.
+    """
+
+    def __init__(self, folder: Path, *, existing: bool = False) -> None:
         self._folder = folder
-        self._made = False
+        self._existing = existing
+        self._found = False
+        self.made = False
         self._held: list[int] = []  # descriptors
 
     def take(self) -> bool:
-        """Whether this process has it now; another one may. Raises ConfigError for a folder that cannot be used."""
+        """Whether this process has it now; another one may. Raises ConfigError for a folder that cannot be used, and
+        StartBlocked for one that may be usable later.
+        """
         if self._held:
             return True
         try:
-            if not self._made:
-                make_folder(self._folder, 0o700)
-                self._made = True
+            self._find()
             others_may_read = check_folder(self._folder, of_keys=False)
             self._lock_folder()
             self._lock_file()
@@ -41,12 +65,26 @@ class StateLock:
             return False
         except OSError as error:
             self.release()
-            raise ConfigError(
-                f"{self._folder}: {error.strerror}", hint="--state names a folder to write to"
-            ) from error
+            raise path_error("--state", self._folder, error) from error
         if others_may_read:
             log.warning("others may read the state folder path=%s hint=chmod 700", self._folder)
         return True
+
+    def _find(self) -> None:
+        if self._found:
+            return
+        if not self._folder.exists():
+            if self._existing:
+                raise is_missing(self._folder)
+            try:
+                make_folder(self._folder, 0o700)
+            except FileNotFoundError as error:  # those above it were made, or are there: /proc
+                raise ConfigError(
+                    f"{self._folder}: {error.strerror}: that file system holds no new folders",
+                    hint="name a folder on another one with --state",
+                ) from error
+            self.made = True
+        self._found = True
 
     def _lock_folder(self) -> None:
         self._held.append(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY))

@@ -68,6 +68,23 @@ def given_away(path: Path) -> Iterator[None]:
         os.chown(path, own, -1)
 
 
+@contextmanager
+def as_user(uid: int, gid: int) -> Iterator[None]:
+    """In the block this process has another user's rights. Skips the test where only root may change users."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user")
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
 _PROGRAM = """
 import psutil
 import torch

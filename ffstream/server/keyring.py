@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ffstream.errors import ConfigError
+from ffstream.errors import ConfigError, StartBlocked
 from ffstream.keys import PUBLIC, check_folder, load_admitted
 
 log = logging.getLogger(__name__)
@@ -44,14 +44,15 @@ class Keyring:
         self._lock = threading.Lock()
         self.refresh()
 
-    def refresh(self) -> None:
-        """Looks whether the folder or, once a second, any of its files has changed. Never raises OSError."""
+    def refresh(self, *, now: bool = False) -> None:
+        """Looks whether the folder or, once a second or `now`, any of its files has changed. Never raises OSError."""
         with self._lock:
-            now = time.monotonic()
+            time_s = time.monotonic()
             folder_ns = self._changed_ns()
-            if folder_ns is not None and folder_ns == self._folder_ns and now - self._looked_at < _LOOK_S:
+            is_same = folder_ns is not None and folder_ns == self._folder_ns
+            if is_same and time_s - self._looked_at < _LOOK_S and not now:
                 return
-            self._looked_at = now
+            self._looked_at = time_s
             # A second change within the same tick would leave the same time: then look again.
             is_settled = folder_ns is not None and time.time_ns() - folder_ns > _TICK_NS
             self._folder_ns = folder_ns if is_settled else None
@@ -96,6 +97,9 @@ class Keyring:
             return
         try:
             key = load_admitted(Path(entry.path)).decode("ascii")
+        except StartBlocked as error:  # no descriptor left, for example: the next look reads it again
+            log.warning("key not read yet error=%s", error.message)
+            return
         except ConfigError as error:
             log.warning("no key, passed over error=%s", error.message)
             key = None

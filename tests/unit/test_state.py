@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ffstream.errors import ConfigError
+from ffstream.errors import ConfigError, StartBlocked
 from ffstream.state import StateLock
 
 
@@ -62,7 +62,7 @@ def test_one_that_vanishes_is_not_made_anew(tmp_path: Path) -> None:
     assert holds.take()
     assert not waits.take()
     (tmp_path / "state").rename(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(StartBlocked, match="No such file"):
         waits.take()
     assert not (tmp_path / "state").exists()
     holds.release()
@@ -78,7 +78,7 @@ def test_what_is_in_the_way_is_told_and_not_waited_for(tmp_path: Path, monkeypat
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(ConfigError, match="No locks available"):
+    with pytest.raises(StartBlocked, match="No locks available"):
         StateLock(tmp_path / "state").take()
 
 
