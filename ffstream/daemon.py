@@ -14,7 +14,8 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from enum import IntEnum
+from contextlib import suppress
+from enum import Enum, IntEnum
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -24,12 +25,13 @@ import zmq
 from ffstream import __version__
 from ffstream.commands import Commands
 from ffstream.config import Config
-from ffstream.durable import fsync, fsync_tree
-from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
+from ffstream.durable import fsync_entry, fsync_tree
+from ffstream.errors import DeadlineExceeded, FFStreamError, StageFailed, StartBlocked
 from ffstream.ff import kernels
 from ffstream.journal.journal import Journal
 from ffstream.learner import Durable, Learner
 from ffstream.metrics import Metrics
+from ffstream.os_errors import as_start_errors, path_error
 from ffstream.recovery import open_store
 from ffstream.server.access import Access
 from ffstream.server.admission import Admission
@@ -38,9 +40,10 @@ from ffstream.server.http import HttpServer, make_app
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
 from ffstream.server.readiness import Readiness, of_predictions, of_samples
-from ffstream.server.resources import Resources, raise_file_limit, return_free_memory
+from ffstream.server.resources import Resources, check_free_files, raise_file_limit, return_free_memory
+from ffstream.server.router import RouterLoop
 from ffstream.serving.predictor import Predictor
-from ffstream.state import StateLock
+from ffstream.state import JOURNAL, StateLock, has_journal, is_missing
 from ffstream.threads import name_of_stuck, use_one_core
 from ffstream.wire.codec import ImageChecker
 
@@ -67,6 +70,13 @@ class _Order(IntEnum):
     RELEASE_STATE = 10
 
 
+class _Wake(Enum):
+    """Why a wait is interrupted."""
+
+    STOP = 1
+    RELOAD = 2
+
+
 class _Step(NamedTuple):
     """How to end one part: gets the seconds that are left, says whether it was in time."""
 
@@ -76,36 +86,45 @@ class _Step(NamedTuple):
 
 
 class Daemon:
-    """One daemon on one state folder. `start`, then `wait`, then `stop`. Raises ConfigError if it must not listen."""
+    """One daemon on one state folder. `start`, then `wait`, then `stop`. Raises ConfigError if it must not listen.
 
-    def __init__(self, config: Config) -> None:
+    With `existing` it never creates a new state: a folder without a journal counts as missing.
+    """
+
+    @as_start_errors()
+    def __init__(self, config: Config, *, existing: bool = False) -> None:
         self.config = config
+        self._existing = existing
         self.metrics = Metrics()
         self.failure: Exception | None = None
         self._phase = "starting"  # then "ready", then "stopping"
         # First of all: a daemon that must not listen need not spend minutes on recovery.
         self._access = Access(config.listen, config.security, self.metrics, self._fail)
-        self._lock = StateLock(config.state)
+        self._lock = StateLock(config.state, existing=existing)
+        self._blocked_by = ""  # why a standby could not take the folder when it last tried
+        self._loops: list[RouterLoop] = []  # those that are bound
         self._steps = [_Step(_Order.RELEASE_STATE, "lock", self._release_state)]
         # Not an Event: a signal handler that sets one deadlocks if its thread is just about to wait for it.
-        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._wake: SimpleQueue[_Wake] = SimpleQueue()
 
     # --- start -------------------------------------------------------------------------------------------------
 
+    @as_start_errors()
     def stand_by(self, heartbeat: Callable[[], None] = lambda: None) -> bool:
         """Waits while another daemon has the state folder: the kernel takes it from one that dies, however it dies.
 
         Calls `heartbeat` each second meanwhile. True when it is ours and `start` may follow, False when a stop was
-        requested. Raises ConfigError.
+        requested. Raises ConfigError, and at first StartBlocked; later, what blocks it is logged and waited for.
         """
         if self._lock.take():
             return True
+        self._expect_journal()
         # What would keep it from serving is said now, and not when it is needed.
         open_store(self.config).check_recipe()
         kernels.prepare()
         log.info("stands by pid=%d state=%s", os.getpid(), self.config.state)
         beat = -math.inf
-        while not self._lock.take():
+        while not self._can_take():
             if time.monotonic() - beat >= _LOOK_S:
                 beat = time.monotonic()
                 heartbeat()
@@ -114,18 +133,25 @@ class Daemon:
         log.info("takes over pid=%d state=%s", os.getpid(), self.config.state)
         return True
 
+    def _can_take(self) -> bool:
+        """Whether the folder is ours now. No descriptor left, or a disk that is away, may pass: logged once each."""
+        try:
+            taken = self._lock.take()
+        except StartBlocked as error:
+            if error.message != self._blocked_by:
+                log.warning("cannot take over yet error=%r hint=%s", error.message, error.hint)
+            self._blocked_by = error.message
+            return False
+        self._blocked_by = ""
+        return taken
+
     def start(self) -> None:
         """Recovers and serves. Raises FFStreamError; then nothing is left running."""
-        use_one_core()
-        raise_file_limit()
         try:
-            self._open_state()
-            self._recover()
-            self._open_sockets()
-            if self.failure is not None:  # what was started first may be dead by now
-                raise self.failure
+            self._start()
         except BaseException:
-            self.stop()
+            with suppress(FFStreamError):  # `stop` has logged it; what failed first is what the caller needs
+                self.stop()
             raise
         # What exists now lives as long as the daemon: the collector need not walk over it again and again, nor once.
         gc.freeze()
@@ -144,21 +170,42 @@ class Daemon:
             self.learner.pipeline.device,
         )
 
+    @as_start_errors()
+    def _start(self) -> None:
+        use_one_core()
+        raise_file_limit()
+        self._open_state()
+        self._recover()
+        self._open_sockets()
+        if self.failure is not None:  # what was started first may be dead by now
+            raise self.failure
+
     def _open_state(self) -> None:
         state = self.config.state
         if not self._lock.take():
-            raise ConfigError(
+            raise StartBlocked(
                 f"{state} is in use by another daemon", hint="stop it, or use --state; --standby waits for its end"
             )
+        self._expect_journal()
         try:
             fsync_tree(state)  # before anything relies on what is there
         except OSError as error:
-            raise ConfigError(f"{state}: {error.strerror}", hint="its files cannot be flushed to the disk") from error
+            raise path_error("--state", state, error) from error
         recipe = self.config.network
-        self.journal = Journal(state / "journal.sqlite", inputs=recipe.inputs, labels=recipe.labels)
+        journal = state / JOURNAL
+        is_new = not has_journal(state)
+        self.journal = Journal(journal, inputs=recipe.inputs, labels=recipe.labels)
         self._steps.append(_Step(_Order.CLOSE_JOURNAL, "journal", self._close_journal))
-        for folder in (state, state.absolute().parent):
-            fsync(folder)  # an ack must not depend on a folder that power loss can take away
+        if is_new:
+            what = "new state folder created" if self._lock.made else "new state created in an existing folder"
+            hint = "if there was a state before, stop the daemon and mount or restore it; --existing refuses this"
+            log.warning("%s path=%s hint=%s", what, state.absolute(), hint)
+        for path in (journal, state):
+            fsync_entry(path)  # an ack must not depend on a folder that power loss can take away
+
+    def _expect_journal(self) -> None:
+        if self._existing and not has_journal(self.config.state):
+            raise is_missing(self.config.state / JOURNAL)
 
     def _recover(self) -> None:
         self.learner = Learner(self.config, self.journal, self.metrics, self._fail)
@@ -173,6 +220,7 @@ class Daemon:
         config, limits, recipe = self.config, self.config.limits, self.config.network
         checker = ImageChecker(recipe.inputs, recipe.labels, limits.message_max_samples)
         boot = secrets.token_hex(8)
+        check_free_files()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._steps.append(_Step(_Order.CLOSE_CONTEXT, "sockets", self._end_context))
         access = self._access
@@ -225,6 +273,7 @@ class Daemon:
             (self.control, config.listen.control, _Order.ANSWER_NO_MORE),
         ):
             loop.bind(self._context, endpoint, access.guards.get(loop.socket_name))
+            self._loops.append(loop)
             self._steps.append(_Step(order, loop.name, loop.stop))
         self._watch()
         app = make_app(
@@ -295,7 +344,7 @@ class Daemon:
         if self.failure is None:
             self.failure = error
             log.error("failed error=%s", error)
-        self._wake.put(None)
+        self._wake.put(_Wake.STOP)
 
     @property
     def state(self) -> str:
@@ -361,15 +410,24 @@ class Daemon:
         return name_of_stuck([*served, *self.learner.threads], limit_s)
 
     def _is_woken(self, timeout_s: float) -> bool:
-        try:
-            self._wake.get(timeout=timeout_s)
-        except Empty:
-            return False
-        return True
+        """Whether a stop was requested before the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                reason = self._wake.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                return False
+            if reason is _Wake.STOP:
+                return True
+            self._access.reload()
 
     def request_stop(self) -> None:
         """Sets a flag, and returns; safe in a signal handler. Whoever waits then stops the daemon."""
-        self._wake.put(None)
+        self._wake.put(_Wake.STOP)
+
+    def request_reload(self) -> None:
+        """The same for client keys, which are read again. Learning and the connections go on."""
+        self._wake.put(_Wake.RELOAD)
 
     def stop(self) -> None:
         """Ends what was started, in order, each step with a deadline. Raises what failed, if anything did."""
@@ -403,9 +461,11 @@ class Daemon:
 
     def _end_context(self, timeout_s: float) -> bool:
         """Sends what lingers, at most a second long. A loop that is still alive has a socket: then it stays open."""
-        if any(loop.thread.is_alive() for loop in (self.learn, self.predict, self.control)):
+        if any(loop.thread.is_alive() for loop in self._loops):
             return False
         self._context.term()
+        for loop in self._loops:
+            loop.release()
         return True
 
     def _close_journal(self, timeout_s: float) -> bool:

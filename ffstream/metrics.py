@@ -107,6 +107,9 @@ class Metrics:
         self.replies_dropped = self._counter(
             "replies_dropped_total", "Replies to peers that are gone or do not read."
         )
+        self.output_dropped = self._gauge(
+            "output_dropped_lines", "Lines for stdout or stderr that were dropped because nobody read there."
+        )
         self.clients = self._gauge("clients", "Producers that the journal remembers, of limits.clients_max.")
         self.credit = self._gauge("credit_messages", "Messages that a client may have unanswered.")
         self.refusing = self._gauge("refusing_samples", "1 while no samples are accepted, for this reason.", "reason")

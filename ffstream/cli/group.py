@@ -8,7 +8,8 @@ from typing import IO, Any
 import click
 
 from ffstream.cli.encoding import tolerate_encoding
-from ffstream.errors import ConfigError, FFStreamError
+from ffstream.cli.streams import open_standard_streams
+from ffstream.errors import ConfigError, FFStreamError, StartBlocked
 
 # Each in the file of its name, or in the one that is named here; in the order of the help.
 _HOME = {
@@ -50,8 +51,19 @@ class WrongOption(Failure):
     exit_code = 2
 
 
+class NotNow(Failure):
+    """A restart may mend it: EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75
+
+
 class Commands(click.Group):
     """No command waits for the imports of another. The one place where what they raise becomes what a shell sees."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """The process. Before it opens anything, descriptors 0 to 2 are what others take them for."""
+        open_standard_streams()
+        return super().main(*arguments, **options)
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
         """Reads the command line. From here on output may be anything, whatever the terminal's encoding."""
@@ -81,5 +93,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except ConfigError as error:
             raise WrongOption(error) from error
+        except StartBlocked as error:
+            raise NotNow(error) from error
         except FFStreamError as error:
             raise Failure(error) from error

@@ -20,7 +20,9 @@ import click
 import sdnotify
 
 from ffstream.cli import options
+from ffstream.cli.streams import queue_output, write_if_taken
 from ffstream.durable import fsync
+from ffstream.errors import StartBlocked, Unavailable
 
 if TYPE_CHECKING:
     from ffstream.daemon import Daemon
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENDPOINTS = "endpoints.json"
+_STDERR = 2
 _START_MAX_US = 300_000_000  # what deploy/ffstream@.service gives a start
 _FORCED = b"second signal: exit at once; nothing acked is lost\n"
 
@@ -40,20 +43,41 @@ _FORCED = b"second signal: exit at once; nothing acked is lost\n"
     "--standby", is_flag=True, help="Wait while another daemon has the state folder, and take over when it ends."
 )
 @click.option(
+    "--existing",
+    is_flag=True,
+    envvar="FFSTREAM_EXISTING",
+    show_envvar=True,
+    help="Refuse to create a new state: a folder that is missing or holds no journal is an error. For every start but"
+    " the first, so that a disk that is not mounted is not taken for a first start.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="The log goes to stderr, one line an event.",
+    help="The log goes to stderr, one line an event. Lines are dropped and counted while nobody reads it.",
 )
-def serve(file: Path | None, state: Path | None, settings: Iterable[str], standby: bool, log_level: str) -> None:
+def serve(
+    file: Path | None, state: Path | None, settings: Iterable[str], standby: bool, existing: bool, log_level: str
+) -> None:
     """Run the daemon in the foreground.
 
     SIGTERM and Ctrl-C stop it in order: learn what is queued, checkpoint, exit code 0. A second one exits at once.
+    SIGHUP reads the clients' keys again and stops nothing, also when a terminal closes.
+
+    \b
+    Exit codes:
+      0   stopped on request
+      1   failed: the log says why; a restart recovers to the last sample acked
+      2   a wrong option, key file or permission: a restart does not help
+      75  cannot start now, but may later with the same options: the port or the state folder is in use,
+          an address is not there yet, a disk is missing, full or read-only, no descriptors are left
     """
     # As PID 1 it would be deaf until it serves. Nothing is begun yet, and what a finalizer raises would be lost.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # its default ends the process, which passes for a stop
     os.umask(0o077)  # what it makes is for its user alone, sockets too
+    output = queue_output()
     gc.disable()  # a fifth of the start. The daemon enables it.
     from ffstream import preflight
     from ffstream.config import load
@@ -65,25 +89,25 @@ def serve(file: Path | None, state: Path | None, settings: Iterable[str], standb
     logging.basicConfig(
         stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    daemon = Daemon(config)
-    _stop_on_signals(daemon)
+    daemon = Daemon(config, existing=existing)
+    daemon.metrics.output_dropped.set_function(lambda: sum(stream.dropped for stream in output))
+    _handle_signals(daemon)
     _run(daemon, config.state / ENDPOINTS, standby=standby)
 
 
-def _stop_on_signals(daemon: "Daemon") -> None:
+def _handle_signals(daemon: "Daemon") -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, exit_at_once)
         signal.signal(signal.SIGINT, exit_at_once)
         daemon.request_stop()
 
     def exit_at_once(number: int, frame: FrameType | None) -> None:
-        os.write(2, _FORCED)
+        write_if_taken(_STDERR, _FORCED)
         os._exit(1)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # its terminal is gone; nohup says: go on without
-        signal.signal(signal.SIGHUP, stop)
+    signal.signal(signal.SIGHUP, lambda number, frame: daemon.request_reload())
 
 
 class _ServiceManager:
@@ -114,10 +138,13 @@ class _ServiceManager:
 
 def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
     service_manager = _ServiceManager()
-    if standby and not daemon.stand_by(service_manager.hears_that_it_stands_by):
-        return
-    service_manager.hears_that_it_starts()
-    daemon.start()
+    try:
+        if standby and not daemon.stand_by(service_manager.hears_that_it_stands_by):
+            return
+        service_manager.hears_that_it_starts()
+        daemon.start()
+    except Unavailable as error:  # no room on the disk, for example
+        raise StartBlocked(error.message, hint=error.hint) from error
     try:
         listens = daemon.status()["endpoints"]
         try:

@@ -47,3 +47,10 @@ class Access:
         self.http_refusals = Refusals("http", metrics)
         domains = {name.encode(): (guard.keyring, Refusals(name, metrics)) for name, guard in self.guards.items()}
         self.zap = Zap(domains, on_failure) if domains else None
+
+    def reload(self) -> None:
+        """Reads the folders of client keys again, now. Never raises OSError."""
+        for guard in self.guards.values():
+            guard.keyring.refresh(now=True)
+        admitted = " ".join(f"{name}_keys={len(guard.keyring.admitted)}" for name, guard in self.guards.items())
+        log.info("reloaded %s; options, server key and token are read at the start only", admitted or "nothing")

@@ -37,11 +37,15 @@ class HandshakeWatch:
         self._looked_at = 0.0
         self._tally = _Tally()
         self._socket = socket
-        socket.monitor(endpoint := f"inproc://ff-handshakes-{id(self)}", _EVENTS)
         self._monitor = socket.context.socket(zmq.PAIR)
-        self._monitor.setsockopt(zmq.RCVHWM, _WAITING_MAX)
-        self._monitor.setsockopt(zmq.LINGER, 0)
-        self._monitor.connect(endpoint)
+        try:
+            self._monitor.setsockopt(zmq.RCVHWM, _WAITING_MAX)
+            self._monitor.setsockopt(zmq.LINGER, 0)
+            socket.monitor(endpoint := f"inproc://ff-handshakes-{id(self)}", _EVENTS)
+            self._monitor.connect(endpoint)
+        except zmq.ZMQError:  # no descriptor left
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends it."""

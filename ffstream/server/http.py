@@ -33,6 +33,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed, Unavailable
+from ffstream.os_errors import listen_error
 from ffstream.server.http_connection import Connection
 from ffstream.server.readiness import Readiness
 from ffstream.server.refusals import Refusals
@@ -212,8 +213,13 @@ class HttpServer:
         host, _, port = address.rpartition(":")
         try:
             self._listener = _listener(host.strip("[]"), int(port))
-        except (OSError, ValueError, OverflowError) as error:
-            raise ConfigError(f"cannot listen on {address}: {error}", hint="set listen.http to host:port") from error
+        except OSError as error:
+            raise listen_error("listen.http", address, error) from error
+        except (ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"cannot listen on {address} (listen.http): {error}",
+                hint="set listen.http to host:port, with a port from 0 to 65535",
+            ) from error
         host, bound = self._listener.getsockname()[:2]
         self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
         config = uvicorn.Config(

@@ -6,19 +6,22 @@ for checkpoints and for the deletion of what they no longer need. It goes on by 
 
 import ctypes
 import logging
+import os
 import resource
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
 
 from ffstream.config import Limits
-from ffstream.errors import DiskFull, MemoryFull, TooManyFiles, Unavailable
+from ffstream.errors import DiskFull, MemoryFull, StartBlocked, TooManyFiles, Unavailable
+from ffstream.os_errors import no_files_hint
 
 log = logging.getLogger(__name__)
 
 _FILES_FREE = 0.9  # share of the descriptors in use from which on samples are refused
+_FILES_OF_A_START = 64  # more than the sockets of a daemon take before it is ready
 _MEMORY_SHARE = 0.9  # of the memory there is, when no limit is set
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -83,6 +86,16 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (ValueError, OSError) as error:  # some systems name no hard limit and accept none
         log.warning("open files limit unchanged soft=%d error=%s", soft, error)
+
+
+def check_free_files(count: int = _FILES_OF_A_START) -> None:
+    """Raises StartBlocked if so many files cannot be opened now: libzmq then aborts the process."""
+    with ExitStack() as opened:
+        try:
+            for _ in range(count):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            raise StartBlocked(f"cannot open sockets: {error.strerror}", hint=no_files_hint(error)) from error
 
 
 def return_free_memory() -> None:

@@ -11,6 +11,7 @@ import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import zmq
@@ -19,6 +20,8 @@ from ffstream.config import Limits
 from ffstream.endpoints import listens_on_ipv6
 from ffstream.errors import BadFrames, ConfigError, FFStreamError, TooLarge, Unauthorized, Unavailable
 from ffstream.metrics import Metrics
+from ffstream.os_errors import listen_error
+from ffstream.server import ipc
 from ffstream.server.access import Guard
 from ffstream.server.handshakes import HandshakeWatch
 from ffstream.server.refusals import Refusals, RejectionLog
@@ -107,6 +110,7 @@ class RouterLoop(ABC):
         self._limits = limits
         self._metrics = metrics
         self._guard: Guard | None = None
+        self._claim: ipc.IpcClaim | None = None
         self._strangers: set[bytes] = set()
         self._refusals = Refusals(name, metrics)
         self._rejections = RejectionLog("rejected", name)
@@ -116,23 +120,47 @@ class RouterLoop(ABC):
         self.thread = Worker(self.name, self._serve, on_failure)
 
     def bind(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, guard: Guard | None = None) -> str:
-        """Opens the socket; returns its endpoint, with the port if a wildcard was given. Raises ConfigError."""
+        """Opens the socket; returns its endpoint, with the port if a wildcard was given. Raises ConfigError, or
+        StartBlocked for what may pass."""
         _seed_routing_ids()
-        socket = context.socket(zmq.ROUTER)
-        ended = self._metrics.connections_ended.labels(self.socket_name)
-        handshakes = HandshakeWatch(socket, self._refusals, ended, self._limits.handshake_timeout_s)
+        option = f"listen.{self.socket_name}"
+        self._claim = ipc.claim(option, endpoint)
         try:
-            # Not for all: with it libzmq writes 127.0.0.1 as ::ffff:127.0.0.1, and an interface is its IPv6 address.
-            socket.setsockopt(zmq.IPV6, listens_on_ipv6(endpoint))
-            self._set_options(socket, guard)
-            socket.bind(endpoint)
-        except (zmq.ZMQError, OverflowError) as error:
-            handshakes.close()
-            socket.close()  # an open one would keep the context from ending
-            raise ConfigError(f"cannot listen on {endpoint}: {error}", hint="another daemon? see [listen]") from error
-        self._socket, self._handshakes, self._guard = socket, handshakes, guard
-        self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+            with ExitStack() as undo:
+                undo.callback(self.release)
+                self._open(context, endpoint, guard, undo)
+                undo.pop_all()
+        except zmq.ZMQError as error:
+            raise listen_error(option, endpoint, error) from error
+        self._guard = guard
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return self.endpoint
+
+    def _open(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, guard: Guard | None, undo: ExitStack
+    ) -> None:
+        """Adds to `undo` how to close what it opens: an open socket would keep the context from ending."""
+        self._socket = context.socket(zmq.ROUTER)
+        undo.callback(self._socket.close)
+        ended = self._metrics.connections_ended.labels(self.socket_name)
+        self._handshakes = HandshakeWatch(self._socket, self._refusals, ended, self._limits.handshake_timeout_s)
+        undo.callback(self._handshakes.close)
+        # Not for all: with it libzmq writes 127.0.0.1 as ::ffff:127.0.0.1, and an interface is its IPv6 address.
+        self._socket.setsockopt(zmq.IPV6, listens_on_ipv6(endpoint))
+        try:
+            self._set_options(self._socket, guard)
+        except (zmq.ZMQError, OverflowError) as error:
+            raise ConfigError(
+                f"cannot listen on {endpoint}: ZeroMQ does not take a value of [limits]: {error}",
+                hint="set those that you have changed nearer to their defaults; see ffstream config show",
+            ) from error
+        self._socket.bind(endpoint)
+
+    def release(self) -> None:
+        """Lets another daemon listen on the same path. Call it once the context has ended."""
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
     def _set_options(self, socket: zmq.Socket[bytes], guard: Guard | None) -> None:
         limits = self._limits

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import zmq
 from zmq.utils import z85
 
+from ffstream.os_errors import listen_error
 from ffstream.server.keyring import Keyring
 from ffstream.server.refusals import Refusals
 from ffstream.threads import OnFailure, Worker
@@ -31,8 +32,11 @@ class Zap:
         self.thread = Worker(self.name, self._serve, on_failure)
 
     def start(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """Questions wait until they are answered; from now on they are."""
-        self._socket = context.socket(zmq.REP)
+        """Questions wait until they are answered; from now on they are. Raises StartBlocked."""
+        try:
+            self._socket = context.socket(zmq.REP)
+        except zmq.ZMQError as error:  # no descriptor left
+            raise listen_error("security.server_key", _ENDPOINT, error) from error
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(_ENDPOINT)
         self.thread.start()

@@ -81,8 +81,8 @@ def test_a_restarted_daemon_goes_on_where_it_stopped(daemons: Daemons) -> None:
 
     # A second daemon on its state is refused, and does it no harm.
     second = run_cli(*serve_arguments(first.state))
-    assert second.returncode == 2
-    assert f"error: {first.state} is in use by another daemon [config]\nhint: " in second.stderr
+    assert second.returncode == 75
+    assert f"error: {first.state} is in use by another daemon [start_blocked]\nhint: " in second.stderr
     assert "Traceback" not in second.stderr
     assert json.loads((first.state / "endpoints.json").read_text())["pid"] == first.process.pid
     assert first.status()["state"] == "ready"
@@ -95,9 +95,10 @@ def test_a_restarted_daemon_goes_on_where_it_stopped(daemons: Daemons) -> None:
     assert again.wait() == 0
 
 
-def test_a_service_manager_hears_what_happens_and_a_lost_terminal_is_an_orderly_stop(
+def test_sighup_reloads_and_a_service_manager_hears_of_the_stop_only(
     daemons: Daemons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A stop with exit code 0 by SIGHUP would leave the daemon down: the unit restarts it on failure."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(COMMAND_S)
@@ -106,6 +107,9 @@ def test_a_service_manager_hears_what_happens_and_a_lost_terminal_is_an_orderly_
         assert [manager.recv(100), manager.recv(100)] == [b"READY=1\nSTATUS=serves", b"WATCHDOG=1"]
         assert replay(daemon, "--limit", "64")["acked"] == 64
         daemon.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "INFO ffstream.server.access reloaded " in daemon.log_text(), COMMAND_S, "it reloads")
+        assert replay(daemon, "--limit", "64")["acked"] == 64, "it serves on"
+        daemon.process.send_signal(signal.SIGTERM)
         heard = iter(lambda: manager.recv(100), b"STOPPING=1")
         assert set(heard) <= {b"WATCHDOG=1"}
     assert daemon.wait() == 0
@@ -120,6 +124,18 @@ def test_a_stop_is_heard_before_it_serves(tmp_path: Path) -> None:
         with (tmp_path / "config").open("w"):  # returns once it reads its options
             starting.terminate()
             assert starting.wait(COMMAND_S) == 0
+    finally:
+        starting.kill()
+
+
+def test_sighup_before_it_serves_does_not_stop_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config")
+    starting = subprocess.Popen([*CLI, "serve", "--config", str(tmp_path / "config")])
+    try:
+        with (tmp_path / "config").open("w") as file:  # returns once it reads its options
+            starting.send_signal(signal.SIGHUP)
+            file.write("unknown = 1")
+        assert starting.wait(COMMAND_S) == 2, "it went on to read its options"
     finally:
         starting.kill()
 

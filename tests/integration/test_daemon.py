@@ -25,13 +25,13 @@ from ffstream.daemon import Daemon
 from ffstream.errors import (
     BadShape,
     CheckpointIncompatible,
-    ConfigError,
     DeadlineExceeded,
     FFStreamError,
     JournalDamaged,
     JournalIncompatible,
     RequestRefused,
     StageFailed,
+    StartBlocked,
 )
 from ffstream.metrics import Gauge
 from ffstream.server.http import HttpServer
@@ -833,7 +833,7 @@ def test_who_is_late_keeps_the_state_folder(start: Start) -> None:
     with pytest.raises(DeadlineExceeded, match="checkpoint"):
         running.stop()
     assert end(WAIT_S)
-    with pytest.raises(ConfigError, match="in use by another daemon"):
+    with pytest.raises(StartBlocked, match="in use by another daemon"):
         Daemon(config(running.state)).start()
     running.daemon._lock.release()
 
@@ -851,16 +851,21 @@ def fails(state: Path, *settings: str) -> FFStreamError:
 
 
 def test_two_daemons_do_not_share_a_state(daemon: Running) -> None:
-    assert isinstance(fails(daemon.state), ConfigError)
+    assert isinstance(fails(daemon.state), StartBlocked)
     feed(daemon, 8)
 
 
 def test_two_daemons_do_not_share_a_port(daemon: Running, tmp_path: Path) -> None:
     for name in wire_spec.SOCKETS:
         error = fails(tmp_path / "other", f"listen.{name}={getattr(daemon.daemon, name).endpoint}")
-        assert isinstance(error, ConfigError)
-        assert "cannot listen" in error.message
-    assert "cannot listen" in fails(tmp_path / "other", f"listen.http={daemon.daemon.http.address}").message
+        assert isinstance(error, StartBlocked)
+        assert error.message.startswith("cannot listen on tcp://127.0.0.1:")
+        assert error.message.endswith(f" (listen.{name}): Address already in use")
+        assert f"stop it, or set listen.{name} to another address or port" in error.hint
+    error = fails(tmp_path / "other", f"listen.http={daemon.daemon.http.address}")
+    assert isinstance(error, StartBlocked)
+    assert error.message == f"cannot listen on {daemon.daemon.http.address} (listen.http): Address already in use"
+    assert "stop it, or set listen.http to another address or port" in error.hint
     feed(daemon, 8)
 
 

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
-from ffstream.errors import ConfigError, Unavailable
+from ffstream.errors import ConfigError, StartBlocked, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.http import HttpServer, Sparse, make_app
 from ffstream.server.readiness import Readiness, of_predictions, of_samples
@@ -354,12 +354,21 @@ def idle_app() -> Starlette:
     return make_app(Metrics().registry, alive=bool, predicts=lambda: ready, learns=lambda: ready, status=dict)
 
 
-def test_an_address_in_use_or_none_is_a_config_error() -> None:
+def test_an_address_that_cannot_be_listened_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        for address in (f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.1:http", "127.0.0.1", "", "127.0.0.1:99999"):
-            with pytest.raises(ConfigError, match="cannot listen on") as caught:
+        in_use = f"127.0.0.1:{taken.getsockname()[1]}"
+        for address, kind, hint in (
+            (in_use, StartBlocked, "another program listens there"),
+            ("192.0.2.1:8757", StartBlocked, "does not have that address now"),
+            ("a name:8757", StartBlocked, "no interface or host has that name now"),
+            ("127.0.0.1:http", ConfigError, "set listen.http to host:port"),
+            ("127.0.0.1", ConfigError, "set listen.http to host:port"),
+            ("", ConfigError, "set listen.http to host:port"),
+            ("127.0.0.1:99999", ConfigError, "a port from 0 to 65535"),
+        ):
+            with pytest.raises(kind, match="cannot listen on") as caught:
                 HttpServer(idle_app(), address)
-            assert caught.value.hint
+            assert hint in caught.value.hint
 
 
 def test_a_server_that_never_started_is_closed(site: Site) -> None:

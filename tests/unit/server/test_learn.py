@@ -15,7 +15,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from ffstream.config import Limits
-from ffstream.errors import ConfigError, DiskFull
+from ffstream.errors import ConfigError, DiskFull, StartBlocked
 from ffstream.metrics import Metrics
 from ffstream.server import admission
 from ffstream.server.control import ControlLoop
@@ -654,7 +654,7 @@ def test_a_message_over_the_byte_limit_closes_its_connection_and_no_other(ingest
 def test_a_second_loop_cannot_have_the_same_endpoint(ingest: Ingest, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = Ingest(tmp_path / "other")
-    with pytest.raises(ConfigError, match="cannot listen on") as caught:
+    with pytest.raises(StartBlocked, match="cannot listen on") as caught:
         other.loop.bind(other._context, ingest.loop.endpoint)
     assert caught.value.hint
     other.close()
