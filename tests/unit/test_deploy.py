@@ -56,3 +56,11 @@ def test_prometheus_takes_its_configuration() -> None:
     check = ["promtool", "check", "config", str(DEPLOY / "prometheus" / "prometheus.yml")]
     done = subprocess.run(check, capture_output=True, text=True, timeout=PROMTOOL_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_unit_tries_again_what_may_pass_and_no_wrong_option() -> None:
+    lines = (DEPLOY / "ffstream@.service").read_text().splitlines()
+    assert "RestartPreventExitStatus=2" in lines, "75 and 1 are tried again"
+    assert {"Wants=network-online.target", "After=network-online.target", "Restart=on-failure"} <= set(lines)
+    assert "EnvironmentFile=-/etc/default/ffstream.existing" in lines
+    assert any(line.startswith("ExecStartPost=+") and "FFSTREAM_EXISTING=true" in line for line in lines)

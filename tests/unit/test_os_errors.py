@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pwd
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from ffstream import keys
 from ffstream.errors import ConfigError, StartBlocked
 from ffstream.os_errors import as_start_errors, listen_error, path_error
 from ffstream.state import StateLock
@@ -121,3 +123,46 @@ def test_what_nobody_expected_is_told_by_its_path_too(tmp_path: Path, caplog: py
         with pytest.raises(kind, match=message), as_start_errors():
             raise raised
     assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mode", "gid", "where", "accepted"),
+    [
+        (0o440, 0, "credentials", True),  # systemd: the group's bits are the mask of an ACL
+        (0o400, GID, "credentials", True),
+        (0o460, GID, "credentials", False),
+        (0o444, GID, "credentials", False),
+        (0o440, GID, "elsewhere", True),  # Kubernetes: a mounted Secret, with fsGroup
+        (0o460, GID, "elsewhere", False),
+        (0o444, GID, "elsewhere", False),
+        (0o440, 0, "elsewhere", False),
+    ],
+)
+def test_a_secret_of_root_that_is_shared_with_this_process_alone(
+    public_folder: Path, monkeypatch: pytest.MonkeyPatch, mode: int, gid: int, where: str, accepted: bool
+) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(public_folder / "credentials"))
+    token = public_folder / where / "token"
+    token.parent.mkdir()
+    token.write_text("a" * 32)
+    token.chmod(mode)
+    os.chown(token, 0, gid)
+    monkeypatch.setattr(os, "access", lambda *arguments, **options: True)  # an ACL would let this user read it
+    with as_user(UID, GID):
+        if accepted:
+            keys.check_private(token)
+            return
+        with pytest.raises(ConfigError, match="is open to others than its owner") as caught:
+            keys.check_private(token)
+    assert "LoadCredential=" in caught.value.hint
+    assert "chmod 600" not in caught.value.hint, "this user may not do that"
+
+
+def test_a_secret_whose_group_has_other_users_is_refused(public_folder: Path) -> None:
+    other = next(each for each in pwd.getpwall() if each.pw_uid not in (0, UID) and each.pw_gid != 0)
+    token = public_folder / "token"
+    token.write_text("a" * 32)
+    token.chmod(0o440)
+    os.chown(token, 0, other.pw_gid)
+    with as_user(UID, other.pw_gid), pytest.raises(ConfigError, match="is open to others"):
+        keys.check_private(token)
