@@ -4,7 +4,7 @@ A code is part of the protocol: it travels in error replies and labels the `reas
 so it comes from the closed list below, never from input.
 """
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
 class FFStreamError(Exception):
@@ -248,10 +248,38 @@ class StageFailed(FFStreamError):
     code = "stage_failed"
 
 
+class Reason(NamedTuple):
+    """Why a client waits: what the daemon said last, or what is wrong with the connection."""
+
+    code: str
+    message: str
+    hint: str
+    since: float  # time.monotonic() when it was first heard
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]"
+
+
 class DeadlineExceeded(FFStreamError):
-    """The other side did not answer in time."""
+    """The other side did not answer in time. `reason` says why, if a client knows."""
 
     code = "deadline_exceeded"
+
+    def __init__(self, message: str, *, hint: str = "", reason: Reason | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class Unreachable(DeadlineExceeded):
+    """There is no connection: nobody listens at the endpoint, or its host cannot be reached."""
+
+    code = "unreachable"
+
+
+class WrongThread(FFStreamError):
+    """A client is used by a second thread, or in a forked process."""
+
+    code = "wrong_thread"
 
 
 class RequestRefused(FFStreamError):

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, Self, get_args
 
 import click
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from ffstream.cli import options
@@ -20,7 +21,7 @@ from ffstream.cli.stream_check import check, shifted
 from ffstream.client import Control, CurveKeys, Producer
 from ffstream.client.producer import Refused
 from ffstream.data import DRIFTS, Order, UInt8Array, batches
-from ffstream.errors import DeadlineExceeded, FFStreamError, RequestRefused, Unauthorized
+from ffstream.errors import DeadlineExceeded, FFStreamError, Reason, RequestRefused, Unauthorized
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN
 
 _PATIENCE_S = 60.0  # a daemon that restarts is back by then
@@ -89,6 +90,7 @@ class Replay:
 
     def __init__(self, producer: Producer, interrupt: Interrupt, rate: float | None, span: int | None = None) -> None:
         self._producer = producer
+        self._full_since: float | None = None
         self._span = span  # messages from the lowest unanswered one to the newest, at most
         self._interrupt = interrupt
         self._rate = rate
@@ -100,12 +102,22 @@ class Replay:
         self.started = time.monotonic()
         for images, labels in stream:
             self._await_turn(counts.sent)
-            if self._interrupt.raised or not self._send(images, labels):
+            while not self._interrupt.raised:
+                is_sent = self._send(images, labels)
+                self._show(bar, task, watch)
+                if is_sent:
+                    break
+            if self._interrupt.raised:
                 break
-            rate = counts.acked / max(time.monotonic() - self.started, 1e-9)
-            bar.update(task, completed=counts.acked, rate=f"{rate:,.0f}/s", error=watch.text)
         self._producer.flush(_LAST_FLUSH_S if self._interrupt.raised else _PATIENCE_S)
         bar.update(task, completed=counts.acked)
+
+    def _show(self, bar: Progress, task: TaskID, watch: ErrorWatch) -> None:
+        acked = self._producer.counts.acked
+        rate = acked / max(time.monotonic() - self.started, 1e-9)
+        waiting = self._producer.waiting
+        text = watch.text if waiting is None else f"waiting: {waiting.message} ({waiting.code})"
+        bar.update(task, completed=acked, rate=f"{rate:,.0f}/s", error=escape(text))
 
     def _await_turn(self, sent: int) -> None:
         """Turns are counted from the start, so that lateness does not add up. Reads answers meanwhile."""
@@ -118,19 +130,18 @@ class Replay:
                 time.sleep(min(left_s, _LOOK_S))
 
     def _send(self, images: UInt8Array, labels: UInt8Array) -> bool:
-        """False if interrupted while the window was full. Raises DeadlineExceeded."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while not self._interrupt.raised:
-            try:
-                if self._span and self._producer.next_n - self._producer.answered_n > self._span:
-                    self._producer.flush(_LOOK_S)
-                self._producer.send(images, labels, _LOOK_S)
-            except DeadlineExceeded:
-                if time.monotonic() >= deadline:
-                    raise
-            else:
-                return True
-        return False
+        """False if the window stays full for a moment. Raises DeadlineExceeded if it does for long."""
+        try:
+            if self._span and self._producer.next_n - self._producer.answered_n > self._span:
+                self._producer.flush(_LOOK_S)
+            self._producer.send(images, labels, _LOOK_S)
+        except DeadlineExceeded:
+            self._full_since = self._full_since or time.monotonic()
+            if time.monotonic() - self._full_since >= _PATIENCE_S:
+                raise
+            return False
+        self._full_since = None
+        return True
 
 
 @click.command()
@@ -207,7 +218,7 @@ def replay(
     change = None if drift is None else DRIFTS[drift](drift_at, classes=classes, seed=seed)
     stream = partial(batches, train, batch, passes=passes, seed=seed, limit=limit, order=order, drift=change)
     total = min(passes * len(train), limit or passes * len(train))
-    with Producer(endpoint, client=client, keys=keys) as asking:
+    with Producer(endpoint, client=client, on_waiting=_tell, keys=keys) as asking:
         warnings = check(train, asking.welcome, label_offset)
         daemon_next = asking.daemon_next
     if drift_at is not None and drift_at >= total:
@@ -225,9 +236,10 @@ def replay(
         make_whole(endpoint, client, keys, start, stream(skip=max(0, position - SPAN)))
     refused: list[Refused] = []
     late: DeadlineExceeded | None = None
-    numbering: dict[str, Any] = {"start_at": start.n, "window_messages": SPAN} if start else {}
+    wanted: dict[str, Any] = {"start_at": start.n, "window_messages": SPAN} if start else {}
+    wanted |= {"client": client, "on_refused": refused.append, "on_waiting": _tell, "keys": keys}
     with (
-        closing(Producer(endpoint, client=client, on_refused=refused.append, keys=keys, **numbering)) as producer,
+        closing(Producer(endpoint, **wanted)) as producer,
         Interrupt() as interrupt,
         progress_bar("rate", "error", quiet=as_json) as bar,
         ErrorWatch(control_endpoint, keys, wanted=not bar.disable) as watch,
@@ -249,6 +261,12 @@ def replay(
         context.exit(_INTERRUPTED)
     if result["acked"] < result["sent"]:
         context.exit(1)
+
+
+def _tell(reason: Reason) -> None:
+    """Prints a new reason to wait on stderr, once: the bar shows the one of the moment."""
+    hint = f"; {reason.hint}" if reason.hint else ""
+    click.echo(f"waiting: {reason.message} ({reason.code}){hint}", err=True)
 
 
 def _result(producer: Producer, seconds: float) -> dict[str, Any]:

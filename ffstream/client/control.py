@@ -2,25 +2,53 @@
 
 from typing import Any, Self
 
-from ffstream.client.connection import Connection
+import numpy as np
+
+from ffstream.client.connection import Connection, seconds
 from ffstream.client.keys import CurveKeys
+from ffstream.errors import ConfigError
+from ffstream.wire import codec
 from ffstream.wire.messages import DEFAULT_CONTROL, Reply, Request
+
+# What they do is done once, however often they are asked.
+_REPEATABLE = frozenset({"status", "config", "wait_idle"})
 
 
 class Control:
-    """A connection to the control socket. For one thread."""
+    """A connection to the control socket, for the thread that uses it first (see owner.py).
 
-    def __init__(self, endpoint: str = DEFAULT_CONTROL, *, keys: CurveKeys | None = None) -> None:
-        self._connection = Connection(endpoint, (Reply,), immediate=True, keys=keys)
+    It is made with the first request. If there never was a connection, a request fails as soon as the daemon has been
+    out of reach for `connect_timeout_s`: pass more to wait for a daemon that starts. Once there was one, a request
+    goes on trying until its own timeout. When the connection breaks before the answer, `status`, `config` and
+    `wait_idle` are asked again; other commands raise Unreachable, because they may have been carried out.
+    """
+
+    def __init__(
+        self,
+        endpoint: str = DEFAULT_CONTROL,
+        *,
+        connect_timeout_s: float = 1.0,
+        keys: CurveKeys | None = None,
+    ) -> None:
+        self._patience_s = seconds(connect_timeout_s, "connect_timeout_s")
+        self._connection = Connection(endpoint, "control", (Reply,), keys=keys)
         self._id = 0
 
     def request(
         self, command: str, arguments: dict[str, Any] | None = None, timeout_s: float = 10.0
     ) -> dict[str, Any]:
-        """The command's result. Raises RequestRefused or DeadlineExceeded."""
+        """The command's result. Raises RequestRefused, DeadlineExceeded (Unreachable without a connection), TooLarge,
+        and ConfigError for arguments that cannot be sent."""
+        self._connection.owner.check()
         self._id += 1
-        request = Request(id=self._id, command=command, arguments=arguments or {})
-        answer, _ = self._connection.ask(self._id, request, (), timeout_s)
+        request = _request(self._id, command, arguments or {})
+        answer, _ = self._connection.ask(
+            self._id,
+            lambda welcome: (request, ()),
+            seconds(timeout_s, "timeout_s"),
+            patience_s=self._patience_s,
+            may_repeat=command in _REPEATABLE,
+        )
         assert isinstance(answer, Reply)
         return answer.result
 
@@ -30,10 +58,12 @@ class Control:
 
     def wait_idle(self, timeout_s: float) -> dict[str, Any]:
         """Returns once predictions have learned every sample acked so far."""
+        timeout_s = seconds(timeout_s, "timeout_s")
         return self.request("wait_idle", {"timeout_s": timeout_s}, timeout_s + 5.0)
 
     def close(self) -> None:
         """Closes the connection."""
+        self._connection.owner.check()
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -41,3 +71,22 @@ class Control:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _request(id: int, command: Any, arguments: Any) -> Request:
+    """With numpy's numbers as plain ones. Raises ConfigError for what cannot be sent."""
+    try:
+        request = Request(id=id, command=command, arguments=_plain(arguments))
+        codec.encode(request)
+    except (ValueError, TypeError, OverflowError) as error:  # pydantic's and msgpack's
+        raise ConfigError(
+            f"command={command!r:.80}, arguments={arguments!r:.200} cannot be sent",
+            hint='a name of 64 characters at most and a dict of numbers and text: request("rollback", {"to": 5})',
+        ) from error
+    return request
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    return {name: _plain(each) for name, each in value.items()} if isinstance(value, dict) else value

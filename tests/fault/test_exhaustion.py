@@ -115,7 +115,7 @@ def test_a_disk_that_is_full_to_the_last_byte(small_disk: Path, monkeypatch: pyt
         # A second after a commit has failed, it would try again, and not refuse until the next one fails.
         with monkeypatch.context() as held:
             held.setattr("ffstream.server.admission._LOOK_S", 3 * WAIT_S)
-            send(producer, 20, seed=5)  # so few that it reads no answer: it would wait for credit
+            producer.send(images(160, seed=5), labels(160, seed=5))  # one message: a second would wait for credit
             wait_until(refuses(running, "disk_full"), WAIT_S, "a commit has failed")
             assert ready(running) == (503, "disk_full")
             assert len(running.predictor().predict(images(3)).labels) == 3
@@ -215,8 +215,9 @@ def test_a_journal_over_its_limit(tmp_path: Path, watched: Watch, caplog: pytest
             send_more()
             wait_until(lambda: is_full() or running.daemon.journal.head.seq == sent, WAIT_S, "it is stored")
             assert sent < 64 * 30
-        for _ in range(3):  # so few that it reads no answer: it would wait for credit
-            send_more()
+        peer = running.peer()
+        peer.samples(1, shape=[784], payload=[bytes(784)])  # the producer knows that it has no credit
+        assert peer.answer()["code"] == "journal_full"
         assert written.wait(WAIT_S)
         wait_until(refuses(running, "journal_full"), WAIT_S, "it says so")
         assert ready(running) == (503, "journal_full")

@@ -16,7 +16,7 @@ import pytest
 from ffstream import __version__
 from ffstream.client import Control
 from ffstream.client.connection import Connection
-from ffstream.wire.messages import ErrorReply, Reply, Request
+from ffstream.wire.messages import ErrorReply, Hello, Reply, Request
 from tests.daemons import COMMAND_S, DaemonProcess, Daemons, run_cli, run_json
 from tests.support import picture, wait_until
 from tools.daemon_process import CLI, serve_arguments
@@ -229,9 +229,12 @@ def test_who_waits_is_told_of_the_stop(daemons: Daemons) -> None:
     daemon = daemons.start("network.young_samples=0", f"learning.linger_s={10 * COMMAND_S}")
     assert replay(daemon, "--limit", "40")["acked"] == 40
 
-    with Connection(daemon.control, (Reply,)) as connection:
+    with Connection(daemon.control, "control", (Reply,)) as connection:
+        connection.greet(Hello(), COMMAND_S)
         connection.send(Request(id=1, command="wait_idle", arguments={"timeout_s": 600}))
-        connection.ask(2, Request(id=2, command="status"), (), COMMAND_S)  # answered: so the first has begun
+        status = Request(id=2, command="status")
+        # Answered: so the first has begun.
+        connection.ask(2, lambda _: (status, ()), COMMAND_S, patience_s=COMMAND_S, may_repeat=True)
         assert daemon.terminate() == 0
         received = connection.receive(COMMAND_S)
     assert received is not None
@@ -249,8 +252,8 @@ def test_who_waits_is_told_of_the_stop(daemons: Daemons) -> None:
         (["config", "show", "--config", "/no/such/file"], 2, "/no/such/file"),
         (["serve", "--state", "/proc/none"], 2, "/proc/none"),
         (["status", "--at", "nonsense"], 2, "nonsense"),
-        (["status", "--at", NOBODY, "--timeout", "0.2"], 1, "no answer"),
-        (["evaluate", "embedded", "--at", NOBODY, "--timeout", "0.2"], 1, "no answer"),
+        (["status", "--at", NOBODY], 1, f"nobody listens at {NOBODY} (Connection refused)"),
+        (["evaluate", "embedded", "--at", NOBODY], 1, f"nobody listens at {NOBODY} (Connection refused)"),
         (["evaluate", "no-such-dataset"], 1, "no-such-dataset"),
     ],
 )

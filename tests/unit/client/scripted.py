@@ -32,12 +32,14 @@ class Scripted:
         self.script = script
         self.heard: list[dict[str, Any]] = []
         self.payloads: list[list[bytes]] = []
+        self.said = 0
         self.welcome = WELCOME | welcome
         self.pong = 8
         self.peer = b""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         self._socket.bind(endpoint)
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._ending = threading.Event()
@@ -53,13 +55,14 @@ class Scripted:
         return [fields["n"] for fields in self.of_type("samples")]
 
     def say(self, type: str, *payload: bytes, **fields: Any) -> None:
+        self.said += 1
         self._socket.send_multipart([self.peer, msgpack.packb({"v": 1, "type": type, **fields}), *payload])
 
     def ack(self, *numbers: int, credit: int = 8) -> None:
         self.say("ack", acks=[[n, 10 * n, 1] for n in numbers], credit=credit)
 
-    def error(self, n: int | None, code: str = "journal_full", *, retry: bool = True, id: int | None = None) -> None:
-        self.say("error", n=n, id=id, code=code, message="what", hint="how", retry=retry)
+    def error(self, n: int | None, code: str = "journal_full", *, retry: bool = True, **fields: Any) -> None:
+        self.say("error", **({"n": n, "code": code, "message": "what", "hint": "how", "retry": retry} | fields))
 
     def _run(self) -> None:
         while not self._ending.is_set():
@@ -73,7 +76,7 @@ class Scripted:
         if fields["type"] == "hello":
             self.say("welcome", **self.welcome)
         elif fields["type"] == "ping":
-            self.say("pong", socket="learn", boot="boot", credit=self.pong)
+            self.say("pong", socket=self.welcome["socket"], boot=self.welcome["boot"], credit=self.pong)
         elif fields["type"] == "bye":
             pass
         else:

@@ -16,8 +16,10 @@ from ffstream.errors import (
     DeadlineExceeded,
     LabelOutOfRange,
     ProtocolError,
+    Reason,
     RequestRefused,
     TooLarge,
+    Unreachable,
 )
 from ffstream.wire.messages import NAMELESS_PREFIX
 from tests.support import wait_until
@@ -101,9 +103,14 @@ def test_without_a_name_each_gets_its_own(scripted: Script, connect: Connect) ->
 
 
 def test_nobody_there(scripted: Script) -> None:
-    with pytest.raises(DeadlineExceeded, match="no welcome") as caught:
-        Producer(f"tcp://127.0.0.1:{free_port()}", connect_timeout_s=0.1)
-    assert caught.value.hint
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    told: list[Reason] = []
+    with pytest.raises(Unreachable, match="tried for") as caught:
+        Producer(endpoint, connect_timeout_s=0.1, on_waiting=told.append)
+    assert f"nobody listens at {endpoint} (Connection refused)" in caught.value.message
+    assert "ffstream serve" in caught.value.hint
+    assert [reason.code for reason in told] == ["unreachable"]
+    assert caught.value.reason == told[0]
 
 
 def test_a_daemon_that_dies_before_its_welcome_is_greeted_again_when_it_is_back(scripted: Script) -> None:
@@ -121,10 +128,40 @@ def test_a_daemon_that_dies_before_its_welcome_is_greeted_again_when_it_is_back(
 
 def test_a_greeting_that_is_refused(scripted: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = scripted()
-    monkeypatch.setattr(daemon, "_answer", lambda fields, payload: daemon.error(None, "draining"))
+    monkeypatch.setattr(daemon, "_answer", lambda fields, payload: daemon.error(None, "bad_header", retry=False))
     with pytest.raises(RequestRefused) as caught:
         Producer(daemon.endpoint)
-    assert caught.value.remote_code == "draining"
+    assert caught.value.remote_code == "bad_header"
+
+
+def test_a_greeting_that_is_refused_for_now_is_repeated(scripted: Script, connect: Connect) -> None:
+    daemon = scripted()
+    greet = daemon._answer
+    told: list[Reason] = []
+
+    def refuse_first(fields: dict[str, Any], payload: list[bytes]) -> None:
+        if daemon.heard:
+            greet(fields, payload)
+        else:
+            daemon.heard.append(fields)
+            daemon.error(None, "too_many_clients", retry_after_s=0.01)
+
+    daemon._answer = refuse_first  # type: ignore[method-assign]
+    producer = connect(daemon, on_waiting=told.append)
+    assert len(daemon.of_type("hello")) == 2
+    assert [(reason.code, reason.message, reason.hint) for reason in told] == [("too_many_clients", "what", "how")]
+    assert producer.waiting is None
+
+
+def test_a_greeting_that_is_refused_until_the_deadline_says_so(
+    scripted: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = scripted()
+    monkeypatch.setattr(daemon, "_answer", lambda fields, payload: daemon.error(None, "draining"))
+    with pytest.raises(DeadlineExceeded, match=r"no answer from .* in .* s: what \[draining\]") as caught:
+        Producer(daemon.endpoint, connect_timeout_s=0.3)
+    assert caught.value.reason is not None
+    assert (caught.value.reason.code, caught.value.hint) == ("draining", "how")
 
 
 # --- sending --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,254 @@
+"""What a client says when there is no daemon, not yet, no longer, or something else at its endpoint."""
+
+import http.server
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from ffstream.client import Control, CurveKeys, Predictor, Producer
+from ffstream.client.probe import probe
+from ffstream.errors import ConfigError, DeadlineExceeded, Reason, RequestRefused, Unreachable
+from ffstream.keys import KeyPair
+from tests.support import wait_until
+from tests.unit.client.scripted import Scripted
+from tools.daemon_process import free_port
+
+IMAGE = np.zeros((1, 6), np.uint8)
+LONG_S = 60.0  # for what takes a moment
+Script = Callable[..., Scripted]
+CONNECT: dict[str, Callable[[str], object]] = {
+    "Producer": lambda endpoint: Producer(endpoint, connect_timeout_s=LONG_S),
+    "Predictor": lambda endpoint: Predictor(endpoint).predict(IMAGE, LONG_S),
+    "Control": lambda endpoint: Control(endpoint).status(LONG_S),
+}
+
+
+def answer(daemon: Scripted, fields: dict[str, Any]) -> None:
+    if fields["type"] == "predict":
+        daemon.say("prediction", bytes(8), id=fields["id"], labels=[1], version=1, seq=1)
+    elif fields["type"] == "request":
+        daemon.say("reply", id=fields["id"], result={})
+    else:
+        daemon.ack(fields["n"])
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """The endpoint of an HTTP server."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    server.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"tcp://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join(LONG_S)
+
+
+@pytest.mark.parametrize("kind", ["Predictor", "Control"])
+def test_a_refused_connection_ends_a_request_long_before_its_timeout(kind: str) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    began = time.monotonic()
+    with pytest.raises(Unreachable) as caught:
+        CONNECT[kind](endpoint)
+    assert time.monotonic() - began < LONG_S / 2
+    assert f"nobody listens at {endpoint} (Connection refused)" in caught.value.message
+    assert "ffstream serve" in caught.value.hint
+
+
+def test_an_ipc_socket_that_is_not_there_or_not_ours(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match=r"nobody listens at ipc://.*none \(No such file or directory\)"):
+        Control(f"ipc://{tmp_path}/none").status()
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(tmp_path / "left"))  # as a daemon leaves it that was killed
+    with left, pytest.raises(Unreachable, match=r"nobody listens at ipc://.*left \(Connection refused\)"):
+        Control(f"ipc://{tmp_path}/left").status()
+
+
+def test_a_name_that_cannot_be_resolved() -> None:
+    with pytest.raises(Unreachable, match=r"the name 'no\.such\.host\.invalid' cannot be resolved"):
+        Control("tcp://no.such.host.invalid:5757", connect_timeout_s=0.1).status(LONG_S)
+
+
+def test_a_client_that_was_connected_waits_for_the_daemon_to_come_back(scripted: Script) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    first = scripted(answer, endpoint, socket="predict")
+    with Predictor(endpoint, connect_timeout_s=0.0) as predictor:
+        predictor.predict(IMAGE, LONG_S)
+        first.close()
+        with pytest.raises(Unreachable, match=r"nobody listens at .*; tried for 1\.?\d* s"):
+            predictor.predict(IMAGE, 1.0)
+        second = scripted(answer, endpoint, socket="predict")
+        assert predictor.predict(IMAGE, LONG_S).labels.tolist() == [1]
+        assert len(second.of_type("hello")) == 1
+
+
+@pytest.mark.parametrize("kind", CONNECT)
+def test_an_http_server_is_named_as_such(web: str, kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"an HTTP server listens at {web}") as caught:
+        CONNECT[kind](web)
+    assert "listen.http" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "option"),
+    [
+        ("Producer", "predict", "listen.learn"),
+        ("Producer", "control", "listen.learn"),
+        ("Predictor", "learn", "listen.predict"),
+        ("Control", "predict", "listen.control"),
+    ],
+)
+def test_another_socket_of_the_daemon_is_named_as_such(scripted: Script, kind: str, there: str, option: str) -> None:
+    daemon = scripted(answer, socket=there)
+    with pytest.raises(ConfigError, match=f"is the {there} socket of the daemon") as caught:
+        CONNECT[kind](daemon.endpoint)
+    assert option in caught.value.hint
+    assert kind in caught.value.hint
+
+
+def test_a_port_that_accepts_and_says_nothing(scripted: Script) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = "tcp://127.0.0.1:{1}".format(*silent.getsockname())
+        told: list[Reason] = []
+        with pytest.raises(Unreachable, match="no ZeroMQ server greets"):
+            Producer(endpoint, connect_timeout_s=4.0, on_waiting=told.append)
+        assert [reason.code for reason in told] == ["unreachable"]
+
+
+def test_a_daemon_that_starts_late_is_waited_for(scripted: Script) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    told: list[Reason] = []
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(Producer, endpoint, connect_timeout_s=LONG_S, on_waiting=told.append)
+        wait_until(lambda: told, LONG_S, "it says why it waits")
+        assert f"nobody listens at {endpoint}" in told[0].message
+        scripted(answer, endpoint)
+        with waiting.result(LONG_S) as producer:
+            producer.send(IMAGE, [1])
+        assert producer.waiting is None
+
+
+def test_a_proxy_whose_daemon_starts_late_is_no_refusal(scripted: Script) -> None:
+    """It accepts connections and closes them again, as a load balancer or a forwarded port does."""
+    own = zmq.curve_keypair()
+    keys = CurveKeys(KeyPair(*own), zmq.curve_keypair()[0])
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        endpoint = "tcp://127.0.0.1:{1}".format(*proxy.getsockname())
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(Producer, endpoint, connect_timeout_s=LONG_S, keys=keys)
+            for _ in range(8):
+                proxy.accept()[0].close()
+            assert not waiting.done() or waiting.exception() is None
+            proxy.close()
+            server: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+            server.setsockopt(zmq.LINGER, 0)
+            server.bind(endpoint)  # without keys: what the client says then comes from a handshake
+            with pytest.raises(RequestRefused, match="knows no keys"):
+                waiting.result(LONG_S)
+            server.close()
+
+
+@pytest.mark.parametrize("host", ["[::1]", "127.0.0.1", "localhost"])
+@pytest.mark.parametrize("kind", ["Predictor", "Control"])
+def test_addresses_of_both_kinds(scripted: Script, host: str, kind: str) -> None:
+    its_socket = {"Predictor": "predict", "Control": "control"}[kind]
+    daemon = scripted(answer, f"tcp://{host if '[' in host else '127.0.0.1'}:*", socket=its_socket)
+    port = daemon.endpoint.rpartition(":")[2]
+    CONNECT[kind](f"tcp://{host}:{port}")
+
+
+def _names_of_ipv6_loopback() -> list[str]:
+    found = []
+    for name in ("ip6-localhost", "localhost6", "localhost"):
+        try:
+            if any(each[4][0] == "::1" for each in socket.getaddrinfo(name, 1, socket.AF_INET6)):
+                found.append(name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_name_with_an_ipv6_address(scripted: Script) -> None:
+    names = _names_of_ipv6_loopback()
+    if not names:
+        pytest.skip("no name resolves to ::1 here")
+    daemon = scripted(answer, "tcp://[::1]:*", socket="control")
+    assert Control(f"tcp://{names[0]}:{daemon.endpoint.rpartition(':')[2]}").status(LONG_S) == {}
+
+
+def test_the_probe_names_the_mechanism() -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as plain, context.socket(zmq.ROUTER) as curve:
+        curve.setsockopt(zmq.CURVE_SERVER, 1)
+        curve.setsockopt(zmq.CURVE_SECRETKEY, zmq.curve_keypair()[1])
+        for server, mechanism in ((plain, "NULL"), (curve, "CURVE")):
+            server.setsockopt(zmq.LINGER, 0)
+            port = server.bind_to_random_port("tcp://127.0.0.1")
+            found = probe(f"tcp://localhost:{port}", LONG_S)
+            assert found is not None
+            assert (found.mechanism, found.connects, found.is_http) == (mechanism, True, False)
+
+
+def test_a_stopped_process_is_not_called_absent(tmp_path: Path) -> None:
+    code = """if True:
+        import socket, sys
+        server = socket.create_server(("127.0.0.1", 0))
+        print(server.getsockname()[1], flush=True)
+        sys.stdin.read()
+    """
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stopped:
+        assert stopped.stdout is not None
+        port = int(stopped.stdout.readline())
+        stopped.send_signal(signal.SIGSTOP)
+        with pytest.raises(DeadlineExceeded) as caught:
+            Control(f"tcp://127.0.0.1:{port}").status(3.0)
+        assert "accepts connections" in caught.value.message
+        assert "nobody listens" not in caught.value.message
+        stopped.send_signal(signal.SIGCONT)
+        stopped.kill()
+
+
+def test_a_command_whose_connection_breaks_is_not_repeated(scripted: Script) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    first = scripted(lambda daemon, fields: None, endpoint, socket="control")
+    again = partial(scripted, answer, endpoint, socket="control")
+    with Control(endpoint) as control, ThreadPoolExecutor(1) as pool:
+
+        def restart() -> Scripted:
+            wait_until(lambda: first.of_type("request"), LONG_S, "the command has come")
+            first.close()
+            return again()
+
+        restarted = pool.submit(restart)
+        with pytest.raises(Unreachable, match="may have been carried out"):
+            control.request("checkpoint", timeout_s=LONG_S)
+        second = restarted.result(LONG_S)
+        assert second.of_type("request") == []
+        assert control.status(LONG_S) == {}
+
+
+def test_a_query_whose_connection_breaks_is_asked_again(scripted: Script) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    first = scripted(lambda daemon, fields: None, endpoint, socket="predict")
+    with Predictor(endpoint) as predictor, ThreadPoolExecutor(1) as pool:
+
+        def restart() -> Scripted:
+            wait_until(lambda: first.of_type("predict"), LONG_S, "the query has come")
+            first.close()
+            return scripted(answer, endpoint, socket="predict")
+
+        restarted = pool.submit(restart)
+        assert predictor.predict(IMAGE, LONG_S).labels.tolist() == [1]
+        restarted.result(LONG_S)

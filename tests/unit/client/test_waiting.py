@@ -1,0 +1,216 @@
+"""Why a producer waits, and when it reads what the daemon says."""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from ffstream.client import Producer
+from ffstream.client.producer import _READ_S, Refused
+from ffstream.errors import DeadlineExceeded, LabelOutOfRange, Reason, RequestRefused
+from tests.support import wait_until
+from tests.unit.client.scripted import Scripted
+from tools.daemon_process import free_port
+
+IMAGE = np.arange(6, dtype=np.uint8).reshape(1, 6)
+Script = Callable[..., Scripted]
+Connect = Callable[..., Producer]
+
+
+def refuse(code: str, **fields: Any) -> Callable[[Scripted, dict[str, Any]], None]:
+    return lambda daemon, message: daemon.error(message["n"], code, **fields)
+
+
+@pytest.mark.parametrize(
+    "code", ["journal_full", "backlog_full", "too_many_clients", "rate_limited", "too_many_unresolved", "draining"]
+)
+def test_the_reason_is_there_while_it_waits_and_in_the_error(scripted: Script, connect: Connect, code: str) -> None:
+    told: list[Reason] = []
+    producer = connect(scripted(refuse(code)), on_waiting=told.append)
+    assert producer.waiting is None
+    producer.send(IMAGE, 1)
+    wait_until(lambda: producer.poll(0.05) and producer.waiting, 20, "the refusal has come")
+    with pytest.raises(DeadlineExceeded, match=rf"1 messages; what \[{code}\]") as caught:
+        producer.flush(0.3)
+    reason = producer.waiting
+    assert reason is not None
+    assert (reason.code, reason.message, reason.hint) == (code, "what", "how")
+    assert caught.value.reason == reason
+    assert caught.value.hint == "how"
+    assert [each.code for each in told] == [code], "once, however often it is refused"
+    assert told[0].since == reason.since <= time.monotonic()
+
+
+def test_a_window_that_stays_full_says_how_long_it_has_been(scripted: Script, connect: Connect) -> None:
+    daemon = scripted(refuse("backlog_full"))
+    daemon.pong = 0
+    producer = connect(daemon)
+    producer.send(IMAGE, 1)
+    wait_until(lambda: producer.poll(0.05) and producer.waiting, 20, "the refusal has come")
+    waited: list[float] = []
+
+    def is_long() -> bool:
+        with pytest.raises(DeadlineExceeded, match=r"window stays full after [\d.]+ s: 1 messages; .*backlog_full") as e:
+            producer.send(IMAGE, 1, timeout_s=0.02)
+        waited.append(float(e.value.message.split("after ")[1].split(" s")[0]))
+        return waited[-1] > 0.5
+
+    wait_until(is_long, 20, "many short waits are one long one")
+    assert waited == sorted(waited)
+    assert len(waited) > 1
+
+
+def test_the_reason_is_gone_when_all_goes_well_again(scripted: Script, connect: Connect) -> None:
+    def refuse_once(daemon: Scripted, message: dict[str, Any]) -> None:
+        if daemon.numbers.count(message["n"]) == 1:
+            daemon.error(message["n"], "rate_limited", retry_after_s=0.05)
+        else:
+            daemon.ack(message["n"])
+
+    told: list[Reason] = []
+    producer = connect(scripted(refuse_once), on_waiting=told.append)
+    producer.send(IMAGE, 1)
+    producer.flush(20)
+    assert [reason.code for reason in told] == ["rate_limited"]
+    assert producer.waiting is None
+
+
+def test_it_waits_as_long_as_the_daemon_says(scripted: Script, connect: Connect) -> None:
+    times: list[float] = []
+
+    def refuse_twice(daemon: Scripted, message: dict[str, Any]) -> None:
+        times.append(time.monotonic())
+        if len(times) <= 2:
+            daemon.error(message["n"], "rate_limited", retry_after_s=0.7)
+        else:
+            daemon.ack(message["n"])
+
+    producer = connect(scripted(refuse_twice))
+    producer.send(IMAGE, 1)
+    producer.flush(20)
+    assert all(later - earlier >= 0.69 for earlier, later in itertools.pairwise(times))
+
+
+def test_new_messages_wait_for_those_that_were_refused(scripted: Script, connect: Connect) -> None:
+    def refuse_first(daemon: Scripted, message: dict[str, Any]) -> None:
+        if message["n"] == 1 and daemon.numbers.count(1) == 1:
+            daemon.error(1, "rate_limited", retry_after_s=0.2)
+        else:
+            daemon.ack(message["n"])
+
+    daemon = scripted(refuse_first)
+    producer = connect(daemon)
+    producer.send(IMAGE, 1)
+    wait_until(lambda: producer.poll() and producer.waiting is not None, 20, "the refusal has come")
+    producer.send(IMAGE, 2, timeout_s=20)
+    producer.flush(20)
+    assert daemon.numbers == [1, 1, 2]
+
+
+def test_a_broken_connection_is_a_reason(scripted: Script, connect: Connect) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    first = scripted(lambda daemon, message: None, endpoint)
+    producer = connect(first)
+    producer.send(IMAGE, 1)
+    first.close()
+
+    def says_so() -> bool:
+        with pytest.raises(DeadlineExceeded, match="1 messages") as caught:
+            producer.flush(0.05)
+        return "nobody listens at" in caught.value.message
+
+    wait_until(says_so, 20, "it says that nobody listens")
+    assert producer.waiting is not None
+    assert producer.waiting.code == "unreachable"
+    scripted(endpoint=endpoint)
+    producer.flush(20)
+    assert producer.waiting is None
+
+
+def test_a_slow_producer_hears_of_a_refusal_with_its_next_send(scripted: Script, connect: Connect) -> None:
+    told: list[Refused] = []
+    daemon = scripted(refuse("stored_differently", retry=False))
+    producer = connect(daemon, on_refused=told.append)
+    for n in range(1, 5):
+        producer.send(IMAGE, 1)
+        wait_until(lambda n=n: len(daemon.numbers) == n and daemon.said == n + 1, 20, "it is answered")
+        # The answer may still be under way between the two sockets, and a fast producer reads none.
+        wait_until(lambda: producer._connection.await_event(zmq.POLLIN, 0.0), 20, "the answer is there")
+        wait_until(lambda: time.monotonic() - producer._worked_at > 2 * _READ_S, 20, "time has passed")
+    producer.send(IMAGE, 1)
+    assert [each.n for each in told] == [1, 2, 3, 4]
+
+
+def test_polling_reads_answers_and_sends_again(scripted: Script, connect: Connect) -> None:
+    def refuse_once(daemon: Scripted, message: dict[str, Any]) -> None:
+        if daemon.numbers.count(message["n"]) == 1:
+            daemon.error(message["n"], "rate_limited", retry_after_s=0.0)
+        else:
+            daemon.ack(message["n"])
+
+    producer = connect(scripted(refuse_once))
+    producer.send(IMAGE, 1)
+    wait_until(lambda: producer.poll(0.05) == 0, 20, "nothing is unanswered")
+    assert (producer.counts.acked, producer.counts.resent) == (1, 1)
+
+
+def test_polling_raises_what_was_refused(scripted: Script, connect: Connect) -> None:
+    producer = connect(scripted(refuse("stored_differently", retry=False)))
+    producer.send(IMAGE, 1)
+    with pytest.raises(RequestRefused, match="stored_differently"):
+        producer.poll(20)
+
+
+# --- a daemon that was replaced -------------------------------------------------------------------------------------
+
+
+def test_a_sequence_number_does_not_survive_another_start_of_the_daemon(scripted: Script, connect: Connect) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    first = scripted(endpoint=endpoint, boot="one")
+    producer = connect(first)
+    for _ in range(3):
+        producer.send(IMAGE, 1)
+    producer.flush(20)
+    assert producer.last_seq == 30
+    first.close()
+    second = scripted(lambda daemon, message: None, endpoint, boot="two")
+    wait_until(lambda: producer.poll(0.05) == 0 and second.of_type("hello"), 20, "it has greeted the new one")
+    wait_until(lambda: producer.poll(0.05) == 0 and producer.last_seq == 0, 20, "the welcome has come")
+    second.script = lambda daemon, message: daemon.say("ack", acks=[[message["n"], 1, 1]], credit=8)
+    assert producer.send(IMAGE, 1) == 4
+    producer.flush(20)
+    assert producer.last_seq == 1
+    assert producer.counts.acked == 4
+
+
+def test_messages_are_sent_again_after_the_welcome_only(scripted: Script, connect: Connect) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    first = scripted(lambda daemon, message: None, endpoint)
+    producer = connect(first, ack_timeout_s=60)
+    producer.send(IMAGE, 1)
+    wait_until(lambda: first.numbers == [1], 20, "it has come")
+    first.close()
+    second = scripted(endpoint=endpoint, labels=4)
+    producer.flush(20)
+    assert [fields["type"] for fields in second.heard] == ["hello", "samples"]
+    with pytest.raises(LabelOutOfRange, match="label 4"):
+        producer.send(IMAGE, 4)
+
+
+def test_what_is_over_a_restarted_daemons_limit_is_refused(scripted: Script, connect: Connect) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    first = scripted(lambda daemon, message: None, endpoint)
+    told: list[Refused] = []
+    producer = connect(first, on_refused=told.append)
+    producer.send(np.zeros((9, 6), np.uint8), [1] * 9)
+    producer.send(IMAGE, 1)
+    first.close()
+    second = scripted(endpoint=endpoint, max_bytes=50)
+    producer.flush(20)
+    assert [(each.n, each.samples, each.code) for each in told] == [(1, 9, "too_large")]
+    assert second.numbers == [2]
+    assert producer.counts.acked == 1
