@@ -159,6 +159,7 @@ class Producer:
         self._preparer = Preparer(welcome)
         self._is_greeted = True
         self._heard(welcome.credit)
+        self._note_refusal(welcome)
 
     def _heard(self, credit: int) -> None:
         self._credit = credit
@@ -319,12 +320,17 @@ class Producer:
         elif isinstance(answer, Pong):
             self._heard(answer.credit)
             self._check_boot(answer.boot)
+            self._note_refusal(answer)
             self._goes_on()
         elif isinstance(answer, Welcome):
             self._take_welcome(answer)
         elif isinstance(answer, ErrorReply):
             self._heard_at = time.monotonic()
             self._handle_error(answer)
+
+    def _note_refusal(self, answer: Welcome | Pong) -> None:
+        if answer.refusing is not None:
+            self._connection.note(answer.refusing, answer.message, answer.hint)
 
     def _goes_on(self) -> None:
         if self._credit and not self._retry:

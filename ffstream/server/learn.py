@@ -75,6 +75,10 @@ class LearnLoop(RouterLoop):
         """What the admission gives."""
         return self._admission.credit()
 
+    def refusal(self) -> Unavailable | None:
+        """What the admission says."""
+        return self._admission.obstacle()
+
     def handle(self, batch: list[Received]) -> None:
         """Stores what is new, acks what is stored, refuses the rest."""
         group = _Group(self._admission.obstacle())

@@ -293,7 +293,8 @@ class RouterLoop(ABC):
             if len(frame) > self._payload_max_bytes and self._payload_max_bytes:
                 raise TooLarge(f"{len(frame)} bytes of payload", hint=f"at most {self._payload_max_bytes} in a frame")
         if isinstance(message, Ping):
-            self.reply(peer, Pong(socket=self.socket_name, boot=self._boot, credit=self.credit()))
+            pong = Pong(socket=self.socket_name, boot=self._boot, credit=self.credit(), **self._why_refusing())
+            self.reply(peer, pong)
             return None
         return Received(peer, message, frames[1:], key, header)
 
@@ -350,8 +351,13 @@ class RouterLoop(ABC):
             labels=checker.labels,
             next=next,
             credit=self.credit(),
+            **self._why_refusing(),
         )
         self.reply(peer, welcome)
+
+    def _why_refusing(self) -> dict[str, str]:
+        error = self.refusal()
+        return {} if error is None else {"refusing": error.code, "message": error.message, "hint": error.hint}
 
     def reply(self, peer: bytes, message: Message, *payload: bytes) -> None:
         """Sends without waiting. A peer that is gone or does not read loses its reply, and nobody else notices."""
@@ -368,6 +374,10 @@ class RouterLoop(ABC):
     def credit(self) -> int:
         """Messages that a client may have unanswered; 0 on sockets without a window."""
         return 0
+
+    def refusal(self) -> Unavailable | None:
+        """Why every sample is refused at present; None on sockets that take none."""
+        return None
 
     @abstractmethod
     def handle(self, batch: list[Received]) -> None:

@@ -55,7 +55,8 @@ class Welcome(Message):
     """Any socket: which socket this is, the limits of its messages, and the shape of what the network takes.
 
     `boot` is another string after each start of the daemon. `next` and `credit` are 0 but on the learn socket,
-    `max_samples` and `max_bytes`, of a payload frame, are 0 on the control socket.
+    `max_samples` and `max_bytes`, of a payload frame, are 0 on the control socket. While samples are refused,
+    `refusing`, `message` and `hint` say why, as an error would.
     """
 
     type = "welcome"
@@ -67,6 +68,9 @@ class Welcome(Message):
     labels: Positive
     next: Count = 0
     credit: Count = 0
+    refusing: str | None = None
+    message: str = ""
+    hint: str = ""
 
 
 class ImageHeader(Message):
@@ -159,12 +163,15 @@ class Ping(Message):
 
 
 class Pong(Message):
-    """Any socket: it does. `socket` and `boot` as in a welcome."""
+    """Any socket: it does. The other keys as in a welcome."""
 
     type = "pong"
     socket: str
     boot: str
     credit: Count = 0
+    refusing: str | None = None
+    message: str = ""
+    hint: str = ""
 
 
 SENT_TO: dict[str, tuple[type[Message], ...]] = {  # by socket: what a client may send to it

@@ -32,9 +32,9 @@ class Scripted:
         self.script = script
         self.heard: list[dict[str, Any]] = []
         self.payloads: list[list[bytes]] = []
-        self.said = 0
         self.welcome = WELCOME | welcome
         self.pong = 8
+        self.pong_fields: dict[str, Any] = {}
         self.peer = b""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -55,7 +55,6 @@ class Scripted:
         return [fields["n"] for fields in self.of_type("samples")]
 
     def say(self, type: str, *payload: bytes, **fields: Any) -> None:
-        self.said += 1
         self._socket.send_multipart([self.peer, msgpack.packb({"v": 1, "type": type, **fields}), *payload])
 
     def ack(self, *numbers: int, credit: int = 8) -> None:
@@ -76,7 +75,8 @@ class Scripted:
         if fields["type"] == "hello":
             self.say("welcome", **self.welcome)
         elif fields["type"] == "ping":
-            self.say("pong", socket=self.welcome["socket"], boot=self.welcome["boot"], credit=self.pong)
+            same = {key: self.welcome[key] for key in ("socket", "boot")}
+            self.say("pong", **(same | {"credit": self.pong} | self.pong_fields))
         elif fields["type"] == "bye":
             pass
         else:

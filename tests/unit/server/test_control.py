@@ -159,7 +159,16 @@ def test_a_payload_is_refused(desk: Desk) -> None:
 def test_a_ping_is_answered_while_commands_wait(desk: Desk) -> None:
     desk.ask(1, "hold")
     desk.peer.send("ping")
-    assert desk.peer.answer() == {"v": 1, "type": "pong", "socket": "control", "boot": "boot", "credit": 0}
+    assert desk.peer.answer() == {
+        "v": 1,
+        "type": "pong",
+        "socket": "control",
+        "boot": "boot",
+        "credit": 0,
+        "refusing": None,
+        "message": "",
+        "hint": "",
+    }
 
 
 def test_a_hello_is_answered_with_the_limits_of_this_socket(desk: Desk) -> None:
@@ -175,6 +184,9 @@ def test_a_hello_is_answered_with_the_limits_of_this_socket(desk: Desk) -> None:
         "labels": 4,
         "next": 0,
         "credit": 0,
+        "refusing": None,
+        "message": "",
+        "hint": "",
     }
 
 

@@ -68,6 +68,9 @@ def test_a_welcome_says_what_the_daemon_takes(ingest: Ingest) -> None:
         "boot": "boot",
         "next": 1,
         "credit": LIMITS["window_messages"],
+        "refusing": None,
+        "message": "",
+        "hint": "",
         "max_samples": 10,
         "max_bytes": MESSAGE_MAX_BYTES,
         "inputs": INPUTS,
@@ -110,6 +113,9 @@ def test_a_ping_is_answered_with_the_credit(ingest: Ingest) -> None:
         "socket": "learn",
         "boot": "boot",
         "credit": LIMITS["window_messages"],
+        "refusing": None,
+        "message": "",
+        "hint": "",
     }
 
 
@@ -312,7 +318,15 @@ def test_a_full_backlog_refuses_until_learning_has_caught_up(serve: Serve) -> No
         peer.samples(n)
         peer.acked(1)
     peer.send("ping")
-    assert peer.answer()["credit"] == 0
+    pong = peer.answer()
+    assert pong["credit"] == 0
+    peer.send("hello", client="another")
+    welcome = peer.answer()
+    assert welcome["credit"] == 0
+    reason = ingest.admission.obstacle()
+    assert reason is not None
+    for each in (pong, welcome):
+        assert (each["refusing"], each["message"], each["hint"]) == (reason.code, reason.message, reason.hint)
     peer.samples(5)
     assert refused(peer.answer()) == ("error", "backlog_full", True)
     peer.samples(2)

@@ -134,7 +134,16 @@ def test_a_bad_query_gets_an_error_with_its_id_and_a_good_one_beside_it_an_answe
 
 def test_a_ping_is_answered(oracle: Oracle) -> None:
     oracle.peer.send("ping")
-    assert oracle.peer.answer() == {"v": 1, "type": "pong", "socket": "predict", "boot": "boot", "credit": 0}
+    assert oracle.peer.answer() == {
+        "v": 1,
+        "type": "pong",
+        "socket": "predict",
+        "boot": "boot",
+        "credit": 0,
+        "refusing": None,
+        "message": "",
+        "hint": "",
+    }
 
 
 def test_a_hello_is_answered_with_the_limits_of_this_socket(oracle: Oracle) -> None:
@@ -150,6 +159,9 @@ def test_a_hello_is_answered_with_the_limits_of_this_socket(oracle: Oracle) -> N
         "labels": 4,
         "next": 0,
         "credit": 0,
+        "refusing": None,
+        "message": "",
+        "hint": "",
     }
 
 

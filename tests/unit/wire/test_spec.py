@@ -49,6 +49,7 @@ OPTIONAL = {
     ("welcome", "credit"),
     ("request", "arguments"),
     ("pong", "credit"),
+    *((name, key) for name in ("welcome", "pong") for key in ("refusing", "message", "hint")),
     *(("error", key) for key in ("hint", "retry", "n", "id", "retry_after_s")),
 }
 KEYS = [(name, key) for name, keys in SPEC.items() for key in keys]
