@@ -212,6 +212,22 @@ def _replay_until_ctrl_c(daemon: DaemonProcess) -> int:
     return int(result["acked"])
 
 
+def test_a_replay_says_at_once_why_it_waits(daemons: Daemons) -> None:
+    daemon = daemons.start("limits.backlog_max_samples=64")
+    run_json("pause", "--at", daemon.control)
+    command = [*CLI, "replay", "embedded", "--to", daemon.learn, "--limit", "640", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as replaying:
+        assert replaying.stderr is not None
+        line = replaying.stderr.readline()
+        assert line.startswith("waiting: ")
+        assert "_full)" in line
+        assert "limits.backlog_max_samples" in line
+        run_json("resume", "--at", daemon.control)
+        stdout, _ = replaying.communicate(timeout=COMMAND_S)
+    assert replaying.returncode == 0
+    assert json.loads(stdout)["acked"] == 640
+
+
 def test_data_that_the_daemon_cannot_take_are_not_sent(daemons: Daemons) -> None:
     daemon = daemons.start("network.labels=5")
     refused = run_cli("replay", "embedded", "--to", daemon.learn, "--limit", "40", "--batch", "1", "--json")
