@@ -59,13 +59,19 @@ def duration(waited_s: float) -> str:
 class Connection:
     """A DEALER on an endpoint, for one thread (owner.py). Raises ConfigError.
 
-    Sending without a connection raises zmq.Again, and what a broken one did not take is gone. Every wait raises
-    RequestRefused with the code `unauthorized` soon after the daemon has not let us in, and ConfigError when
-    an HTTP server or another socket of the daemon is there.
+    With `immediate`, sending without a connection raises zmq.Again, and what a broken one did not take is gone, as
+    are answers over it that were not read. Every wait raises RequestRefused with the code `unauthorized` soon after the
+    daemon has not let us in, and ConfigError when an HTTP server or another socket of the daemon is there.
     """
 
     def __init__(
-        self, endpoint: str, socket_name: str, answers: tuple[type[Message], ...], *, keys: CurveKeys | None = None
+        self,
+        endpoint: str,
+        socket_name: str,
+        answers: tuple[type[Message], ...],
+        *,
+        immediate: bool = False,
+        keys: CurveKeys | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.client_kind = _CLIENTS[socket_name][0]
@@ -80,7 +86,7 @@ class Connection:
         if keys is not None and not isinstance(keys, CurveKeys):
             raise ConfigError(f"keys of type {type(keys).__name__}", hint="take CurveKeys.load(key, server_key)")
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self._set_options()
+        self._set_options(immediate=immediate)
         if keys is not None:
             keys.use(self.socket)
         self.handshakes = Handshakes(self.socket, endpoint, has_keys=keys is not None)
@@ -90,10 +96,10 @@ class Connection:
             self.close()
             raise ConfigError(f"cannot connect to {endpoint}: {error}", hint="write tcp://HOST:PORT") from error
 
-    def _set_options(self) -> None:
+    def _set_options(self, *, immediate: bool) -> None:
         for option, value in (
             (zmq.LINGER, 0),  # what is not acked is the caller's to resend, not the socket's
-            (zmq.IMMEDIATE, 1),
+            (zmq.IMMEDIATE, int(immediate)),
             (zmq.SNDHWM, 0),  # bounded by the callers
             (zmq.RCVHWM, 0),  # bounded by what we asked for
             (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
@@ -258,6 +264,8 @@ class Connection:
         return self.greet(Hello(), deadline - time.monotonic(), patience_s=patience_s)
 
     def _try_send(self, request: Message, payload: tuple[bytes, ...]) -> bool:
+        if not self.handshakes.is_up:
+            return False
         try:
             self.send(request, *payload)
         except zmq.Again:

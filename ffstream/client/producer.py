@@ -139,7 +139,7 @@ class Producer:
         self._is_greeted = False  # on the connection that is up
         self._hello_at = 0.0
         connect_timeout_s = seconds(connect_timeout_s, "connect_timeout_s")
-        self._connection = Connection(endpoint, "learn", (Ack, Pong), keys=keys)
+        self._connection = Connection(endpoint, "learn", (Ack, Pong), immediate=True, keys=keys)
         self._connection.on_reason = on_waiting
         self._handshakes = self._connection.handshakes
         self._owner = self._connection.owner
