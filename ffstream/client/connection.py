@@ -60,8 +60,8 @@ class Connection:
     """A DEALER on an endpoint, for one thread (owner.py). Raises ConfigError.
 
     With `immediate`, sending without a connection raises zmq.Again, and what a broken one did not take is gone, as
-    are answers over it that were not read. Every wait raises RequestRefused with the code `unauthorized` soon after the
-    daemon has not let us in, and ConfigError when an HTTP server or another socket of the daemon is there.
+    are answers over it that were not read. Every wait raises RequestRefused with the code `unauthorized` soon after
+    the daemon has not let us in, and ConfigError when an HTTP server or another socket of the daemon is there.
     """
 
     def __init__(
