@@ -368,6 +368,8 @@ class Producer:
         elif error.code == "below_base" and self._resumes and error.n in self._unanswered:
             message = self._settle(error.n)
             self.counts.resolved_earlier += message.samples if message else 0
+        elif error.code == Unauthorized.code:  # of the key, not of the message: it is sent again when the key is back
+            raise RequestRefused(error.code, error.message, hint=error.hint)
         else:
             self._refused(error.n, error.code, error.message, error.hint)
 
@@ -384,7 +386,7 @@ class Producer:
         settled = self._settle(n) if n is not None else None
         count = settled.samples if settled else 0
         self.counts.rejected += count
-        if self._on_refused is None or code == Unauthorized.code:
+        if self._on_refused is None:
             raise RequestRefused(code, message, hint=hint)
         self._on_refused(Refused(n or 0, count, code, message, hint))
 

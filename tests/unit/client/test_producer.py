@@ -447,6 +447,23 @@ def test_or_told_to_whoever_wants_to_know(scripted: Script, connect: Connect) ->
     assert producer.counts == Counts(sent=5, acked=3, rejected=2)
 
 
+def test_unauthorized_is_raised_and_settles_nothing(scripted: Script, connect: Connect) -> None:
+    def refuse_once(daemon: Scripted, fields: dict[str, Any]) -> None:
+        if daemon.numbers.count(fields["n"]) > 1:
+            daemon.ack(fields["n"])
+        else:
+            daemon.error(fields["n"], "unauthorized", retry=False)
+
+    told: list[Refused] = []
+    producer = connect(scripted(refuse_once), on_refused=told.append, ack_timeout_s=0.1)
+    producer.send(IMAGE, [1])
+    with pytest.raises(RequestRefused, match="unauthorized"):
+        producer.flush(10)
+    assert (producer.unanswered, producer.counts.rejected) == (1, 0)
+    producer.flush(20)
+    assert (producer.counts.acked, told) == (1, [])
+
+
 def test_an_error_about_no_message_is_raised(scripted: Script, connect: Connect) -> None:
     producer = connect(scripted(lambda daemon, fields: daemon.error(None, "bad_header", retry=False)))
     producer.send(IMAGE, [1])
