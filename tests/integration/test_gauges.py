@@ -27,7 +27,8 @@ def scrape(running: Running) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 def absent(running: Running) -> set[str]:
-    return {name for name, values in scrape(running).items() if not values}
+    """Gauges without a value, but for those of the process's output, which `ffstream serve` sets."""
+    return {name for name, values in scrape(running).items() if not values} - {"output_dropped_lines"}
 
 
 def learn(running: Running, count: int) -> None:
