@@ -383,8 +383,6 @@ class Producer:
         self._retry_at = time.monotonic() + wait_s
 
     def _refused(self, n: int | None, code: str, message: str, hint: str) -> None:
-        if code == Unauthorized.code:  # not settled: it is sent again once the daemon admits this key
-            raise RequestRefused(code, message, hint=hint)
         settled = self._settle(n) if n is not None else None
         count = settled.samples if settled else 0
         self.counts.rejected += count
