@@ -8,9 +8,11 @@ import click
 from ffstream.checkpoint.inspection import look
 from ffstream.cli import options, states
 from ffstream.cli.output import print_json, progress_bar
-from ffstream.journal import identity, inspection
+from ffstream.errors import ConfigError
+from ffstream.journal import clean_close, identity, inspection
 from ffstream.journal.inspection import Findings, Summary
 from ffstream.journal.verification import Verification
+from ffstream.state import StateLock
 
 _LARGEST = 5
 
@@ -31,6 +33,7 @@ def stat(context: click.Context, file: Path | None, state: Path | None, as_json:
     path = folder / "journal.sqlite"
     with inspection.opened(path) as connection:
         summary = inspection.summarize(connection)
+    _look_for_log(path, summary.findings)
     result = _stat(path, summary, _newest(folder))
     if as_json:
         print_json(result)
@@ -53,6 +56,7 @@ def verify(context: click.Context, file: Path | None, state: Path | None, as_jso
         verification = Verification(connection)
         task = bar.add_task("verifying samples", total=verification.held())
         verification.run(lambda samples: bar.update(task, completed=samples), bar.refresh)
+    _look_for_log(path, verification.findings)
     findings, newest = verification.findings, _newest(folder)
     result = {
         "path": str(path),
@@ -69,6 +73,40 @@ def verify(context: click.Context, file: Path | None, state: Path | None, as_jso
         verdict = "whole" if not findings.count else "DAMAGED"
         click.echo(f"{path}: {verdict}; {verification.samples:,} samples in {verification.messages:,} messages read")
     _end(context, findings, newest)
+
+
+@journal.command()
+@options.config_file
+@options.state_folder
+def accept(file: Path | None, state: Path | None) -> None:
+    """Take a journal for whole whose -wal file is missing. A daemon must not be running.
+
+    A daemon refuses such a journal: it may be a copy that was made without that file, and then it lacks the samples
+    that were acked last. Restore both files if you have them. Nothing is lost if another SQLite program opened the
+    journal after a crash: it has written the -wal file's content into the journal.
+    """
+    folder = states.folder(file, state)
+    path = folder / "journal.sqlite"
+    if not path.is_file():
+        raise ConfigError(f"no journal at {path}", hint="--state names a daemon's state folder")
+    lock = StateLock(folder)
+    if not lock.take():
+        raise ConfigError(f"{folder} is in use by a daemon", hint="that daemon has accepted the journal, or stop it")
+    try:
+        if not clean_close.lacks_its_log(path):
+            click.echo(f"{path}: nothing to accept")
+            return
+        clean_close.accept(path)
+        with inspection.opened(path) as connection:
+            summary = inspection.summarize(connection)
+        click.echo(f"{path}: accepted as it is; it ends at sample {summary.next_seq - 1:,}")
+    finally:
+        lock.release()
+
+
+def _look_for_log(path: Path, findings: Findings) -> None:
+    if clean_close.lacks_its_log(path):
+        findings.add(f"it was not closed cleanly and {path.name}-wal is missing: samples may be missing at the end")
 
 
 def _newest(folder: Path) -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ffstream import moments
 from ffstream.errors import BelowBase, JournalDamaged, Unavailable
-from ffstream.journal import clock, identity, schema
+from ffstream.journal import clean_close, clock, identity, schema
 
 _COMMIT_WAIT_MS = 2000  # for the write lock; other threads hold it for one short transaction
 _UPKEEP_WAIT_MS = 0  # what can be done a moment later does not keep messages waiting
@@ -88,16 +88,24 @@ class Journal:
 
     def __init__(self, path: Path, *, inputs: int, labels: int) -> None:
         self.path = path
+        clean_close.check(path)
+        has_log = clean_close.has_log(path)
         self._db = schema.connect(path)
         try:
             schema.create(self._db, path, inputs, labels)
             self._recover()
         except (*schema.UNREADABLE, *_OF_ANOTHER_TYPE) as error:
-            self._db.close()
+            self._give_up(has_log)
             raise schema.unusable(path, error) from error
         except (JournalDamaged, Unavailable):
-            self._db.close()
+            self._give_up(has_log)
             raise
+        clean_close.mark_open(self._db, path)
+
+    def _give_up(self, has_log: bool) -> None:
+        if has_log:
+            clean_close.keep_log(self.path)
+        self._db.close()
 
     def _recover(self) -> None:
         self._next_seq = self._recover_next_seq()
@@ -392,9 +400,9 @@ class Journal:
         return len(old) == rows or len(old) < len(found)
 
     def close(self) -> None:
-        """Closes the connection; SQLite folds the log into the file."""
+        """Closes the connection; the log is folded into the file."""
         with suppress(Unavailable, *schema.UNREADABLE):  # then clients seem a little younger
             if self._clock.unsaved_s() >= 1.0:
                 with schema.Transaction(self._db, self.path, wait_ms=_UPKEEP_WAIT_MS):
                     self._save_clock()
-        self._db.close()
+        clean_close.close(self._db, self.path)

@@ -11,10 +11,11 @@ skips     ranges of samples that are never learned; see skips.py. Valid if and o
 events    what a person decided about learning; see events.py.
 probes    empty but for the moment in which a daemon finds out whether a commit succeeds again.
 meta      `version` of this schema; `next_seq`, so that numbers are never given twice when all rows are gone;
-          `inputs` and `labels` of the network that the images are for; `clock_s`, see clock.py.
+          `inputs` and `labels` of the network that the images are for; `clock_s`, see clock.py; `closed`, see
+          clean_close.py; while a rollback is under way `rollback_to`, see skips.py.
 
-Version 3 added events, probes and `clock_s`. Before, `seen` was the time of day, which cannot be trusted: an upgrade
-takes every client as just seen.
+Version 3 added events, probes, `clock_s` and `closed`. Before, `seen` was the time of day, which cannot be trusted:
+an upgrade takes every client as just seen.
 
 A message is a duplicate if and only if (client, n) stands in messages or receipts.
 

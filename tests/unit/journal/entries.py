@@ -75,7 +75,7 @@ def write_version_2(path: Path, seen: dict[str, float]) -> None:
 
 def stored(path: Path) -> list[tuple[Any, ...]]:
     """Everything in the file but the times, for comparison."""
-    connection = sqlite3.connect(path)
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)  # does not fold the log
     tables = ("messages", "receipts", "meta")
     rows = [row for table in tables for row in connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2")]
     rows += connection.execute("SELECT client, base FROM clients ORDER BY 1").fetchall()

@@ -61,7 +61,7 @@ def test_what_a_journal_holds(ten: Journal) -> None:
     ten.append([entry("a", 11, base=1)])
     ten.trim(6)
     summary = stat(ten.path)
-    assert summary.meta == {"version": 3, "inputs": 4, "labels": 11, "next_seq": 32, "clock_s": 1}
+    assert summary.meta == {"version": 3, "inputs": 4, "labels": 11, "next_seq": 32, "clock_s": 1, "closed": 0}
     assert (summary.messages, summary.samples) == (9, 25)
     assert (summary.first_seq, summary.last_seq, summary.next_seq) == (7, 31, 32)
     assert (summary.clients, summary.by_client) == (2, {"a": 13, "b": 12})

@@ -1,0 +1,179 @@
+"""A journal without its -wal file is refused when that file may hold commits, and only then."""
+
+import resource
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ffstream.cli import main
+from ffstream.errors import DiskFull, JournalDamaged
+from ffstream.journal import clean_close
+from ffstream.journal.journal import Journal
+from tests.support import picture
+from tests.unit.journal.entries import INPUTS, LABELS, crash_image, entry
+
+OpenJournal = Callable[..., Journal]
+
+
+@pytest.fixture
+def journal(tmp_path: Path, open_journal: OpenJournal) -> Journal:
+    """Three samples, all in the -wal file. Open."""
+    (tmp_path / "state").mkdir()
+    made = open_journal(tmp_path / "state" / "journal.sqlite")
+    made.append([entry("a", n) for n in (1, 2, 3)])
+    return made
+
+
+def copy_alone(journal: Journal, folder: Path) -> Path:
+    folder.mkdir()
+    return Path(shutil.copy(journal.path, folder / "journal.sqlite"))
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(main, arguments)
+    return done.exit_code, done.output
+
+
+def log_of(path: Path) -> Path:
+    return path.with_name("journal.sqlite-wal")
+
+
+def test_copy_without_wal_is_refused_and_left_as_it_is(journal: Journal, tmp_path: Path) -> None:
+    copy = copy_alone(journal, tmp_path / "copy")
+    before = picture(copy.parent)
+    with pytest.raises(JournalDamaged, match=r"journal\.sqlite-wal is missing: acked samples may be lost") as caught:
+        Journal(copy, inputs=INPUTS, labels=LABELS)
+    assert "ffstream backup" in caught.value.hint
+    assert "ffstream journal accept" in caught.value.hint
+    for command in ("stat", "verify"):
+        code, output = run("journal", command, "--state", str(copy.parent))
+        assert (code, "journal.sqlite-wal is missing" in output) == (1, True)
+    assert picture(copy.parent) == before
+
+
+def test_crash_image_with_wal_is_whole(journal: Journal, tmp_path: Path, open_journal: OpenJournal) -> None:
+    image = crash_image(journal.path, tmp_path / "image")
+    assert run("journal", "verify", "--state", str(image.parent))[0] == 0
+    assert open_journal(image).head.seq == 3
+
+
+def test_crash_image_with_empty_wal_is_whole(journal: Journal, tmp_path: Path, open_journal: OpenJournal) -> None:
+    """Killed when the log has just been folded, or before the first sample."""
+    assert journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    assert log_of(journal.path).stat().st_size == 0
+    assert open_journal(crash_image(journal.path, tmp_path / "image")).head.seq == 3
+
+
+def test_main_file_alone_is_whole_after_clean_close(
+    journal: Journal, tmp_path: Path, open_journal: OpenJournal
+) -> None:
+    journal.close()
+    assert not log_of(journal.path).exists()
+    again = open_journal(copy_alone(journal, tmp_path / "copy"))
+    assert again.head.seq == 3
+    again.append([entry("a", 4)])
+    with pytest.raises(JournalDamaged, match="-wal is missing"):
+        open_journal(copy_alone(again, tmp_path / "copy of the copy"))
+
+
+def test_new_journal_copied_without_wal_is_refused(tmp_path: Path, open_journal: OpenJournal) -> None:
+    fresh = open_journal()
+    with pytest.raises(JournalDamaged, match="-wal is missing"):
+        open_journal(copy_alone(fresh, tmp_path / "copy"))
+
+
+@contextmanager
+def no_writes() -> Iterator[None]:
+    """A disk that takes nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_close_on_full_disk_leaves_wal(journal: Journal, tmp_path: Path, open_journal: OpenJournal) -> None:
+    with no_writes():
+        journal.close()
+    assert log_of(journal.path).exists()
+    assert open_journal(crash_image(journal.path, tmp_path / "image")).head.seq == 3
+
+
+def test_open_on_full_disk_works(
+    journal: Journal, open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon predicts although it cannot store."""
+    journal.close()
+
+    def full(*arguments: object, **options: object) -> None:
+        raise DiskFull("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clean_close, "_mark", full)
+        again = open_journal(journal.path)
+    assert again.append([entry("a", 4)])[0].first_seq == 4
+
+
+def test_second_close_does_nothing(journal: Journal) -> None:
+    journal.close()
+    before = picture(journal.path.parent)
+    journal.close()
+    assert picture(journal.path.parent) == before
+
+
+def test_refused_open_after_crash_keeps_wal(journal: Journal, tmp_path: Path, open_journal: OpenJournal) -> None:
+    image = crash_image(journal.path, tmp_path / "image")
+    for _ in range(2):
+        with pytest.raises(JournalDamaged, match="labels is"):
+            Journal(image, inputs=INPUTS, labels=LABELS + 1)
+    assert open_journal(image).head.seq == 3
+
+
+def test_reader_at_close_does_not_matter(journal: Journal, tmp_path: Path, open_journal: OpenJournal) -> None:
+    reader = sqlite3.connect(journal.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM messages").fetchone()
+    journal.close()
+    image = crash_image(journal.path, tmp_path / "image")
+    reader.close()
+    assert open_journal(image).head.seq == 3
+    assert open_journal(journal.path).head.seq == 3
+
+
+def test_journal_whose_wal_another_program_folded_can_be_accepted(
+    journal: Journal, tmp_path: Path, open_journal: OpenJournal
+) -> None:
+    image = crash_image(journal.path, tmp_path / "image")
+    shell = sqlite3.connect(image)
+    assert shell.execute("SELECT count(*) FROM messages").fetchone() == (3,)
+    shell.close()
+    with pytest.raises(JournalDamaged, match="-wal is missing"):
+        open_journal(image)
+    code, output = run("journal", "accept", "--state", str(image.parent))
+    assert (code, "ends at sample 3" in output) == (0, True)
+    assert "nothing to accept" in run("journal", "accept", "--state", str(image.parent))[1]
+    assert open_journal(image).head.seq == 3
+
+
+def test_open_waits_for_no_reader(journal: Journal, open_journal: OpenJournal) -> None:
+    journal.close()
+    reader = sqlite3.connect(journal.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM messages").fetchone()
+    start = time.monotonic()
+    again = open_journal(journal.path)
+    assert time.monotonic() - start < 5.0, "SQLite's busy timeout is 10 s"
+    assert again._db.execute("PRAGMA busy_timeout").fetchone() == (10_000,)
+    reader.close()
+
+
+def test_accept_needs_a_journal(tmp_path: Path) -> None:
+    assert run("journal", "accept", "--state", str(tmp_path / "none"))[0] == 2
+    assert list(tmp_path.iterdir()) == []
