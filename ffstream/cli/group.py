@@ -20,6 +20,7 @@ _HOME = {
     "checkpoint": "checkpoint",
     "rollback": "control",
     "journal": "journal",
+    "backup": "backup",
     "pause": "control",
     "resume": "control",
     "drain": "control",

@@ -1,0 +1,44 @@
+"""`ffstream backup`: a copy of a state folder that a daemon can be started on."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ffstream.cli import options, states
+from ffstream.cli.output import print_json, progress_bar
+
+_NICENESS = 10
+
+
+@click.command()
+@click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
+@options.config_file
+@options.state_folder
+@options.as_json
+def backup(target: Path, file: Path | None, state: Path | None, as_json: bool) -> None:
+    """Back up a state folder to the new folder DIR, while a daemon runs on it or not.
+
+    DIR holds every sample acked before the command began and the newest checkpoint, each byte verified. It appears
+    when it is complete. To restore it, start a daemon on a copy: `cp -a DIR STATE; ffstream serve --state STATE`.
+
+    Run it on the daemon's machine, as the daemon's user or as root. It reads the files and does not ask the daemon. A
+    plain copy of the files is no backup: without journal.sqlite-wal it lacks the samples acked last.
+    """
+    from ffstream.backup import make
+
+    folder = states.folder(file, state)
+    os.nice(_NICENESS)
+    with progress_bar(quiet=as_json) as bar:
+        task = bar.add_task("copying pages of the journal", total=None)
+        made = make(folder, target, lambda done, total: bar.update(task, completed=done, total=total))
+    if as_json:
+        print_json(asdict(made))
+        return
+    learned = f"checkpoint {made.checkpoint_seq:,}" if made.checkpoint_seq else "no checkpoint"
+    after = made.last_seq - made.checkpoint_seq
+    click.echo(
+        f"backup of {folder} in {target}: {learned} and {after:,} samples after it,"
+        f" {states.size(made.bytes)} in {made.seconds:.1f} s"
+    )

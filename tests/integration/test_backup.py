@@ -1,0 +1,83 @@
+"""Backups while a producer streams, the daemon removes what it has learned, and is killed in the end."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ffstream.checkpoint import manifest
+from tests.daemons import COMMAND_S, Daemons, run_cli, run_json
+from tests.support import wait_until
+from tools.crashing.accounts import rows_of
+from tools.crashing.stream import CHECKPOINT_SAMPLES, SETTINGS, Sender
+
+RATE = 300.0  # messages a second
+
+
+def wait_for_more(sender: Sender, seen: int) -> None:
+    wait_until(
+        lambda: bool(sender.heard) and sender.heard[-1].first_seq > seen + 3 * CHECKPOINT_SAMPLES,
+        2 * COMMAND_S,
+        "a few checkpoints' worth of samples is acked",
+    )
+
+
+@pytest.mark.timeout(600)
+def test_backup_holds_everything_acked_before_it_began(daemons: Daemons, tmp_path: Path) -> None:
+    daemon = daemons.start(*SETTINGS, "checkpoint.keep=1")
+    sender = Sender(daemon.learn, 1, RATE)
+    acked: list[int] = []
+    for number in range(3):
+        wait_for_more(sender, acked[-1] if acked else 0)
+        sender.check()
+        acked.append(max(each.first_seq + each.samples - 1 for each in list(sender.heard)))
+        made = run_json("backup", str(tmp_path / f"backup-{number}"), "--state", str(daemon.state))
+        assert made["last_seq"] >= acked[-1]
+        assert 1 < made["first_seq"] <= made["checkpoint_seq"] + 1, "it was trimmed, and goes on from the checkpoint"
+    sender.finish()
+    daemon.kill()
+    shutil.rmtree(daemon.state)
+
+    heard = set(sender.heard)
+    for number, before in enumerate(acked):
+        folder = tmp_path / f"backup-{number}"
+        for command in ("journal", "checkpoint"):
+            assert run_cli(command, "verify", "--state", str(folder)).returncode == 0
+        said = json.loads((folder / "backup.json").read_text())
+        rows = rows_of(folder / "journal.sqlite")
+        assert sum(row.samples for row in rows) == said["last_seq"] - said["first_seq"] + 1
+        assert [row for row in rows if row.first_seq <= before and row not in heard] == []
+        shutil.copytree(folder, tmp_path / f"state-{number}")
+        again = daemons.start(*SETTINGS, "learning.partial=flush", name=f"state-{number}")
+        status = again.status(idle=True)
+        assert status["accepted"] == status["learned"] == said["last_seq"] >= before
+        assert again.terminate() == 0
+
+
+def test_killed_backup_leaves_no_folder_that_could_be_taken_for_one(daemons: Daemons, tmp_path: Path) -> None:
+    daemon = daemons.start(*SETTINGS)
+    sender = Sender(daemon.learn, 1, RATE)
+    wait_until(lambda: manifest.seqs(daemon.state / "checkpoints"), 2 * COMMAND_S, "a checkpoint is there")
+    sender.finish()
+    code = (
+        "import os, signal, ffstream.backup as backup\n"
+        "from pathlib import Path\n"
+        "backup._verify = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"backup.make(Path({str(daemon.state)!r}), Path({str(tmp_path / 'backup')!r}))\n"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], timeout=COMMAND_S, check=False).returncode == -9
+    assert not (tmp_path / "backup").exists()
+    assert run_json("backup", str(tmp_path / "backup"), "--state", str(daemon.state))["checkpoint_seq"] > 0
+    assert daemon.terminate() == 0
+
+
+def test_what_is_wrong_is_said_in_two_lines(tmp_path: Path) -> None:
+    done = run_cli("backup", str(tmp_path / "backup"), "--state", str(tmp_path / "none"))
+    assert done.returncode == 2
+    error, hint = done.stderr.splitlines()
+    assert error == f"error: no journal at {tmp_path}/none/journal.sqlite [config]"
+    assert hint.startswith("hint: ")
