@@ -3,11 +3,12 @@
 Later sources win: defaults, the file, `FFSTREAM_SECTION__KEY` in the environment, `--set section.key=value`.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -217,7 +218,24 @@ class Checkpoints(_Section):
     write_bytes_per_s: int = Field(
         64 << 20, ge=0, description="bytes a second of a checkpoint while learning goes on; 0: as fast as it goes"
     )
-    keep: int = Field(3, ge=1, description="checkpoints kept; the journal reaches back to the oldest")
+    keep: int = Field(
+        3, ge=1, description="newest checkpoints kept; the journal holds what came after the oldest of them"
+    )
+    ladder_s: tuple[float, ...] = Field(
+        (600.0, 3600.0, 86_400.0, 604_800.0),
+        description="older checkpoints kept for rollback --skip, by seconds of running: one per first number up to"
+        " the age of the second, then one per second up to the third, …; empty: none",
+    )
+    max_bytes: int = Field(
+        2 << 30, ge=0, description="bytes of all checkpoints; beyond, older ones go, never the newest `keep`"
+    )
+
+    @model_validator(mode="after")
+    def _ascend(self) -> Self:
+        steps = [int(each) if each.is_integer() else each for each in self.ladder_s]  # as they were written
+        if len(steps) == 1 or any(not 0 < a < b < math.inf for a, b in pairwise(steps)):
+            raise ValueError(wrong("ladder_s", steps, "expected ascending seconds, two or more, or [] for no ladder"))
+        return self
 
 
 class PrequentialSection(_Section):

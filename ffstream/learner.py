@@ -29,7 +29,7 @@ from ffstream.journal import events, skips
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.pipeline import Pipeline, StartingPoint
-from ffstream.recovery import open_store, starting_point
+from ffstream.recovery import finish_rollback, open_store, reach, starting_point
 from ffstream.retention import Retention
 from ffstream.serving.snapshot import Snapshot, Snapshots
 from ffstream.threads import OnFailure, Worker
@@ -86,8 +86,8 @@ class Learner:
 
     # --- a course of learning ----------------------------------------------------------------------------------
 
-    def _starting_point(self, at_most: int | None = None) -> StartingPoint:
-        return starting_point(self.store, self._journal, self._metrics, at_most)
+    def _starting_point(self, at_most: int | None = None, *, skip: bool = False) -> StartingPoint:
+        return starting_point(self.store, self._journal, self._metrics, at_most, skip=skip)
 
     def _make_course(self, start: StartingPoint) -> Course:
         course = Course(
@@ -175,11 +175,13 @@ class Learner:
         stored = self.store.newest_stored()
         self.newest_checkpoint = stored and Durable(stored.seq, stored.bytes, time.monotonic() - stored.age_s)
 
-    def trim(self, *, pressed: bool = False) -> bool:
-        """On the journal's thread: deletes a few rows that no kept checkpoint needs. True when more remain.
+    def trim(self, *, pressed: bool = False, disk_is_short: bool = False) -> bool:
+        """On the journal's thread: deletes a few rows that no recent checkpoint needs. True when more remain.
 
-        `pressed`: the journal is full.
+        `pressed`: the journal is full. `disk_is_short`: old checkpoints make room, one after another.
         """
+        if disk_is_short and self.retention.sheds():
+            self.writer.shed()
         if not self._rolling.acquire(blocking=False):
             return False
         try:
@@ -214,6 +216,7 @@ class Learner:
                 "age_s": time.monotonic() - snapshot.published,
             },
             "checkpoint_seq": (self.store.whole_seqs() or [0])[-1],
+            **reach(self.store, self._journal)._asdict(),
         }
 
     def wait_idle(self, timeout_s: float) -> None:
@@ -303,24 +306,28 @@ class Learner:
         samples that are acked by now are then learned again, or with `skip` never. Returns once learning has begun
         again; raises SequenceUnknown, Busy, DiskFull, StageFailed.
 
-        The skip is written last: a death before it leaves fewer checkpoints and no rollback, because recovery learns
-        from the journal what the checkpoints lack.
+        If the process dies: with `skip`, `recovery` says why it is atomic. Without, checkpoints are removed from the
+        oldest on, so a death leaves the newest one, and no rollback.
         """
         if not self._rolling.acquire(blocking=False):
             raise Busy("another rollback is under way", hint="try again later")
         try:
             self._check_target(to)
-            self._starting_point(to)  # before anything is given up
+            self._starting_point(to, skip=skip)  # before anything is given up
             self._end_course(self._config.shutdown.drain_timeout_s)
             try:
                 if self._ending:
                     raise _stops("nothing was rolled back")
-                self._starting_point(to)  # again: a checkpoint that was being written may have replaced the oldest
-                self.store.discard_after(to)
-                moments.reached("rollback.discarded")
+                # Again: a checkpoint that was being written may have replaced an older one.
+                self._starting_point(to, skip=skip)
                 last = self._journal.head.seq
+                moments.reached("rollback.before")
                 if skip and last > to:
                     self._skip(to + 1, last)
+                    finish_rollback(self.store, self._journal, to)
+                else:
+                    self.store.discard_after(to)
+                    moments.reached("rollback.discarded")
             finally:
                 checkpoint = self._begin_again()
         except OSError as error:
@@ -337,7 +344,7 @@ class Learner:
         try:
             skips.add(self._journal.path, skips.Skip(first, last))
         except Unavailable as error:
-            error.hint = f"learning is back, but samples {first} to {last} are learned again; then ask once more"
+            error.hint = f"nothing was rolled back: samples {first} to {last} could not be noted as skipped"
             raise
         moments.reached("rollback.skipped")
 

@@ -24,8 +24,9 @@ MOMENTS: Final = (
     "checkpoint.remove.before",  # the oldest one gives way
     "trim.before",  # rows that no checkpoint needs are deleted
     "trim.after",
-    "rollback.discarded",  # the checkpoints beyond it are gone
+    "rollback.before",  # learning has ended; nothing is changed on disk
     "rollback.skipped",  # what is to be skipped is on disk
+    "rollback.discarded",  # the checkpoints beyond it are gone
 )
 
 

@@ -1,7 +1,10 @@
-"""Which rows the journal may give up: those that every checkpoint that is kept has learned.
+"""Which rows the journal may give up: those that each of the newest checkpoints (`checkpoint.keep`) has learned.
 
 Valid at all times: some whole checkpoint has learned each row that is gone. When the journal is full, one checkpoint
 must be enough for that, so it is looked at first, every byte.
+
+Older checkpoints, those of the ladder, hold no rows: days of samples would fill the disk and make each start slow. A
+rollback to one of them can therefore not relearn what came after it; see `recovery`.
 """
 
 import logging
@@ -14,7 +17,7 @@ from ffstream.errors import CheckpointDamaged, Unavailable
 
 log = logging.getLogger(__name__)
 
-_PRESS_S = 2.0  # between two checkpoints that a full journal asks for
+_PRESS_S = 2.0  # between two checkpoints that a full journal asks for, or that are removed from a full disk
 
 
 class Retention:
@@ -30,11 +33,12 @@ class Retention:
         self._looked_at = -1  # the newest checkpoint when the journal was full
         self._vouched_for = 0  # up to where rows may then give way
         self._pressed_at = 0.0
+        self._shed_at = 0.0
 
     def wrote(self, seq: int) -> None:
         """A checkpoint is durable."""
         with suppress(Unavailable):  # no descriptor to look with: what is known stays true
-            self.limit = min(each for each in self._store.whole_seqs() if each <= seq)
+            self.limit = min(self._store.recent(at_most=seq))
 
     def goes_back(self, seq: int) -> None:
         """Learning begins again there: numbers come again, and so do checkpoints of these numbers."""
@@ -56,6 +60,14 @@ class Retention:
             if newest > self.limit:
                 self._vouch_for(newest)
         return self._vouched_for
+
+    def sheds(self) -> bool:
+        """While the disk is short: whether it is time for another old checkpoint to give way."""
+        now = time.monotonic()
+        if now - self._shed_at < _PRESS_S:
+            return False
+        self._shed_at = now
+        return True
 
     def _vouch_for(self, newest: int) -> None:
         try:

@@ -3,8 +3,10 @@
 The format stands in `store`.
 """
 
+import errno
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ MANIFEST = "manifest.json"
 # SHA-256 takes thirty times as long, time that learning would miss. Both find whatever chance damages, and neither
 # what is done on purpose: who can write here can write a manifest, too.
 CHECKSUM = "xxh3_128"
+_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 WRITING = ".writing-"  # and the sequence number: a checkpoint until it has its name
 _NUMBER = re.compile(r"\d{20}", re.ASCII)
 _HALF = re.compile(rf"{re.escape(WRITING)}\d+", re.ASCII)
@@ -87,6 +90,25 @@ def read(folder: Path, seq: int) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(seq, f"unreadable: {error}") from error
     return manifest
+
+
+def clock_and_size(folder: Path, seq: int) -> tuple[float, int]:
+    """`clock_s` of a checkpoint, and the bytes of its files; no checksum is computed.
+
+    0.0 where the manifest has no such number: of an earlier version, or damaged, which is for others to find. Raises
+    OSError when that cannot be told, because descriptors or memory are short.
+    """
+    here = folder_of(folder, seq)
+    clock_s, size = 0.0, 0
+    try:
+        size = sum(path.stat().st_size for path in here.iterdir())
+        clock_s = float(json.loads((here / MANIFEST).read_bytes())["clock_s"])
+    except OSError as error:
+        if error.errno in _SHORTAGE:
+            raise
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return (clock_s if math.isfinite(clock_s) else 0.0), size
 
 
 def verify(folder: Path, seq: int) -> dict[str, Any]:

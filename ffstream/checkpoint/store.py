@@ -12,13 +12,16 @@ times:
 
 A death before 4 leaves a folder without a manifest, which the next writer sweeps away. Weights are safetensors:
 reading a checkpoint runs no code.
+
+Which ones stay is decided in `ladder`, after each write. `clock_s` in a manifest is what ages are computed from: the
+seconds that daemons had run on this folder when it was written.
 """
 
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,7 @@ from torch import Tensor
 
 from ffstream import moments
 from ffstream.checkpoint import manifest as manifests
+from ffstream.checkpoint.ladder import Ladder, Rung
 from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, WRITING, damaged, folder_of
 from ffstream.checkpoint.tensors import save
 from ffstream.durable import fsync, fsync_tree
@@ -56,11 +60,25 @@ class Stored(NamedTuple):
 
 
 class CheckpointStore:
-    """Writes and reads the checkpoints of one recipe. One writer at a time; readers need no lock."""
+    """Writes and reads the checkpoints of one recipe. One writer at a time; readers need no lock.
 
-    def __init__(self, folder: Path, *, keep: int, recipe: Mapping[str, Any]) -> None:
+    `ladder_s` and `max_bytes` say which stay beside the newest `keep`: see `ladder`. `monotonic_s` is a clock.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        recipe: Mapping[str, Any],
+        ladder_s: Sequence[float] = (),
+        max_bytes: int = 0,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.folder = folder
         self.keep = keep
+        self._ladder = Ladder(keep, ladder_s, max_bytes)
+        self._rungs: dict[int, Rung] = {}  # what manifests say, read once
         # As it looks when read back: JSON has lists where Python has tuples.
         self.recipe = json.loads(json.dumps(recipe))
         self._damaged: set[int] = set()  # known to be: they vouch for nothing, and go once a later one is whole
@@ -69,6 +87,8 @@ class CheckpointStore:
             fsync(folder.parent)  # the journal lets rows go that are learned in here
         except OSError as error:
             raise Unavailable(f"{folder}: {error.strerror}", hint="checkpoints want a folder to write to") from error
+        self._monotonic_s = monotonic_s
+        self._clock_began_s = self._newest_clock_s() - monotonic_s()
 
     def write(self, checkpoint: Checkpoint, wrote: Callable[[int], object] = lambda size: None) -> int:
         """Makes a checkpoint durable and removes what is over `keep`. Returns its bytes. Raises OSError.
@@ -98,6 +118,7 @@ class CheckpointStore:
             "format": FORMAT,
             "seq": checkpoint.seq,
             "written": time.time(),
+            "clock_s": self.clock_s(),
             "recipe": self.recipe,
             "progress": dict(checkpoint.progress),
             "files": {STATE: saved._asdict()},
@@ -110,15 +131,54 @@ class CheckpointStore:
         fsync(final)
         moments.reached("checkpoint.manifest.after")
         self._damaged.discard(checkpoint.seq)
+        self._rungs.pop(checkpoint.seq, None)
         self._remove_old(checkpoint.seq)
         return saved.bytes
 
     def _remove_old(self, seq: int) -> None:
         # A newer one is damaged: recovery began before it. It is no reason to give up a whole one.
-        whole = [each for each in self.whole_seqs() if each <= seq]
-        for old in (*whole[: -self.keep], *(each for each in sorted(self._damaged) if each < seq)):
+        try:
+            surplus = self._ladder.surplus(self.rungs(at_most=seq))
+        except OSError as error:  # no descriptor to look at them: tried again after the next write
+            log.warning("old checkpoints stay error=%s", error)
+            return
+        for old in (*(rung.seq for rung in surplus), *(each for each in sorted(self._damaged) if each < seq)):
             moments.reached("checkpoint.remove.before")
             self._remove(old)
+
+    def shed(self) -> int:
+        """Makes room on the disk: removes the least useful checkpoint besides the newest `keep`.
+
+        Returns the bytes that are free now, 0 when only the newest are left. Raises OSError, Unavailable.
+        """
+        surplus = self._ladder.sparser(self.rungs())
+        for rung in surplus:
+            self._remove(rung.seq)
+        return sum(rung.bytes for rung in surplus)
+
+    def recent(self, at_most: int) -> list[int]:
+        """The newest `keep` whole ones at or below a sample, oldest first: those that recovery relies on."""
+        return [seq for seq in self.whole_seqs() if seq <= at_most][-self.keep :]
+
+    def rungs(self, at_most: int | None = None) -> list[Rung]:
+        """Whole checkpoints (at or below a sample) with age and size, oldest first. Raises OSError, Unavailable."""
+        return [self._rung(seq) for seq in self.whole_seqs() if at_most is None or seq <= at_most]
+
+    def _rung(self, seq: int) -> Rung:
+        rung = self._rungs.get(seq)
+        if rung is None:
+            rung = self._rungs[seq] = Rung(seq, *manifests.clock_and_size(self.folder, seq))
+        return rung
+
+    def _newest_clock_s(self) -> float:
+        try:
+            return max((rung.clock_s for rung in self.rungs()), default=0.0)
+        except OSError:  # not now: older checkpoints will look younger than they are, and stay longer
+            return 0.0
+
+    def clock_s(self) -> float:
+        """Seconds that daemons have run on this folder. Never goes back, and ignores changes of the time of day."""
+        return self._monotonic_s() + self._clock_began_s
 
     def seqs(self) -> list[int]:
         """Sequence numbers of the checkpoints that have a manifest, oldest first."""
@@ -194,6 +254,7 @@ class CheckpointStore:
         shutil.rmtree(folder, ignore_errors=True)
         fsync(self.folder)
         self._damaged.discard(seq)
+        self._rungs.pop(seq, None)
 
     def _sweep(self) -> None:
         """Removes what a death left half written."""

@@ -1,5 +1,6 @@
 """Checkpoints are written beside learning: a thread that takes cuts and makes them durable."""
 
+import errno
 import logging
 import threading
 import time
@@ -13,6 +14,7 @@ from ffstream.threads import WRITING_NICENESS, OnFailure, Worker
 log = logging.getLogger(__name__)
 
 _NAME = "ff-checkpoint"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Written(NamedTuple):
@@ -44,6 +46,7 @@ class CheckpointWriter:
         self._waiting: Checkpoint | None = None
         self._bytes_per_s = bytes_per_s
         self._hurries = False
+        self._sheds = False
         self._stopping = False
         self._ended = False
         self._changed = threading.Condition()
@@ -63,6 +66,12 @@ class CheckpointWriter:
                     checkpoint.seq,
                 )
             self._waiting = checkpoint
+            self._changed.notify_all()
+
+    def shed(self) -> None:
+        """Removes one checkpoint besides the newest, if there is one, to make room on the disk; returns at once."""
+        with self._changed:
+            self._sheds = True
             self._changed.notify_all()
 
     def settle(self, timeout_s: float) -> bool:
@@ -88,35 +97,58 @@ class CheckpointWriter:
 
     def _work(self) -> None:
         try:
-            while (checkpoint := self._next()) is not None:
-                self._write(checkpoint)
+            while True:
+                sheds, checkpoint = self._next()
+                if sheds:
+                    self._make_room()
+                if checkpoint is not None:
+                    self._write(checkpoint)
+                elif not sheds:
+                    break
                 checkpoint = None  # its memory is wanted for the next cut
         finally:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
-    def _next(self) -> Checkpoint | None:
+    def _next(self) -> tuple[bool, Checkpoint | None]:
+        """Whether to make room, and what to write; neither when stopping."""
         with self._changed:
             with self.thread.waiting():
                 self._changed.notify_all()  # whoever waits for it to have nothing in hand
-                self._changed.wait_for(lambda: self._waiting is not None or self._stopping)
-            checkpoint, self._waiting = self._waiting, None
-            return checkpoint
+                self._changed.wait_for(lambda: self._waiting is not None or self._stopping or self._sheds)
+            taken = self._sheds, self._waiting
+            self._sheds, self._waiting = False, None
+            return taken
 
     def _write(self, checkpoint: Checkpoint) -> None:
         start = time.perf_counter()
         size = 0
-        failure: Exception | None = None
-        try:
-            size = self._store.write(checkpoint, self._take_time)
-        except (OSError, Unavailable) as error:
-            failure = error
-            log.error("checkpoint failed seq=%d error=%r", checkpoint.seq, str(error))
+        failure: Exception | None
+        while True:
+            failure = None
+            try:
+                size = self._store.write(checkpoint, self._take_time)
+            except (OSError, Unavailable) as error:
+                failure = error
+                log.error("checkpoint failed seq=%d error=%r", checkpoint.seq, str(error))
+            if getattr(failure, "errno", None) not in _NO_ROOM or not self._make_room():
+                break
         seconds = time.perf_counter() - start
         if failure is None:
             log.info("checkpoint written seq=%d bytes=%d seconds=%.2f", checkpoint.seq, size, seconds)
         self._on_written(Written(checkpoint.seq, size, seconds, failure))
+
+    def _make_room(self) -> bool:
+        """Whether an old checkpoint gave way."""
+        try:
+            freed = self._store.shed()
+        except (OSError, Unavailable) as error:
+            log.warning("old checkpoints stay error=%s", error)
+            return False
+        if freed:
+            log.warning("disk full: an old checkpoint was removed, rollback reaches less far back bytes=%d", freed)
+        return freed > 0
 
     def _take_time(self, size: int) -> None:
         self.thread.progressed()

@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ffstream.cli import options
+from ffstream.cli import options, states
 from ffstream.cli.output import prequential_error, print_json
 from ffstream.client import Control, CurveKeys
 
@@ -46,11 +46,24 @@ def _facts(result: dict[str, Any]) -> Table:
         "prequential error": prequential_error(result),
         "snapshot": f"{snapshot['age_s']:.1f} s old, learned up to {snapshot['seq']:,}",
         "checkpoint": f"at {result['checkpoint_seq']:,}",
+        "rollback": _reach(result),
     } | result["endpoints"]
     rows |= {f"warning: {name}": text for name, text in result.get("warnings", {}).items()}
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _reach(result: dict[str, Any]) -> str:
+    """How far back a rollback can go."""
+    oldest, relearn = result["rollback_from"], result["relearn_from"]
+    if oldest is None:
+        return "nowhere yet"
+    ago = f"{oldest:,}, {states.duration(result['rollback_age_s'])} of running ago"
+    if relearn == oldest:
+        return f"to any sample from {ago}, on"
+    exact = f"with --skip to a checkpoint from {ago}, on"
+    return exact if relearn is None else f"to any sample from {relearn:,} on; {exact}"
 
 
 def _stages(stages: list[dict[str, Any]]) -> Table:
@@ -128,6 +141,11 @@ def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool
     Learning begins at the newest checkpoint at or below SEQ and learns from there to SEQ again; predictions come from
     that checkpoint at once. What happens to the samples after SEQ is yours to choose; samples sent from now on are
     learned in any case. What an earlier --skip skipped stays skipped.
+
+    How far back it reaches: to any sample from the oldest of the newest checkpoints (`checkpoint.keep`) on, because
+    the journal holds what came after it. Beyond that, only to exactly the sample of an older checkpoint
+    (`checkpoint.ladder_s`), and only with --skip. `ffstream status` shows the limits, `ffstream checkpoint list` the
+    checkpoints.
     """
     result = request("rollback", endpoint, timeout_s, keys, arguments={"to": to, "later": later})
     sentence = "learning is back at sample {to}, from checkpoint {checkpoint}; "

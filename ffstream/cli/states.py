@@ -37,6 +37,14 @@ def size(count: float) -> str:
     return f"{count:,.1f} GiB"
 
 
+def duration(seconds: float) -> str:
+    """Time as a person says it."""
+    for limit_s, unit_s, unit in ((120.0, 1.0, "s"), (7200.0, 60.0, "min"), (172_800.0, 3600.0, "h")):
+        if seconds < limit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
+
+
 def samples(first_seq: int, last_seq: int) -> str:
     """Samples by their numbers."""
     return f"sample {first_seq:,}" if first_seq == last_seq else f"samples {first_seq:,} to {last_seq:,}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream import moments
-from ffstream.errors import BelowBase, JournalDamaged, Unavailable
+from ffstream.errors import BelowBase, JournalDamaged, JournalIncompatible, Unavailable
 from ffstream.journal import clean_close, clock, identity, schema
 
 _COMMIT_WAIT_MS = 2000  # for the write lock; other threads hold it for one short transaction
@@ -97,7 +97,7 @@ class Journal:
         except (*schema.UNREADABLE, *_OF_ANOTHER_TYPE) as error:
             self._give_up(has_log)
             raise schema.unusable(path, error) from error
-        except (JournalDamaged, Unavailable):
+        except (JournalDamaged, JournalIncompatible, Unavailable):
             self._give_up(has_log)
             raise
         clean_close.mark_open(self._db, path)

@@ -27,6 +27,7 @@ class Reader:
         self._db = schema.connect(path, read_only=True)
         try:
             self.skips = skips.read(self._db, path)
+            self.unfinished_rollback = skips.unfinished(self._db)
         except BaseException:
             self._db.close()
             raise

@@ -129,6 +129,11 @@ class Admission:
             "warnings": self.warnings.active,
         }
 
+    @property
+    def disk_is_short(self) -> bool:
+        """Whether samples are refused because the disk has too little room."""
+        return isinstance(self._failed or self._lacking, DiskFull)
+
     def credit(self) -> int:
         """Messages that a client may have unanswered: the window, less when the backlog is nearly full, or 0 while
         there is an obstacle."""

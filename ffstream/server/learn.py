@@ -184,7 +184,8 @@ class LearnLoop(RouterLoop):
     def idle(self) -> None:
         """Deletes a few rows that no kept checkpoint needs, and looks now and then at what is short."""
         try:
-            self._trims = self._trim(pressed=self._admission.journal_is_full)
+            admission = self._admission
+            self._trims = self._trim(pressed=admission.journal_is_full, disk_is_short=admission.disk_is_short)
         except Unavailable:
             self._trims = False  # no room to note what is deleted: tried again at the next turn
         self._admission.look()

@@ -33,6 +33,7 @@ def checkpoint(running: Running) -> None:
 def restored(folder: Path) -> tuple[int, int, int]:
     """Accepted, learned and skipped of a daemon that is started on a backup."""
     with Running(folder, "checkpoint.keep=1") as running:
+        running.control().request("resume")  # it is paused if it was
         status = running.control().wait_idle(WAIT_S)
         return status["accepted"], status["learned"], status["skipped"]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ffstream.config import Config
-from ffstream.errors import Busy, DeadlineExceeded, JournalDamaged, Paused, SequenceUnknown, Unavailable
+from ffstream.errors import Busy, DeadlineExceeded, DiskFull, JournalDamaged, Paused, SequenceUnknown, Unavailable
 from ffstream.journal import events
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learner import Learner
@@ -253,7 +253,8 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
     tmp_path: Path, watched: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then it is refused, and nothing is lost."""
-    with Bench(tmp_path / "bench", checkpoint={"every_samples": 0, "every_s": 0, "keep": 1}) as bench:
+    newest_only = {"every_samples": 0, "every_s": 0, "keep": 1, "ladder_s": []}
+    with Bench(tmp_path / "bench", checkpoint=newest_only) as bench:
         bench.learn(10)
         bench.learner.checkpoint(DEADLINE_S)
         while bench.learner.trim():
@@ -277,6 +278,126 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
         assert bench.learner.store.seqs() == [80]
         bench.learn(1)
         assert bench.learner.status()["learned"] == 84
+
+
+# --- rollback to a checkpoint that the journal does not reach back to -----------------------------------------------
+
+LADDER = {"every_samples": 0, "every_s": 0, "keep": 1}  # the first checkpoint stays as one of the ladder
+
+
+def grow_old(bench: Bench) -> None:
+    """Checkpoints 40 and 120; the journal holds nothing that came before 121, and 8 samples after it."""
+    for seed in range(3):
+        bench.learn(10, seed=seed)
+        bench.learner.checkpoint(DEADLINE_S)
+    while bench.learner.trim():
+        pass
+    bench.learn(2, seed=3)
+    assert bench.learner.store.seqs() == [40, 120]
+    assert bench.journal.first_seq == 121
+
+
+def test_rollback_to_an_old_checkpoint_skips_what_the_journal_no_longer_has(tmp_path: Path) -> None:
+    """As if what came after it had never come."""
+    with Bench(tmp_path / "bench", checkpoint=LADDER) as bench:
+        grow_old(bench)
+        assert bench.learner.rollback(40, skip=True) == (40, 40, 41, 128, "skipped")
+        assert bench.learner.store.seqs() == [40]
+        bench.learn(5, seed=4)
+        after = bench.state()
+        status = bench.learner.status()
+        assert (status["accepted"], status["applied_seq"], status["learned"]) == (148, 148, 60)
+    with Bench(tmp_path / "other") as other:
+        other.learn(10)
+        other.learn(5, seed=4)
+        assert equal(after, other.state())
+    with Bench(tmp_path / "bench", checkpoint=LADDER) as again:
+        assert equal(again.state(), after)
+        assert again.learner.status()["learned"] == 60
+        again.learn(1, seed=5)
+
+
+@pytest.mark.parametrize(("to", "skip"), [(40, False), (41, True), (41, False), (119, True)])
+def test_rollback_that_needs_samples_the_journal_no_longer_has_is_refused(
+    tmp_path: Path, to: int, skip: bool
+) -> None:
+    with Bench(tmp_path / "bench", checkpoint=LADDER) as bench:
+        grow_old(bench)
+        with pytest.raises(
+            SequenceUnknown, match=r"checkpoint 40 .*, and the journal begins at sample 121"
+        ) as caught:
+            bench.learner.rollback(to, skip=skip)
+        assert caught.value.hint == "from 120 on; with --skip also exactly to checkpoint 40"
+        with pytest.raises(SequenceUnknown, match="no checkpoint at or below 39"):
+            bench.learner.rollback(39, skip=True)
+        bench.learn(1)
+        assert bench.learner.status()["learned"] == 132
+
+
+@pytest.mark.parametrize("moment", ["rollback.skipped", "rollback.discarded"])
+def test_death_in_a_rollback_to_an_old_checkpoint_leaves_one_that_starts(
+    tmp_path: Path, watched: Watch, moment: str
+) -> None:
+    bench = Bench(tmp_path / "bench", checkpoint=LADDER)
+    bench.learner.start()
+    grow_old(bench)
+
+    def die(now: str) -> None:
+        if now == moment:
+            raise Death
+
+    watched(die)
+    bench.learner._begin_again = lambda: 0  # type: ignore[method-assign]  # a dead process does nothing
+    with pytest.raises(Death):
+        bench.learner.rollback(40, skip=True)
+    watched(None)
+    assert bench.learner.end_writing(DEADLINE_S)
+    bench.journal.close()
+    with Bench(tmp_path / "bench", checkpoint=LADDER) as again:
+        assert again.learner.store.seqs() == [40]
+        again.learn(1)
+        assert again.learner.status()["learned"] == 44
+
+
+def test_a_skip_that_finds_no_room_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Bench(tmp_path / "bench", checkpoint=LADDER) as bench:
+        grow_old(bench)
+
+        def full(*arguments: object) -> None:
+            raise DiskFull("no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ffstream.journal.skips.add", full)
+            with pytest.raises(DiskFull) as caught:
+                bench.learner.rollback(40, skip=True)
+        assert caught.value.hint == "nothing was rolled back: samples 41 to 128 could not be noted as skipped"
+        assert bench.learner.store.seqs() == [40, 120]
+        bench.learn(1)
+        assert bench.learner.status()["learned"] == 132
+
+
+def test_status_says_how_far_back_a_rollback_reaches(tmp_path: Path) -> None:
+    with Bench(tmp_path / "bench", checkpoint=LADDER) as bench:
+        clock = [100.0]
+        bench.learner.store._monotonic_s = lambda: clock[0]
+        bench.learner.store._clock_began_s = -100.0
+        status = bench.learner.status()
+        assert (status["rollback_from"], status["rollback_age_s"], status["relearn_from"]) == (0, 0, 0)
+        grow_old(bench)
+        clock[0] += 50.0
+        status = bench.learner.status()
+        assert (status["rollback_from"], status["rollback_age_s"], status["relearn_from"]) == (40, 50.0, 120)
+
+
+def test_a_short_disk_takes_old_checkpoints_and_never_the_newest(tmp_path: Path) -> None:
+    with Bench(tmp_path / "bench", checkpoint=LADDER) as bench:
+        grow_old(bench)
+        bench.learner.trim(disk_is_short=True)
+        wait_until(lambda: bench.learner.store.seqs() == [120], DEADLINE_S, "the old checkpoint is removed")
+        bench.learner.retention._shed_at = 0.0
+        bench.learner.trim(disk_is_short=True)
+        assert bench.learner.writer.settle(DEADLINE_S)
+        assert bench.learner.store.seqs() == [120]
 
 
 def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
@@ -514,10 +635,20 @@ class Death(BaseException):
     """What SIGKILL is to a process."""
 
 
-@pytest.mark.parametrize(("moment", "learned"), [("rollback.discarded", 80), ("rollback.skipped", 30)])
+@pytest.mark.parametrize(
+    ("moment", "skip", "learned"),
+    [
+        ("rollback.before", True, 80),
+        ("rollback.before", False, 80),
+        ("rollback.skipped", True, 30),
+        ("rollback.discarded", True, 30),
+        ("rollback.discarded", False, 80),
+    ],
+)
 def test_death_in_a_rollback_leaves_all_of_it_or_nothing(
-    tmp_path: Path, watched: Watch, moment: str, learned: int
+    tmp_path: Path, watched: Watch, moment: str, skip: bool, learned: int
 ) -> None:
+    """Once the skip is on disk, recovery completes what was begun."""
     bench = Bench(tmp_path / "bench")
     bench.learner.start()
     bench.learn(20)
@@ -529,7 +660,7 @@ def test_death_in_a_rollback_leaves_all_of_it_or_nothing(
     watched(die)
     bench.learner._begin_again = lambda: 0  # type: ignore[method-assign]  # a dead process does nothing
     with pytest.raises(Death):
-        bench.learner.rollback(30, skip=True)
+        bench.learner.rollback(30, skip=skip)
     watched(None)
     assert bench.learner.end_writing(DEADLINE_S)
     bench.journal.close()

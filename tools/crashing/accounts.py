@@ -1,10 +1,10 @@
 """What was promised, and what is there in the end.
 
 What counts as what: an ack [n, first, count] promises that message n became the samples first … first+count−1. The
-journal says the same of the rows that it still has, which reach back to the oldest checkpoint; what was trimmed lay
-at or below it and has been learned by it. The daemon keeps no record of each learned sample. In every checkpoint it
-keeps `memory.added`: how many samples of the stream went by on the way to this state. And the state itself, equal in
-every bit to one that learned each sample once and in order, leaves no room for another history.
+journal says the same of the rows that it still has, which reach back to the oldest of the newest checkpoints; what
+was trimmed lay at or below it and has been learned by it. The daemon keeps no record of each learned sample. In every
+checkpoint it keeps `memory.added`: how many samples of the stream went by on the way to this state. And the state
+itself, equal in every bit to one that learned each sample once and in order, leaves no room for another history.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from tools.crashing.stream import Heard
+from tools.crashing.stream import KEPT, Heard
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Remains:
     """What a stopped daemon left."""
 
     rows: Sequence[Heard]
-    checkpoints: Sequence[int]
+    checkpoints: Sequence[int]  # the newest, those that the journal reaches back to
     tensors: dict[str, Any]
     progress: dict[str, Any]
 
@@ -48,7 +48,7 @@ class Remains:
         newest = manifests[-1].parent
         return cls(
             rows=rows_of(state / "journal.sqlite"),
-            checkpoints=[int(each.parent.name) for each in manifests],
+            checkpoints=[int(each.parent.name) for each in manifests][-KEPT:],
             tensors=load_file(newest / "state.safetensors"),
             progress=json.loads(manifests[-1].read_text(encoding="utf-8"))["progress"],
         )

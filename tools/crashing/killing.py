@@ -23,7 +23,7 @@ from ffstream.errors import FFStreamError
 from ffstream.moments import MOMENTS
 from tools.crashing.accounts import Account, Remains, settle
 from tools.crashing.lives import ForkServer, Home, Life, start_really
-from tools.crashing.stream import Sender, connect, send_all
+from tools.crashing.stream import KEPT, Sender, connect, send_all
 from tools.crashing.victim import Death
 from tools.daemon_process import DaemonFailed, log_tail
 
@@ -157,7 +157,7 @@ class Killing:
         deadline = time.monotonic() + _REACH_S
         with Control(self._home.control) as control:
             while not life.ended(0) and time.monotonic() < deadline:
-                oldest = min(manifest.seqs(self._home.state / "checkpoints"), default=0)
+                oldest = min(manifest.seqs(self._home.state / "checkpoints")[-KEPT:], default=0)
                 with suppress(FFStreamError):  # it may be dead by now, or the oldest checkpoint another one
                     to = self._chance.randint(oldest, max(oldest, control.status(_ANSWER_S)["applied_seq"]))
                     control.request("rollback", {"to": to, "later": "relearn"}, _ANSWER_S)

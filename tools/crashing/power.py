@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ffstream.checkpoint import manifest
+from ffstream.checkpoint.ladder import Rung
 from ffstream.client import Control
 from ffstream.errors import FFStreamError
 from ffstream.journal.journal import Journal
@@ -28,7 +29,17 @@ from tools.crashing import disk, trace
 from tools.crashing.accounts import Account, Remains, rows_of, settle
 from tools.crashing.killing import end_in_order, never_killed
 from tools.crashing.lives import ForkServer, Home
-from tools.crashing.stream import CHECKPOINT_SAMPLES, INPUTS, KEPT, LABELS, Heard, connect, send_all, sizes
+from tools.crashing.stream import (
+    CHECKPOINT_SAMPLES,
+    INPUTS,
+    KEPT,
+    LABELS,
+    LADDER,
+    Heard,
+    connect,
+    send_all,
+    sizes,
+)
 from tools.crashing.victim import Death
 from tools.daemon_process import DaemonFailed, log_tail
 
@@ -133,10 +144,12 @@ def _await_quiet(home: Home, begun_at: int) -> None:
 
 
 def _is_trimmed(state: Path) -> bool:
-    """Whether no checkpoint is left over, and no row that the oldest one has learned: the last things it does."""
-    kept = manifest.seqs(state / "checkpoints")
+    """Whether no checkpoint is left over, and no row that all of the newest have learned: the last things it does."""
+    folder = state / "checkpoints"
+    kept = [Rung(seq, *manifest.clock_and_size(folder, seq)) for seq in manifest.seqs(folder)]
+    oldest = min((rung.seq for rung in kept[-KEPT:]), default=0)
     ends = (row.first_seq + row.samples - 1 for row in rows_of(state / "journal.sqlite"))
-    return len(kept) <= KEPT and all(end > min(kept, default=0) for end in ends)
+    return not LADDER.surplus(kept) and all(end > oldest for end in ends)
 
 
 def unsafe(folder: Path, recording: Recording) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ffstream.checkpoint.ladder import Ladder
 from ffstream.client import Producer
 from ffstream.errors import DeadlineExceeded
 from ffstream.wire.messages import Ack
@@ -21,6 +22,7 @@ LABELS = 4
 _BATCH = 8
 CHECKPOINT_SAMPLES = 19 * _BATCH
 KEPT = 3
+LADDER = Ladder(KEPT, (1.0, 5.0, 60.0), 1 << 30)  # old checkpoints come and go all the time
 _SIZES = (1, 8, 3, 5)  # samples in a message: microbatches begin and end anywhere in one
 _ANSWER_S = 120.0
 _GREETING_S = 2.0
@@ -43,6 +45,8 @@ SETTINGS = (
     "checkpoint.every_s=0",
     f"checkpoint.every_samples={CHECKPOINT_SAMPLES}",
     f"checkpoint.keep={KEPT}",  # the journal is trimmed all the time
+    f"checkpoint.ladder_s={list(LADDER.steps_s)}",
+    f"checkpoint.max_bytes={LADDER.max_bytes}",
     "limits.window_messages=32",
     "prequential.busy_fraction=1",  # every sample is predicted: the record is part of what must be equal
     "prequential.queue_depth=1000000",

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from ffstream.cli import main
-from ffstream.errors import DiskFull, JournalDamaged
+from ffstream.errors import DiskFull, JournalDamaged, JournalIncompatible
 from ffstream.journal import clean_close
 from ffstream.journal.journal import Journal
 from tests.support import picture
@@ -131,7 +131,7 @@ def test_second_close_does_nothing(journal: Journal) -> None:
 def test_refused_open_after_crash_keeps_wal(journal: Journal, tmp_path: Path, open_journal: OpenJournal) -> None:
     image = crash_image(journal.path, tmp_path / "image")
     for _ in range(2):
-        with pytest.raises(JournalDamaged, match="labels is"):
+        with pytest.raises(JournalIncompatible, match="labels"):
             Journal(image, inputs=INPUTS, labels=LABELS + 1)
     assert open_journal(image).head.seq == 3
 

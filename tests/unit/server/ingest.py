@@ -51,7 +51,7 @@ class Ingest:
             ImageChecker(INPUTS, 4, 10),
             self.admission,
             wanted,
-            trim=lambda pressed: self.journal.trim(self.trim_to),
+            trim=lambda pressed, disk_is_short: self.journal.trim(self.trim_to),
             boot="boot",
             metrics=self.metrics,
             on_failure=self.failures.append,
