@@ -13,6 +13,7 @@ HANDSHAKE_FAILED_PROTOCOL would say more, but must not be asked for: see ffstrea
 """
 
 import contextlib
+import itertools
 import queue
 import threading
 import time
@@ -39,6 +40,7 @@ _RETRY_S = 1.0
 _PROBE_EVERY_S = 1.0
 _PROBE_STEP_S = 0.5
 _SILENT_S = 0.5  # a server greets in less
+_names = itertools.count()
 
 
 class Handshakes:
@@ -61,7 +63,14 @@ class Handshakes:
         self._probing: queue.SimpleQueue[Finding | None] | None = None
         self._socket = socket
         socket.setsockopt(zmq.IPV6, int(self._is_ipv6))
-        self._monitor = socket.get_monitor_socket(_EVENTS)
+        # pyzmq would name it by a file descriptor, whose number another socket may have had a moment before.
+        socket.monitor(monitored := f"inproc://ff-client-{next(_names)}", _EVENTS)
+        self._monitor = socket.context.socket(zmq.PAIR)
+        self._monitor.setsockopt(zmq.LINGER, 0)
+        # libzmq writes events without a limit on its patience: over a full queue all sockets of the process would wait
+        # for an idle client whose daemon is away.
+        self._monitor.setsockopt(zmq.RCVHWM, 0)
+        self._monitor.connect(monitored)
 
     def look(self) -> None:
         """Reads what happened since the last look. Raises RequestRefused or ConfigError for a refusal."""
@@ -182,3 +191,4 @@ class Handshakes:
     def close(self) -> None:
         """Ends the monitor, before the socket."""
         self._socket.disable_monitor()
+        self._monitor.close()
