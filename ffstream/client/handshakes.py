@@ -67,8 +67,8 @@ class Handshakes:
         socket.monitor(monitored := f"inproc://ff-client-{next(_names)}", _EVENTS)
         self._monitor = socket.context.socket(zmq.PAIR)
         self._monitor.setsockopt(zmq.LINGER, 0)
-        # libzmq writes events without a limit on its patience: over a full queue all sockets of the process would wait
-        # for an idle client whose daemon is away.
+        # libzmq's I/O thread waits when this queue is full: all sockets of the process would stand still because of
+        # one idle client whose daemon is away.
         self._monitor.setsockopt(zmq.RCVHWM, 0)
         self._monitor.connect(monitored)
 
