@@ -226,6 +226,17 @@ def test_a_stopped_process_is_not_called_absent() -> None:
             stopped.kill()
 
 
+def test_an_idle_client_does_not_block_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libzmq's I/O thread reports each attempt to the client, which does not listen; it must go on all the same."""
+    monkeypatch.setattr("ffstream.client.connection._RECONNECT_MS", 1)
+    monkeypatch.setattr("ffstream.client.connection._RECONNECT_MAX_MS", 1)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        server.settimeout(LONG_S)
+        with Control("tcp://127.0.0.1:{1}".format(*server.getsockname())):
+            for _ in range(1200):  # more than 2,000 events, which is where queues end unless told otherwise
+                server.accept()[0].close()
+
+
 def test_a_command_whose_connection_breaks_is_not_repeated(scripted: Script) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     first = scripted(lambda daemon, fields: None, endpoint, socket="control")
