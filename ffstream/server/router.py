@@ -128,33 +128,35 @@ class RouterLoop(ABC):
         try:
             with ExitStack() as undo:
                 undo.callback(self.release)
-                self._open(context, endpoint, guard, undo)
+                opened = self._open(context, endpoint, guard, undo)
                 undo.pop_all()
         except zmq.ZMQError as error:
             raise listen_error(option, endpoint, error) from error
+        self._socket, self._handshakes = opened
         self._guard = guard
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return self.endpoint
 
     def _open(
         self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, guard: Guard | None, undo: ExitStack
-    ) -> None:
-        """Adds to `undo` how to close what it opens: an open socket would keep the context from ending."""
-        self._socket = context.socket(zmq.ROUTER)
-        undo.callback(self._socket.close)
+    ) -> tuple[zmq.Socket[bytes], HandshakeWatch]:
+        """The bound socket. Adds to `undo` how to close it: an open socket would keep the context from ending."""
+        socket = context.socket(zmq.ROUTER)
+        undo.callback(socket.close)
         ended = self._metrics.connections_ended.labels(self.socket_name)
-        self._handshakes = HandshakeWatch(self._socket, self._refusals, ended, self._limits.handshake_timeout_s)
-        undo.callback(self._handshakes.close)
+        handshakes = HandshakeWatch(socket, self._refusals, ended, self._limits.handshake_timeout_s)
+        undo.callback(handshakes.close)
         # Not for all: with it libzmq writes 127.0.0.1 as ::ffff:127.0.0.1, and an interface is its IPv6 address.
-        self._socket.setsockopt(zmq.IPV6, listens_on_ipv6(endpoint))
+        socket.setsockopt(zmq.IPV6, listens_on_ipv6(endpoint))
         try:
-            self._set_options(self._socket, guard)
+            self._set_options(socket, guard)
         except (zmq.ZMQError, OverflowError) as error:
             raise ConfigError(
                 f"cannot listen on {endpoint}: ZeroMQ does not take a value of [limits]: {error}",
                 hint="set those that you have changed nearer to their defaults; see ffstream config show",
             ) from error
-        self._socket.bind(endpoint)
+        socket.bind(endpoint)
+        return socket, handshakes
 
     def release(self) -> None:
         """Lets another daemon listen on the same path. Call it once the context has ended."""

@@ -77,6 +77,11 @@ def send(producer: Producer, count: int, seed: int) -> None:
         producer.send(images(8, seed=seed + at), labels(8, seed=seed + at))
 
 
+def send_one(producer: Producer) -> None:
+    """40 samples in one message: a second one would wait for credit."""
+    producer.send(images(40, seed=5), labels(40, seed=5))
+
+
 def prove_it_goes_on(running: Running, producer: Producer, accepted: int) -> None:
     """All that was sent is acked now, and learned once."""
     producer.flush(WAIT_S)
@@ -96,7 +101,7 @@ def test_a_disk_that_is_nearly_full(small_disk: Path) -> None:
         running.control().wait_idle(WAIT_S)
         filler = fill(small_disk, leave=4 * MIB)
         wait_until(refuses(running, "disk_full"), WAIT_S, "it refuses samples")
-        send(producer, 5, seed=5)
+        send_one(producer)
         assert ready(running) == (503, "disk_full")
         assert running.control().status()["refusing"] == "disk_full"
         assert len(running.predictor().predict(images(3)).labels) == 3
@@ -115,7 +120,7 @@ def test_a_disk_that_is_full_to_the_last_byte(small_disk: Path, monkeypatch: pyt
         # A second after a commit has failed, it would try again, and not refuse until the next one fails.
         with monkeypatch.context() as held:
             held.setattr("ffstream.server.admission._LOOK_S", 3 * WAIT_S)
-            producer.send(images(160, seed=5), labels(160, seed=5))  # one message: a second would wait for credit
+            producer.send(images(160, seed=5), labels(160, seed=5))  # one message, as in `send_one`
             wait_until(refuses(running, "disk_full"), WAIT_S, "a commit has failed")
             assert ready(running) == (503, "disk_full")
             assert len(running.predictor().predict(images(3)).labels) == 3
@@ -179,7 +184,7 @@ def test_memory_over_its_limit(tmp_path: Path) -> None:
         producer.flush(WAIT_S)
         held = bytearray(b"x") * (500 * MIB)
         wait_until(refuses(running, "memory_full"), WAIT_S, "it refuses samples")
-        send(producer, 5, seed=5)
+        send_one(producer)
         assert ready(running) == (503, "memory_full")
         assert len(running.predictor().predict(images(3)).labels) == 3
         del held
@@ -244,7 +249,7 @@ def test_more_connections_than_descriptors(tmp_path: Path) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
         wait_until(lambda: not refuses(running, "too_many_files")(), WAIT_S, "it accepts again")
-        send(producer, 5, seed=5)
+        send_one(producer)
         prove_it_goes_on(running, producer, 80)
 
 
@@ -265,7 +270,7 @@ def test_a_program_that_holds_the_write_lock(tmp_path: Path) -> None:
 
         with closing(sqlite3.connect(running.state / "journal.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            send(producer, 5, seed=5)
+            send_one(producer)
             wait_until(refuses(running, "unavailable"), WAIT_S, "it refuses samples")
             admission._looked_at = 0.0
             admission.look = look_and_see  # type: ignore[method-assign]

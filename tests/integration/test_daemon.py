@@ -722,7 +722,8 @@ def test_every_metric_is_there_with_its_type_and_in_base_units(daemon: Running) 
         assert family.type == described.type
         assert family.documentation == described.documentation
         assert family.documentation.endswith(".")
-        assert family.samples, f"{family.name} has no value"
+        if metric is not daemon.daemon.metrics.output_dropped:  # `ffstream serve` sets it
+            assert family.samples, f"{family.name} has no value"
         assert family.name.startswith("ffstream_")
         if isinstance(metric, Counter):
             assert all(each.name.endswith(("_total", "_created")) for each in family.samples)
