@@ -58,8 +58,9 @@ class QueuedStream(io.TextIOBase):
         self._unsaid = 0
         self._descriptor = descriptor
         # Its `put` may be interrupted by a signal handler or a finalizer that writes, too.
-        self._queue: SimpleQueue[bytes | threading.Event] = SimpleQueue()
-        threading.Thread(target=self._serve, name=f"ff-output-{descriptor}", daemon=True).start()
+        self._queue: SimpleQueue[bytes | threading.Event | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._serve, name=f"ff-output-{descriptor}", daemon=True)
+        self._writer.start()
 
     def writable(self) -> bool:
         """Always."""
@@ -90,6 +91,13 @@ class QueuedStream(io.TextIOBase):
         self._queue.put(written)
         return written.wait(timeout_s)
 
+    def close(self) -> None:
+        """Ends the writer once it has written what is queued, or after a moment; the descriptor stays open."""
+        if not self.closed:
+            self._queue.put(None)
+            self._writer.join(_LAST_S)
+        super().close()
+
     def _say_dropped(self) -> None:
         if self._unsaid:
             count, self._unsaid = self._unsaid, 0
@@ -99,8 +107,7 @@ class QueuedStream(io.TextIOBase):
         self._queue.put(text.encode(self.encoding, self.errors))
 
     def _serve(self) -> None:
-        while True:
-            item = self._queue.get()
+        while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
                 item.set()
             else:

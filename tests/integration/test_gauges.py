@@ -65,7 +65,9 @@ def test_after_a_restart_errors_and_checkpoints_are_as_before(
         running.stop()
         monkeypatch.setattr("ffstream.checkpoint.store.time", later)
         running.restart()
-        assert absent(running) <= {"clients", "journal_used_bytes", "journal_log_bytes", *OF_LEARNING}, "nothing is learned yet"
+        assert absent(running) <= {"clients", "journal_used_bytes", "journal_log_bytes", *OF_LEARNING}, (
+            "nothing is learned yet"
+        )
         after = scrape(running)
         for name in (
             "prequential_error_ratio",

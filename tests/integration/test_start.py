@@ -79,7 +79,7 @@ def descriptors(spare: int) -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened: list[int] = []
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_highest() + 1, before[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_highest() + 1 + spare, before[1]))
         with suppress(OSError):
             while True:
                 opened.append(os.open(os.devnull, os.O_RDONLY))
@@ -98,7 +98,7 @@ def test_a_start_without_descriptors_for_its_sockets_may_pass(
     """libzmq would abort the process."""
     monkeypatch.setattr("ffstream.daemon.raise_file_limit", lambda: None)
     daemon = Daemon(config(tmp_path / "state"))
-    with descriptors(40), pytest.raises(StartBlocked, match="cannot open sockets: Too many open files") as caught:
+    with pytest.raises(StartBlocked, match="cannot open sockets: Too many open files") as caught, descriptors(40):
         daemon.start()
     assert "LimitNOFILE" in caught.value.hint
     with Running(tmp_path / "state"):

@@ -47,7 +47,9 @@ _POOL = 32  # different messages of a kind
 _SILENCE_S = 60.0
 _SETTLE_S = 45.0  # a half-open connection is dropped after ten seconds, a mute one after fifteen
 _CUT_S = 20.0
-_CUT_BYTES = 2 * MESSAGE_MAX_BYTES + 1  # a frame that is less far over the limit gets an answer; see SPEC.md, "Limits"
+_CUT_BYTES = (
+    2 * MESSAGE_MAX_BYTES + 1
+)  # a frame that is less far over the limit gets an answer; see SPEC.md, "Limits"
 _WORST = 10  # complaints that are kept
 _ACKS = 10  # that a quiet time has at least: what the flood does to others is told by comparison
 _ACKS_S = 60.0

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -16,6 +17,8 @@ from tests.support import wait_until
 
 WAIT_S = 60.0
 LINE = "x" * 99 + "\n"
+
+Queued = Callable[[int], QueuedStream]
 
 
 @pytest.fixture
@@ -27,6 +30,14 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
+@pytest.fixture
+def queued() -> Iterator[Queued]:
+    """Makes streams, and closes them: their threads must not outlive the test."""
+    with ExitStack() as made:
+        yield lambda descriptor: made.enter_context(QueuedStream(descriptor))
+    assert not [each.name for each in threading.enumerate() if each.name.startswith("ff-output")]
+
+
 def read_until(descriptor: int, last: bytes) -> bytes:
     found, deadline = b"", time.monotonic() + WAIT_S
     while not found.endswith(last):
@@ -35,8 +46,8 @@ def read_until(descriptor: int, last: bytes) -> bytes:
     return found
 
 
-def test_what_is_read_comes_in_order(pipe: tuple[int, int]) -> None:
-    stream = QueuedStream(pipe[1])
+def test_what_is_read_comes_in_order(pipe: tuple[int, int], queued: Queued) -> None:
+    stream = queued(pipe[1])
     for at in range(100):
         print(at, file=stream)
     print("Größe \ud800", file=stream)
@@ -45,8 +56,10 @@ def test_what_is_read_comes_in_order(pipe: tuple[int, int]) -> None:
     assert (stream.dropped, stream.isatty()) == (0, False)
 
 
-def test_a_pipe_that_nobody_reads_holds_nobody_up_and_what_is_dropped_is_counted(pipe: tuple[int, int]) -> None:
-    stream = QueuedStream(pipe[1])
+def test_a_pipe_that_nobody_reads_blocks_no_writer_and_drops_are_counted(
+    pipe: tuple[int, int], queued: Queued
+) -> None:
+    stream = queued(pipe[1])
 
     def write() -> None:
         for _ in range(10_000):  # ten times what the pipe takes, and twice what may wait
@@ -69,13 +82,15 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up_and_what_is_dropped_is_counted
     assert read[0].count(LINE.encode()) == 10_000 - stream.dropped
 
 
-def test_a_descriptor_that_refuses_is_no_error_and_a_non_blocking_one_is_waited_for(pipe: tuple[int, int]) -> None:
+def test_a_descriptor_that_refuses_is_no_error_and_a_non_blocking_one_is_waited_for(
+    pipe: tuple[int, int], queued: Queued
+) -> None:
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
-        stream = QueuedStream(full.fileno())
+        stream = queued(full.fileno())
         stream.write(LINE)
         assert stream.drain(WAIT_S)
     os.set_blocking(pipe[1], False)
-    stream = QueuedStream(pipe[1])
+    stream = queued(pipe[1])
     for _ in range(2_000):
         stream.write(LINE)
     stream.write("end\n")
@@ -108,6 +123,6 @@ def test_a_file_never_gets_the_number_of_a_closed_standard_stream(closed: str) -
     assert done.returncode == 0
 
 
-def test_threads_that_write_are_named() -> None:
-    QueuedStream(2)
+def test_threads_that_write_are_named(queued: Queued) -> None:
+    queued(2)
     wait_until(lambda: "ff-output-2" in {each.name for each in threading.enumerate()}, WAIT_S, "the writer runs")
