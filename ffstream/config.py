@@ -6,7 +6,6 @@ Later sources win: defaults, the file, `FFSTREAM_SECTION__KEY` in the environmen
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
 from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -24,7 +23,8 @@ from pydantic import (
 
 from ffstream import endpoints, option_sources
 from ffstream.errors import ConfigError
-from ffstream.ff.presets import PRESETS, Recipe
+from ffstream.ff.presets import PRESET, PRESETS, recipe
+from ffstream.ff.recipe import LayerOptions, Recipe
 from ffstream.option_errors import Option, OptionError, UnknownOption, options_of, show, wrong
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN, DEFAULT_PREDICT, MAX_HEADER_BYTES
 
@@ -37,11 +37,8 @@ class _Section(BaseModel):
 
 
 def _fill_preset(given: Any) -> Any:
-    """A preset's name and the options that differ from it, to the options of a whole recipe."""
-    if not isinstance(given, Mapping):
-        return given
-    options = dict(given)
-    return asdict(PRESETS[options.pop("preset", "stream")]) | options
+    """A preset's name and the options that differ from it, to a whole recipe."""
+    return recipe(given) if isinstance(given, Mapping) else given
 
 
 class Listen(_Section):
@@ -262,7 +259,7 @@ class Config(_Section):
     listen: Listen = Listen()
     limits: Limits = Limits()
     security: Security = Security()
-    network: Annotated[Recipe, BeforeValidator(_fill_preset)] = PRESETS["stream"]
+    network: Annotated[Recipe, BeforeValidator(_fill_preset)] = recipe("stream")
     learning: Learning = Learning()
     pipeline: PipelineSection = PipelineSection()
     checkpoint: Checkpoints = Checkpoints()
@@ -285,13 +282,13 @@ class Config(_Section):
             raise ValueError(
                 wrong("learning.sleep", learning.sleep, "needs learning.wake too: set it to a count of microbatches")
             )
-        if learning.wake and recipe.objective != "threshold":
-            objective = show(recipe.objective)
+        unfit = [layer.objective.kind for layer in recipe.layers if not layer.objective.has_phases]
+        if learning.wake and unfit:
             raise ValueError(
                 wrong(
                     "learning.wake",
                     learning.wake,
-                    f'needs network.objective = "threshold"; {objective} learns both phases at once',
+                    f'needs network.objective = "threshold"; {show(unfit[0])} learns both phases at once',
                 )
             )
         if learning.partial == "wait" and self.limits.backlog_max_samples < recipe.batch_size:
@@ -302,20 +299,20 @@ class Config(_Section):
                     f"learning.partial waits for network.batch_size = {recipe.batch_size} samples",
                 )
             )
-        if stages and (sum(stages) != len(recipe.widths) or min(stages) < 1):
+        if stages and (sum(stages) != len(recipe.layers) or min(stages) < 1):
             raise ValueError(
                 wrong(
                     "pipeline.stages",
                     stages,
-                    f"expected numbers from 1 that add up to the {len(recipe.widths)} layers of network.widths",
+                    f"expected numbers from 1 that add up to the {len(recipe.layers)} layers of the network",
                 )
             )
-        if recipe.rehearsal_jitter and (recipe.rehearsal or learning.wake) and not recipe.has_square_images:
+        if recipe.replay_jitter and (recipe.replay or learning.wake) and len(recipe.image_shape) not in (2, 3):
             raise ValueError(
                 wrong(
-                    "network.rehearsal_jitter",
-                    recipe.rehearsal_jitter,
-                    f"network.inputs = {recipe.inputs} is no square image that can be shifted; set this to 0",
+                    "network.replay_jitter",
+                    recipe.replay_jitter,
+                    f"network.image_shape = {show(recipe.image_shape)} has no rows and columns; set this to 0",
                 )
             )
         return self
@@ -327,9 +324,10 @@ def options() -> dict[str, Option]:
     found: dict[str, Option] = {}
     for name, option in options_of(Config).items():
         found[name] = option
-        if isinstance(option.kind, type) and (is_dataclass(option.kind) or issubclass(option.kind, BaseModel)):
+        if isinstance(option.kind, type) and issubclass(option.kind, BaseModel):
             found |= {f"{name}.{key}": each for key, each in options_of(option.kind).items()}
-    return found | {"network.preset": Option(Literal[tuple(PRESETS)], "stream")}
+    for_all_layers = {f"network.{key}": each for key, each in options_of(LayerOptions).items()}
+    return found | for_all_layers | {"network.preset": PRESET, "network.widths": Option(tuple[int, ...])}
 
 
 def _names() -> list[str]:
@@ -403,15 +401,17 @@ def describe(config: Config) -> str:
     for name in Config.model_fields:
         section = getattr(config, name)
         if isinstance(section, Recipe):
-            helps = {each.name: each.metadata["help"] for each in Recipe.__dataclass_fields__.values()}
-            values = asdict(section)
             lines += ["", f"[{name}]", "# `preset = NAME` fills in the rest: " + ", ".join(PRESETS)]
+            lines += ["# options of layers may stand here as well, for all of them"]
+            lines += _described(section)
+            for layer in section.layers:
+                lines += ["", f"[[{name}.layers]]", *_described(layer)]
         elif isinstance(section, _Section):
-            fields = type(section).model_fields
-            helps = {key: field.description for key, field in fields.items()}
-            values = section.model_dump()
-            lines += ["", f"[{name}]"]
-        else:
-            continue
-        lines += [f"{key} = {show(value)}  # {helps[key]}" for key, value in values.items()]
+            lines += ["", f"[{name}]", *_described(section)]
     return "\n".join(lines) + "\n"
+
+
+def _described(section: BaseModel) -> Iterator[str]:
+    """A line for each option, but for tables of their own."""
+    for key, value in section.model_dump(exclude={"layers"}).items():
+        yield f"{key} = {show(value)}  # {type(section).model_fields[key].description}"

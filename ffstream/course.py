@@ -6,8 +6,10 @@
 A rollback ends one course and begins another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from ffstream import moments
 from ffstream.checkpoint.store import Checkpoint
@@ -94,7 +96,7 @@ class Course:
         self.prequential.observe(micro.images, micro.labels, version, behind=behind)
 
     def _on_saving(self, barrier: Barrier) -> None:
-        self.prequential.mark(lambda progress: barrier.contribute(PREQUENTIAL, Part({}, progress)))
+        self.prequential.mark(lambda progress: barrier.contribute(PREQUENTIAL, Part(progress=progress)))
 
     def _on_barrier(self, barrier: Barrier) -> None:
         snapshot = Snapshot(self._classifier(barrier.weights), barrier.version, barrier.seq)
@@ -105,5 +107,5 @@ class Course:
             moments.reached("cut.complete")
             self._save(Checkpoint(barrier.seq, barrier.tensors, barrier.progress))
 
-    def _classifier(self, weights: dict[int, Any]) -> Classifier:
-        return Classifier(self._config.network, [weights[index] for index in sorted(weights)])
+    def _classifier(self, weights: Mapping[str, Tensor]) -> Classifier:
+        return Classifier(self._config.network, weights)

@@ -5,15 +5,13 @@ those are for programmers, and differ between its versions.
 """
 
 import json
-import math
-import operator
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from ffstream.errors import ConfigError
 
@@ -67,21 +65,9 @@ class Option:
         said = [f"{words} {show(self.bounds[key])}" for key, words in _BOUNDS.items() if key in self.bounds]
         return f", {' and '.join(said)}" if said else ""
 
-    def allows(self, value: Any) -> bool:
-        """Whether a number, or each number of a list, is finite and within the bounds."""
-        if isinstance(value, tuple | list):
-            return all(map(self.allows, value))
-        compared = {key: getattr(operator, key)(value, bound) for key, bound in self.bounds.items()}
-        return math.isfinite(value) and all(compared.values())
-
 
 def options_of(section: Any) -> dict[str, Option]:
-    """The options of a pydantic model, or of a dataclass whose fields have their bounds in `metadata`."""
-    if is_dataclass(section):
-        kinds = get_type_hints(section)
-        return {
-            each.name: Option(kinds[each.name], each.default, each.metadata["bounds"]) for each in fields(section)
-        }
+    """The options of a pydantic model."""
     return {
         name: Option(
             field.annotation,

@@ -4,11 +4,9 @@ Nothing is created, changed or locked, and neither torch nor numba is imported u
 What may pass by itself, a port in use for example, is for the start to find.
 """
 
-import json
 import os
 import stat
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from ffstream import endpoints
@@ -65,4 +63,4 @@ def _check_stored(config: Config) -> None:
     schema.expect_network(journal, inspection.peek(journal), recipe.inputs, recipe.labels)
     with suppress(CheckpointDamaged, Unavailable):
         for newest in manifests.seqs(checkpoints)[-1:]:
-            manifests.expect_recipe(manifests.read(checkpoints, newest), json.loads(json.dumps(asdict(recipe))))
+            manifests.expect_recipe(manifests.read(checkpoints, newest), recipe.model_dump(mode="json"))

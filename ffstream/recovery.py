@@ -11,7 +11,6 @@ the note, and recovery removes them.
 """
 
 from contextlib import closing
-from dataclasses import asdict
 from typing import NamedTuple
 
 from ffstream import moments
@@ -31,7 +30,7 @@ def open_store(config: Config) -> CheckpointStore:
     return CheckpointStore(
         config.state / "checkpoints",
         keep=options.keep,
-        recipe=asdict(config.network),
+        recipe=config.network.model_dump(mode="json"),
         ladder_s=options.ladder_s,
         max_bytes=options.max_bytes,
     )

@@ -70,12 +70,14 @@ class Daemons:
         self._root = root
         self._started: list[DaemonProcess] = []
 
-    def start(self, *settings: str, name: str = "state", standby: bool = False) -> DaemonProcess:
+    def start(
+        self, *settings: str, name: str = "state", standby: bool = False, config: Path | None = None
+    ) -> DaemonProcess:
         """A daemon that is ready, on the state folder `name`: a new one, or where an earlier one left off.
 
         With `standby`: one that stands by for the one that is there.
         """
-        daemon = DaemonProcess(self._root / name, settings, standby=standby)
+        daemon = DaemonProcess(self._root / name, settings, standby=standby, config=config)
         self._started.append(daemon)
         return daemon
 

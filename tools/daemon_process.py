@@ -105,13 +105,20 @@ class DaemonProcess:
     With `standby` it stands by for the one that is there; `await_ready` then waits until it has taken over.
     """
 
-    def __init__(self, state: Path, settings: Sequence[str] = (), *, standby: bool = False) -> None:
+    def __init__(
+        self, state: Path, settings: Sequence[str] = (), *, standby: bool = False, config: Path | None = None
+    ) -> None:
         self.state = state
         self.log = state.with_suffix(".log")
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C reaches who started it, and that one stops it.
             self.process = subprocess.Popen(
-                [*CLI, *serve_arguments(state, settings), *(["--standby"] if standby else [])],
+                [
+                    *CLI,
+                    *serve_arguments(state, settings),
+                    *(["--standby"] if standby else []),
+                    *(["--config", str(config)] if config else []),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -126,7 +126,7 @@ def verify(folder: Path, seq: int) -> dict[str, Any]:
 
 def expect_recipe(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
     """Raises CheckpointIncompatible unless the checkpoint is of this recipe, which looks as JSON gives it back."""
-    found = manifest["recipe"]
+    found, recipe = _flat(manifest["recipe"]), _flat(recipe)
     changed = [key for key in sorted({*found, *recipe}) if found.get(key) != recipe.get(key)]
     if not changed:
         return
@@ -136,6 +136,18 @@ def expect_recipe(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> Non
         f"the options are not those that checkpoint {manifest['seq']} was learned with: {differences}{more}",
         hint="set them as they were (ffstream checkpoint list --json shows all), or use another --state folder",
     )
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """Options by their dotted names, those of layers as `layers[0].learning_rate`."""
+    if isinstance(tree, Mapping):
+        inner = [(f"{name}.{key}" if name else str(key), value) for key, value in tree.items()]
+    elif isinstance(tree, list) and any(isinstance(each, Mapping) for each in tree):
+        inner = [(f"{name}[{index}]", value) for index, value in enumerate(tree)]
+        inner.append((f"{name} (how many)", len(tree)))
+    else:
+        return {name: tree}
+    return {key: value for part, each in inner for key, value in _flat(each, part).items()}
 
 
 def _shown(recipe: Mapping[str, Any], key: str) -> str:

@@ -129,13 +129,19 @@ def _show(folder: Path, found: list[Found], halves: list[str]) -> None:
 
 def _recipe(recipe: dict[str, Any]) -> str:
     """Enough to tell two apart; all of it is in the JSON line."""
-    widths = recipe.get("widths")
-    sizes = [recipe.get("inputs"), *(widths if isinstance(widths, list) else ()), recipe.get("labels")]
-    parts = [
-        "-".join(str(size) for size in sizes if size is not None),
-        *(str(recipe.get(key, "")) for key in _SUMMARY),
-    ]
+    layers = recipe.get("layers")
+    layers = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+    shape = recipe.get("image_shape")
+    image = "x".join(map(str, shape)) if isinstance(shape, list) else None
+    sizes = [image, *(_part(layer, "connection", "units") for layer in layers), recipe.get("labels")]
+    kinds = [_part(layer, family, "kind") for family in _SUMMARY for layer in layers]
+    parts = ["-".join(str(size) for size in sizes if size is not None), *dict.fromkeys(map(str, kinds))]
     return " ".join(filter(None, parts))
+
+
+def _part(layer: dict[str, Any], family: str, option: str) -> Any:
+    part = layer.get(family)
+    return part.get(option) if isinstance(part, dict) else None
 
 
 def _time(written: Any) -> str:

@@ -33,7 +33,7 @@ def check(split: Split, welcome: Welcome, offset: int = 0) -> list[str]:
         raise BadShape(
             f"the images have {height} x {width} = {height * width} pixels, the daemon's network takes "
             f"{welcome.inputs}; nothing was sent",
-            hint="replay another data set, or start the daemon on a new state folder with network.inputs set",
+            hint="replay another data set, or start the daemon on a new state folder with network.image_shape set",
         )
     low, high = int(split.labels.min()), int(split.labels.max())
     bad = np.flatnonzero(split.labels >= welcome.labels)

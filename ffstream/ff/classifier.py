@@ -1,21 +1,20 @@
 """Prediction: the label whose goodness, summed over the layers, is highest.
 
-A classifier is an immutable set of weights. The first layer's image product is computed once for all labels.
-Shapes: B samples, I inputs, O outputs, L labels.
+A classifier is an immutable set of weights. It uses the layers' own formulas: what predicts is what learns.
+Shapes: B samples, I inputs, N rows, F units, L labels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ffstream.ff.goodness import make_goodness
-from ffstream.ff.input_layer import prepare, to_unit
-from ffstream.ff.kernels import all_label_squares
-from ffstream.ff.layer import LayerWeights
-from ffstream.ff.normalization import make_normalization, sum_squares
-from ffstream.ff.presets import Recipe
+from ffstream.ff.buffers import Buffers
+from ffstream.ff.formulas import Formulas
+from ffstream.ff.input import Preprocessor, to_unit
+from ffstream.ff.member import INPUT, below, layer_name
+from ffstream.ff.recipe import Recipe
 
 _CHUNK = 256  # samples at a time, so that a large query needs no more memory than a microbatch
 _FILL = 16
@@ -29,72 +28,66 @@ class Prediction(NamedTuple):
 
 
 class Classifier:
-    """Weights that answer. Safe to use from several threads at once."""
+    """Weights that answer, by the names that `Network.weights` gives. Safe to use from several threads at once."""
 
-    def __init__(self, recipe: Recipe, layers: list[LayerWeights]) -> None:
+    def __init__(self, recipe: Recipe, weights: Mapping[str, Tensor]) -> None:
         self.recipe = recipe
-        self.layers = layers
-        self._normalization = make_normalization(recipe.normalization)
-        self._goodness = make_goodness(recipe.goodness)
+        self.weights = dict(weights)
+        self._layers = [below(layer_name(index), weights) for index in range(len(recipe.layers))]
+        first = self._layers[0]["weight"]
+        self._device, self._dtype = first.device, first.dtype
+        self._preprocessor: Preprocessor = recipe.preprocessing.build(recipe.image_shape, self._device)
+        self._input = below(INPUT, weights)
+        shapes = zip(recipe.layers, recipe.input_shapes(), strict=True)
+        self._formulas = [Formulas(options, shape, recipe.labels, self._device) for options, shape in shapes]
+        self._buffers = Buffers()
 
     def predict(self, images_BI: Tensor) -> Prediction:
         """Labels and goodness of images (B, I): uint8, or float32 between 0 and 1."""
-        chunks = [self._goodness_by_label(chunk) for chunk in images_BI.split(_CHUNK)]
+        chunks = [self._score(chunk) for chunk in images_BI.split(_CHUNK)]
         goodness_BL = torch.cat(chunks).cpu() if chunks else torch.empty(0, self.recipe.labels)
         return Prediction(goodness_BL.argmax(1), goodness_BL)
 
-    def _goodness_by_label(self, images_BI: Tensor) -> Tensor:
-        first = self.layers[0]
-        count, inputs = images_BI.shape
-        device, dtype = first.weight_OI.device, first.weight_OI.dtype
-        pixels_BI = torch.empty(_filled_up(count, device, dtype), inputs, device=device)
-        pixels_BI[count:] = 0
-        to_unit(images_BI, pixels_BI[:count])
-        x_BI, factor_B, gain_B = prepare(pixels_BI, first.mean_I, self.recipe, self._normalization, dtype)
-        term_BO = _term(x_BI, factor_B, first)
-        if self.recipe.hand_on == "neutral":
-            goodness = [self._of_all_labels(term_BO, gain_B, first)]
-            goodness += self._neutral(term_BO, self.layers[1:])
-        else:
-            h_BLO = torch.addcmul(term_BO[:, None], gain_B[:, None, None], first.vectors_LO).clamp_min_(0)
-            goodness = [self._goodness(h_BLO), *self._labelled(h_BLO, self.layers[1:])]
-        scored = goodness if self.recipe.score_first_layer or len(goodness) == 1 else goodness[1:]
+    def preprocess(self, images_BI: Tensor) -> Tensor:
+        """What the first layer gets (B, I), float32."""
+        return self._preprocessor.apply(to_unit(images_BI, self._device, self._buffers), self._input)
+
+    def goodness(self, images_BI: Tensor) -> list[Tensor]:
+        """Goodness (B, L) of each layer for every label."""
+        x_NI = self.preprocess(images_BI)
+        conditioned = self.recipe.activities == "label_conditioned"
+        found, labels_N = [], None
+        for formulas, weights in zip(self._formulas, self._layers, strict=True):
+            seen = formulas.forward(x_NI, weights, self._dtype, self._buffers)
+            z_NF = seen.z_NF
+            if labels_N is not None:
+                formulas.scheme.condition_(z_NF, seen.gain_N, weights, labels_N)
+                found.append(formulas.of_labels.by_row(z_NF).view(len(images_BI), -1))
+            else:
+                found.append(formulas.of_labels.by_label(z_NF, seen.gain_N, weights))
+                if conditioned:  # from here on a row for each sample and label
+                    z_NF = formulas.scheme.expand(z_NF, seen.gain_N, weights, self.recipe.labels).flatten(0, 1)
+                    labels_N = torch.arange(self.recipe.labels, device=self._device).repeat(len(images_BI))
+            x_NI = formulas.activities(z_NF, torch.empty_like(z_NF, dtype=self._dtype))
+        return found
+
+    def _score(self, images_BI: Tensor) -> Tensor:
+        """Σ weight · goodness over the layers, (B, L)."""
+        count = len(images_BI)
+        filled = _filled_up(count, self._device, self._dtype)
+        if filled > count:
+            images_BI = torch.cat((images_BI, images_BI.new_zeros(filled - count, images_BI.shape[1])))
+        shares = [layer.score_weight for layer in self.recipe.layers]
+        weighted = zip(shares, self.goodness(images_BI), strict=True)
+        scored = [goodness_BL if share == 1 else goodness_BL * share for share, goodness_BL in weighted if share]
         return torch.stack(scored).sum(0)[:count]
-
-    def _of_all_labels(self, term_BO: Tensor, gain_B: Tensor, weights: LayerWeights) -> Tensor:
-        squares_BL = all_label_squares(term_BO, gain_B, weights.vectors_LO)
-        return self._goodness.of_squares(squares_BL, term_BO.shape[1])
-
-    def _neutral(self, term_BO: Tensor, layers: list[LayerWeights]) -> Iterator[Tensor]:
-        """Goodness for all labels of layers that are fed without a label: one product each."""
-        for weights in layers:
-            x_BI = term_BO.clamp_min_(0).to(weights.weight_OI.dtype)
-            factor_B = self._normalization.factor(sum_squares(x_BI), x_BI.shape[1])
-            term_BO = _term(x_BI, factor_B, weights)
-            yield self._of_all_labels(term_BO, torch.ones_like(factor_B), weights)
-
-    def _labelled(self, h_BLO: Tensor, layers: list[LayerWeights]) -> Iterator[Tensor]:
-        """Goodness for all labels of layers whose input differs from label to label: L products each."""
-        for weights in layers:
-            x_NI = h_BLO.flatten(0, 1).to(weights.weight_OI.dtype)
-            factor_N = self._normalization.factor(sum_squares(x_NI), x_NI.shape[1])
-            h_BLO = _term(x_NI, factor_N, weights).view(*h_BLO.shape[:2], -1)
-            if len(weights.vectors_LO):
-                h_BLO.add_(weights.vectors_LO)
-            yield self._goodness(h_BLO.clamp_min_(0))
 
 
 def _filled_up(count: int, device: torch.device, dtype: torch.dtype) -> int:
-    """Rows to compute: a few more where the processor compiles products anew for every number of rows.
+    """Rows to compute: a few more where the processor compiles products for each number of rows.
 
     That takes half a millisecond, and 0.3 MB that stay. So there are 20 numbers: powers of two and multiples of 16.
     """
     if device.type != "cpu" or dtype is not torch.bfloat16:
         return count
     return 1 << max(count - 1, 0).bit_length() if count <= _FILL else -(-count // _FILL) * _FILL
-
-
-def _term(x_NI: Tensor, factor_N: Tensor, weights: LayerWeights) -> Tensor:
-    """x̂Wᵀ + b in float32: what a row's pre-activation is without a label."""
-    product_NO = (x_NI @ weights.weight_OI.t()).to(torch.float32)
-    return torch.addcmul(weights.bias_O, product_NO, factor_N[:, None], out=product_NO)

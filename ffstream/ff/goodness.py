@@ -1,52 +1,107 @@
-"""Goodness of a layer: one number a row, from its activities. The two are not interchangeable.
+"""Goodness: one number from the activities of a layer, high for positive data.
 
-Shapes: N rows, O outputs.
+With `negative` the sign turns: the goodness of positive data is then a *silent* layer (or class group).
+The members are not interchangeable: sums grow with the width of a layer, means do not.
+
+Shapes: activities (…, K), goodness (…).
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from ffstream.ff.presets import GoodnessName
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from ffstream.ff.part import Part, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class SumSquares:
-    """G = Σ_o h_o².
+class Goodness(Part):
+    """G(h) and ∂G/∂h. Members implement `_value` and `_gradient` without the sign."""
 
-    >>> SumSquares()(torch.tensor([[3., 4.]]))
+    family: ClassVar[str] = "goodness"
+    negative: bool = Field(False, description="low activity is good: G = −G(h)")
+
+    @property
+    def sign(self) -> float:
+        """+1, or −1 with `negative`."""
+        return -1.0 if self.negative else 1.0
+
+    def value(self, h: Tensor) -> Tensor:
+        """G over the last dimension."""
+        return self._value(h) * self.sign
+
+    def gradient(self, h: Tensor) -> Tensor:
+        """∂G/∂h, in a new tensor."""
+        return self._gradient(h) * self.sign
+
+    def _value(self, h: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _gradient(self, h: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Quadratic(Goodness):
+    """A goodness that is `scale(K)` · Σ_k h_k²: what the compiled kernels compute."""
+
+    def scale(self, units: int) -> float:
+        """The factor of Σh², sign included."""
+        raise NotImplementedError
+
+    def value(self, h: Tensor) -> Tensor:
+        """G over the last dimension."""
+        return h.square().sum(-1) * self.scale(h.shape[-1])
+
+    def gradient(self, h: Tensor) -> Tensor:
+        """∂G/∂h = 2 · scale · h."""
+        return h * (2 * self.scale(h.shape[-1]))
+
+
+@register
+class SumSquares(Quadratic):
+    """G = Σ_k h_k² (Hinton 2022, section 2).
+
+    >>> SumSquares().value(torch.tensor([[3., 4.]]))
     tensor([25.])
     """
 
-    def __call__(self, h_NO: Tensor) -> Tensor:
-        """Goodness of each row in float32, whatever the activities' own precision."""
-        norm_N: Tensor = torch.linalg.vector_norm(h_NO, dim=-1, dtype=torch.float32)
-        return norm_N.square_()
+    kind: Literal["sum_squares"] = "sum_squares"
 
-    def of_squares(self, squares: Tensor, width: int) -> Tensor:
-        """Goodness of a layer that is `width` wide, from Σ_o h_o²."""
-        return squares
-
-    def slope(self, width: int) -> float:
-        """The c in ∂G/∂h = c·h."""
-        return 2.0
+    def scale(self, units: int) -> float:
+        """1."""
+        return self.sign
 
 
-class MeanSquares(SumSquares):
-    """G = (1/O) Σ_o h_o².
+@register
+class MeanSquares(Quadratic):
+    """G = (1/K) Σ_k h_k².
 
-    >>> MeanSquares()(torch.tensor([[3., 4.]]))
+    >>> MeanSquares().value(torch.tensor([[3., 4.]]))
     tensor([12.5000])
     """
 
-    def __call__(self, h_NO: Tensor) -> Tensor:
-        return self.of_squares(super().__call__(h_NO), h_NO.shape[-1])
+    kind: Literal["mean_squares"] = "mean_squares"
 
-    def of_squares(self, squares: Tensor, width: int) -> Tensor:
-        return squares.div_(width)
-
-    def slope(self, width: int) -> float:
-        return 2.0 / width
+    def scale(self, units: int) -> float:
+        """1/K."""
+        return self.sign / units
 
 
-def make_goodness(name: GoodnessName) -> SumSquares:
-    """The goodness of that name."""
-    return {"sum_squares": SumSquares, "mean_squares": MeanSquares}[name]()
+@register
+class Sum(Goodness):
+    """G = Σ_k h_k, not squared (the "un-squared" goodness of DeeperForward, 2025, up to the factor 1/K).
+
+    >>> Sum().value(torch.tensor([[3., 4.]]))
+    tensor([7.])
+    """
+
+    kind: Literal["sum"] = "sum"
+
+    def _value(self, h: Tensor) -> Tensor:
+        return h.sum(-1)
+
+    def _gradient(self, h: Tensor) -> Tensor:
+        return h.new_ones(()).expand(h.shape)

@@ -1,55 +1,90 @@
-"""All labels' goodness and errors of a layer, the part of the algorithm that is not a matrix product.
+"""Fast paths: the parts of the algorithm that are not a matrix product, compiled. Each must equal its formula.
 
-What a label adds to a row is g·E[l], so for every label h = relu(a + g E[l]). Written with tensor operations this
-is half a dozen passes over B·L·O numbers, as much time as the products take; as a loop it is two passes over numbers
-that stay in the first-level cache. On the CPU the loops are compiled (`loops`), elsewhere the same formulas are
-tensor operations.
+What a label adds to a row is g·E[l], so for every label h = relu(z + g E[l]). Written with tensor operations this is
+half a dozen passes over N·L·F numbers, as much time as the products take; as a loop it is two passes over numbers
+that stay in the first-level cache. `loops` has the loops; they run on the CPU for float32 tensors.
 
-Shapes: B samples, L labels, O outputs. Everything float32.
+Shapes: N rows, L labels, F units.
 """
 
 import torch
 from torch import Tensor
 
+from ffstream.ff.activation import Relu
+from ffstream.ff.buffers import Buffers
+from ffstream.ff.goodness import Quadratic
+from ffstream.ff.label_formulas import LabelFormulas, Weights
+from ffstream.ff.label_scheme import VECTORS, Additive
+from ffstream.ff.objective import Objective, Softmax
+
 
 def prepare() -> None:
-    """Fetches the compiled loops now; otherwise the first that needs them does."""
+    """Imports the compiled loops now; otherwise the first caller that needs them does."""
     from ffstream.ff import loops  # noqa: F401
 
 
-def softmax_slopes(goodness_BL: Tensor, labels_B: Tensor, alpha: float, smoothing: float) -> tuple[Tensor, Tensor]:
-    """`objective.Softmax` on the CPU: a dozen small tensor operations as one loop."""
-    from ffstream.ff import loops
+def fastest(formulas: LabelFormulas, device: torch.device) -> LabelFormulas:
+    """The same formulas, compiled where there are kernels for these parts on this device."""
+    if type(formulas.activation) is not Relu or not isinstance(formulas.goodness, Quadratic):
+        return formulas
+    compiles = device.type == "cpu" and isinstance(formulas.scheme, Additive)
+    kind = CompiledLabelFormulas if compiles else SquaredLabelFormulas
+    return kind(formulas.activation, formulas.goodness, formulas.scheme, formulas.labels)
 
-    slope_BL = torch.empty_like(goodness_BL)
-    loss = loops.softmax(goodness_BL.numpy(), labels_B.numpy(), alpha, smoothing, slope_BL.numpy())
-    return slope_BL, torch.tensor(loss)
+
+def fastest_objective(objective: Objective, device: torch.device) -> Objective:
+    """The same objective, compiled where there is a kernel for it on this device."""
+    if type(objective) is Softmax and device.type == "cpu":
+        return CompiledSoftmax.model_construct(**dict(objective))
+    return objective
 
 
-def all_label_squares(term_BO: Tensor, gain_B: Tensor, vectors_LO: Tensor) -> Tensor:
-    """Σ_o relu(a + g E[l])² for every sample and label, (B, L)."""
-    if term_BO.device.type == "cpu":
+class SquaredLabelFormulas(LabelFormulas):
+    """ReLU and a quadratic goodness: the derivative of ReLU is 1 where h is not 0, so no more than h is needed."""
+
+    goodness: Quadratic
+
+    def _error(self, z: Tensor, gradient: Tensor) -> Tensor:
+        factor = gradient * (2 * self.goodness.scale(z.shape[-1]))
+        return z.clamp_min(0).mul_(factor[..., None])
+
+
+class CompiledLabelFormulas(SquaredLabelFormulas):
+    """The same with added labels, as loops over all labels of a row."""
+
+    def by_label(self, z_NF: Tensor, gain_N: Tensor, weights: Weights) -> Tensor:
+        """Goodness (N, L) for every label."""
         from ffstream.ff import loops
 
-        squares_BL = torch.empty(len(term_BO), len(vectors_LO))
-        loops.squares(term_BO.numpy(), gain_B.numpy(), vectors_LO.numpy(), squares_BL.numpy())
-        return squares_BL
-    h_BLO = torch.addcmul(term_BO[:, None], gain_B[:, None, None], vectors_LO).clamp_min_(0)
-    return h_BLO.square_().sum(2)
+        squares_NL = torch.empty(len(z_NF), self.labels)
+        loops.squares(z_NF.numpy(), gain_N.numpy(), weights[VECTORS].numpy(), squares_NL.numpy())
+        scale = self.goodness.scale(z_NF.shape[1])
+        return squares_NL if scale == 1 else squares_NL.mul_(scale)
 
-
-def all_label_errors(
-    term_BO: Tensor, gain_B: Tensor, vectors_LO: Tensor, slope_BL: Tensor, error_BO: Tensor
-) -> Tensor:
-    """Fills error with ∂L/∂z summed over labels, for ∂L/∂h = slope·h; returns ∂L/∂E (L, O)."""
-    if term_BO.device.type == "cpu":
+    def label_errors(
+        self, z_NF: Tensor, gain_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """∂L/∂z (N, F) and ∂L/∂E (L, F)."""
         from ffstream.ff import loops
 
-        gradient_LO = torch.empty_like(vectors_LO)
-        arrays = (term_BO, gain_B, vectors_LO, slope_BL, error_BO, gradient_LO)
+        vectors_LF = weights[VECTORS]
+        error_NF = buffers.get("error", z_NF, *z_NF.shape)
+        gradient_LF = torch.empty_like(vectors_LF)
+        scaled_NL = gradient_NL.mul(2 * self.goodness.scale(z_NF.shape[1]))
+        arrays = (z_NF, gain_N, vectors_LF, scaled_NL, error_NF, gradient_LF)
         loops.errors(*(each.numpy() for each in arrays))
-        return gradient_LO
-    h_BLO = torch.addcmul(term_BO[:, None], gain_B[:, None, None], vectors_LO).clamp_min_(0)
-    h_BLO.mul_(slope_BL[:, :, None])
-    torch.sum(h_BLO, 1, out=error_BO)
-    return torch.einsum("b,blo->lo", gain_B, h_BLO)
+        return error_NF, {VECTORS: gradient_LF}
+
+
+class CompiledSoftmax(Softmax):
+    """A dozen small tensor operations as one loop."""
+
+    def loss(self, G_BL: Tensor, own_B: Tensor) -> tuple[Tensor, Tensor]:
+        """∂L/∂G (B, L) and L."""
+        if G_BL.dtype != torch.float32:
+            return super().loss(G_BL, own_B)
+        from ffstream.ff import loops
+
+        gradient_BL = torch.empty_like(G_BL)
+        loss = loops.softmax(G_BL.numpy(), own_B.numpy(), self.alpha, self.smoothing, gradient_BL.numpy())
+        return gradient_BL, torch.tensor(loss)

@@ -1,26 +1,50 @@
-"""Wrong labels, the negative data of supervised FF.
+"""Negative data: which wrong label stands for what a sample is not.
 
-Random ones come from the seed and the microbatch's sequence number, so a replay draws the same.
+Random choices come from the seed and the microbatch's number, so a replay draws the same.
+Shapes: B samples, L labels.
 """
 
-import zlib
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from ffstream.ff.part import Part, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Draw = Callable[[int, int, tuple[int, ...]], "Tensor"]  # whole numbers from low to high − 1, in a shape, on the CPU
 
 
-def generator_for(purpose: str, seed: int, position: int) -> torch.Generator:
-    """Its own generator for each purpose, seed and position in the stream; torch looks at 32 bits of a seed."""
-    return torch.Generator().manual_seed(zlib.crc32(f"{purpose} {seed} {position}".encode()))
+class Negatives(Part):
+    """Chooses a wrong label for each sample."""
+
+    family: ClassVar[str] = "negatives"
+
+    def choose(self, own_B: Tensor, labels: int, goodness_BL: Callable[[], Tensor], draw: Draw) -> Tensor:
+        """Wrong labels (B). `goodness_BL` computes the layer's goodness for every label."""
+        raise NotImplementedError
 
 
-def random_wrong_labels(labels_B: Tensor, labels: int, seed: int, step: int) -> Tensor:
+@register
+class RandomLabel(Negatives):
     """A label other than the sample's own, uniformly."""
-    generator = generator_for("negatives", seed, step)
-    offset_B = torch.randint(1, labels, labels_B.shape, generator=generator)
-    return (labels_B + offset_B.to(labels_B.device)).remainder_(labels)
+
+    kind: Literal["random"] = "random"
+
+    def choose(self, own_B: Tensor, labels: int, goodness_BL: Callable[[], Tensor], draw: Draw) -> Tensor:
+        """(B)."""
+        return (own_B + draw(1, labels, tuple(own_B.shape)).to(own_B.device)).remainder_(labels)
 
 
-def hardest_wrong_labels(goodness_BL: Tensor, labels_B: Tensor) -> Tensor:
+@register
+class HardestLabel(Negatives):
     """The wrong label with the highest goodness: the one most easily mistaken for the right one."""
-    return goodness_BL.scatter(1, labels_B[:, None], -torch.inf).argmax(1)
+
+    kind: Literal["hardest"] = "hardest"
+
+    def choose(self, own_B: Tensor, labels: int, goodness_BL: Callable[[], Tensor], draw: Draw) -> Tensor:
+        """(B)."""
+        return goodness_BL().scatter(1, own_B[:, None], -math.inf).argmax(1)

@@ -1,55 +1,62 @@
-"""The serial reference: the whole algorithm on one thread. The pipeline must equal it bit for bit."""
+"""The serial reference: the whole algorithm on one thread. The pipeline must equal it bit for bit.
+
+>>> network = Network(recipe("fast"))
+>>> for step, (images, labels) in enumerate(batches):         # uint8 (B, 784), int64 (B)
+...     network.learn(images, labels, step)
+>>> network.classifier().predict(test_images).labels_B
+"""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from ffstream.ff.classifier import Classifier
-from ffstream.ff.input_layer import InputLayer
-from ffstream.ff.label_layer import NeutralLayer
-from ffstream.ff.layer import Placement, Polarity
-from ffstream.ff.presets import Recipe
-from ffstream.ff.row_layer import RowLayer
-
-LaterLayer = NeutralLayer | RowLayer
+from ffstream.ff.input import Input
+from ffstream.ff.layer import Layer, Placement
+from ffstream.ff.member import INPUT, Member, below, joined, layer_name
+from ffstream.ff.objective import Phase
+from ffstream.ff.recipe import Recipe
 
 
-def build_layers(recipe: Recipe, placement: Placement) -> tuple[InputLayer, list[LaterLayer]]:
-    """The first layer and the later ones, with the weights that the recipe's seed gives."""
-    kind: type[LaterLayer] = NeutralLayer if recipe.hand_on == "neutral" else RowLayer
-    later = [kind(recipe, index, placement) for index in range(1, len(recipe.widths))]
-    return InputLayer(recipe, placement), later
+def build(recipe: Recipe, placement: Placement | None = None) -> tuple[Input, list[Layer]]:
+    """The input and the layers, with the weights that the recipe's seed gives."""
+    placement = placement or Placement()
+    shapes = enumerate(recipe.input_shapes())
+    return Input(recipe, placement), [Layer(recipe, index, shape, placement) for index, shape in shapes]
 
 
 class Network:
-    """Layers in a row; each learns as soon as it has handed its activities on."""
+    """Layers in a row; each learns as soon as it has passed its activities on."""
 
     def __init__(self, recipe: Recipe, placement: Placement | None = None) -> None:
         self.recipe = recipe
-        self.first, self.later = build_layers(recipe, placement or Placement())
+        self.input, self.layers = build(recipe, placement)
 
-    def learn(self, images_BI: Tensor, labels_B: Tensor, step: int, polarity: Polarity = "interleaved") -> None:
-        """One microbatch: images (B, I), labels (B) int64; B is at most the recipe's batch size."""
-        activities = self.first.forward(images_BI, labels_B, step, polarity)
-        self.first.update()
-        for layer in self.later:
+    def learn(self, images_BI: Tensor, labels_B: Tensor, step: int, phase: Phase = "interleaved") -> None:
+        """One microbatch: images (B, I; uint8 or float32), labels (B) int64. Raises ValueError when it is empty."""
+        if not len(images_BI):
+            raise ValueError("a microbatch needs at least one sample")
+        activities = self.input.forward(images_BI, labels_B, step, phase)
+        for layer in self.layers:
             activities = layer.forward(activities)
             layer.update()
 
     def classifier(self) -> Classifier:
-        """The averaged weights of this moment."""
-        return Classifier(self.recipe, [layer.averaged() for layer in (self.first, *self.later)])
+        """The EMA weights of this moment."""
+        return Classifier(self.recipe, self.weights())
 
-    def state(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of what predicts, by name: `layers.0.weight` and so on."""
+        return joined((prefix, each.weights()) for prefix, each in self._members())
+
+    def state_dict(self) -> dict[str, Tensor]:
         """A copy of all that later updates depend on, by name: `layers.0.parameters` and so on."""
-        return {
-            f"layers.{layer.index}.{name}": value
-            for layer in (self.first, *self.later)
-            for name, value in layer.state().items()
-        }
+        return joined((prefix, each.state_dict()) for prefix, each in self._members())
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state as if it had been reached here."""
-        for layer in (self.first, *self.later):
-            prefix = f"layers.{layer.index}."
-            layer.load({name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)})
+        for prefix, each in self._members():
+            each.load_state_dict(below(prefix, state))
+
+    def _members(self) -> list[tuple[str, Member]]:
+        return [(INPUT, self.input), *((layer_name(layer.index), layer) for layer in self.layers)]

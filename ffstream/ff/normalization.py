@@ -1,45 +1,57 @@
-"""Row scales that hide the previous layer's goodness from the next layer.
+"""Normalisation: rows are scaled so that the next layer cannot read off the goodness of the one before.
 
-A layer needs only the factor: with x̂ = r·x, x̂Wᵀ = r·(xWᵀ), so no scaled copy of the input is ever made.
-Shapes: N rows, I inputs.
+A layer needs only the factor r of each row: with x̂ = r·x, x̂Wᵀ = r·(xWᵀ), so no scaled copy of the input is made.
+Shapes: N rows.
 """
 
-from typing import Protocol
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ffstream.ff.presets import NormalizationName
+from ffstream.ff.part import Part, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Normalization(Protocol):
-    """Maps each row's sum of squares to the factor that fixes its length."""
+class Normalization(Part):
+    """x̂ = r·x."""
+
+    family: ClassVar[str] = "normalization"
 
     def factor(self, squares_N: Tensor, width: int) -> Tensor:
-        """The r_N with r·x of the wanted length, for rows x of `width` numbers with Σx² = squares."""
-        ...
+        """r (N) for rows of `width` numbers whose squares add up to `squares_N`."""
+        raise NotImplementedError
 
 
-class RootMeanSquare:
+@register
+class RootMeanSquare(Normalization):
     """mean(x̂²) = 1."""
 
+    kind: Literal["rms"] = "rms"
+
     def factor(self, squares_N: Tensor, width: int) -> Tensor:
+        """r (N)."""
         return (squares_N / width + 1e-8).rsqrt_()
 
 
-class UnitLength:
+@register
+class UnitLength(Normalization):
     """|x̂| = 1."""
 
+    kind: Literal["unit"] = "unit"
+
     def factor(self, squares_N: Tensor, width: int) -> Tensor:
+        """r (N)."""
         return (squares_N.sqrt() + 1e-4).reciprocal_()
 
 
-def sum_squares(x_NI: Tensor) -> Tensor:
-    """Σ_i x_i² of each row, in float32."""
-    norm_N: Tensor = torch.linalg.vector_norm(x_NI, dim=1, dtype=torch.float32)
-    return norm_N.square_()
+@register
+class Unnormalized(Normalization):
+    """x̂ = x: the next layer sees the goodness of this one. For experiments."""
 
+    kind: Literal["none"] = "none"
 
-def make_normalization(name: NormalizationName) -> Normalization:
-    """The normalisation of that name."""
-    return RootMeanSquare() if name == "rms" else UnitLength()
+    def factor(self, squares_N: Tensor, width: int) -> Tensor:
+        """Ones (N)."""
+        return squares_N.new_ones(()).expand(squares_N.shape).contiguous()

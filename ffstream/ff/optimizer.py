@@ -1,85 +1,74 @@
-"""torch's fused Adam and SGD on one flat vector, called as functions.
+"""Options of the optimisers and of the schedule of their step sizes. The steps themselves are in `ff/steps.py`."""
 
-The functions, not the classes: those spend as long on looking after parameter groups as a small layer's step takes.
-"""
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
-from typing import Protocol
+from pydantic import Field
 
-import torch
-from torch import Tensor
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
-
-from ffstream.ff.presets import Recipe
+from ffstream.ff.part import Part, register, resolve
 
 
-class Optimizer(Protocol):
-    """Changes a vector along its gradient. `state` holds, by name, all that later steps depend on."""
+class Optimizer(Part):
+    """One fused step for all parameters of a layer. `implementation` names its class, which imports torch."""
 
-    state: dict[str, Tensor]
+    family: ClassVar[str] = "optimizer"
+    implementation: ClassVar[str]
 
-    def step(self, vector: Tensor, gradient: Tensor, learning_rate: float) -> None:
-        """One step, in place."""
-        ...
+    def build(self, vector: Any) -> Any:
+        """An `ff.steps.Stepper` for a flat vector."""
+        make: Callable[..., Any] = resolve(self.implementation)
+        return make(vector, self)
 
 
-class Adam:
+@register
+class Adam(Optimizer):
     """Adam, Kingma and Ba 2015, without weight decay."""
 
-    def __init__(self, vector: Tensor, beta1: float, beta2: float) -> None:
-        self._betas = beta1, beta2
-        self.state = {
-            "exp_avg": torch.zeros_like(vector),
-            "exp_avg_sq": torch.zeros_like(vector),
-            "step": torch.zeros((), device=vector.device),
-        }
-
-    def step(self, vector: Tensor, gradient: Tensor, learning_rate: float) -> None:
-        """θ ← θ − η m̂ / (√v̂ + 10⁻⁸)."""
-        state = self.state
-        adam(
-            [vector],
-            [gradient],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            fused=True,
-            amsgrad=False,
-            beta1=self._betas[0],
-            beta2=self._betas[1],
-            lr=learning_rate,
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
-        )
+    kind: Literal["adam"] = "adam"
+    implementation: ClassVar[str] = "ffstream.ff.steps:AdamStepper"
+    beta1: float = Field(0.5, ge=0, lt=1, description="decay of the mean gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the mean squared gradient")
 
 
-class Sgd:
+@register
+class Sgd(Optimizer):
     """Stochastic gradient descent with momentum."""
 
-    def __init__(self, vector: Tensor, momentum: float) -> None:
-        self._momentum = momentum
-        self.state = {"momentum_buffer": torch.zeros_like(vector)}
-
-    def step(self, vector: Tensor, gradient: Tensor, learning_rate: float) -> None:
-        """u ← μu + g, θ ← θ − ηu."""
-        sgd(
-            [vector],
-            [gradient],
-            [self.state["momentum_buffer"]],
-            fused=True,
-            weight_decay=0.0,
-            momentum=self._momentum,
-            lr=learning_rate,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
+    kind: Literal["sgd"] = "sgd"
+    implementation: ClassVar[str] = "ffstream.ff.steps:SgdStepper"
+    momentum: float = Field(0.0, ge=0, lt=1, description="decay of the summed gradient")
 
 
-def make_optimizer(vector: Tensor, recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser for a vector."""
-    if recipe.optimizer == "adam":
-        return Adam(vector, recipe.momentum, recipe.second_moment)
-    return Sgd(vector, recipe.momentum)
+class Schedule(Part):
+    """The share of a layer's learning rate that remains after some samples."""
+
+    family: ClassVar[str] = "schedule"
+
+    def factor(self, samples: float) -> float:
+        """1 at the start."""
+        raise NotImplementedError
+
+
+@register
+class Constant(Schedule):
+    """Steps stay as large as they are."""
+
+    kind: Literal["constant"] = "constant"
+
+    def factor(self, samples: float) -> float:
+        """1."""
+        return 1.0
+
+
+@register
+class InverseSqrt(Schedule):
+    """1 / √(1 + n/samples): large steps while everything is new. A stream has no end, so steps never reach zero:
+    see the layer's `min_learning_rate_ratio`."""
+
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+    samples: float = Field(6400.0, gt=0, allow_inf_nan=False, description="samples after which 1/√2 is left")
+
+    def factor(self, samples: float) -> float:
+        """1 / √(1 + n/samples)."""
+        return 1 / math.sqrt(1 + samples / self.samples)

@@ -1,90 +1,96 @@
-"""A layer's parameters in one flat vector, with the optimiser and the running average.
+"""A layer's parameters in one flat vector, with the optimiser and the exponential moving average (EMA).
 
 One vector, because then an update, the average, a copy for a snapshot and a copy for a checkpoint are one
-memory-bound pass each. `views` are its weight (O, I), bias (O) and label vectors (L, O).
+memory-bound pass each. `views` are its parameters by name.
 
 State, valid if and only if all of it comes from after the same update:
-`parameters`, `average` (absent without averaging), `samples`, and the optimiser's own vectors.
+`parameters`, `ema` (absent without averaging), `samples`, and the optimiser's own vectors.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ffstream.ff.copies import Copies
-from ffstream.ff.optimizer import make_optimizer
-from ffstream.ff.presets import Recipe
+from ffstream.ff.buffers import CopyPool
+from ffstream.ff.connection import Shape, size_of
+from ffstream.ff.maps import WEIGHT
+from ffstream.ff.recipe import Recipe
+from ffstream.ff.steps import Stepper
 
 
 class Parameters:
-    """The learnt numbers of one layer: O outputs, I inputs, L labels (0 without label vectors)."""
+    """The learned numbers of one layer: what its connection and its label scheme name. They begin at zero, the weight
+    uniform in ±1/√fan_in."""
 
-    def __init__(self, outputs: int, inputs: int, labels: int, recipe: Recipe, index: int, device: torch.device):
-        self._shapes = ((outputs, inputs), (outputs,), (labels, outputs))
+    def __init__(self, recipe: Recipe, index: int, input_shape: Shape, device: torch.device) -> None:
+        options = recipe.layers[index]
+        connection, scheme = options.connection, options.label_scheme
+        units = size_of(connection.output_shape(input_shape))
+        self._shapes = connection.parameters(input_shape) | scheme.parameters(recipe.labels, units)
         generator = torch.Generator().manual_seed((recipe.seed << 8) ^ index)
-        flat = torch.empty(sum(math.prod(shape) for shape in self._shapes))
-        limit = inputs**-0.5
-        flat.uniform_(-limit, limit, generator=generator)
-        flat[outputs * inputs :] = 0
+        limit = connection.fan_in(input_shape) ** -0.5
+        flat = torch.zeros(sum(math.prod(shape) for shape in self._shapes.values()))
+        views = self._split(flat)
+        views[WEIGHT].uniform_(-limit, limit, generator=generator)
+        scheme.initialize_(views)
         self.flat = flat.to(device)
         self.gradient = torch.zeros_like(self.flat)
         self.views = self._split(self.flat)
-        self.gradient_views = self._split(self.gradient)
-        self.weight_OI, self.bias_O, _ = self.views
-        self.weight_gradient_OI, self.bias_gradient_O, _ = self.gradient_views
+        self.gradients = self._split(self.gradient)
         self.samples = 0.0
-        self._recipe = recipe
-        self._average = self.flat.clone() if recipe.averaging_samples else self.flat
-        self._optimizer = make_optimizer(self.flat, recipe)
-        self._copies = Copies()
+        self._options, self._recipe = options, recipe
+        self._ema = self.flat.clone() if recipe.ema_samples else self.flat
+        self._stepper: Stepper = options.optimizer.build(self.flat)
+        self._copies = CopyPool()
 
-    def _split(self, flat: Tensor) -> list[Tensor]:
-        sizes = [math.prod(shape) for shape in self._shapes]
-        return [part.view(shape) for part, shape in zip(flat.split(sizes), self._shapes, strict=True)]
+    def _split(self, flat: Tensor) -> dict[str, Tensor]:
+        sizes = [math.prod(shape) for shape in self._shapes.values()]
+        parts = zip(self._shapes.items(), flat.split(sizes), strict=True)
+        return {name: part.view(shape) for (name, shape), part in parts}
 
     def update(self, rows: int) -> None:
-        """One step of the optimiser along the gradient that stands in the gradient's views.
+        """One step of the optimiser along the gradient that stands in `gradients`.
 
         `rows` is how many of the recipe's rows the gradient is the mean of.
         """
         recipe = self._recipe
         share = rows / recipe.rows
         # The fewer rows, the noisier their mean: the step goes with the root of their number.
-        learning_rate = recipe.learning_rate * math.sqrt(share) * self._fall()
-        self._optimizer.step(self.flat, self.gradient, learning_rate)
+        self._stepper.step(self.flat, self.gradient, self.learning_rate * math.sqrt(share))
         fresh = share * recipe.batch_size
         self.samples += fresh
-        if recipe.averaging_samples:
-            # A young average reaches back over a fifth of what was learned, lest the random start predict.
-            reach = min(recipe.averaging_samples, self.samples / 5)
-            self._average.lerp_(self.flat, fresh / (fresh + reach))
+        if recipe.ema_samples:
+            # At first it reaches back over a fifth of what was learned, so that the random weights do not predict.
+            reach = min(recipe.ema_samples, self.samples / 5)
+            self._ema.lerp_(self.flat, fresh / (fresh + reach))
 
-    def _fall(self) -> float:
-        """Steps are large while everything is new, then fall as 1/√n to a floor: a stream has no end."""
-        recipe = self._recipe
-        if not recipe.learning_rate_samples:
-            return 1.0
-        return max(recipe.learning_rate_floor, 1 / math.sqrt(1 + self.samples / recipe.learning_rate_samples))
+    @property
+    def learning_rate(self) -> float:
+        """Of a whole microbatch now."""
+        options = self._options
+        return options.learning_rate * max(options.min_learning_rate_ratio, options.schedule.factor(self.samples))
 
-    def averaged(self) -> list[Tensor]:
-        """Weight (O, I), bias (O), label vectors (L, O) for predictions: views, to copy before the next update."""
-        return self._split(self._average)
+    @property
+    def ema(self) -> dict[str, Tensor]:
+        """The parameters that predict: views, to copy before the next update."""
+        return self._split(self._ema)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that the next update depends on."""
         vectors = {"parameters": self.flat}
-        if self._recipe.averaging_samples:
-            vectors["average"] = self._average
-        vectors |= {f"optimizer.{name}": value for name, value in self._optimizer.state.items()}
+        if self._recipe.ema_samples:
+            vectors["ema"] = self._ema
+        vectors |= {f"optimizer.{name}": value for name, value in self._stepper.state.items()}
         state = {name: self._copies.copy(name, vector) for name, vector in vectors.items()}
         return state | {"samples": torch.tensor(self.samples, dtype=torch.float64)}
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state as if the updates since had happened here. Raises KeyError or RuntimeError."""
         self.flat.copy_(state["parameters"])
         self.samples = float(state["samples"])
-        if self._recipe.averaging_samples:
-            self._average.copy_(state["average"])
-        for name, value in self._optimizer.state.items():
+        if self._recipe.ema_samples:
+            self._ema.copy_(state["ema"])
+        for name, value in self._stepper.state.items():
             value.copy_(state[f"optimizer.{name}"])

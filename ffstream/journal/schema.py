@@ -319,6 +319,11 @@ def incompatible(path: Path, key: str, found: Any, wanted: int) -> JournalDamage
             f"{path} is a journal of version {found}, and this ffstream reads versions up to {wanted}",
             hint="use the newer ffstream that wrote it, or another --state folder",
         )
+    if key == "inputs":
+        return JournalIncompatible(
+            f"network.image_shape: its images have {wanted} numbers, those in the journal {path} have {found}",
+            hint=f"set a shape of {found} numbers, or use another --state folder for the new network",
+        )
     return JournalIncompatible(
         f"network.{key} = {wanted}: the journal {path} was begun with network.{key} = {found}",
         hint=f"set network.{key}={found}, or use another --state folder for the new network",

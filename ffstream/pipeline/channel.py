@@ -9,10 +9,10 @@ import threading
 from collections import deque
 from typing import Literal
 
-from ffstream.pipeline.messages import Barrier, Handed, MicroBatch
+from ffstream.pipeline.messages import Barrier, MicroBatch, StageOutput
 
 Overflow = Literal["block", "skip"]
-Item = MicroBatch | Handed | Barrier
+Item = MicroBatch | StageOutput | Barrier
 
 
 class Closed(Exception):

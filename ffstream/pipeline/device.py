@@ -11,7 +11,7 @@ from ffstream.errors import ConfigError
 from ffstream.ff.layer import Activities
 
 
-class CpuLane:
+class DeviceStream:
     """A stage's place on the CPU: work is done when the call returns."""
 
     def use(self) -> AbstractContextManager[Any]:
@@ -32,7 +32,7 @@ class CpuLane:
         """Waits for everything."""
 
 
-class CudaLane(CpuLane):
+class CudaStream(DeviceStream):
     """A CUDA stream. Events order it after the stage before; the host stays at most `ahead` steps in front."""
 
     def __init__(self, device: torch.device, ahead: int) -> None:
@@ -50,7 +50,7 @@ class CudaLane(CpuLane):
     def receive(self, activities: Activities, ready: Any) -> None:
         self._stream.wait_event(ready)
         # The allocator must not reuse the sender's memory before this stream has read it.
-        activities.h_NO.record_stream(self._stream)
+        activities.h_NF.record_stream(self._stream)
         activities.labels_N.record_stream(self._stream)
 
     def settle(self) -> None:
@@ -101,6 +101,6 @@ def _cpu_has_bf16() -> bool:
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
-def make_lane(device: torch.device, ahead: int) -> CpuLane:
-    """A new lane on that device."""
-    return CudaLane(device, ahead) if device.type == "cuda" else CpuLane()
+def make_stream(device: torch.device, ahead: int) -> DeviceStream:
+    """A new stream on that device."""
+    return CudaStream(device, ahead) if device.type == "cuda" else DeviceStream()

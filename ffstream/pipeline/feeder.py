@@ -15,11 +15,11 @@ import torch
 
 from ffstream.config import Config
 from ffstream.journal.journal import Head
-from ffstream.pipeline.assembler import Assembler
+from ffstream.pipeline.batcher import Batcher
 from ffstream.pipeline.channel import Channel, Closed
-from ffstream.pipeline.memory import Memory
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
 from ffstream.pipeline.phases import PhaseSchedule
+from ffstream.pipeline.replay_buffer import ReplayBuffer
 from ffstream.threads import LEARNING_NICENESS, OnFailure, Worker
 
 NAME = "ff-feeder"
@@ -48,9 +48,9 @@ class Feeder:
         config: Config,
         state: FeederState,
         *,
-        assembler: Assembler,
+        batcher: Batcher,
         head: Head,
-        memory: Memory,
+        replay: ReplayBuffer,
         out: Channel,
         make_barrier: MakeBarrier,
         observe: Callable[[MicroBatch, int], None],
@@ -60,9 +60,9 @@ class Feeder:
         self._recipe = config.network
         self._learning = config.learning
         self._checkpoints = config.checkpoint
-        self._assembler = assembler
+        self._batcher = batcher
         self._head = head
-        self._memory = memory
+        self._replay = replay
         self._out = out
         self._make_barrier = make_barrier
         self._observe = observe
@@ -131,22 +131,22 @@ class Feeder:
         """Sends the next microbatch, and a barrier if one is due. False when there is nothing to send."""
         state = self.state
         self.thread.progressed()
-        polarity = state.schedule.polarity
-        if polarity == "sleep" and len(self._memory):
-            images, labels = self._memory.draw(self._recipe.batch_size, state.step)
+        phase = state.schedule.phase
+        if phase == "sleep" and len(self._replay):
+            images, labels = self._replay.draw(self._recipe.batch_size, state.step)
             fresh = 0
         else:
-            batch = self._assembler.next(flush=self._flush_is_due())
-            state.seq = self._assembler.seq  # samples that are skipped are done with, too
+            batch = self._batcher.next(flush=self._flush_is_due())
+            state.seq = self._batcher.seq  # samples that are skipped are done with, too
             if batch is None:
                 return False
             images, labels = batch
             fresh = len(labels)
-        micro = MicroBatch(state.step, state.seq, polarity, images, labels, fresh)
+        micro = MicroBatch(state.step, state.seq, phase, images, labels, fresh)
         if fresh:
             self._observe(micro, state.version)
-            micro = self._rehearse(micro)
-            self._memory.add(images, labels)
+            micro = self._add_replay(micro)
+            self._replay.add(images, labels)
         state.step += 1
         state.schedule.advance()
         self.idle = False
@@ -154,33 +154,33 @@ class Feeder:
         self._send_due_barrier()
         return True
 
-    def _rehearse(self, micro: MicroBatch) -> MicroBatch:
-        """Puts remembered samples beside the fresh ones, so that one update learns from both."""
-        count = self._recipe.rehearsal * micro.fresh // self._recipe.batch_size
-        if not count or not len(self._memory):
+    def _add_replay(self, micro: MicroBatch) -> MicroBatch:
+        """Puts replayed samples beside the fresh ones, so that one update learns from both."""
+        count = self._recipe.replay * micro.fresh // self._recipe.batch_size
+        if not count or not len(self._replay):
             return micro
-        images, labels = self._memory.draw(count, micro.step)
+        images, labels = self._replay.draw(count, micro.step)
         if micro.images.dtype != torch.uint8:
             images = images.to(torch.float32).div_(255)
         return micro._replace(images=torch.cat((micro.images, images)), labels=torch.cat((micro.labels, labels)))
 
     def _flush_is_due(self) -> bool:
-        if self._learning.partial == "wait" or not self._assembler.pending:
+        if self._learning.partial == "wait" or not self._batcher.pending:
             return False
         now = time.monotonic()
-        if self._partial_seq != self._assembler.seq or not self._partial_since:
-            self._partial_seq, self._partial_since = self._assembler.seq, now
+        if self._partial_seq != self._batcher.seq or not self._partial_since:
+            self._partial_seq, self._partial_since = self._batcher.seq, now
         return now - self._partial_since >= self._learning.linger_s
 
     def _send_due_barrier(self) -> None:
         state, checkpoints, publish_every = self.state, self._checkpoints, self._learning.publish_every
-        # Often while the network is young and every microbatch makes it better, then at a steady pace.
-        young = state.step < publish_every * 8 and state.step & (state.step - 1) == 0
+        # Often at first, while every microbatch makes the network better, then at a steady pace.
+        warmup = state.step < publish_every * 8 and state.step & (state.step - 1) == 0
         fresh = state.seq - self._saved_seq
         saves = 0 < checkpoints.every_samples <= fresh or (
             0 < checkpoints.every_s <= time.monotonic() - self._saved_at and fresh > 0
         )
-        if young or saves or state.step % publish_every == 0:
+        if warmup or saves or state.step % publish_every == 0:
             self._send_barrier(saves=saves)
 
     def _send_barrier(self, *, saves: bool, on_complete: Callable[[Barrier], None] | None = None) -> None:
@@ -197,24 +197,24 @@ class Feeder:
 
     def _part(self) -> Part:
         state = self.state
-        tensors, progress = self._memory.state()
+        tensors, progress = self._replay.state_dict()
         position: dict[str, Any] = {
             "step": state.step,
             "version": state.version,
             "phase_position": state.schedule.position,
         }
-        return Part(tensors, position | progress)
+        return Part(tensors=tensors, progress=position | progress)
 
     def _idle(self) -> None:
         """Nothing to feed: publishes what was learned since the last snapshot, then waits for more."""
         if self._published != (self.state.step, self.state.seq):
             self._send_barrier(saves=False)
         self.idle = True
-        held = self._assembler.pending
+        held = self._batcher.pending
         lingers = held and self._learning.partial == "flush"
         timeout_s = min(_IDLE_WAIT_S, self._learning.linger_s) if lingers else _IDLE_WAIT_S
         with self.thread.waiting():
             if self._paused:
                 self._stopping.wait(0.05)
             else:
-                self._head.wait(self._assembler.seq + held, timeout_s)
+                self._head.wait(self._batcher.seq + held, timeout_s)

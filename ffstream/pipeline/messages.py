@@ -6,12 +6,13 @@ everything before the barrier and nothing behind it. The parts together are one 
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ffstream.ff.layer import Activities, LayerWeights, Polarity
+from ffstream.ff.layer import Activities
+from ffstream.ff.objective import Phase
 
 
 class MicroBatch(NamedTuple):
@@ -22,13 +23,13 @@ class MicroBatch(NamedTuple):
 
     step: int
     seq: int
-    polarity: Polarity
+    phase: Phase
     images: Tensor
     labels: Tensor
     fresh: int
 
 
-class Handed(NamedTuple):
+class StageOutput(NamedTuple):
     """A microbatch on its way between two stages. `ready` tells a CUDA stream when the activities are there."""
 
     step: int
@@ -40,10 +41,12 @@ class Handed(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """One contributor's share of a barrier: tensors by name, and what JSON can say."""
+    """One contributor's share of a barrier, by name: weights that predict, and, of a saving barrier, tensors and JSON
+    values of the state."""
 
-    tensors: Mapping[str, Tensor]
-    progress: Mapping[str, Any]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Barrier:
@@ -66,7 +69,6 @@ class Barrier:
         self.seq = seq
         self.version = version
         self.saves = saves
-        self.weights: dict[int, LayerWeights] = {}
         self._missing = set(contributors)
         self._parts: list[Part] = []
         self._on_complete = on_complete
@@ -80,6 +82,11 @@ class Barrier:
             complete = not self._missing
         if complete:
             self._on_complete(self)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """All parts' weights."""
+        return {name: value for part in self._parts for name, value in part.weights.items()}
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -1,15 +1,15 @@
-"""What the next microbatch is: from the stream or from memory, and with which polarities."""
+"""The phase of the next microbatch: whether it comes from the stream or from replay, and which rows it has."""
 
 from dataclasses import dataclass
 
-from ffstream.ff.layer import Polarity
+from ffstream.ff.objective import Phase
 
 
 @dataclass
 class PhaseSchedule:
-    """`wake` microbatches of positive data from the stream, then `sleep` of negative data from memory, and so on.
+    """`wake` microbatches of positive rows from the stream, then `sleep` of negative rows from replay, and so on.
 
-    Both zero: interleaved, positive and negative together. `sleep` zero alone is a network deprived of sleep.
+    Both zero: interleaved, positive and negative rows together. `sleep` zero alone is a network deprived of sleep.
     """
 
     wake: int = 0
@@ -21,12 +21,12 @@ class PhaseSchedule:
 
     @property
     def separate(self) -> bool:
-        """Whether polarities come apart."""
+        """Whether positive and negative rows come in phases of their own."""
         return self.wake > 0
 
     @property
-    def polarity(self) -> Polarity:
-        """What the next microbatch is."""
+    def phase(self) -> Phase:
+        """Of the next microbatch."""
         if not self.separate:
             return "interleaved"
         return "wake" if self.position < self.wake else "sleep"

@@ -14,20 +14,21 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ffstream.config import Config
-from ffstream.ff.layer import LayerWeights, Placement
-from ffstream.ff.network import build_layers
+from ffstream.ff.layer import Placement
+from ffstream.ff.member import Member, below, joined
+from ffstream.ff.network import build
 from ffstream.journal.journal import Head
 from ffstream.journal.reader import Reader
 from ffstream.metrics import Metrics
-from ffstream.pipeline.assembler import Assembler
+from ffstream.pipeline.batcher import Batcher
 from ffstream.pipeline.channel import Channel
-from ffstream.pipeline.device import choose_device, choose_product_dtype, make_lane
+from ffstream.pipeline.device import choose_device, choose_product_dtype, make_stream
 from ffstream.pipeline.feeder import NAME as FEEDER
 from ffstream.pipeline.feeder import Feeder, FeederState
-from ffstream.pipeline.memory import Memory
-from ffstream.pipeline.messages import Barrier, Handed, MicroBatch
+from ffstream.pipeline.messages import Barrier, MicroBatch, StageOutput
 from ffstream.pipeline.phases import PhaseSchedule
-from ffstream.pipeline.restore import check_layers, check_memory, check_positions
+from ffstream.pipeline.replay_buffer import ReplayBuffer
+from ffstream.pipeline.restore import check_network, check_positions, check_replay
 from ffstream.pipeline.stage import Stage, Wiring
 from ffstream.threads import OnFailure, Worker
 
@@ -87,6 +88,7 @@ class Pipeline:
         self.applied_seq = start.seq
         self._advancing = threading.Lock()
         self.stages = self._build_stages(start)
+        self._restore(start)
         self.learned = 0
         self._reader = Reader(journal)
         self._feeder = self._build_feeder(head, start)
@@ -96,16 +98,7 @@ class Pipeline:
         # A stage that skips keeps an activity for longer than any ring lasts: the stage before does not wait for it.
         buffers = 0 if options.overflow == "skip" else options.queue_depth + 2
         placement = Placement(self.device, self.product_dtype, buffers)
-        first, later = build_layers(self._config.network, placement)
-        layers = [first, *later]
-        if not start.is_fresh:
-            check_layers(start.seq, start.tensors, layers)
-            check_positions(start.seq, start.progress)
-            for layer in layers:
-                prefix = f"layers.{layer.index}."
-                layer.load(
-                    {name.removeprefix(prefix): v for name, v in start.tensors.items() if name.startswith(prefix)}
-                )
+        input, layers = build(self._config.network, placement)
         sizes = options.stages or (1,) * len(layers)
         # The feeder's own channel always blocks: skipping there would leave samples unlearned by every layer.
         channels = [
@@ -115,28 +108,49 @@ class Pipeline:
         stages, at = [], 0
         for index, size in enumerate(sizes):
             outbox = channels[index + 1] if index + 1 < len(sizes) else None
-            lane = make_lane(self.device, options.queue_depth)
-            stages.append(Stage(index, layers[at : at + size], channels[index], outbox, lane, wiring, start.seq))
+            stages.append(
+                Stage(
+                    index,
+                    layers[at : at + size],
+                    channels[index],
+                    outbox,
+                    make_stream(self.device, options.queue_depth),
+                    wiring,
+                    input=None if index else input,
+                    seq=start.seq,
+                )
+            )
             at += size
         return stages
+
+    def _restore(self, start: StartingPoint) -> None:
+        if start.is_fresh:
+            return
+        check_network(start.seq, start.tensors, self._members)
+        check_positions(start.seq, start.progress)
+        for name, member in self._members.items():
+            member.load_state_dict(below(name, start.tensors))
+
+    @property
+    def _members(self) -> dict[str, Member]:
+        return {name: member for stage in self.stages for name, member in stage.members.items()}
 
     def _build_feeder(self, head: Head, start: StartingPoint) -> Feeder:
         recipe, learning = self._config.network, self._config.learning
         schedule = PhaseSchedule(learning.wake, learning.sleep, start.progress.get("phase_position", 0))
-        wants_memory = recipe.rehearsal > 0 or schedule.separate
-        memory = Memory(recipe.memory if wants_memory else 0, recipe.inputs, recipe.seed, recipe.rehearsal_jitter)
-        if memory.capacity:
-            size = {"capacity": memory.capacity, "inputs": recipe.inputs, "labels": recipe.labels}
-            check_memory(start.seq, start.tensors, start.progress, **size)
-            if "memory.added" in start.progress:
-                memory.load(dict(start.tensors), start.progress["memory.added"])
+        replay = ReplayBuffer(recipe, used=recipe.replay > 0 or schedule.separate)
+        if replay.capacity:
+            size = {"capacity": replay.capacity, "inputs": recipe.inputs, "labels": recipe.labels}
+            check_replay(start.seq, start.tensors, start.progress, **size)
+            if "replay.added" in start.progress:
+                replay.load_state_dict(dict(start.tensors), start.progress["replay.added"])
         state = FeederState(start.progress.get("step", 0), start.seq, start.version, schedule)
         return Feeder(
             self._config,
             state,
-            assembler=Assembler(self._reader, recipe, start.seq),
+            batcher=Batcher(self._reader, recipe, start.seq),
             head=head,
-            memory=memory,
+            replay=replay,
             out=self.stages[0].inbox,
             make_barrier=self._make_barrier,
             observe=self._callbacks.observe,
@@ -167,14 +181,14 @@ class Pipeline:
         with self._advancing:  # barriers complete on threads of their own
             self.applied_seq = max(self.applied_seq, seq)
 
-    def _on_learned(self, handed: Handed) -> None:
-        self._advance(handed.seq)
-        self.learned += handed.fresh
-        self._metrics.samples_learned.inc(handed.fresh)
+    def _on_learned(self, output: StageOutput) -> None:
+        self._advance(output.seq)
+        self.learned += output.fresh
+        self._metrics.samples_learned.inc(output.fresh)
 
-    def weights(self) -> dict[int, LayerWeights]:
-        """Averaged weights by layer. Before `start` only: then the stages' threads own them."""
-        return {layer.index: layer.averaged() for stage in self.stages for layer in stage.layers}
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that predict, by name. Before `start` only: then the stages' threads own them."""
+        return joined((name, member.weights()) for name, member in self._members.items())
 
     def start(self) -> None:
         """Starts every thread, the last stage first, and returns once they run."""
@@ -213,7 +227,7 @@ class Pipeline:
     @property
     def phase(self) -> str:
         """The phase of the next microbatch."""
-        return self._feeder.state.schedule.polarity
+        return self._feeder.state.schedule.phase
 
     def request_checkpoint(self, on_complete: Callable[[Barrier], None]) -> None:
         """Sends a saving barrier now."""

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from ffstream.errors import CheckpointIncompatible
-from ffstream.ff.input_layer import InputLayer
-from ffstream.ff.network import LaterLayer
+from ffstream.ff.member import Member, joined
 
 _POSITIONS = ("step", "version", "phase_position")
 _LARGEST = 2**62
 _COUNTS = ("samples", "seen")  # of what was learned: no step has a size if one of them is below zero or no number
 
 
-def check_layers(seq: int, tensors: Mapping[str, Tensor], layers: Sequence[InputLayer | LaterLayer]) -> None:
-    """Raises CheckpointIncompatible unless the tensors named `layers.…` are just the state of these layers."""
-    expected = {f"layers.{layer.index}.{name}": value for layer in layers for name, value in layer.state().items()}
-    found = {name for name in tensors if name.startswith("layers.")}
+def check_network(seq: int, tensors: Mapping[str, Tensor], members: Mapping[str, Member]) -> None:
+    """Raises CheckpointIncompatible unless the tensors that are not the replay buffer's are these members' state."""
+    expected = joined((name, member.state_dict()) for name, member in members.items())
+    found = {name for name in tensors if not name.startswith("replay.")}
     odd = sorted(found ^ expected.keys())
     if odd:
         raise _misfit(seq, f"{odd[0]!r} is {'not wanted' if odd[0] in found else 'missing'}")
@@ -40,25 +39,25 @@ def check_positions(seq: int, progress: Mapping[str, Any]) -> None:
             raise _misfit(seq, f"{name!r} is no count")
 
 
-def check_memory(
+def check_replay(
     seq: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any], *, capacity: int, inputs: int, labels: int
 ) -> None:
-    """Raises CheckpointIncompatible unless the remembered samples are as many as they were, and of this network.
+    """Raises CheckpointIncompatible unless the replay buffer is as full as it was, with samples of this network.
 
-    A state without any is one of a learner that remembered nothing.
+    A state without one is of a run that replayed nothing.
     """
-    added = progress.get("memory.added")
-    present = [name for name in ("memory.images", "memory.labels") if name in tensors]
+    added = progress.get("replay.added")
+    present = [name for name in ("replay.images", "replay.labels") if name in tensors]
     if added is None and not present:
         return
     if not _is_count(added) or len(present) != 2:
-        raise _misfit(seq, "the memory is not whole")
+        raise _misfit(seq, "the replay buffer is incomplete")
     size = min(added, capacity)
-    _check_like(seq, "memory.images", tensors["memory.images"], (size, inputs), torch.uint8)
-    _check_like(seq, "memory.labels", tensors["memory.labels"], (size,), torch.int64)
-    remembered = tensors["memory.labels"]
-    if size and not 0 <= int(remembered.min()) <= int(remembered.max()) < labels:
-        raise _misfit(seq, "a remembered label is none")
+    _check_like(seq, "replay.images", tensors["replay.images"], (size, inputs), torch.uint8)
+    _check_like(seq, "replay.labels", tensors["replay.labels"], (size,), torch.int64)
+    kept = tensors["replay.labels"]
+    if size and not 0 <= int(kept.min()) <= int(kept.max()) < labels:
+        raise _misfit(seq, f"the replay buffer holds a label beyond 0 to {labels - 1}")
 
 
 def _check_like(seq: int, name: str, value: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:

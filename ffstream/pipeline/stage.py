@@ -8,22 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
 from ffstream import moments
-from ffstream.ff.input_layer import InputLayer
-from ffstream.ff.network import LaterLayer
+from ffstream.ff.input import Input
+from ffstream.ff.layer import Layer
+from ffstream.ff.member import INPUT, Member, joined, layer_name
 from ffstream.metrics import Metrics
 from ffstream.pipeline.channel import Channel, Closed
-from ffstream.pipeline.device import CpuLane
-from ffstream.pipeline.messages import Barrier, Handed, MicroBatch, Part
+from ffstream.pipeline.device import DeviceStream
+from ffstream.pipeline.messages import Barrier, MicroBatch, Part, StageOutput
 from ffstream.threads import LEARNING_NICENESS, OnFailure, Worker
 
 
 class Wiring(NamedTuple):
     """What a stage reports to. `on_learned` is called by the last stage only; `on_failure` at most once a stage."""
 
-    on_learned: Callable[[Handed], None]
+    on_learned: Callable[[StageOutput], None]
     on_failure: OnFailure
     metrics: Metrics
 
@@ -34,23 +33,33 @@ class Stage:
     def __init__(
         self,
         index: int,
-        layers: Sequence[InputLayer | LaterLayer],
+        layers: Sequence[Layer],
         inbox: Channel,
         outbox: Channel | None,
-        lane: CpuLane,
+        stream: DeviceStream,
         wiring: Wiring,
+        *,
+        input: Input | None = None,
         seq: int = 0,
     ) -> None:
+        """The first stage has the `input`, and gets microbatches; later ones get the output of the stage before."""
         self.name = f"ff-stage-{index}"
         self.layers = layers
         self.last_seq = seq  # learned so far
         self.steps = 0
         self.inbox = inbox
+        self._input = input
         self._outbox = outbox
-        self._lane = lane
+        self._stream = stream
         self._wiring = wiring
         self._step_seconds = wiring.metrics.step_seconds.labels(str(index))
         self.thread = Worker(self.name, self._work, wiring.on_failure, niceness=LEARNING_NICENESS)
+
+    @property
+    def members(self) -> dict[str, Member]:
+        """What of this stage has weights and state, by the prefix of their tensors."""
+        own: dict[str, Member] = {} if self._input is None else {INPUT: self._input}
+        return own | {layer_name(layer.index): layer for layer in self.layers}
 
     def start(self) -> None:
         """Returns once the thread runs."""
@@ -58,7 +67,7 @@ class Stage:
 
     def _work(self) -> None:
         try:
-            with self._lane.use():
+            with self._stream.use():
                 self._learn_what_comes()
         except Closed:
             pass
@@ -80,53 +89,50 @@ class Stage:
                 self._learn(item)
             self.steps += 1
 
-    def _learn(self, item: MicroBatch | Handed) -> None:
+    def _learn(self, item: MicroBatch | StageOutput) -> None:
         start = time.perf_counter()
-        handed = self._forward(item)
+        output = self._forward(item)
         waited = 0.0
         if self._outbox is not None:
             moments.reached("hand_on.before")
             before = time.perf_counter()
-            self._outbox.put(handed)  # before the update: no layer waits for this one to learn
+            self._outbox.put(output)  # before the update: no layer waits for this one to learn
             waited = time.perf_counter() - before
             moments.reached("hand_on.after")
         for layer in self.layers:
             layer.update()
-        self._lane.settle()
-        self.last_seq = handed.seq
+        self._stream.settle()
+        self.last_seq = output.seq
         self._step_seconds.observe(time.perf_counter() - start - waited)
         if self._outbox is None:
             moments.reached("learned")
-            self._wiring.on_learned(handed)
+            self._wiring.on_learned(output)
 
-    def _forward(self, item: MicroBatch | Handed) -> Handed:
-        rest = self.layers
+    def _forward(self, item: MicroBatch | StageOutput) -> StageOutput:
         if isinstance(item, MicroBatch):
-            first = self.layers[0]
-            assert isinstance(first, InputLayer), "only the first stage is fed with images"
-            activities = first.forward(item.images, item.labels, item.step, item.polarity)
-            rest = self.layers[1:]
+            assert self._input is not None, "only the first stage gets images"
+            activities = self._input.forward(item.images, item.labels, item.step, item.phase)
         else:
-            self._lane.receive(item.activities, item.ready)
+            self._stream.receive(item.activities, item.ready)
             activities = item.activities
-        for layer in rest:
-            assert not isinstance(layer, InputLayer)
+        for layer in self.layers:
             activities = layer.forward(activities)
-        return Handed(item.step, item.seq, item.fresh, activities, self._lane.hand_over())
+        return StageOutput(item.step, item.seq, item.fresh, activities, self._stream.hand_over())
 
     def _pass(self, barrier: Barrier) -> None:
-        tensors: dict[str, Tensor] = {}
+        members = self.members.items()
+        weights = joined((name, member.weights()) for name, member in members)
+        tensors = joined((name, member.state_dict()) for name, member in members) if barrier.saves else {}
+        self._report()
+        self._stream.synchronize()  # the copies are read by other threads
+        if self._outbox is not None:
+            self._outbox.put(barrier)
+        barrier.contribute(self.name, Part(weights, tensors))
+
+    def _report(self) -> None:
         metrics = self._wiring.metrics
         for layer in self.layers:
-            barrier.weights[layer.index] = layer.averaged()
-            if barrier.saves:
-                tensors |= {f"layers.{layer.index}.{name}": value for name, value in layer.state().items()}
-            figures = layer.figures()
-            label = str(layer.index)
+            figures, label = layer.figures(), str(layer.index)
             metrics.goodness.labels(label, "positive").set(figures.goodness_positive)
             metrics.goodness.labels(label, "negative").set(figures.goodness_negative)
             metrics.loss.labels(label).set(figures.loss)
-        self._lane.synchronize()  # the copies are read by other threads
-        if self._outbox is not None:
-            self._outbox.put(barrier)
-        barrier.contribute(self.name, Part(tensors, {}))

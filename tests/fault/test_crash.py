@@ -155,7 +155,7 @@ def told(sizes: Sequence[int] = SIZES) -> list[Heard]:
 
 def remains(rows: Sequence[Heard], *, oldest: int = 9, learned: int = 24, went_by: int = 24) -> Remains:
     """A journal that was trimmed up to sample 9, and all is learned."""
-    return Remains(rows, [oldest, learned], {}, {"memory.added": went_by})
+    return Remains(rows, [oldest, learned], {}, {"replay.added": went_by})
 
 
 def test_good_accounts() -> None:
@@ -195,7 +195,7 @@ def test_one_bit_is_a_difference() -> None:
     assert one.differs_from(replace(one, tensors={"w": np.zeros(2, np.float32)})) == []
     assert one.differs_from(replace(one, tensors={"w": np.array([0, -0.0], np.float32)})) == ["w"]
     assert one.differs_from(replace(one, tensors={})) == ["w"]
-    assert one.differs_from(replace(one, progress={"memory.added": 23})) == ["progress.memory.added"]
+    assert one.differs_from(replace(one, progress={"replay.added": 23})) == ["progress.replay.added"]
 
 
 # --- the disk -----------------------------------------------------------------------------------------------------

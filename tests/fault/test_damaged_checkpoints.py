@@ -23,7 +23,7 @@ from ffstream.metrics import Metrics
 from tests.in_process import Running, config, images, labels
 from tests.support import wait_until
 
-SETTINGS = ("network.rehearsal=4", "network.memory=20", "network.batch_size=8")
+SETTINGS = ("network.replay=4", "network.replay_buffer=20", "network.batch_size=8")
 few = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -94,7 +94,7 @@ class Disk:
         wanted = load_file(folder_of(self.state / "checkpoints", begun) / STATE)
         for stage in learner.pipeline.stages:
             for layer in stage.layers:
-                for name, value in layer.state().items():
+                for name, value in layer.state_dict().items():
                     assert torch.equal(value.nan_to_num(), wanted[f"layers.{layer.index}.{name}"].nan_to_num())
 
 
@@ -168,7 +168,7 @@ PLACES = (
     ("progress", "step"),
     ("progress", "version"),
     ("progress", "phase_position"),
-    ("progress", "memory.added"),
+    ("progress", "replay.added"),
     ("progress", "prequential"),
     ("progress", "prequential", "window"),
     ("progress", "prequential", "samples"),
@@ -196,9 +196,9 @@ def put(manifest: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
 @example(place=("progress",), value={})
 @example(place=("progress", "step"), value=...)
 @example(place=("progress", "step"), value=2**70)
-@example(place=("progress", "memory.added"), value=...)
-@example(place=("progress", "memory.added"), value=-1)
-@example(place=("progress", "memory.added"), value=10**9)
+@example(place=("progress", "replay.added"), value=...)
+@example(place=("progress", "replay.added"), value=-1)
+@example(place=("progress", "replay.added"), value=10**9)
 @example(place=("progress", "prequential", "wrong"), value=float("nan"))
 @example(place=("progress", "prequential", "samples"), value=float("inf"))
 @example(place=("progress", "prequential", "window"), value=[[1, 2]])

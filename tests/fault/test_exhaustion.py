@@ -196,9 +196,9 @@ def test_a_journal_over_its_limit(tmp_path: Path, watched: Watch, caplog: pytest
     settings = (
         f"limits.journal_max_bytes={MIB}",
         "limits.disk_min_free_bytes=0",
-        "network.inputs=784",
+        "network.image_shape=[784]",
         "network.batch_size=64",
-        "network.young_samples=0",
+        "network.warmup_samples=0",
         "checkpoint.every_samples=100000",
     )
     # It would have made room before anybody could look.
@@ -293,7 +293,7 @@ def test_a_program_that_reads_the_journal_and_does_not_end(tmp_path: Path) -> No
         f"limits.journal_max_bytes={16 * MIB}",
         "limits.disk_min_free_bytes=0",
         "limits.window_messages=4",
-        "network.inputs=65536",
+        "network.image_shape=[65536]",
         "checkpoint.keep=1",
     )
     with Running(tmp_path / "state", *settings) as running:

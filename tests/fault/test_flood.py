@@ -2,7 +2,7 @@
 
 from tools.load import clients, flood
 
-SMALL = ("network.widths=[64,64]", "network.memory=1000", "checkpoint.every_s=1")
+SMALL = ("network.widths=[64,64]", "network.replay_buffer=1000", "checkpoint.every_s=1")
 WARM_SAMPLES = 2048
 
 

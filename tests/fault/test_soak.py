@@ -2,7 +2,7 @@
 
 from tools.load import soak
 
-SMALL = ("network.widths=[64,64]", "network.memory=1000", "checkpoint.every_s=1")
+SMALL = ("network.widths=[64,64]", "network.replay_buffer=1000", "checkpoint.every_s=1")
 
 
 def test_everybody_at_once() -> None:

@@ -242,7 +242,7 @@ def test_data_that_the_daemon_cannot_take_are_not_sent(daemons: Daemons) -> None
 
 def test_who_waits_is_told_of_the_stop(daemons: Daemons) -> None:
     # No microbatch is whole, and none is learned before that time.
-    daemon = daemons.start("network.young_samples=0", f"learning.linger_s={10 * COMMAND_S}")
+    daemon = daemons.start("network.warmup_samples=0", f"learning.linger_s={10 * COMMAND_S}")
     assert replay(daemon, "--limit", "40")["acked"] == 40
 
     with Connection(daemon.control, "control", (Reply,)) as connection:
@@ -359,7 +359,7 @@ def test_a_state_folder_can_be_looked_at_while_a_daemon_runs_after_a_kill_and_wh
     assert stat["clients"] == 2
     assert (verify["whole"], verify["last_seq"], verify["problems"]) == (True, 2320, [])
     assert [(each["seq"], each["whole"]) for each in checkpoints["checkpoints"]] == [(2000, True)]
-    assert checkpoints["checkpoints"][0]["recipe"]["inputs"] == 784
+    assert checkpoints["checkpoints"][0]["recipe"]["image_shape"] == [28, 28]
     assert (verified["recovery"], checkpoints["half_written"]) == (2000, [])
 
     assert look(daemon.state)[1] == verify

@@ -95,7 +95,7 @@ def test_what_is_sent_is_learned(daemon: Running) -> None:
 
 def test_a_stream_that_can_be_learned_is_learned(start: Start) -> None:
     """Each label lights its own quarter of the image; the error falls from three in four to nothing."""
-    running = start("network.learning_rate=0.02", "network.averaging_samples=0", "prequential.queue_depth=1000000")
+    running = start("network.learning_rate=0.02", "network.ema_samples=0", "prequential.queue_depth=1000000")
     rng = np.random.default_rng(0)
     producer = running.producer()
     for _ in range(60):
@@ -909,10 +909,10 @@ def test_another_network_does_not_start_on_this_state(start: Start, caplog: pyte
     running.stop()
     assert "stopped late=none" in caplog.text
     caplog.clear()
-    assert isinstance(fails(running.state, "network.inputs=25"), JournalIncompatible)
+    assert isinstance(fails(running.state, "network.image_shape=[25]"), JournalIncompatible)
     error = fails(running.state, "network.widths=[32]")
     assert isinstance(error, CheckpointIncompatible)
-    assert "network.widths = [32], not " in error.message
+    assert "network.layers (how many) = 1, not 2" in error.message
     assert "stopped" not in caplog.text, "what never served has not stopped"
 
 

@@ -2,7 +2,6 @@ import codecs
 import json
 import re
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from pydantic import BaseModel
 
 from ffstream.config import Config, describe, load, options, validate
 from ffstream.errors import ConfigError
-from ffstream.ff.presets import PRESETS, Recipe
+from ffstream.ff.presets import PRESETS, recipe
+from ffstream.ff.recipe import LAYER_DEFAULTS, LayerOptions
 from ffstream.option_errors import show
 from ffstream.option_sources import Given
 
@@ -51,7 +51,8 @@ def test_later_sources_win(file: Path) -> None:
     assert (from_environment.limits.clients_max, from_environment.limits.window_messages) == (2, 2)
     set_last = load(file, ["limits.clients_max=3", "limits.clients_max = 4"], environment)
     assert (set_last.limits.clients_max, set_last.limits.window_messages) == (4, 2)
-    assert set_last.network.widths == (64, 32), "what nobody else names stays as the file has it"
+    units = [dict(layer.connection)["units"] for layer in set_last.network.layers]
+    assert units == [64, 32], "what nobody else names stays as the file has it"
     assert set_last.limits.commit_max_messages == Config().limits.commit_max_messages
     assert set_last.state == Path("/from/file")
 
@@ -74,7 +75,8 @@ def test_the_environment_is_read_unless_another_is_given(monkeypatch: pytest.Mon
         ('pipeline.overflow="skip"', "pipeline", "overflow", "skip"),
         ("listen.learn=tcp://*:5757", "listen", "learn", "tcp://*:5757"),
         ("security.http_token=a=b", "security", "http_token", "a=b"),
-        ("network.score_first_layer=false", "network", "score_first_layer", False),
+        ("security.insecure=true", "security", "insecure", True),
+        ("network.image_shape=[32,32,3]", "network", "image_shape", (32, 32, 3)),
     ],
 )
 def test_values_as_a_person_types_them(setting: str, section: str, key: str, value: Any) -> None:
@@ -84,12 +86,39 @@ def test_values_as_a_person_types_them(setting: str, section: str, key: str, val
 
 
 def test_a_preset_fills_in_what_is_not_named() -> None:
-    assert load(environment={}).network == PRESETS["stream"]
-    for name, recipe in PRESETS.items():
-        assert load(settings=[f"network.preset={name}"], environment={}).network == recipe
-    mixed = load(settings=["network.preset=seed", "network.batch_size=8"], environment={}).network
+    assert load(environment={}).network == recipe("stream")
+    for name in PRESETS:
+        assert load(settings=[f"network.preset={name}"], environment={}).network == recipe(name)
+    mixed = load(settings=["network.preset=overlay", "network.batch_size=8"], environment={}).network
     assert mixed.batch_size == 8
-    assert mixed.objective == PRESETS["seed"].objective != PRESETS["stream"].objective
+    assert mixed.layers == recipe("overlay").layers != recipe("stream").layers
+
+
+def test_a_file_composes_layers(tmp_path: Path) -> None:
+    path = tmp_path / "ffstream.toml"
+    path.write_text(
+        """
+        [network]
+        preset = "fast"
+        image_shape = [32, 32, 3]
+        learning_rate = 1e-3
+        [[network.layers]]
+        connection = { kind = "dense", units = 600 }
+        objective = { kind = "softmax", alpha = 4 }
+        [[network.layers]]
+        connection = { kind = "dense", units = 500 }
+        label_scheme = "groups"
+        learning_rate = 2e-3
+        """,
+        encoding="utf-8",
+    )
+    network = load(path, ["network.goodness=mean_squares"], environment={}).network
+    assert [dict(layer.connection)["units"] for layer in network.layers] == [600, 500]
+    assert [layer.learning_rate for layer in network.layers] == [1e-3, 2e-3]
+    assert [dict(layer.objective)["alpha"] for layer in network.layers] == [4.0, 0.05]
+    assert [layer.label_scheme.kind for layer in network.layers] == ["vectors", "groups"]
+    assert {layer.goodness.kind for layer in network.layers} == {"mean_squares"}
+    assert network.batch_size == 256
 
 
 WRONG = [
@@ -97,11 +126,16 @@ WRONG = [
     ("limit.clients_max=1", "limit"),
     ("typo=1", "typo"),
     ("network.width=[1]", "network.width: there is no such option"),
-    ("network.preset=best", 'network.preset = "best": expected one of stream, fast, seed'),
+    ("network.preset=best", 'network.preset = "best": expected one of stream, fast, overlay'),
     ("network.preset=[1]", "network.preset = [1]"),
-    ("network.widths=5", "network.widths = 5: expected a list of whole numbers, for example [1, 2]"),
-    ("network.goodness=cubes", 'network.goodness = "cubes": expected one of sum_squares, mean_squares'),
+    ("network.widths=5", "network.widths = 5: expected a list of whole numbers from 1, for example [512, 512]"),
+    ("network.goodness=cubes", 'network.goodness.kind = "cubes": expected one of mean_squares, sum, sum_squares'),
     ("network.batch_size=many", 'network.batch_size = "many": expected a whole number, at least 1'),
+    ("network.objective.alpha=-1", "network.objective.alpha = -1: expected a number, at least 0"),
+    ("network.objective.alfa=1", "network.objective.alfa: there is no such option"),
+    ("network.layers=[{connection={units=0}}]", "network.layers[0].connection.units = 0: expected a whole number"),
+    ("network.layers=[{learning=1}]", "network.layers[0].learning: there is no such option"),
+    ("network.label_scheme=groups", 'network.label_scheme = "groups": 512 units cannot be divided among 10 labels'),
     ("limits.clients_max=0", "limits.clients_max"),
     ("limits.clients_max=-1", "limits.clients_max"),
     ("limits.clients_max=1.5", "limits.clients_max"),
@@ -167,7 +201,7 @@ def test_the_description_is_a_file_that_says_the_same(preset: str, tmp_path: Pat
     settings = [
         f"network.preset={preset}",
         "network.learning_rate=1e-7",
-        "network.score_first_layer=false",
+        "network.score_weight=0.5",
         "pipeline.stages=[1,1]",
         "checkpoint.every_s=1e20",
         "limits.clients_max=7",
@@ -191,22 +225,24 @@ def test_the_description_shows_every_option_with_its_sentence() -> None:
     for name, section in SECTIONS.items():
         assert f"[{name}]" in lines
         for key, info in type(section).model_fields.items():
-            assert any(line.startswith(f"{key} = ") and line.endswith(f"# {info.description}") for line in lines)
-    for field in fields(Recipe):
-        assert any(line.startswith(f"{field.name} = ") and line.endswith(field.metadata["help"]) for line in lines)
+            if key != "layers":
+                assert any(line.startswith(f"{key} = ") and line.endswith(f"# {info.description}") for line in lines)
+    for key, info in LayerOptions.model_fields.items():
+        assert any(line.startswith(f"{key} = ") and line.endswith(f"# {info.description}") for line in lines)
+    assert lines.count("[[network.layers]]") == 2
 
 
 def test_every_option_has_a_sentence_and_no_two_the_same() -> None:
     options = [info for section in SECTIONS.values() for info in type(section).model_fields.values()]
     sentences = [info.description or "" for info in options]
-    sentences += [field.metadata["help"] for field in fields(Recipe)]
+    sentences += [info.description or "" for info in LayerOptions.model_fields.values()]
     sentences.append(Config.model_fields["state"].description or "")
     assert all(len(sentence) > 8 for sentence in sentences)
     assert len(set(sentences)) == len(sentences)
 
 
 def test_every_section_but_the_network_has_a_sentence() -> None:
-    assert set(SECTIONS) | {"state", "network"} == set(Config.model_fields)
+    assert set(SECTIONS) | {"state"} == set(Config.model_fields)
     assert all(type(section).__doc__ for section in SECTIONS.values())
 
 
@@ -232,7 +268,7 @@ def test_a_queue_that_a_polite_producer_could_fill_is_refused() -> None:
 
 
 PARTITIONS = ("[1]", "[2,2]", "[3,0]", "[4,-1]")
-PHASES = ("network.objective=threshold", "network.hand_on=labelled")
+PHASES = ("network.objective=threshold", "network.activities=label_conditioned")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +278,7 @@ PHASES = ("network.objective=threshold", "network.hand_on=labelled")
         (["learning.wake=3", "network.objective=softmax"], "learning.wake = 3: needs network.objective = "),
         (["learning.wake=3", "network.objective=paired"], "learning.wake = 3: needs network.objective = "),
         *((["network.widths=[8,8,8]", f"pipeline.stages={wrong}"], "3 layers") for wrong in PARTITIONS),
-        (["network.inputs=12", "network.rehearsal=1", "network.rehearsal_jitter=1"], "12 is no square"),
+        (["network.image_shape=[12]", "network.replay=1"], "network.image_shape = [12] has no rows and columns"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together_are_named(settings: list[str], named: str) -> None:
@@ -256,7 +292,7 @@ def test_options_that_do_not_go_together_are_named(settings: list[str], named: s
     [
         ["learning.wake=3", "learning.sleep=2", *PHASES],
         ["network.widths=[8,8,8]", "pipeline.stages=[1,2]"],
-        ["network.inputs=12", "network.rehearsal=0", "network.rehearsal_jitter=1"],
+        ["network.image_shape=[12]", "network.replay=0", "network.replay_jitter=1"],
     ],
 )
 def test_options_that_go_together(settings: list[str]) -> None:
@@ -293,6 +329,9 @@ VALUES: tuple[Any, ...] = (
 )
 
 
+PARTS = [f"network.{key}" for key in ("preprocessing", *LAYER_DEFAULTS)]
+
+
 def tree_of(name: str, value: Any) -> dict[str, Any]:
     section, _, key = name.rpartition(".")
     return {section: {key: value}} if section else {key: value}
@@ -303,8 +342,8 @@ def test_every_option_says_in_plain_words_what_it_expects(name: str) -> None:
     """Whatever is wrong, the error names option and value, in no word of the validating library."""
     refused = 0
     for value in VALUES:
-        if isinstance(value, dict) and name in {*SECTIONS, "network"}:
-            continue
+        if isinstance(value, dict) and name in {*SECTIONS, *PARTS}:
+            continue  # a table may be right; what is in it has names of its own
         sources = Given(())
         sources.tree = tree_of(name, value)
         try:

@@ -24,7 +24,15 @@ from tests.support import Watch, hold_at, wait_until
 DEADLINE_S = 30.0
 NEVER_S = 3600.0  # of a wait that must end for another reason
 SIZE = 4
-SMALL = {"inputs": 16, "widths": (6, 5), "labels": 4, "batch_size": SIZE, "young_samples": 0, "memory": 50}
+SMALL = {
+    "image_shape": [16],
+    "widths": [6, 5],
+    "labels": 4,
+    "batch_size": SIZE,
+    "warmup_batch_size": SIZE,
+    "warmup_samples": 0,
+    "replay_buffer": 50,
+}
 
 
 class Bench:
@@ -35,7 +43,7 @@ class Bench:
         self.config = Config.model_validate(
             {
                 "state": folder,
-                "network": SMALL | {"rehearsal": 2, "rehearsal_jitter": 0},
+                "network": SMALL | {"replay": 2, "replay_jitter": 0},
                 "pipeline": {"device": "cpu", "precision": "fp32"},
                 "checkpoint": {"every_samples": 6 * SIZE, "every_s": 0, "keep": 100},
                 **sections,
@@ -132,7 +140,7 @@ def test_checkpoints_by_time_and_none_without_news(tmp_path: Path) -> None:
         wait_until(is_saved, DEADLINE_S, "a checkpoint comes by itself")
         seq = bench.learner.checkpoint(DEADLINE_S).seq
         feeder, turned = bench.learner.pipeline._feeder, threading.Semaphore(0)
-        following = feeder._assembler.next
+        following = feeder._batcher.next
 
         def turn(**options: Any) -> Any:
             turned.release()
@@ -140,7 +148,7 @@ def test_checkpoints_by_time_and_none_without_news(tmp_path: Path) -> None:
 
         feeder._saved_at -= 3600  # as if it were an hour ago; the feeder is idle, and does not touch it
         version = feeder.state.version
-        feeder._assembler.next = turn  # type: ignore[method-assign]
+        feeder._batcher.next = turn  # type: ignore[method-assign]
         for _ in range(3):
             assert turned.acquire(timeout=DEADLINE_S), "the feeder looks for more"
         assert feeder.state.version == version, "a barrier was sent, and nothing had come"

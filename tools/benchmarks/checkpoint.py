@@ -29,7 +29,7 @@ def run(report: Report, rounds: int, *, widths: tuple[int, ...] = (2000,) * 4, s
         config = Config.model_validate(
             {
                 "state": Path(folder),
-                "network": {"preset": "fast", "widths": widths, "young_samples": 0},
+                "network": {"preset": "fast", "widths": widths, "warmup_samples": 0},
                 "checkpoint": {"every_s": 0, "every_samples": 0, "keep": 1},
             }
         )

@@ -8,16 +8,17 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ffstream.config import Config
+from ffstream.ff.connection import size_of
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
-from ffstream.ff.presets import PRESETS, Recipe
+from ffstream.ff.presets import recipe as make_recipe
+from ffstream.ff.recipe import Recipe
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.messages import Barrier
@@ -36,7 +37,7 @@ def run(report: Report, rounds: int) -> None:
         for precision in _DTYPES:
             _measure(
                 report,
-                replace(PRESETS["fast"], widths=widths, young_samples=0),
+                make_recipe("fast", widths=widths, warmup_samples=0),
                 batches,
                 precision,
                 name,
@@ -48,7 +49,8 @@ def run(report: Report, rounds: int) -> None:
 def _measure(
     report: Report, recipe: Recipe, batches: int, precision: str, network: str, rounds: int, cores: int
 ) -> None:
-    widths, batch, dtype = (recipe.inputs, *recipe.widths), recipe.batch_size, _DTYPES[precision]
+    shapes = (*recipe.input_shapes(), recipe.layers[-1].connection.output_shape(()))
+    widths, batch, dtype = tuple(map(size_of, shapes)), recipe.batch_size, _DTYPES[precision]
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (batch, recipe.inputs), dtype=np.uint8)
     labels = generator.integers(0, 10, batch)
@@ -64,7 +66,9 @@ def _measure(
     report.add(f"{prefix}/share_of_gemm", achieved, "GFLOP/s", "gemm_roofline", gemm / 1e9)
     if network == "784-512-512":
         with peers.intra_op_threads(cores):
-            report.add(f"{prefix}/over_seed_method", pipeline, "samples/s", "seed_method", _seed_rate(widths))
+            report.add(
+                f"{prefix}/over_overlay_method", pipeline, "samples/s", "overlay_method", _overlay_rate(widths)
+            )
             report.add(
                 f"{prefix}/over_backprop", pipeline, "samples/s", "backprop_mlp", _backprop_rate(widths, batch)
             )
@@ -126,7 +130,7 @@ def _pipeline_rate(recipe: Recipe, precision: str, images: np.ndarray, labels: n
         return result
 
 
-def _seed_rate(widths: tuple[int, ...], samples: int = 50_000, updates: int = 2) -> float:
+def _overlay_rate(widths: tuple[int, ...], samples: int = 50_000, updates: int = 2) -> float:
     method = peers.SeedMethod(widths)
     images, labels = torch.rand(samples, widths[0]), torch.randint(0, 10, (samples,))
     method.update(images, labels)

@@ -12,7 +12,7 @@ import torch
 
 from ffstream.client import Control, Predictor
 from ffstream.ff.network import Network
-from ffstream.ff.presets import PRESETS
+from ffstream.ff.presets import recipe
 from tools.benchmarks.ingest import PRODUCER
 from tools.benchmarks.report import Report
 from tools.benchmarks.served import served
@@ -66,7 +66,7 @@ def _times(endpoint: str, queries: int) -> list[float]:
 
 
 def _times_alone() -> list[float]:
-    classifier = Network(PRESETS["fast"]).classifier()
+    classifier = Network(recipe("fast")).classifier()
     image = torch.randint(0, 256, (1, 784), dtype=torch.uint8)
     times = []
     for _ in range(200):

@@ -3,7 +3,7 @@
 What counts as what: an ack [n, first, count] promises that message n became the samples first … first+count−1. The
 journal says the same of the rows that it still has, which reach back to the oldest of the newest checkpoints; what
 was trimmed lay at or below it and has been learned by it. The daemon keeps no record of each learned sample. In every
-checkpoint it keeps `memory.added`: how many samples of the stream went by on the way to this state. And the state
+checkpoint it keeps `replay.added`: how many samples of the stream went by on the way to this state. And the state
 itself, equal in every bit to one that learned each sample once and in order, leaves no room for another history.
 """
 
@@ -97,7 +97,7 @@ def settle(sizes: Sequence[int], heard: Iterable[Heard], remains: Remains) -> Ac
         for each in acked.values()
         if remains.checkpoints[0] < each.first_seq + each.samples - 1 <= learned and each not in rows
     ]
-    sent, went_by = sum(sizes), remains.progress.get("memory.added", 0)
+    sent, went_by = sum(sizes), remains.progress.get("replay.added", 0)
     firsts = accumulate(sizes, initial=1)
     return Account(
         acked=sum(each.samples for each in acked.values()),

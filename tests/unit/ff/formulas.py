@@ -1,76 +1,55 @@
 """The mathematics of ffstream.ff written a second time: by rows, in float64, differentiated by autograd.
 
-Shapes: B samples, N rows, I inputs, O outputs, L labels.
+Definitions of what ships are written here anew, from the papers; parts from outside are taken at their own value.
+
+Shapes: B samples, N rows, I inputs, F units, L labels.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import cross_entropy, gelu, leaky_relu, silu, softplus
 
-from ffstream.ff.layer import LayerWeights, Polarity
+from ffstream.ff.layer import Activities
 from ffstream.ff.network import Network
-from ffstream.ff.presets import Recipe
+from ffstream.ff.objective import Phase
+from ffstream.ff.presets import recipe
+from ffstream.ff.recipe import LayerOptions, Recipe
 
-STEP = 1024.0  # large, so that float32 parameters lose nothing of the gradient that they move by
+Leaves = Mapping[str, Tensor]
 
-# Plain gradient descent, so that one step on a whole microbatch shows the gradient.
-SMALL = replace(
-    Recipe(),
-    inputs=16,
-    widths=(6, 5),
+# Small, and lively enough that no gradient vanishes.
+SMALL = recipe(
+    image_shape=[4, 4],
     labels=4,
+    widths=[8, 12],
     batch_size=7,
-    young_samples=0,
-    young_batch_size=7,
-    rehearsal=0,
-    alpha=0.7,
-    theta=1.5,
-    label_strength=1.7,
-    optimizer="sgd",
-    momentum=0.0,
-    learning_rate=STEP,
-    learning_rate_samples=0.0,
-    averaging_samples=0.0,
+    warmup_batch_size=7,
+    warmup_samples=0,
+    replay=0,
+    replay_buffer=100,
+    objective={"alpha": 0.7},
+    learning_rate=0.01,
 )
+CONTRASTED = SMALL.change(objective={"kind": "threshold", "alpha": 0.02, "theta": 5.0}, negatives="random")
+CONDITIONED = CONTRASTED.change(activities="label_conditioned")
 
 
-def variant(recipe: Recipe, **options: Any) -> Recipe:
-    """The recipe with other options, by names that need not be literals."""
-    return replace(recipe, **options)
-
-
-class Weights(NamedTuple):
-    """Leaves in float64: weight (O, I), bias (O), label vectors (L, O; none for the first layer)."""
-
-    weight_OI: Tensor
-    bias_O: Tensor
-    vectors_LO: Tensor
-
-
-def leaves(layer: LayerWeights, *, first: bool) -> Weights:
-    """A layer's weights as autograd's leaves."""
-    vectors_LO = layer.vectors_LO[:0] if first else layer.vectors_LO
-    parts = (layer.weight_OI, layer.bias_O, vectors_LO)
-    return Weights(*(part.double().clone().requires_grad_() for part in parts))
-
-
-def random_network(recipe: Recipe, seed: int = 1, scale: float = 0.6) -> Network:
+def random_network(options: Recipe, seed: int = 1, scale: float = 0.6, **placement: Any) -> Network:
     """A network in which no parameter is zero, label vectors and biases included."""
-    network = Network(recipe)
+    network = Network(options, **placement)
     generator = torch.Generator().manual_seed(seed)
-    state = network.state()
+    state = network.state_dict()
     for name, value in state.items():
-        if name.endswith((".parameters", ".average")):
+        if name.endswith((".parameters", ".ema")):
             state[name] = torch.empty_like(value).normal_(0, scale, generator=generator)
-    network.load(state)
+    network.load_state_dict(state)
     return network
 
 
-def random_images(count: int, inputs: int, dtype: torch.dtype, seed: int = 2) -> Tensor:
+def random_images(count: int, inputs: int, dtype: torch.dtype = torch.uint8, seed: int = 2) -> Tensor:
     """Images (B, I), of which the label's pixels are bright too."""
     generator = torch.Generator().manual_seed(seed)
     images_BI = torch.randint(0, 256, (count, inputs), generator=generator, dtype=torch.uint8)
@@ -82,107 +61,142 @@ def random_labels(count: int, labels: int, seed: int = 3) -> Tensor:
     return torch.randint(0, labels, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def pixels(images_BI: Tensor) -> Tensor:
-    """float64 between 0 and 1."""
-    return images_BI.double() / 255 if images_BI.dtype == torch.uint8 else images_BI.double()
+def learn(network: Network, first: int, last: int, phase: Phase = "interleaved") -> None:
+    """Microbatches `first` to `last`, each from its number alone."""
+    options = network.recipe
+    for step in range(first, last + 1):
+        images_BI = random_images(options.batch_size, options.inputs, seed=step)
+        network.learn(images_BI, random_labels(options.batch_size, options.labels, seed=step), step, phase)
 
 
-def goodness(recipe: Recipe, h_NO: Tensor) -> Tensor:
-    """Σh², or its mean."""
-    return h_NO.square().sum(-1) if recipe.goodness == "sum_squares" else h_NO.square().mean(-1)
+def leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters as autograd's leaves, in float64."""
+    return {name: value.detach().double().clone().requires_grad_() for name, value in parameters.items()}
 
 
-def normalized(recipe: Recipe, x_NI: Tensor) -> Tensor:
-    """Rows of mean square 1, or of length 1."""
-    if recipe.normalization == "rms":
-        return x_NI / (x_NI.square().mean(1, keepdim=True) + 1e-8).sqrt()
-    return x_NI / (x_NI.square().sum(1, keepdim=True).sqrt() + 1e-4)
+# --- the parts ---------------------------------------------------------------------------------------------------
 
 
-def with_label(recipe: Recipe, images_BI: Tensor, mean_I: Tensor, labels_B: Tensor) -> Tensor:
-    """Centred images whose first L pixels are dark but for the label's."""
-    x_BI = pixels(images_BI) - mean_I.double()
-    for row, label in enumerate(labels_B.tolist()):
-        x_BI[row, : recipe.labels] = 0
-        x_BI[row, label] = recipe.label_strength
-    return x_BI
+def activation(options: Any, z: Tensor) -> Tensor:
+    """φ(z)."""
+    known: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": torch.relu,
+        "leaky_relu": lambda z: leaky_relu(z, options.slope),
+        "gelu": gelu,
+        "silu": silu,
+        "student_t": lambda z: torch.log(1 + z**2),
+    }
+    h: Tensor = known.get(options.kind, options.value)(z)
+    return h
 
 
-def first_layer(recipe: Recipe, weights: Weights, images_BI: Tensor, mean_I: Tensor, labels_B: Tensor) -> Tensor:
-    """Activities (B, O) of images with these labels written into them."""
-    x_BI = normalized(recipe, with_label(recipe, images_BI, mean_I, labels_B))
-    return (x_BI @ weights.weight_OI.t() + weights.bias_O).relu()
+def goodness(options: Any, h: Tensor) -> Tensor:
+    """G(h) over the last dimension."""
+    known: dict[str, Callable[[Tensor], Tensor]] = {
+        "sum_squares": lambda h: (h**2).sum(-1),
+        "mean_squares": lambda h: (h**2).mean(-1),
+        "sum": lambda h: h.sum(-1),
+    }
+    if options.kind not in known:
+        own: Tensor = options.value(h)
+        return own
+    return known[options.kind](h) * (-1 if options.negative else 1)
 
 
-def first_layer_neutral(recipe: Recipe, weights: Weights, images_BI: Tensor, mean_I: Tensor) -> Tensor:
-    """Activities (B, O) of images as long as with a label, in which no label is written."""
-    x_BI = normalized(recipe, with_label(recipe, images_BI, mean_I, torch.zeros(len(images_BI), dtype=torch.int64)))
-    x_BI[:, 0] = 0
-    return (x_BI @ weights.weight_OI.t() + weights.bias_O).relu()
+def normalized(options: Any, x_NI: Tensor, extra_squares: float = 0.0) -> Tensor:
+    """x̂, where the row's length contains what is not in x."""
+    squares_N1 = (x_NI**2).sum(1, keepdim=True) + extra_squares
+    if options.kind == "rms":
+        return x_NI / (squares_N1 / x_NI.shape[1] + 1e-8).sqrt()
+    if options.kind == "unit":
+        return x_NI / (squares_N1.sqrt() + 1e-4)
+    factor_N: Tensor = options.factor(squares_N1[:, 0], x_NI.shape[1])
+    return x_NI * factor_N[:, None]
 
 
-def later_layer(recipe: Recipe, weights: Weights, x_NI: Tensor, labels_N: Tensor | None) -> Tensor:
-    """Activities (N, O) of rows with these labels' vectors added, or with none."""
-    z_NO = normalized(recipe, x_NI.double()) @ weights.weight_OI.t() + weights.bias_O
-    if labels_N is not None and len(weights.vectors_LO):
-        z_NO = z_NO + weights.vectors_LO[labels_N]
-    return z_NO.relu()
+def preactivation(layer: LayerOptions, own: Leaves, x_NI: Tensor, shape: tuple[int, ...], labels: int) -> Tensor:
+    """z (N, F) of rows that hold no label. With the scheme `pixels` they are as long as if they did."""
+    scheme: Any = layer.label_scheme
+    x_NI = x_NI.double()
+    strength = scheme.strength if scheme.kind == "pixels" else 0.0
+    if scheme.kind == "pixels":
+        x_NI = torch.cat((torch.zeros_like(x_NI[:, :labels]), x_NI[:, labels:]), 1)
+    return layer.connection.formula(normalized(layer.normalization, x_NI, strength**2), own, shape)
 
 
-def every_label(recipe: Recipe, size: int, goodness_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Goodness (B, L) of a batch given label 0, then label 1, and so on."""
-    columns = [goodness_of(torch.full((size,), label)) for label in range(recipe.labels)]
+def with_label(
+    layer: LayerOptions, own: Leaves, x_NI: Tensor, labels_N: Tensor, shape: tuple[int, ...], labels: int
+) -> Tensor:
+    """z (N, F) of rows with a label each, as the scheme's definition says."""
+    scheme: Any = layer.label_scheme
+    if scheme.kind == "pixels":  # the label is written into the image; E are its pixels' weights
+        x_NI = x_NI.double().clone()
+        x_NI[:, :labels] = 0
+        x_NI[torch.arange(len(x_NI)), labels_N] = scheme.strength
+        weight_FI = torch.cat((own["label_vectors"].t(), own["weight"][:, labels:]), 1)
+        return normalized(layer.normalization, x_NI) @ weight_FI.t() + own["bias"]
+    z_NF = preactivation(layer, own, x_NI, shape, labels)
+    return z_NF + own["label_vectors"][labels_N] if scheme.kind == "vectors" else z_NF
+
+
+def by_label(layer: LayerOptions, own: Leaves, x_BI: Tensor, shape: tuple[int, ...], labels: int) -> Tensor:
+    """Goodness (B, L) of label-free rows, label by label."""
+    columns = []
+    for label in range(labels):
+        labels_B = torch.full((len(x_BI),), label)
+        h_BF = activation(layer.activation, with_label(layer, own, x_BI, labels_B, shape, labels))
+        if layer.label_scheme.kind == "groups":
+            size = h_BF.shape[1] // labels
+            h_BF = h_BF[:, label * size : (label + 1) * size]
+        columns.append(goodness(layer.goodness, h_BF))
     return torch.stack(columns, 1)
 
 
-def hardest(goodness_BL: Tensor, labels_B: Tensor) -> Tensor:
-    """The wrong label with the highest goodness, by trying all."""
-    rows = zip(goodness_BL.tolist(), labels_B.tolist(), strict=True)
-    return torch.tensor([max((g, label) for label, g in enumerate(row) if label != own)[1] for row, own in rows])
-
-
-def contrast(recipe: Recipe, positive_B: Tensor, negative_B: Tensor, polarity: Polarity) -> Tensor:
-    """The loss of a pair of rows, or of those that the polarity has."""
-    if recipe.objective != "threshold":
-        return softplus(-recipe.alpha * (positive_B - negative_B)).mean()
+def contrast(options: Any, positive_B: Tensor | None, negative_B: Tensor | None) -> Tensor:
+    """The loss of positive and negative rows, or of those that there are."""
+    if options.kind == "paired":
+        assert positive_B is not None
+        assert negative_B is not None
+        return softplus(-options.alpha * (positive_B - negative_B)).mean()
     loss = torch.zeros((), dtype=torch.float64)
-    if polarity != "sleep":
-        loss = loss + softplus(-recipe.alpha * (positive_B - recipe.theta)).mean()
-    if polarity != "wake":
-        loss = loss + softplus(recipe.alpha * (negative_B - recipe.theta)).mean()
+    if positive_B is not None:
+        loss = loss + softplus(-options.alpha * (positive_B - options.theta)).mean()
+    if negative_B is not None:
+        loss = loss + softplus(options.alpha * (negative_B - options.theta)).mean()
     return loss
 
 
-def label_loss(
-    recipe: Recipe,
-    goodness_of: Callable[[Tensor], Tensor],
-    labels_B: Tensor,
-    wrong_B: Tensor,
-    polarity: Polarity,
+def label_loss(options: Any, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> Tensor:
+    """The loss of a layer that sees every label."""
+    if options.kind == "softmax":
+        return cross_entropy(options.alpha * G_BL, own_B, label_smoothing=options.smoothing)
+    if options.kind not in ("paired", "threshold"):
+        own: Tensor = options.by_label(G_BL, own_B, wrong_B, phase).outcome().loss
+        return own
+    assert wrong_B is not None
+    positive_B = None if phase == "sleep" else G_BL.gather(1, own_B[:, None])[:, 0]
+    negative_B = None if phase == "wake" else G_BL.gather(1, wrong_B[:, None])[:, 0]
+    return contrast(options, positive_B, negative_B)
+
+
+def layer_loss(
+    layer: LayerOptions, own: Leaves, given: Activities, wrong_B: Tensor | None, shape: tuple[int, ...], labels: int
 ) -> Tensor:
-    """The loss of a layer that adds the label itself."""
-    if recipe.objective == "softmax":
-        logits_BL = recipe.alpha * every_label(recipe, len(labels_B), goodness_of)
-        return cross_entropy(logits_BL, labels_B, label_smoothing=recipe.smoothing)
-    return contrast(recipe, goodness_of(labels_B), goodness_of(wrong_B), polarity)
+    """The loss of a layer on what it was given."""
+    if given.positives is None:
+        G_BL = by_label(layer, own, given.h_NF, shape, labels)
+        return label_loss(layer.objective, G_BL, given.labels_N, wrong_B, given.phase)
+    z_NF = with_label(layer, own, given.h_NF, given.labels_N, shape, labels)
+    G_N = goodness(layer.goodness, activation(layer.activation, z_NF))
+    positive_B = G_N[: given.positives] if given.positives else None
+    negative_B = G_N[given.positives :] if given.positives < len(G_N) else None
+    if layer.objective.kind not in ("paired", "threshold"):
+        outside: Tensor = layer.objective.by_row(G_N, given.positives).outcome().loss
+        return outside
+    return contrast(layer.objective, positive_B, negative_B)
 
 
-def gradients(loss: Tensor, weights: Weights) -> Weights:
-    """∂loss of every leaf, zero where the loss does not depend on it."""
-    return Weights(*torch.autograd.grad(loss, list(weights), allow_unused=True, materialize_grads=True))
-
-
-def moved_by(before: LayerWeights, after: LayerWeights, *, first: bool) -> Weights:
-    """The gradient that one step of plain descent went along."""
-    old, new = leaves(before, first=first), leaves(after, first=first)
-    return Weights(*((a - b).detach() / STEP for a, b in zip(old, new, strict=True)))
-
-
-def assert_close(got: Weights, want: Weights, tolerance: float = 2e-5) -> None:
-    """Raises AssertionError unless every part is within the tolerance of the largest gradient."""
-    largest = max(float(part.abs().max()) for part in want if part.numel())
-    assert largest > 1e-4, "a gradient of zero proves nothing"
-    for name, a, b in zip(want._fields, got, want, strict=True):
-        assert a.shape == b.shape
-        error = float((a - b).abs().max()) if a.numel() else 0.0
-        assert error <= tolerance * largest, f"{name}: off by {error:.3g} of {largest:.3g}"
+def hardest(G_BL: Tensor, own_B: Tensor) -> Tensor:
+    """The wrong label with the highest goodness, by trying all."""
+    rows = zip(G_BL.tolist(), own_B.tolist(), strict=True)
+    return torch.tensor([max((g, label) for label, g in enumerate(row) if label != own)[1] for row, own in rows])

@@ -7,60 +7,69 @@ from torch import Tensor
 from ffstream.ff.classifier import Classifier
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
-from ffstream.ff.presets import Recipe
+from ffstream.ff.recipe import Recipe
+from tests.battery import assert_equal
 from tests.support import assert_bounded
 from tests.unit.ff import formulas
-from tests.unit.ff.formulas import SMALL, variant
+from tests.unit.ff.formulas import SMALL
 
 B = 300  # more than are computed at a time
-DEEP = variant(SMALL, widths=(12, 10, 7), objective="paired")
+DEEP = SMALL.change(widths=[12, 8, 8], objective="paired")
 
 
 def brute_force(recipe: Recipe, classifier: Classifier, images_BI: Tensor) -> Tensor:
-    """Goodness (B, L)."""
-    layers = [formulas.leaves(each, first=index == 0) for index, each in enumerate(classifier.layers)]
-    mean_I = classifier.layers[0].mean_I if recipe.centering else torch.zeros(recipe.inputs)
-
-    def goodness_of(labels_B: Tensor) -> Tensor:
-        h_BO = formulas.first_layer(recipe, layers[0], images_BI, mean_I, labels_B)
-        x_BO = formulas.first_layer_neutral(recipe, layers[0], images_BI, mean_I)
-        parts = [formulas.goodness(recipe, h_BO)]
-        for weights in layers[1:]:
-            if recipe.hand_on == "neutral":
-                h_BO = formulas.later_layer(recipe, weights, x_BO, labels_B)
-                x_BO = formulas.later_layer(recipe, weights, x_BO, None)
-            else:
-                h_BO = formulas.later_layer(recipe, weights, h_BO, labels_B)
-            parts.append(formulas.goodness(recipe, h_BO))
-        counted = parts if recipe.score_first_layer or len(parts) == 1 else parts[1:]
-        return torch.stack(counted).sum(0)
-
+    """Goodness (B, L): every label is tried, by the formulas."""
+    layers = [formulas.leaves(layer_weights(classifier, index)) for index in range(len(recipe.layers))]
+    x_BI = images_BI.double() / 255 if images_BI.dtype == torch.uint8 else images_BI.double()
+    if recipe.preprocessing.kind == "running_mean":
+        x_BI = x_BI - classifier.weights["input.mean"].double()
+    columns = []
     with torch.no_grad():
-        return formulas.every_label(recipe, len(images_BI), goodness_of)
+        for label in range(recipe.labels):
+            total_B = torch.zeros(len(images_BI), dtype=torch.float64)
+            labels_B, given_BI = torch.full((len(images_BI),), label), x_BI
+            for options, own, shape in zip(recipe.layers, layers, recipe.input_shapes(), strict=True):
+                h_BF = formulas.with_label(options, own, given_BI, labels_B, shape, recipe.labels).relu()
+                group = h_BF
+                if options.label_scheme.kind == "groups":
+                    group = h_BF.view(len(h_BF), recipe.labels, -1)[:, label]
+                total_B += options.score_weight * formulas.goodness(options.goodness, group)
+                label_free = formulas.preactivation(options, own, given_BI, shape, recipe.labels).relu()
+                given_BI = label_free if recipe.activities == "label_free" else h_BF
+            columns.append(total_B)
+    return torch.stack(columns, 1)
+
+
+def layer_weights(classifier: Classifier, index: int) -> dict[str, Tensor]:
+    """By their names in the layer."""
+    prefix = f"layers.{index}."
+    return {name.removeprefix(prefix): v for name, v in classifier.weights.items() if name.startswith(prefix)}
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("score_first_layer", [True, False])
 @pytest.mark.parametrize("normalization", ["rms", "unit"])
-@pytest.mark.parametrize("goodness", ["sum_squares", "mean_squares"])
-@pytest.mark.parametrize(("hand_on", "label_vectors"), [("neutral", True), ("labelled", True), ("labelled", False)])
+@pytest.mark.parametrize("goodness", ["sum_squares", "mean_squares", "sum"])
+@pytest.mark.parametrize(
+    ("activities", "schemes"),
+    [
+        ("label_free", ("pixels", "vectors", "vectors")),
+        ("label_free", ("groups", "groups", "vectors")),
+        ("label_conditioned", ("pixels", "vectors", "vectors")),
+        ("label_conditioned", ("vectors", "none", "none")),
+    ],
+)
 def test_prediction_is_brute_force(
-    hand_on: str, label_vectors: bool, goodness: str, normalization: str, score_first_layer: bool, dtype: torch.dtype
+    activities: str, schemes: tuple[str, ...], goodness: str, normalization: str, dtype: torch.dtype
 ) -> None:
-    for centering, widths in ((False, (12, 10, 7)), (True, (12, 10, 7)), (True, (12,))):
-        recipe = variant(
-            DEEP,
-            widths=widths,
-            hand_on=hand_on,
-            label_vectors=label_vectors,
-            goodness=goodness,
-            normalization=normalization,
-            score_first_layer=score_first_layer,
-            centering=centering,
-            learning_rate=0.01,
-        )
+    for preprocessing, depth, first_weight in (("none", 3, 1.0), ("running_mean", 3, 0.0), ("running_mean", 1, 1.0)):
+        layers = DEEP.model_dump()["layers"][:depth]
+        for layer, scheme in zip(layers, schemes, strict=False):
+            layer["label_scheme"] = {"kind": scheme}
+        layers[0]["score_weight"] = first_weight
+        recipe = DEEP.change(layers=layers, activities=activities, preprocessing=preprocessing)
+        recipe = recipe.change(goodness=goodness, normalization=normalization)
         network = formulas.random_network(recipe)
-        network.learn(formulas.random_images(7, 16, torch.uint8, seed=8), formulas.random_labels(7, 4), 0)
+        formulas.learn(network, 1, 2)
         images_BI = formulas.random_images(B, 16, dtype)
         prediction = network.classifier().predict(images_BI)
         want_BL = brute_force(recipe, network.classifier(), images_BI)
@@ -72,17 +81,17 @@ def test_prediction_is_brute_force(
 
 def test_a_sample_is_predicted_the_same_in_any_company() -> None:
     classifier = formulas.random_network(DEEP).classifier()
-    images_BI = formulas.random_images(B, 16, torch.uint8)
+    images_BI = formulas.random_images(B, 16)
     together = classifier.predict(images_BI).goodness_BL
     alone = torch.cat([classifier.predict(image[None]).goodness_BL for image in images_BI])
     assert torch.allclose(alone, together, rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 3, 16, 17, 255, 256, 257])
-def test_rows_that_fill_up_are_nobody(count: int) -> None:
+def test_rows_that_fill_up_a_batch_do_not_show(count: int) -> None:
     """Products in bf16 are of certain sizes only."""
     network = Network(DEEP, Placement(product_dtype=torch.bfloat16))
-    images_BI = formulas.random_images(B, 16, torch.uint8)
+    images_BI = formulas.random_images(B, 16)
     some = network.classifier().predict(images_BI[:count])
     assert some.labels_B.shape == (count,)
     every = network.classifier().predict(images_BI)
@@ -95,9 +104,9 @@ def test_queries_of_any_size_do_not_pile_up() -> None:
     program = """
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
-from ffstream.ff.presets import Recipe
+from ffstream.ff.presets import recipe
 
-classifier = Network(Recipe(widths=(256, 256)), Placement(product_dtype=torch.bfloat16)).classifier()
+classifier = Network(recipe("stream", widths=[256, 256]), Placement(product_dtype=torch.bfloat16)).classifier()
 
 def product(rows):
     {}
@@ -111,7 +120,7 @@ for rows in range(1, 257):
     assert_bounded(
         program,
         "classifier.predict(torch.zeros(rows, 784, dtype=torch.uint8))",
-        "torch.zeros(rows, 784, dtype=torch.bfloat16) @ classifier.layers[0].weight_OI.t()",
+        "torch.zeros(rows, 784, dtype=torch.bfloat16) @ classifier.weights['layers.0.weight'].t()",
     )
 
 
@@ -122,8 +131,8 @@ def test_no_images_get_no_labels() -> None:
 
 
 def test_a_classifier_does_not_change_while_the_network_learns() -> None:
-    network = formulas.random_network(variant(DEEP, learning_rate=0.1, averaging_samples=20.0))
-    images_BI, labels_B = formulas.random_images(7, 16, torch.uint8), formulas.random_labels(7, 4)
+    network = formulas.random_network(DEEP.change(learning_rate=0.1, ema_samples=20.0))
+    images_BI, labels_B = formulas.random_images(7, 16), formulas.random_labels(7, 4)
     classifier = network.classifier()
     before = classifier.predict(images_BI).goodness_BL
     network.learn(images_BI, labels_B, 0)
@@ -133,18 +142,17 @@ def test_a_classifier_does_not_change_while_the_network_learns() -> None:
 
 def test_predicting_changes_nothing() -> None:
     network = formulas.random_network(DEEP)
-    before = network.state()
-    network.classifier().predict(formulas.random_images(B, 16, torch.uint8))
-    after = network.state()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    before = network.state_dict()
+    network.classifier().predict(formulas.random_images(B, 16))
+    assert_equal(network.state_dict(), before)
 
 
-@pytest.mark.parametrize("hand_on", ["neutral", "labelled"])
-def test_bfloat16_predicts_within_three_percent(hand_on: str) -> None:
-    recipe = variant(DEEP, inputs=100, widths=(64, 64), hand_on=hand_on, labels=10)
+@pytest.mark.parametrize("activities", ["label_free", "label_conditioned"])
+def test_bfloat16_predicts_within_three_percent(activities: str) -> None:
+    recipe = DEEP.change(image_shape=[10, 10], widths=[64, 64], activities=activities, labels=10)
     exact = formulas.random_network(recipe, scale=0.1)
     rounded = Network(recipe, Placement(product_dtype=torch.bfloat16))
-    rounded.load(exact.state())
-    images_BI = formulas.random_images(B, 100, torch.uint8)
+    rounded.load_state_dict(exact.state_dict())
+    images_BI = formulas.random_images(B, 100)
     want, got = (each.classifier().predict(images_BI).goodness_BL for each in (exact, rounded))
     assert float((got - want).norm() / want.norm()) < 0.03

@@ -10,9 +10,10 @@ import ffstream
 
 PROGRAM = """
 import torch
-from ffstream.ff import kernels
-slopes, loss = kernels.softmax_slopes(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), 1.0, 0.0)
-assert slopes.tolist() == [[-0.5, 0.5]]
+from ffstream.ff import kernels, objective
+softmax = kernels.fastest_objective(objective.Softmax(alpha=1.0, smoothing=0.0), torch.device("cpu"))
+gradient, loss = softmax.loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
+assert gradient.tolist() == [[-0.5, 0.5]]
 print(kernels.__file__)
 """
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import wait_until
-from tests.unit.pipeline.learner import DEADLINE_S, Store, running
+from tests.unit.pipeline.run import DEADLINE_S, Store, running
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from torch import Tensor
 from ffstream.ff.network import Network
 from ffstream.pipeline.messages import Barrier, Part
 from tests.support import wait_until
-from tests.unit.pipeline.learner import (
+from tests.unit.pipeline.run import (
     BATCH,
+    CONDITIONED,
     DEADLINE_S,
-    LABELLED,
     QUIET,
     RECIPE,
     Gated,
@@ -27,15 +27,15 @@ from tests.unit.pipeline.learner import (
 STEPS = 40
 
 
-def averaged(recipe: Serial, step: int) -> dict[int, Tensor]:
-    """The serial reference's averaged weights after so many steps, by layer."""
+def weights_after(recipe: Serial, step: int) -> dict[str, Tensor]:
+    """The serial reference's EMA weights after so many steps, by name."""
     network = Network(recipe.recipe)
-    network.load(recipe.states[step])
-    return {layer.index: layer.averaged().weight_OI for layer in (network.first, *network.later)}
+    network.load_state_dict(recipe.states[step])
+    return network.weights()
 
 
 def test_every_barrier_has_the_weights_of_its_step(store: Store) -> None:
-    recipe = replace(RECIPE, rehearsal=3)
+    recipe = RECIPE.change(replay=3)
     stream = Stream.random(STEPS * BATCH)
     serial = Serial(recipe, stream)
     store.write(stream.images, stream.labels)
@@ -48,9 +48,9 @@ def test_every_barrier_has_the_weights_of_its_step(store: Store) -> None:
     assert set(range(3, STEPS, 3)) | {1, 2, 4, 8, 16} <= set(steps)
     for barrier in run.barriers:
         assert barrier.seq == serial.seqs[barrier.step]
-        want = averaged(serial, barrier.step)
+        want = weights_after(serial, barrier.step)
         assert barrier.weights.keys() == want.keys()
-        assert all(torch.equal(barrier.weights[index].weight_OI, want[index]) for index in want)
+        assert all(torch.equal(barrier.weights[name], want[name]) for name in want)
     saving = [each for each in run.barriers if each.saves]
     assert [each.seq for each in saving[:-1]] == list(range(5 * BATCH, STEPS * BATCH + 1, 5 * BATCH))
     for barrier in saving:
@@ -71,9 +71,9 @@ def test_only_saving_barriers_carry_state(store: Store) -> None:
 def test_stages_are_at_different_samples_and_the_cut_is_one(store: Store) -> None:
     """While the last stage hangs the first one runs ahead; a barrier asked for then is of one sample all the same."""
     stream = Stream.random(STEPS * BATCH)
-    serial = Serial(LABELLED, stream)
+    serial = Serial(CONDITIONED, stream)
     store.write(stream.images, stream.labels)
-    run = Run(store, LABELLED, replace(QUIET, queue_depth=3), publish_every=1000)
+    run = Run(store, CONDITIONED, replace(QUIET, queue_depth=3), publish_every=1000)
     gate = Gated(run.pipeline.stages[2].layers[0])
     saved: list[Barrier] = []
     run.start()
@@ -96,7 +96,7 @@ def test_a_request_is_served_while_nothing_comes(store: Store) -> None:
     run = Run(store, RECIPE).start()
     barrier = run.save()
     assert barrier.seq == 0
-    assert_same(barrier.tensors, Network(RECIPE).state())
+    assert_same(barrier.tensors, Network(RECIPE).state_dict())
     run.stop()
 
 
@@ -123,7 +123,7 @@ def test_other_contributors_see_saving_barriers_in_the_order_of_the_stream(store
     assert run.events == expected
     assert not [each for each in run.barriers if each.saves]
     for number, barrier in enumerate(run.saving):
-        barrier.contribute("me", Part({"mine": torch.tensor(number)}, {"mine": number}))
+        barrier.contribute("me", Part(tensors={"mine": torch.tensor(number)}, progress={"mine": number}))
     wait_until(lambda: sum(each.saves for each in run.barriers) == 3, DEADLINE_S, "three are complete")
     saved = {each.seq: each for each in run.barriers if each.saves}
     assert [saved[seq].progress["mine"] for seq in sorted(saved)] == [0, 1, 2]
@@ -136,7 +136,7 @@ def test_by_time_nothing_is_saved_without_news(store: Store) -> None:
     stream = Stream.random(6 * BATCH)
     store.write(stream.images, stream.labels)
     options = replace(QUIET, wake=2, sleep=3)
-    run = Run(store, LABELLED, options, checkpoint_every_s=1e-9).start()  # at each step the time has come
+    run = Run(store, CONDITIONED, options, checkpoint_every_s=1e-9).start()  # at each step the time has come
     run.wait_applied(6 * BATCH)
     run.stop()
     by_time = [each.seq for each in run.saving[:-1]]
@@ -147,7 +147,7 @@ def test_by_time_nothing_is_saved_without_news(store: Store) -> None:
 def test_microbatches_are_observed_before_they_are_learned_with_the_version_sent_before(store: Store) -> None:
     stream = Stream.random(10 * BATCH)
     store.write(stream.images, stream.labels)
-    recipe = replace(LABELLED, rehearsal=3)
+    recipe = CONDITIONED.change(replay=3)
     run = Run(store, recipe, replace(QUIET, wake=2, sleep=1), publish_every=3)
     gate = Gated(run.pipeline.stages[0].layers[0])
     run.start()
@@ -158,7 +158,7 @@ def test_microbatches_are_observed_before_they_are_learned_with_the_version_sent
     run.stop()
     assert [micro.seq for micro, _ in run.observed] == list(range(BATCH, 10 * BATCH + 1, BATCH)), "only fresh ones"
     for micro, version in run.observed:
-        assert len(micro.labels) == BATCH, "without those rehearsed"
+        assert len(micro.labels) == BATCH, "without replayed ones"
         before = [each.version for each in run.barriers if each.step <= micro.step]
         assert version == max(before, default=0)
 
@@ -185,11 +185,11 @@ def test_versions_go_on_where_they_were(store: Store) -> None:
 def test_a_barrier_is_complete_when_everybody_has_contributed_once() -> None:
     done: list[Barrier] = []
     barrier = Barrier(step=1, seq=2, version=3, saves=True, contributors=["a", "b"], on_complete=done.append)
-    barrier.contribute("b", Part({"b": torch.tensor(1)}, {"x": 1}))
+    barrier.contribute("b", Part(tensors={"b": torch.tensor(1)}, progress={"x": 1}))
     assert not done
     with pytest.raises(KeyError):
-        barrier.contribute("b", Part({}, {}))
-    barrier.contribute("a", Part({}, {"y": 2}))
+        barrier.contribute("b", Part(progress={}))
+    barrier.contribute("a", Part(progress={"y": 2}))
     assert done == [barrier]
     assert set(barrier.tensors) == {"b"}
     assert barrier.progress == {"x": 1, "y": 2}

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from ffstream.ff.presets import Recipe
+from ffstream.ff.recipe import Recipe
 from tests.support import wait_until
-from tests.unit.ff.formulas import variant
-from tests.unit.pipeline.learner import (
+from tests.unit.pipeline.run import (
     BATCH,
+    CONDITIONED,
     DEADLINE_S,
-    LABELLED,
     QUIET,
     RECIPE,
     Options,
@@ -39,7 +38,7 @@ def pipelined(recipe: Recipe, store: Store, stream: Stream, options: Options, se
     """Learns the stream until the learner idles, and compares the state."""
     store.write(stream.images, stream.labels)
     run = Run(store, recipe, options).start()
-    steps = len(serial.polarities)
+    steps = len(serial.phases)
     wait_until(lambda: run.failures or (run.barriers and run.barriers[-1].step == steps), DEADLINE_S, "all steps")
     last = run.stop()
     assert last.step == steps
@@ -47,20 +46,20 @@ def pipelined(recipe: Recipe, store: Store, stream: Stream, options: Options, se
     assert_same(last.tensors, serial.states[last.step])
 
 
-@pytest.mark.parametrize("rehearsal", [0, 3])
-@pytest.mark.parametrize("base", [RECIPE, LABELLED], ids=["neutral", "labelled"])
+@pytest.mark.parametrize("replay", [0, 3])
+@pytest.mark.parametrize("base", [RECIPE, CONDITIONED], ids=["label-free", "label-conditioned"])
 @pytest.mark.parametrize(("layers", "stages"), GROUPINGS)
 def test_weights_are_the_serial_references(
-    store: Store, layers: int, stages: tuple[int, ...], base: Recipe, rehearsal: int
+    store: Store, layers: int, stages: tuple[int, ...], base: Recipe, replay: int
 ) -> None:
-    recipe = variant(base, widths=base.widths[:layers], rehearsal=rehearsal)
+    recipe = base.change(widths=[8, 7, 6][:layers], replay=replay)
     stream = Stream.random(SAMPLES)
     pipelined(recipe, store, stream, replace(QUIET, stages=stages), Serial(recipe, stream))
 
 
-@pytest.mark.parametrize("rehearsal", [0, 6])
-def test_a_young_stream_makes_smaller_microbatches(store: Store, rehearsal: int) -> None:
-    recipe = variant(RECIPE, young_batch_size=2, young_samples=5 * BATCH, rehearsal=rehearsal)
+@pytest.mark.parametrize("replay", [0, 6])
+def test_warm_up_makes_smaller_microbatches(store: Store, replay: int) -> None:
+    recipe = RECIPE.change(warmup_batch_size=2, warmup_samples=5 * BATCH, replay=replay)
     stream = Stream.random(SAMPLES)
     serial = Serial(recipe, stream)
     assert serial.seqs[10:12] == [5 * BATCH, 6 * BATCH]
@@ -71,17 +70,17 @@ def test_a_young_stream_makes_smaller_microbatches(store: Store, rehearsal: int)
 def test_weights_do_not_depend_on_the_queues(store: Store, queue_depth: int) -> None:
     stream = Stream.random(SAMPLES)
     for_each = replace(QUIET, queue_depth=queue_depth)
-    pipelined(LABELLED, store, stream, for_each, Serial(LABELLED, stream))
+    pipelined(CONDITIONED, store, stream, for_each, Serial(CONDITIONED, stream))
 
 
-@pytest.mark.parametrize("rehearsal", [0, 3])
-@pytest.mark.parametrize("hand_on", ["neutral", "labelled"])
+@pytest.mark.parametrize("replay", [0, 3])
+@pytest.mark.parametrize("activities", ["label_free", "label_conditioned"])
 @pytest.mark.parametrize(("wake", "sleep"), [(3, 2), (1, 1), (4, 0)])
-def test_wake_and_sleep(store: Store, wake: int, sleep: int, hand_on: str, rehearsal: int) -> None:
-    recipe = variant(LABELLED, hand_on=hand_on, rehearsal=rehearsal)
+def test_wake_and_sleep(store: Store, wake: int, sleep: int, activities: str, replay: int) -> None:
+    recipe = CONDITIONED.change(activities=activities, replay=replay)
     stream = Stream.random(SAMPLES)
     serial = Serial(recipe, stream, wake=wake, sleep=sleep)
-    assert serial.polarities.count("sleep") == 30 // wake * sleep
+    assert serial.phases.count("sleep") == 30 // wake * sleep
     pipelined(recipe, store, stream, replace(QUIET, wake=wake, sleep=sleep), serial)
 
 
@@ -89,13 +88,13 @@ def test_wake_and_sleep(store: Store, wake: int, sleep: int, hand_on: str, rehea
     ("recipe", "options"),
     [
         (RECIPE, QUIET),
-        (variant(RECIPE, rehearsal=3, optimizer="sgd"), replace(QUIET, stages=(2, 1))),
-        (variant(LABELLED, rehearsal=3), QUIET),
-        (variant(RECIPE, young_samples=9 * BATCH), QUIET),
-        (LABELLED, replace(QUIET, wake=3, sleep=2)),
-        (variant(LABELLED, rehearsal=3, memory=9), replace(QUIET, wake=2, sleep=2)),
+        (RECIPE.change(replay=3, optimizer="sgd"), replace(QUIET, stages=(2, 1))),
+        (CONDITIONED.change(replay=3), QUIET),
+        (RECIPE.change(warmup_samples=9 * BATCH), QUIET),
+        (CONDITIONED, replace(QUIET, wake=3, sleep=2)),
+        (CONDITIONED.change(replay=3, replay_buffer=9), replace(QUIET, wake=2, sleep=2)),
     ],
-    ids=["plain", "rehearsal", "labelled", "young", "sleep", "sleep and rehearsal"],
+    ids=["plain", "replay", "conditioned", "warm-up", "sleep", "sleep and replay"],
 )
 def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: Options) -> None:
     """Five learners after one another, each from the state that the one before left, with samples coming in."""
@@ -121,7 +120,7 @@ def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: Opt
 
 def test_resumed_from_the_middle_after_a_crash(store: Store) -> None:
     """What was learned after the last saving barrier is learned again, the same."""
-    recipe = variant(LABELLED, rehearsal=3)
+    recipe = CONDITIONED.change(replay=3)
     stream = Stream.random(SAMPLES)
     serial = Serial(recipe, stream, wake=3, sleep=1)
     store.write(stream.images, stream.labels)

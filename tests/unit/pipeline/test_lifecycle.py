@@ -14,10 +14,10 @@ from ffstream.pipeline import feeder
 from ffstream.pipeline.device import choose_device, choose_product_dtype
 from ffstream.threads import name_of_stuck
 from tests.support import wait_until
-from tests.unit.pipeline.learner import (
+from tests.unit.pipeline.run import (
     BATCH,
+    CONDITIONED,
     DEADLINE_S,
-    LABELLED,
     QUIET,
     RECIPE,
     Gated,
@@ -191,10 +191,10 @@ def test_phases_can_be_turned_off_between_two_runs(store: Store) -> None:
     """`[learning] wake` and `sleep` are no part of the network, so a state of a run with them must still load."""
     stream = Stream.random(6 * BATCH)
     store.write(stream.images, stream.labels)
-    first = Run(store, LABELLED, replace(QUIET, wake=1, sleep=1)).start()
+    first = Run(store, CONDITIONED, replace(QUIET, wake=1, sleep=1)).start()
     first.wait_applied(3 * BATCH)
     last = first.stop()
-    second = Run(store, LABELLED, QUIET, start=starting_point(last)).start()
+    second = Run(store, CONDITIONED, QUIET, start=starting_point(last)).start()
     second.wait_applied(6 * BATCH)
     assert second.stop().seq == 6 * BATCH
     assert second.pipeline.phase == "interleaved"
@@ -204,7 +204,7 @@ def test_waiting_for_the_rest_of_a_microbatch_takes_no_processor_time(store: Sto
     """Whatever `linger_s` is: it is for `partial = flush` alone."""
     store.write(np.zeros((1, 16), np.uint8), np.zeros(1, np.int64))
     run = Run(store, RECIPE, linger_s=0.0, partial="wait")
-    assembler, looked = run.pipeline._feeder._assembler, threading.Semaphore(0)
+    assembler, looked = run.pipeline._feeder._batcher, threading.Semaphore(0)
     original = assembler.next
 
     def count(**options: Any) -> Any:

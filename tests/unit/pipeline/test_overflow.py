@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from ffstream.ff.layer import Activities, Placement
-from ffstream.ff.network import build_layers
-from ffstream.ff.presets import Recipe
+from ffstream.ff.network import build
+from ffstream.ff.recipe import Recipe
 from tests.support import wait_until
-from tests.unit.pipeline.learner import BATCH, DEADLINE_S, LABELLED, QUIET, RECIPE, Gated, Run, Store, Stream
+from tests.unit.pipeline.run import BATCH, CONDITIONED, DEADLINE_S, QUIET, RECIPE, Gated, Run, Store, Stream
 
 STEPS = 24
-SKIP = replace(QUIET, overflow="skip", queue_depth=10)  # room for the young stream's barriers
+SKIP = replace(QUIET, overflow="skip", queue_depth=10)  # room for the warm-up's barriers
 
 
 class Spy:
@@ -26,7 +26,7 @@ class Spy:
         forward, update = layer.forward, layer.update
 
         def spy_forward(given: Activities) -> Activities:
-            self._given, self._copy = given.h_NO, given.h_NO.clone()
+            self._given, self._copy = given.h_NF, given.h_NF.clone()
             self.learned.append(given.step)
             result: Activities = forward(given)
             return result
@@ -47,9 +47,9 @@ def start_with_the_first_in_hand(store: Store, run: Run, stream: Stream, gate: G
     store.write(stream.images[BATCH:], stream.labels[BATCH:])
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, LABELLED], ids=["neutral", "labelled"])
+@pytest.mark.parametrize("recipe", [RECIPE, CONDITIONED], ids=["label-free", "label-conditioned"])
 def test_a_slow_stage_skips_and_the_fast_one_does_not_wait(store: Store, recipe: Recipe) -> None:
-    recipe = replace(recipe, widths=(8, 7))
+    recipe = recipe.change(widths=[8, 7])
     stream = Stream.random(STEPS * BATCH)
     run = Run(store, recipe, SKIP, publish_every=1000)
     first, second = run.pipeline.stages
@@ -68,30 +68,30 @@ def test_a_slow_stage_skips_and_the_fast_one_does_not_wait(store: Store, recipe:
     assert run.pipeline.describe()[0]["skipped"] == 0
     assert spy.learned[-1] == STEPS - 1, "the freshest activities are kept"
     assert spy.learned == sorted(set(spy.learned))
-    # The young stream's barriers at 1, 2, 4, 8, 16, one when idle perhaps, and the last: none is lost.
+    # The warm-up's barriers at 1, 2, 4, 8, 16, one when idle perhaps, and the last: none is lost.
     steps = [each.step for each in run.barriers]
     assert {1, 2, 4, 8, 16, STEPS} <= set(steps)
     assert [each.version for each in run.barriers] == list(range(1, len(steps) + 1))
     assert not spy.damaged, "activities were written over while they were learned from"
     # Each stage is as if it had learned serially from what it did learn from.
-    layer_0, (layer_1,) = build_layers(recipe, Placement())
+    input, (layer_0, layer_1) = build(recipe, Placement())
     images, labels = torch.from_numpy(stream.images), torch.from_numpy(stream.labels)
     for step in range(STEPS):
         part = slice(step * BATCH, (step + 1) * BATCH)
-        activities = layer_0.forward(images[part], labels[part], step, "interleaved")
+        activities = layer_0.forward(input.forward(images[part], labels[part], step, "interleaved"))
         layer_0.update()
         if step in spy.learned:
             layer_1.forward(activities)
             layer_1.update()
     for layer in (layer_0, layer_1):
-        for name, value in layer.state().items():
+        for name, value in layer.state_dict().items():
             assert torch.equal(last.tensors[f"layers.{layer.index}.{name}"], value), name
 
 
 def test_what_was_skipped_last_is_not_waited_for_ever(store: Store) -> None:
     """The barrier behind the last sample has passed every stage: nothing up to there is left to be learned."""
     stream = Stream.random(STEPS * BATCH)
-    run = Run(store, replace(RECIPE, widths=(8, 7)), replace(SKIP, queue_depth=6), publish_every=1000)
+    run = Run(store, RECIPE.change(widths=[8, 7]), replace(SKIP, queue_depth=6), publish_every=1000)
     second = run.pipeline.stages[1]
     gate = Gated(second.layers[0])
     start_with_the_first_in_hand(store, run, stream, gate)
@@ -114,7 +114,7 @@ def test_samples_are_never_skipped_before_the_first_stage(store: Store) -> None:
     wait_until(lambda: run.barriers and run.barriers[-1].seq == STEPS * BATCH, DEADLINE_S, "the last barrier")
     run.stop()
     assert run.pipeline.describe()[0]["skipped"] == 0
-    assert run.pipeline.stages[0].layers[0].state()["samples"] == STEPS * BATCH
+    assert run.pipeline.stages[0].layers[0].state_dict()["samples"] == STEPS * BATCH
 
 
 def test_with_block_the_fast_stage_waits_and_nothing_is_skipped(store: Store) -> None:

@@ -10,8 +10,7 @@ import zmq
 
 from ffstream.config import Limits, load
 from ffstream.ff.classifier import Classifier
-from ffstream.ff.layer import Placement
-from ffstream.ff.network import build_layers
+from ffstream.ff.network import Network
 from ffstream.metrics import Metrics
 from ffstream.server import pacing
 from ffstream.server.predict import PredictLoop
@@ -26,8 +25,7 @@ RECIPE = load(settings=SMALL, environment={}).network
 
 class Oracle:
     def __init__(self, *, is_behind: bool = False, learning_min_share: float = 0.25) -> None:
-        first, later = build_layers(RECIPE, Placement(torch.device("cpu"), torch.float32, 4))
-        self.classifier = Classifier(RECIPE, [layer.averaged() for layer in (first, *later)])
+        self.classifier: Classifier = Network(RECIPE).classifier()
         self.snapshots = Snapshots(Snapshot(self.classifier, 3, 17))
         self.metrics = Metrics()
         self.failures: list[Exception] = []

@@ -1,28 +1,23 @@
 """Classifiers and snapshots that can be told apart by what they answer."""
 
-from dataclasses import replace
-
 import torch
 
 from ffstream.ff.classifier import Classifier
 from ffstream.ff.network import Network
-from ffstream.ff.presets import Recipe
+from ffstream.ff.presets import recipe as make_recipe
+from ffstream.ff.recipe import Recipe
 from ffstream.serving.snapshot import Snapshot
 
 INPUTS, LABELS = 16, 10
-RECIPE = replace(Recipe(), inputs=INPUTS, widths=(4,), labels=LABELS)
+RECIPE = make_recipe(image_shape=[4, 4], widths=[4], labels=LABELS)
 DEADLINE_S = 20.0
 
 
 def always(label: int, recipe: Recipe = RECIPE) -> Classifier:
     """A classifier that finds every image to be of that label."""
-    weights = Network(recipe).first.averaged()
-    vectors_LO = torch.zeros_like(weights.vectors_LO)
-    vectors_LO[label] = 1
-    blind = weights._replace(
-        weight_OI=torch.zeros_like(weights.weight_OI), bias_O=torch.zeros_like(weights.bias_O), vectors_LO=vectors_LO
-    )
-    return Classifier(recipe, [blind])
+    weights = {name: torch.zeros_like(value) for name, value in Network(recipe).weights().items()}
+    weights["layers.0.label_vectors"][label] = 1
+    return Classifier(recipe, weights)
 
 
 def snapshot(version: int) -> Snapshot:

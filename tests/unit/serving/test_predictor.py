@@ -17,7 +17,7 @@ def query(size: int, dtype: str, seed: int) -> NDArray[Any]:
 
 
 def test_each_query_gets_its_own_answer_in_order_whatever_it_is_mixed_with() -> None:
-    classifier = Network(replace(RECIPE, widths=(8, 6))).classifier()
+    classifier = Network(RECIPE.change(widths=[8, 6])).classifier()
     predictor = Predictor(Snapshots(Snapshot(classifier, 1, 0)))
     kinds = [(3, "uint8"), (1, "float32"), (40, "uint8"), (2, "float32"), (1, "uint8"), (0, "uint8")]
     queries = [query(size, dtype, seed) for seed, (size, dtype) in enumerate(kinds)]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ffstream.ff.presets import Recipe
+from ffstream.ff.recipe import Recipe
 from ffstream.journal.reader import Reader
 from ffstream.wire.codec import bytes_to_labels, images_to_array
 
@@ -26,7 +26,7 @@ class _Piece(NamedTuple):
     labels: NDArray[Any]
 
 
-class Assembler:
+class Batcher:
     """Reads the journal beyond `seq`. Owned by the feeder's thread."""
 
     def __init__(self, reader: Reader, recipe: Recipe, seq: int) -> None:

@@ -13,33 +13,33 @@ from torch import Tensor
 
 from ffstream.config import Config
 from ffstream.errors import FFStreamError
-from ffstream.ff.layer import Polarity
 from ffstream.ff.network import Network
-from ffstream.ff.presets import Recipe
+from ffstream.ff.objective import Phase
+from ffstream.ff.presets import recipe as make_recipe
+from ffstream.ff.recipe import Recipe
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
-from ffstream.pipeline.memory import Memory
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.pipeline import Callbacks, Pipeline, StartingPoint
+from ffstream.pipeline.replay_buffer import ReplayBuffer
 from tests.support import wait_until
 
 DEADLINE_S = 30.0
 INPUTS, LABELS, BATCH = 16, 4, 4
 
-RECIPE = replace(
-    Recipe(),
-    inputs=INPUTS,
-    widths=(8, 7, 6),
+RECIPE = make_recipe(
+    image_shape=[4, 4],
+    widths=[8, 7, 6],
     labels=LABELS,
     batch_size=BATCH,
-    young_batch_size=2,
-    young_samples=0,
-    rehearsal=0,
-    memory=20,
+    warmup_batch_size=2,
+    warmup_samples=0,
+    replay=0,
+    replay_buffer=20,
     negatives="random",
     learning_rate=0.01,
 )
-LABELLED = replace(RECIPE, hand_on="labelled", objective="threshold")
+CONDITIONED = RECIPE.change(activities="label_conditioned", objective={"kind": "threshold", "alpha": 0.05})
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Stream(NamedTuple):
 class Store:
     """A journal that messages of any size are written to."""
 
-    def __init__(self, folder: Path, inputs: int = INPUTS, labels: int = LABELS) -> None:
-        self.journal = Journal(folder / "journal.sqlite", inputs=inputs, labels=labels)
+    def __init__(self, folder: Path, inputs: int = INPUTS, labels: int = LABELS, name: str = "journal") -> None:
+        self.journal = Journal(folder / f"{name}.sqlite", inputs=inputs, labels=labels)
         self.runs: list[Run] = []
         self._n = 0
 
@@ -195,39 +195,39 @@ class Serial:
         torch.set_num_threads(1)
         self.recipe = recipe
         self.network = Network(recipe)
-        self.states = [_copy(self.network.state())]
-        self.polarities: list[Polarity] = []
+        self.states = [_copy(self.network.state_dict())]
+        self.phases: list[Phase] = []
         self.seqs = [0]
-        self._memory = Memory(recipe.memory, recipe.inputs, recipe.seed, recipe.rehearsal_jitter)
+        self._replay = ReplayBuffer(recipe)
         self._images = torch.from_numpy(stream.images)
         self._labels = torch.from_numpy(stream.labels)
         seq = 0
         while True:
-            step = len(self.polarities)
-            polarity: Polarity = "interleaved"
+            step = len(self.phases)
+            phase: Phase = "interleaved"
             if wake:
-                polarity = "wake" if step % (wake + sleep) < wake else "sleep"
-            fresh = recipe.young_batch_size if seq < recipe.young_samples else recipe.batch_size
-            if polarity == "sleep":
-                images, labels = self._memory.draw(recipe.batch_size, step)
+                phase = "wake" if step % (wake + sleep) < wake else "sleep"
+            fresh = recipe.warmup_batch_size if seq < recipe.warmup_samples else recipe.batch_size
+            if phase == "sleep":
+                images, labels = self._replay.draw(recipe.batch_size, step)
             elif seq + fresh > len(stream.images):
                 break
             else:
                 images, labels = self._wake(seq, fresh, step)
                 seq += fresh
-            self.network.learn(images, labels, step, polarity)
-            self.states.append(_copy(self.network.state()))
-            self.polarities.append(polarity)
+            self.network.learn(images, labels, step, phase)
+            self.states.append(_copy(self.network.state_dict()))
+            self.phases.append(phase)
             self.seqs.append(seq)
 
     def _wake(self, seq: int, count: int, step: int) -> tuple[Tensor, Tensor]:
         recipe, fresh = self.recipe, slice(seq, seq + count)
         images, labels = self._images[fresh], self._labels[fresh]
         given = images, labels
-        if recipe.rehearsal and len(self._memory):
-            old_images, old_labels = self._memory.draw(recipe.rehearsal * count // recipe.batch_size, step)
+        if recipe.replay and len(self._replay):
+            old_images, old_labels = self._replay.draw(recipe.replay * count // recipe.batch_size, step)
             given = torch.cat((images, old_images)), torch.cat((labels, old_labels))
-        self._memory.add(images, labels)
+        self._replay.add(images, labels)
         return given
 
 
@@ -237,9 +237,9 @@ def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def assert_same(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> None:
     """Raises AssertionError unless all layers' tensors are equal bit for bit."""
-    layers = {name: value for name, value in got.items() if name.startswith("layers.")}
-    assert layers.keys() == want.keys()
-    different = [name for name in want if not torch.equal(layers[name], want[name])]
+    network = {name: value for name, value in got.items() if not name.startswith("replay.")}
+    assert network.keys() == want.keys()
+    different = [name for name in want if not torch.equal(network[name], want[name])]
     assert not different, f"different: {different}"
 
 

@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ffstream.errors import JournalDamaged
-from ffstream.ff.presets import Recipe
+from ffstream.ff.presets import recipe as make_recipe
+from ffstream.ff.recipe import Recipe
 from ffstream.journal.reader import Reader
-from ffstream.pipeline.assembler import Assembler
-from tests.unit.pipeline.learner import Store
+from ffstream.pipeline.batcher import Batcher
+from tests.unit.pipeline.run import Store
 
 INPUTS = 3
 
 
-def recipe(size: int, young: int = 1, young_samples: int = 0) -> Recipe:
-    """Microbatches of `size`, of `young` up to `young_samples`."""
-    return replace(Recipe(), batch_size=size, young_batch_size=young, young_samples=young_samples)
+def recipe(size: int, warmup: int = 1, warmup_samples: int = 0) -> Recipe:
+    """Microbatches of `size`, of `warmup` up to `warmup_samples`."""
+    return make_recipe(batch_size=size, warmup_batch_size=warmup, warmup_samples=warmup_samples)
 
 
 Message = tuple[int, str]  # samples, dtype
@@ -78,19 +78,19 @@ def check(taken: tuple[Tensor, Tensor], beyond: int) -> None:
 @given(
     first=messages,
     second=messages,
-    young=st.integers(1, 5),
+    warmup=st.integers(1, 5),
     factor=st.integers(1, 4),
     flushes=st.booleans(),
     data=st.data(),
 )
 def test_microbatches_end_on_the_grid_and_hold_every_sample_once(
-    first: list[Message], second: list[Message], young: int, factor: int, flushes: bool, data: st.DataObject
+    first: list[Message], second: list[Message], warmup: int, factor: int, flushes: bool, data: st.DataObject
 ) -> None:
-    size = young * factor
-    young_samples = size * data.draw(st.integers(0, 3), "young microbatches")
+    size = warmup * factor
+    warmup_samples = size * data.draw(st.integers(0, 3), "warm-up microbatches")
 
     def rest(seq: int) -> int:
-        grid = young if seq < young_samples else size
+        grid = warmup if seq < warmup_samples else size
         return grid - seq % grid
 
     with journal() as store:
@@ -98,19 +98,19 @@ def test_microbatches_end_on_the_grid_and_hold_every_sample_once(
         written.write(first)
         seq = data.draw(st.integers(0, written.count), "resumed from")
         reader = Reader(store.journal.path)
-        assembler = Assembler(reader, recipe(size, young, young_samples), seq)
+        batcher = Batcher(reader, recipe(size, warmup, warmup_samples), seq)
         for later in (second, []):
-            while (taken := assembler.next()) is not None:
+            while (taken := batcher.next()) is not None:
                 check(taken, seq)
                 assert len(taken[1]) == rest(seq)
                 seq += len(taken[1])
-                assert assembler.seq == seq
+                assert batcher.seq == seq
             assert written.count - seq < rest(seq)
-            if flushes and (taken := assembler.next(flush=True)) is not None:
+            if flushes and (taken := batcher.next(flush=True)) is not None:
                 check(taken, seq)
                 seq += len(taken[1])
                 assert seq == written.count
-            assert assembler.pending == written.count - seq
+            assert batcher.pending == written.count - seq
             written.write(later)
         reader.close()
 
@@ -120,7 +120,7 @@ def test_a_microbatch_of_both_kinds_is_float_and_of_one_kind_stays(kinds: str, d
     with journal() as store:
         Written(store).write([(2, {"u": "uint8", "f": "float32"}[kind]) for kind in kinds])
         reader = Reader(store.journal.path)
-        taken = Assembler(reader, recipe(4), 0).next()
+        taken = Batcher(reader, recipe(4), 0).next()
         assert taken is not None
         assert taken[0].dtype == dtype
         check(taken, 0)
@@ -132,11 +132,11 @@ def test_what_was_given_out_may_be_written_to() -> None:
     with journal() as store:
         Written(store).write([(8, "uint8")])
         reader = Reader(store.journal.path)
-        assembler = Assembler(reader, recipe(4), 0)
-        first = assembler.next()
+        batcher = Batcher(reader, recipe(4), 0)
+        first = batcher.next()
         assert first is not None
         first[0].zero_()
-        second = assembler.next()
+        second = batcher.next()
         assert second is not None
         check(second, 4)
         reader.close()
@@ -145,10 +145,10 @@ def test_what_was_given_out_may_be_written_to() -> None:
 def test_an_empty_journal_gives_nothing_even_when_flushed() -> None:
     with journal() as store:
         reader = Reader(store.journal.path)
-        assembler = Assembler(reader, recipe(4), 0)
-        assert assembler.next() is None
-        assert assembler.next(flush=True) is None
-        assert assembler.pending == 0
+        batcher = Batcher(reader, recipe(4), 0)
+        assert batcher.next() is None
+        assert batcher.next(flush=True) is None
+        assert batcher.pending == 0
         reader.close()
 
 
@@ -158,5 +158,5 @@ def test_a_damaged_row_is_an_error_and_gives_nothing() -> None:
         store.journal._db.execute("UPDATE messages SET images = zeroblob(length(images)) WHERE first_seq = 5")
         reader = Reader(store.journal.path)
         with pytest.raises(JournalDamaged, match="5 to 8"):
-            Assembler(reader, recipe(4), 0).next()
+            Batcher(reader, recipe(4), 0).next()
         reader.close()

@@ -1,0 +1,128 @@
+"""What a layer is composed of: parts, each found by its family and its kind.
+
+A part is a frozen record of its options. Its formulas are methods of the same class, written with the methods of
+the tensors that they are given, so that options can be checked without importing torch. Parts that hold state
+(connections, optimizers) name the class that does.
+
+    [[network.layers]]
+    goodness = { kind = "sum_squares", negative = true }     # or, without options, goodness = "sum_squares"
+
+A part from outside the package subclasses its family and is registered by `@register`; its module is named in
+`network.parts`, or by an entry point of the group `ffstream.parts`.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from importlib import import_module
+from operator import getitem
+from typing import Any, ClassVar, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+
+from ffstream.option_errors import Option, OptionError, closest, options_of, show, wrong
+
+_Options = TypeVar("_Options", bound="Options")
+_Member = TypeVar("_Member", bound="Part")
+
+
+class Options(BaseModel):
+    """Options that are checked when they are made and never change. Unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Part(Options):
+    """Base of all families. A member has the field `kind` with one value, its name in the configuration."""
+
+    family: ClassVar[str]
+    kind: str
+
+    def __str__(self) -> str:
+        return self.kind
+
+
+_MEMBERS: dict[str, dict[str, type[Part]]] = {}
+
+
+def register(member: type[_Member]) -> type[_Member]:
+    """Makes a member of a family known by its kind. Raises ValueError when another class has that name."""
+    kind = member.model_fields["kind"].default
+    if not isinstance(kind, str):
+        raise ValueError(f'{member.__name__} needs a field `kind: Literal["name"] = "name"`')
+    known = _MEMBERS.setdefault(member.family, {}).setdefault(kind, member)
+    if (known.__module__, known.__qualname__) != (member.__module__, member.__qualname__):
+        raise ValueError(f"{member.family} {kind!r} is {known.__module__}.{known.__qualname__} already")
+    _MEMBERS[member.family][kind] = member
+    return member
+
+
+def members(family: str) -> Mapping[str, type[Part]]:
+    """The registered members of a family, by kind."""
+    return _MEMBERS.get(family, {})
+
+
+def field_of(family: str) -> tuple[Any, Any]:
+    """Annotations of a field that holds a member of `family`, given as its kind or as a table with a `kind`.
+
+    Errors say what follows the name of the field: ".alpha = -1: expected …", or " = \"cubes\": expected one of …".
+    """
+
+    def find(given: Any) -> Any:
+        if isinstance(given, Part):
+            return given
+        table = {"kind": given} if isinstance(given, str) else given
+        kinds = Option(Literal[tuple(sorted(members(family)))])
+        if not isinstance(table, Mapping):
+            raise OptionError(f" = {show(given)}: {kinds.expected()}, or a table with a kind")
+        kind = str(table.get("kind"))
+        if kind not in members(family):
+            where = " = " if isinstance(given, str) else ".kind = "
+            raise OptionError(f"{where}{show(kind)}: {kinds.expected()}", hint=kinds.closest(kind))
+        return make(members(family)[kind], table, ".")
+
+    return BeforeValidator(find), SerializeAsAny()  # type: ignore[type-arg]
+
+
+def make(model: type[_Options], table: Mapping[str, Any], prefix: str = "") -> _Options:
+    """The options in a table. Raises OptionError in plain words, with `prefix` before the name of the option."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _explain(model, table, first, prefix) from error
+
+
+def _explain(model: type[Options], table: Mapping[str, Any], first: Mapping[str, Any], prefix: str) -> OptionError:
+    cause = first.get("ctx", {}).get("error")  # what a validator of ours raised
+    loc, value = list(first["loc"]), first["input"]
+    while loc and isinstance(loc[-1], int):  # an element: the option is the list
+        loc.pop()
+        value = reduce(getitem, loc, table)
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    name = prefix + where.removeprefix(".")
+    if cause is not None:
+        return OptionError(f"{name}{cause}", hint=getattr(cause, "hint", ""))
+    key, owner = str(loc[-1]), _owner(model, loc)
+    if first["type"] == "extra_forbidden":
+        meant = closest(key, owner)
+        return OptionError(f"{name}: there is no such option", hint=f"did you mean {meant[0]}?" if meant else "")
+    if first["type"] == "missing":
+        return OptionError(f"{name} is missing")
+    option = owner.get(key, Option(Mapping))
+    return OptionError(wrong(name, value, option.expected()), hint=option.closest(value))
+
+
+def _owner(model: type[Options], loc: list[Any]) -> dict[str, Option]:
+    """The options among which the last name of an error's location is, or should be."""
+    names = [part for part in loc if isinstance(part, str)][:-1]
+    for name in names:
+        inner = [each for each in get_args(model.model_fields[name].annotation) if isinstance(each, type)]
+        model = next((each for each in inner if issubclass(each, Options)), model)
+    return options_of(model)
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The class or function that "package.module:name" names."""
+    module, _, attribute = name.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), attribute)
+    return found

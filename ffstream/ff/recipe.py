@@ -1,0 +1,262 @@
+"""Recipes: everything that decides which weights a stream leads to.
+
+A recipe is a frozen record of the network's own options and, for each layer, of its parts. Written down, options of a
+layer may also stand in [network] itself; there they hold for every layer that does not say otherwise:
+
+    [network]
+    preset = "fast"              # what follows overrides it
+    learning_rate = 2e-3         # of all layers
+    [[network.layers]]           # layers, if there are any, replace the preset's
+    connection = { kind = "dense", units = 1000 }
+    [[network.layers]]
+    connection = { kind = "dense", units = 500 }
+    learning_rate = 1e-3         # of this layer
+
+`widths = [1000, 500]` is short for dense layers of these sizes that are otherwise like the preset's.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ffstream.ff.activation import Activation
+from ffstream.ff.connection import Connection, Shape, size_of
+from ffstream.ff.goodness import Goodness
+from ffstream.ff.label_scheme import LabelScheme
+from ffstream.ff.negatives import Negatives
+from ffstream.ff.normalization import Normalization
+from ffstream.ff.objective import Objective
+from ffstream.ff.optimizer import Optimizer, Schedule
+from ffstream.ff.part import Options, field_of, make
+from ffstream.ff.preprocessing import Preprocessing
+from ffstream.option_errors import OptionError, wrong
+
+
+class LayerOptions(Options):
+    """One layer: its parts, and how fast it learns."""
+
+    connection: Annotated[Connection, *field_of("connection")] = Field(description="how inputs lead to units")
+    activation: Annotated[Activation, *field_of("activation")] = Field(description="of the units")
+    normalization: Annotated[Normalization, *field_of("normalization")] = Field(description="of the layer's input")
+    goodness: Annotated[Goodness, *field_of("goodness")] = Field(description="one number from the activities")
+    label_scheme: Annotated[LabelScheme, *field_of("label_scheme")] = Field(description="how labels meet the layer")
+    objective: Annotated[Objective, *field_of("objective")] = Field(description="the loss on goodness")
+    negatives: Annotated[Negatives, *field_of("negatives")] = Field(
+        description="wrong labels, for objectives that look at one a sample"
+    )
+    optimizer: Annotated[Optimizer, *field_of("optimizer")] = Field(description="the step along the gradient")
+    schedule: Annotated[Schedule, *field_of("schedule")] = Field(description="how steps become smaller")
+    learning_rate: float = Field(4e-3, ge=0, description="step size of a whole microbatch at the stream's start")
+    min_learning_rate_ratio: float = Field(
+        0.1, ge=0, le=1, description="share of the learning rate that the schedule never falls below"
+    )
+    score_weight: float = Field(
+        1.0, allow_inf_nan=False, description="of the layer's goodness in predictions; 0: left out"
+    )
+
+
+# What a layer is when neither the preset nor anybody says otherwise.
+LAYER_DEFAULTS: Mapping[str, Any] = {
+    "connection": "dense",
+    "activation": "relu",
+    "normalization": "rms",
+    "goodness": "sum_squares",
+    "label_scheme": "vectors",
+    "objective": "softmax",
+    "negatives": "hardest",
+    "optimizer": "adam",
+    "schedule": "inverse_sqrt",
+}
+_LAYER_KEYS = LayerOptions.model_fields.keys()
+_SHORTHANDS = {"preset", "widths"}
+
+
+class Recipe(Options):
+    """What is learned and how. Lengths are counts, reaches are in samples."""
+
+    parts: tuple[str, ...] = Field((), description="modules with parts of your own")
+    image_shape: Annotated[Shape, Field(min_length=1, max_length=4)] = Field(
+        (28, 28), description="of one image: [height, width], [height, width, channels], or [numbers]"
+    )
+    labels: int = Field(10, ge=2, le=65_535, description="number of classes; labels are 0 to labels-1")
+    batch_size: int = Field(128, ge=1, description="samples in a microbatch, one update of every layer")
+    warmup_batch_size: int = Field(32, ge=1, description="the same during warm-up: many small steps learn faster")
+    warmup_samples: int = Field(8192, ge=0, description="samples for which warm-up lasts")
+    replay: int = Field(
+        128, ge=0, description="samples of the replay buffer learned beside a microbatch's fresh ones"
+    )
+    replay_jitter: int = Field(1, ge=0, description="pixels that a replayed image is shifted by, at most, each way")
+    replay_buffer: int = Field(10_000, ge=1, description="recent samples kept, for replay and for sleep")
+    preprocessing: Annotated[Preprocessing, *field_of("preprocessing")] = Field(description="of images")
+    activities: Literal["label_free", "label_conditioned"] = Field(
+        "label_free", description="what a layer passes on: of a pass without a label, or of rows with one each"
+    )
+    ema_samples: float = Field(
+        50_000.0, ge=0, description="reach of the averaged weights that predict; 0: the newest weights predict"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of the first weights, of random wrong labels and of replay")
+    layers: tuple[LayerOptions, ...] = Field(min_length=1, description="first layer first")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if min(self.image_shape) < 1:
+            raise OptionError(wrong("image_shape", self.image_shape, "sizes are at least 1"))
+        batch = f"network.batch_size = {self.batch_size}"
+        if self.warmup_samples % self.batch_size:
+            raise OptionError(wrong("warmup_samples", self.warmup_samples, f"expected a multiple of {batch}, or 0"))
+        if self.warmup_samples and self.batch_size % self.warmup_batch_size:
+            raise OptionError(wrong("warmup_batch_size", self.warmup_batch_size, f"expected a divisor of {batch}"))
+        if self.replay_buffer < self.batch_size:
+            raise OptionError(wrong("replay_buffer", self.replay_buffer, f"must hold a microbatch: {batch}"))
+        for index, (layer, inputs) in enumerate(zip(self.layers, self.input_shapes(), strict=True)):
+            self._check_layer(index, layer, inputs)
+        return self
+
+    def _check_layer(self, index: int, layer: LayerOptions, inputs: Shape) -> None:
+        scheme, objective = layer.label_scheme, layer.objective
+        at = f"layers[{index}]"
+        try:
+            units = size_of(layer.connection.output_shape(inputs))
+        except ValueError as error:
+            raise OptionError(f"{at}.connection: {error}") from error
+        label_free = self.activities == "label_free" or index == 0
+        reason = scheme.misfit(
+            index=index, inputs=size_of(inputs), units=units, labels=self.labels, label_free=label_free
+        )
+        if reason:
+            raise OptionError(wrong(f"{at}.label_scheme", scheme.kind, reason))
+        if self.activities == "label_conditioned" and not objective.needs_wrong_labels:
+            reason = "compares all labels of a sample, so network.activities must be label_free"
+            raise OptionError(wrong(f"{at}.objective", objective.kind, reason))
+
+    def input_shapes(self) -> Iterator[Shape]:
+        """Of each layer's input."""
+        shape = self.preprocessing.output_shape(self.image_shape)
+        for layer in self.layers:
+            yield shape
+            shape = layer.connection.output_shape(shape)
+
+    def change(self, **options: Any) -> "Recipe":
+        """The recipe with options changed, written as in [network]. Raises ValueError.
+
+        >>> recipe("stream").change(goodness="mean_squares", objective={"alpha": 10.0})
+        """
+        return make_recipe(options, self.model_dump())
+
+    # --- sizes ---------------------------------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> int:
+        """Numbers in an image."""
+        return size_of(self.image_shape)
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether wake and sleep may come apart."""
+        return all(layer.objective.has_phases for layer in self.layers)
+
+    @property
+    def rows(self) -> int:
+        """Samples in a microbatch at most, replayed ones included."""
+        return self.batch_size + self.replay
+
+    def whole_up_to(self, seq: int) -> int:
+        """The last sample of whole microbatches up to `seq`: microbatches lie on a fixed grid."""
+        return seq - seq % self._batch_size_after(seq)
+
+    def batch_end(self, seq: int) -> int:
+        """The last sample of the microbatch that `seq` + 1 belongs to."""
+        return self.whole_up_to(seq) + self._batch_size_after(seq)
+
+    def _batch_size_after(self, seq: int) -> int:
+        return self.warmup_batch_size if seq < self.warmup_samples else self.batch_size
+
+
+def load_parts(modules: Any) -> None:
+    """Imports outside parts, so that they register: entry points, and these modules. Raises OptionError."""
+    for point in entry_points(group="ffstream.parts"):
+        point.load()
+    if not isinstance(modules, list | tuple) or not all(isinstance(module, str) for module in modules):
+        raise OptionError(wrong("parts", modules, 'expected a list of modules, for example ["my_parts"]'))
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError as error:
+            hint = "it must be importable where the daemon runs: install it, or set PYTHONPATH"
+            raise OptionError(wrong("parts", modules, f"cannot import {module}: {error}"), hint=hint) from error
+
+
+def make_recipe(given: Mapping[str, Any], preset: Mapping[str, Any]) -> Recipe:
+    """The recipe that a [network] section and the preset that it changes mean. Raises OptionError."""
+    try:
+        return make(Recipe, complete(given, preset))
+    except OptionError as error:
+        raise _as_written(error, given) from error
+
+
+def _as_written(error: OptionError, given: Mapping[str, Any]) -> OptionError:
+    """An error about a layer, when what is wrong was written for all layers."""
+    layer, separator, rest = str(error).partition("].")
+    if separator and layer.startswith("layers[") and re.split(r"\W", rest, maxsplit=1)[0] in given:
+        return OptionError(rest, hint=error.hint)
+    return error
+
+
+def complete(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `Recipe`, from what was written and the preset that it changes. Raises OptionError.
+
+    Tables merge, unless the kind of a part changes: options of one kind mean nothing to another.
+    """
+    written = {key: value for key, value in given.items() if key not in _SHORTHANDS}
+    tree = merge(preset, {key: value for key, value in written.items() if key != "layers"})
+    shared = merge(LAYER_DEFAULTS, {key: tree.pop(key) for key in _LAYER_KEYS & tree.keys()})
+    layers = written.get("layers", tree.get("layers", ()))
+    if "widths" in given:
+        if "layers" in written:
+            raise OptionError(wrong("widths", given["widths"], "cannot be given beside network.layers"))
+        layers = _dense(given["widths"], layers)
+    if not isinstance(layers, list | tuple) or not all(isinstance(layer, Mapping) for layer in layers):
+        raise OptionError(wrong("layers", layers, "expected one table [[network.layers]] for each layer"))
+    # What was written for all layers wins over what the preset says of one.
+    for_all = {key: written[key] for key in _LAYER_KEYS & written.keys()}
+    own = [layer if "layers" in written else merge(layer, for_all) for layer in layers]
+    return tree | {"layers": [merge(shared, layer) for layer in own]}
+
+
+def _dense(widths: Any, layers: Any) -> list[dict[str, Any]]:
+    is_list = isinstance(widths, list | tuple) and len(widths) > 0
+    if not is_list or not all(type(width) is int and width >= 1 for width in widths):
+        raise OptionError(wrong("widths", widths, "expected a list of whole numbers from 1, for example [512, 512]"))
+    first, *later = layers
+    # A second layer for a preset of one: label pixels are for the first alone.
+    repeated = later[-1] if later else {key: value for key, value in first.items() if key != "label_scheme"}
+    like = [first, *later, *(repeated for _ in widths)]
+    dense = [{"kind": "dense", "units": width} for width in widths]
+    return [{**layer, "connection": connection} for layer, connection in zip(like, dense, strict=False)]
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, table by table. A part that is given by its kind alone is {"kind": kind}."""
+    merged = dict(base)
+    for key, value in over.items():
+        before, after = _as_table(merged.get(key), key), _as_table(value, key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping) and _same_kind(before, after):
+            merged[key] = merge(before, after)
+        else:
+            merged[key] = after
+    return merged
+
+
+def _as_table(value: Any, key: str) -> Any:
+    return {"kind": value} if isinstance(value, str) and key in _PART_KEYS else value
+
+
+def _same_kind(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    return "kind" not in after or before.get("kind") == after["kind"]
+
+
+_PART_KEYS = {*LAYER_DEFAULTS, "preprocessing"}

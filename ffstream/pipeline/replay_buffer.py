@@ -1,0 +1,81 @@
+"""The replay buffer: recent samples, from which sleep and replay draw.
+
+A ring: the newest `capacity` samples, as uint8 whatever they came as. What is drawn depends on what is in it, the
+seed and the step alone, so that a run that was killed and resumed draws the same.
+
+Shapes: B samples, M samples in the buffer, I numbers in an image.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ffstream.ff.randomness import generator_for
+from ffstream.ff.recipe import Recipe
+
+
+class ReplayBuffer:
+    """Up to `recipe.replay_buffer` samples, or none if not `used`. Drawn images are shifted by up to
+    `recipe.replay_jitter` pixels each way."""
+
+    def __init__(self, recipe: Recipe, *, used: bool = True) -> None:
+        self.capacity = recipe.replay_buffer if used else 0
+        self._seed = recipe.seed
+        self._jitter = recipe.replay_jitter
+        self._shape = recipe.image_shape
+        self._images_MI = torch.zeros(self.capacity, recipe.inputs, dtype=torch.uint8)
+        self._labels_M = torch.zeros(self.capacity, dtype=torch.int64)
+        self._added = 0
+
+    def __len__(self) -> int:
+        return min(self._added, self.capacity)
+
+    def add(self, images_BI: Tensor, labels_B: Tensor) -> None:
+        """Keeps samples; the oldest ones make room."""
+        if not self.capacity:
+            return
+        if images_BI.dtype != torch.uint8:
+            images_BI = images_BI.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+        at_B = torch.arange(self._added, self._added + len(labels_B)).remainder_(self.capacity)
+        self._images_MI[at_B] = images_BI
+        self._labels_M[at_B] = labels_B
+        self._added += len(labels_B)
+
+    def draw(self, count: int, step: int) -> tuple[Tensor, Tensor]:
+        """`count` samples, drawn with replacement, as (count, I) uint8 and (count) int64."""
+        generator = generator_for("replay", self._seed, step)
+        at_B = torch.randint(0, len(self), (count,), generator=generator)
+        images_BI = self._images_MI[at_B]
+        if self._jitter:
+            images_BI = self._shift(images_BI, generator)
+        return images_BI, self._labels_M[at_B]
+
+    def _shift(self, images_BI: Tensor, generator: torch.Generator) -> Tensor:
+        """Each image by its own number of pixels; what comes in at an edge is 0."""
+        height, width, *channels = self._shape
+        reach = self._jitter
+        images_BHWC = images_BI.view(-1, height, width, *(channels or [1]))
+        padded = pad(images_BHWC, (0, 0, reach, reach, reach, reach))
+        y_B, x_B = torch.randint(0, 2 * reach + 1, (2, len(images_BI)), generator=generator)
+        rows_BH1 = (y_B[:, None] + torch.arange(height))[:, :, None]
+        columns_B1W = (x_B[:, None] + torch.arange(width))[:, None, :]
+        which_B11 = torch.arange(len(images_BI))[:, None, None]
+        return padded[which_B11, rows_BH1, columns_B1W].view(len(images_BI), -1)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """A copy: tensors, and what JSON can hold."""
+        if not self.capacity:
+            return {}, {}
+        size = len(self)
+        tensors = {
+            "replay.images": self._images_MI[:size].clone(),
+            "replay.labels": self._labels_M[:size].clone(),
+        }
+        return tensors, {"replay.added": self._added}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], added: int) -> None:
+        """Holds what a state held."""
+        size = min(added, self.capacity)
+        self._images_MI[:size] = tensors["replay.images"]
+        self._labels_M[:size] = tensors["replay.labels"]
+        self._added = added

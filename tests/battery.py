@@ -1,0 +1,181 @@
+"""What every layer passes, whatever it is composed of: `check_layer(recipe)`, or one of its checks.
+
+    gradients      equal autograd's on the formulas, in float64
+    state          a saved and loaded network goes on bit for bit
+    prediction     the goodness that predicts is that of the training pass
+    precision      bfloat16 products are close to float32 ones
+    pipeline       stages on threads equal the serial reference bit for bit
+    cuda           a GPU is close to the CPU
+
+A part from outside the package is tested by a recipe that names it.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ffstream.ff.layer import Activities, Layer, Placement
+from ffstream.ff.network import Network
+from ffstream.ff.objective import Phase
+from ffstream.ff.recipe import Recipe
+from tests.unit.ff import formulas
+from tests.unit.pipeline.run import QUIET, Run, Serial, Store, Stream, assert_same
+
+_ROWS = 7
+
+
+def check_layer(recipe: Recipe, folder: Path) -> None:
+    """Every check, but for CUDA where there is no device."""
+    check_gradients(recipe)
+    check_state(recipe)
+    check_prediction(recipe)
+    check_precision(recipe)
+    check_pipeline(recipe, folder)
+    if torch.cuda.is_available():
+        check_cuda(recipe)
+
+
+def phases_of(recipe: Recipe) -> list[Phase]:
+    """Those that its objectives know."""
+    return ["interleaved", "wake", "sleep"] if recipe.has_phases else ["interleaved"]
+
+
+def check_gradients(recipe: Recipe, tolerance: float = 2e-5) -> None:
+    """Of every layer, in every phase."""
+    for phase in phases_of(recipe):
+        network = formulas.random_network(recipe)
+        images_BI = formulas.random_images(_ROWS, recipe.inputs)
+        labels_B = formulas.random_labels(_ROWS, recipe.labels)
+        given = network.input.forward(images_BI, labels_B, 11, phase)
+        shapes = list(recipe.input_shapes())
+        for layer, shape in zip(network.layers, shapes, strict=True):
+            given = _check_layer_gradients(recipe, layer, given, shape, tolerance)
+
+
+def _check_layer_gradients(
+    recipe: Recipe, layer: Layer, given: Activities, shape: tuple[int, ...], tolerance: float
+) -> Activities:
+    options = recipe.layers[layer.index]
+    own = formulas.leaves(layer.parameters.views)
+    before = given._replace(h_NF=given.h_NF.clone())
+    passed_on = layer.forward(given)
+    wrong_B = None
+    if given.positives is None and options.objective.needs_wrong_labels:
+        wrong_B = _wrong_labels(recipe, layer, passed_on, before, shape)
+    loss = formulas.layer_loss(options, own, before, wrong_B, shape, recipe.labels)
+    wanted = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
+    layer.update()
+    largest = max(float(each.abs().max()) for each in wanted)
+    assert largest > 1e-6, "a gradient of zero proves nothing"
+    for name, want in zip(own, wanted, strict=True):
+        error = float((layer.parameters.gradients[name] - want).abs().max())
+        assert error <= tolerance * largest, f"layer {layer.index} {name}: off by {error:.3g} of {largest:.3g}"
+    figures = layer.figures()
+    assert abs(figures.loss - loss.item()) <= 1e-4 * max(1.0, abs(loss.item()))
+    return passed_on
+
+
+def _wrong_labels(
+    recipe: Recipe, layer: Layer, passed_on: Activities, before: Activities, shape: tuple[int, ...]
+) -> Tensor:
+    """Those that a first layer has passed on; else those that the part chooses, which its own tests hold."""
+    if passed_on.positives is not None and before.phase != "wake":
+        return passed_on.labels_N[-len(before.labels_N) :]
+    options = recipe.layers[layer.index]
+    own = formulas.leaves(layer.parameters.views)
+    if options.negatives.kind == "hardest":
+        return formulas.hardest(
+            formulas.by_label(options, own, before.h_NF, shape, recipe.labels).detach(), before.labels_N
+        )
+    return layer.wrong_labels()
+
+
+def check_state(recipe: Recipe) -> None:
+    """Bit for bit: goes on from a state as if nothing had happened, and a state is a copy."""
+    whole = Network(recipe)
+    formulas.learn(whole, 1, 6)
+    saved = whole.state_dict()
+    kept = {name: value.clone() for name, value in saved.items()}
+    formulas.learn(whole, 7, 12)
+    assert_equal(saved, kept)
+    resumed = Network(recipe)
+    formulas.learn(resumed, 3, 5)  # what it learned before must not show
+    resumed.load_state_dict(saved)
+    assert_equal(resumed.state_dict(), saved)
+    formulas.learn(resumed, 7, 12)
+    assert_equal(resumed.state_dict(), whole.state_dict())
+    assert_equal(resumed.weights(), whole.weights())
+
+
+def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    """Raises AssertionError unless all tensors are equal, bit for bit."""
+    assert got.keys() == want.keys()
+    different = [name for name in want if not torch.equal(got[name], want[name])]
+    assert not different, f"different: {different}"
+
+
+def check_prediction(recipe: Recipe) -> None:
+    """The classifier's goodness of each layer, for a sample and its label, is that of the training pass."""
+    network = formulas.random_network(recipe.change(ema_samples=0.0))
+    formulas.learn(network, 1, 3)
+    classifier = network.classifier()
+    images_BI = formulas.random_images(_ROWS, recipe.inputs, seed=9)
+    labels_B = formulas.random_labels(_ROWS, recipe.labels, seed=9)
+    predicted = classifier.goodness(images_BI)
+    for layer in network.layers:
+        layer.figures()
+    given = Activities(classifier.preprocess(images_BI), labels_B, None, 4, "interleaved")
+    for layer, G_BL in zip(network.layers, predicted, strict=True):
+        given = layer.forward(given)
+        layer.update()
+        trained = layer.figures().goodness_positive
+        expected = float(G_BL.gather(1, labels_B[:, None]).mean())
+        assert abs(trained - expected) <= 1e-5 * max(1.0, abs(expected)), f"layer {layer.index}"
+    alone = torch.cat([classifier.predict(image[None]).goodness_BL for image in images_BI])
+    assert torch.allclose(alone, classifier.predict(images_BI).goodness_BL, rtol=1e-4, atol=1e-4)
+
+
+def check_precision(recipe: Recipe, tolerance: float = 0.05) -> None:
+    """Gradients with bfloat16 products point where those with float32 products do."""
+    exact = formulas.random_network(recipe, scale=0.1)
+    rounded = Network(recipe, Placement(product_dtype=torch.bfloat16))
+    rounded.load_state_dict(exact.state_dict())
+    for network in (exact, rounded):
+        formulas.learn(network, 1, 1)
+    for one, other in zip(exact.layers, rounded.layers, strict=True):
+        want, got = one.parameters.gradient, other.parameters.gradient
+        assert got.dtype == torch.float32
+        assert float(want.norm()) > 0
+        assert float((got - want).norm() / want.norm()) < tolerance, f"layer {one.index}"
+
+
+def check_pipeline(recipe: Recipe, folder: Path, steps: int = 12) -> None:
+    """A stage for each layer, and all layers in one."""
+    folder.mkdir(exist_ok=True)
+    stream = Stream.random(steps * recipe.batch_size, inputs=recipe.inputs, labels=recipe.labels)
+    serial = Serial(recipe, stream)
+    for name, stages in (("each", ()), ("one", (len(recipe.layers),))):
+        store = Store(folder, name=name, inputs=recipe.inputs, labels=recipe.labels)
+        store.write(stream.images, stream.labels)
+        run = Run(store, recipe, QUIET, stages=stages).start()
+        try:
+            run.wait_applied(len(stream.labels))
+            last = run.stop()
+        finally:
+            run.end()
+            store.journal.close()
+        assert_same(last.tensors, serial.states[last.step])
+
+
+def check_cuda(recipe: Recipe, tolerance: float = 1e-3) -> None:
+    """A few steps end close to where those on the CPU do."""
+    states = []
+    for device in ("cpu", "cuda"):
+        network = Network(recipe, Placement(torch.device(device)))
+        formulas.learn(network, 1, 5)
+        states.append(network.state_dict())
+    for name, want in states[0].items():
+        if name.endswith(".parameters"):
+            got = states[1][name].cpu()
+            assert float((got - want).norm() / want.norm()) < tolerance, name

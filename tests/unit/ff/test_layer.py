@@ -1,0 +1,108 @@
+"""The battery, on every part that ships and on combinations of them."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ffstream.ff.part import members
+from ffstream.ff.recipe import LAYER_DEFAULTS, Recipe
+from tests import battery
+from tests.unit.ff.formulas import CONDITIONED, CONTRASTED, SMALL
+
+FAMILIES = list(LAYER_DEFAULTS)
+PHASED = {"kind": "threshold", "alpha": 0.02, "theta": 5.0}
+OBJECTIVES: dict[str, Any] = {
+    "softmax": {"kind": "softmax", "alpha": 0.7},
+    "paired": {"kind": "paired", "alpha": 0.7},
+    "threshold": PHASED,
+}
+VARIANTS: dict[str, Any] = {  # members that need more than their kind
+    "dense": {"kind": "dense", "units": 12},
+    **OBJECTIVES,
+}
+
+
+def base_for(family: str, kind: str) -> Recipe:
+    """A small recipe in which that part has something to do."""
+    if family == "label_scheme" and kind == "none":
+        return CONDITIONED
+    return CONTRASTED if family == "negatives" else SMALL
+
+
+def changed(recipe: Recipe, family: str, kind: str) -> Recipe:
+    """With that part in every layer that can have it."""
+    part = VARIANTS.get(kind, kind)
+    if family == "label_scheme" and kind in ("pixels", "none"):
+        layers = recipe.model_dump()["layers"]
+        at = 0 if kind == "pixels" else 1
+        layers[at]["label_scheme"] = {"kind": kind}
+        return recipe.change(layers=layers)
+    return recipe.change(**{family: part})
+
+
+EVERY = [(family, kind) for family in FAMILIES for kind in members(family)]
+
+
+@pytest.mark.parametrize(("family", "kind"), EVERY, ids=[f"{family} {kind}" for family, kind in EVERY])
+def test_every_registered_part(family: str, kind: str, tmp_path: Path) -> None:
+    battery.check_layer(changed(base_for(family, kind), family, kind), tmp_path)
+
+
+@pytest.mark.parametrize("normalization", list(members("normalization")))
+@pytest.mark.parametrize("scheme", ["vectors", "groups"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradients_of_combinations(objective: str, scheme: str, normalization: str) -> None:
+    goodness = [{"kind": kind, "negative": sign} for kind in members("goodness") for sign in (False, True)]
+    for activation, good, negatives in product(members("activation"), goodness, members("negatives")):
+        recipe = SMALL.change(
+            activation=activation,
+            goodness=good,
+            label_scheme=scheme,
+            objective=OBJECTIVES[objective],
+            normalization=normalization,
+            negatives=negatives,
+        )
+        battery.check_gradients(recipe)
+
+
+@pytest.mark.parametrize("preprocessing", list(members("preprocessing")))
+@pytest.mark.parametrize("negatives", list(members("negatives")))
+@pytest.mark.parametrize("objective", ["paired", "threshold"])
+def test_gradients_of_label_conditioned_layers(objective: str, negatives: str, preprocessing: str) -> None:
+    for activation, goodness in product(members("activation"), members("goodness")):
+        recipe = CONDITIONED.change(
+            activation=activation,
+            goodness=goodness,
+            objective=OBJECTIVES[objective],
+            negatives=negatives,
+            preprocessing=preprocessing,
+        )
+        battery.check_gradients(recipe)
+
+
+@pytest.mark.parametrize("recipe", [SMALL, CONTRASTED, CONDITIONED], ids=["all labels", "contrasted", "conditioned"])
+def test_a_layer_wider_than_the_kernels_blocks(recipe: Recipe) -> None:
+    """The labels' activities do not fit a core's cache here, so they are computed in parts."""
+    battery.check_gradients(recipe.change(widths=[512, 40], goodness="mean_squares", objective={"alpha": 0.5}))
+
+
+def test_layers_with_different_parts(tmp_path: Path) -> None:
+    """One network, every layer with options of its own."""
+    recipe = SMALL.change(
+        layers=[
+            {"connection": {"kind": "dense", "units": 10}, "label_scheme": "pixels", "objective": {"alpha": 0.5}},
+            {
+                "connection": {"kind": "dense", "units": 12},
+                "activation": "silu",
+                "goodness": "mean_squares",
+                "label_scheme": "groups",
+                "objective": {"kind": "paired", "alpha": 3.0},
+                "learning_rate": 0.02,
+                "optimizer": {"kind": "sgd", "momentum": 0.5},
+            },
+            {"connection": {"kind": "dense", "units": 8}, "normalization": "unit", "objective": {"alpha": 5.0}},
+        ]
+    )
+    battery.check_layer(recipe, tmp_path)

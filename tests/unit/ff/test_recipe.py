@@ -1,0 +1,116 @@
+"""Recipes as a person writes them: presets, options of all layers and of one, parts by name, and what is refused."""
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from ffstream.ff.part import members
+from ffstream.ff.presets import PRESETS, recipe
+from ffstream.ff.recipe import Recipe
+
+
+def test_options_need_no_torch() -> None:
+    program = "import sys, ffstream.ff.presets as p; p.recipe('fast'); assert 'torch' not in sys.modules; print('ok')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "ok\n", done.stderr
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_what_it_says_and_can_be_written_out(name: str) -> None:
+    preset = recipe(name)
+    assert Recipe.model_validate(preset.model_dump()) == preset
+    assert Recipe.model_validate_json(preset.model_dump_json()) == preset
+    assert preset.change() == preset
+
+
+def test_what_is_written_for_all_layers_holds_for_each() -> None:
+    written = recipe("stream", learning_rate=1e-3, goodness="mean_squares", objective={"alpha": 9.0})
+    assert [layer.learning_rate for layer in written.layers] == [1e-3, 1e-3]
+    assert {layer.goodness.kind for layer in written.layers} == {"mean_squares"}
+    assert [dict(layer.objective)["alpha"] for layer in written.layers] == [9.0, 9.0]
+    assert written.layers[0].objective.kind == "softmax"
+    assert written.layers[0].label_scheme.kind == "pixels", "what nobody names stays as the preset has it"
+
+
+def test_layers_of_ones_own_replace_the_presets_and_inherit_what_is_written_for_all() -> None:
+    layers = [
+        {"connection": {"kind": "dense", "units": 30}, "label_scheme": "groups", "learning_rate": 0.5},
+        {"connection": {"kind": "dense", "units": 20}, "activation": {"kind": "leaky_relu", "slope": 0.2}},
+    ]
+    written = recipe("fast", layers=layers, activation="gelu")
+    assert [dict(layer.connection)["units"] for layer in written.layers] == [30, 20]
+    assert [layer.learning_rate for layer in written.layers] == [0.5, 5e-3]
+    assert [layer.activation.kind for layer in written.layers] == ["gelu", "leaky_relu"]
+    assert [layer.label_scheme.kind for layer in written.layers] == ["groups", "vectors"]
+
+
+def test_widths_are_short_for_dense_layers_like_the_presets() -> None:
+    written = recipe("overlay", widths=[100, 50, 20])
+    assert [dict(layer.connection)["units"] for layer in written.layers] == [100, 50, 20]
+    assert [layer.label_scheme.kind for layer in written.layers] == ["pixels", "none", "none"]
+    one = recipe("stream", widths=[100])
+    assert [layer.label_scheme.kind for layer in one.change(widths=[9, 8, 7]).layers] == [
+        "pixels",
+        "vectors",
+        "vectors",
+    ]
+
+
+def test_options_of_one_kind_do_not_reach_another() -> None:
+    base = recipe("stream", objective={"kind": "threshold", "theta": 4.0, "alpha": 2.0})
+    assert dict(base.change(objective={"alpha": 3.0}).layers[0].objective) == {
+        "kind": "threshold",
+        "alpha": 3.0,
+        "theta": 4.0,
+    }
+    assert dict(base.change(objective="paired").layers[0].objective)["alpha"] == 1.0
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"objective": "softmux"}, 'objective.kind = "softmux": expected one of paired, softmax, threshold'),
+    ({"goodness": "cubes"}, 'goodness.kind = "cubes": expected one of mean_squares, sum, sum_squares'),
+    ({"goodness": 3}, "goodness = 3: expected one of mean_squares, sum, sum_squares, or a table with a kind"),
+    ({"goodness": {"negative": 3}}, "goodness.negative = 3: expected true or false"),
+    ({"objective": {"kind": "paired", "theta": 1.0}}, "objective.theta: there is no such option"),
+    ({"connection": {"units": 0}}, "connection.units = 0: expected a whole number, at least 1"),
+    ({"widths": 5}, "widths = 5: expected a list of whole numbers from 1"),
+    ({"widths": []}, "widths = []: expected a list of whole numbers from 1"),
+    ({"widths": [0]}, "widths = [0]: expected a list of whole numbers from 1"),
+    ({"widths": [5], "layers": []}, "widths = [5]: cannot be given beside network.layers"),
+    ({"layers": 3}, "layers = 3: expected one table [[network.layers]] for each layer"),
+    ({"layers": [{"learning_rate": -1}]}, "layers[0].learning_rate = -1: expected a number, at least 0"),
+    ({"label_scheme": "pixels"}, 'label_scheme = "pixels": only the first layer sees pixels'),
+    ({"label_scheme": "groups"}, 'label_scheme = "groups": 512 units cannot be divided among 10 labels'),
+    ({"label_scheme": "none"}, "the layer would learn nothing about labels"),
+    ({"labels": 1000}, 'layers[0].label_scheme = "pixels": 1000 labels need as many inputs, and there are 784'),
+    ({"activities": "label_conditioned"}, "network.activities must be label_free"),
+    ({"image_shape": []}, "image_shape = []"),
+    ({"image_shape": [0, 28]}, "image_shape = [0, 28]: sizes are at least 1"),
+    ({"warmup_samples": 100}, "warmup_samples = 100: expected a multiple of network.batch_size = 128"),
+    ({"warmup_batch_size": 48}, "warmup_batch_size = 48: expected a divisor of network.batch_size = 128"),
+    ({"replay_buffer": 100}, "replay_buffer = 100: must hold a microbatch: network.batch_size = 128"),
+    ({"learning_rate": -1.0}, "learning_rate = -1.0: expected a number, at least 0"),
+    ({"learning_rate": float("nan")}, "learning_rate = nan: expected a number"),
+    ({"parts": ["no.such.module"]}, 'parts = ["no.such.module"]: cannot import no.such.module'),
+    ({"preset": "best"}, 'preset = "best": expected one of stream, fast, overlay'),
+]
+
+
+@pytest.mark.parametrize(("written", "said"), WRONG)
+def test_what_makes_no_sense_is_refused(written: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        recipe({"preset": "stream", **written})
+
+
+def test_the_grid_of_microbatches() -> None:
+    grid = recipe("stream", batch_size=8, warmup_batch_size=4, warmup_samples=16)
+    assert [grid.batch_end(seq) for seq in (0, 3, 4, 15, 16, 23, 24)] == [4, 4, 8, 16, 24, 24, 32]
+    assert [grid.whole_up_to(seq) for seq in (3, 4, 16, 23, 24)] == [0, 4, 16, 16, 24]
+
+
+def test_every_family_has_members() -> None:
+    assert {"dense"} <= members("connection").keys()
+    assert {"softmax", "paired", "threshold"} <= members("objective").keys()
