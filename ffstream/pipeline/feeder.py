@@ -72,7 +72,7 @@ class Feeder:
         self._paused = False
         self._in_hand = threading.Lock()  # held while a microbatch is cut and sent
         self._published = (state.step, state.seq)
-        self._saved_seq = state.seq
+        self._unsaved = 0  # samples fed since the last saving barrier; skipped ones leave no trace in where it stands
         self._saved_at = time.monotonic()
         self._partial_since = 0.0
         self._partial_seq = 0
@@ -148,6 +148,7 @@ class Feeder:
             micro = self._add_replay(micro)
             self._replay.add(images, labels)
         state.step += 1
+        self._unsaved += fresh
         state.schedule.advance()
         self.idle = False
         self._out.put(micro)
@@ -176,9 +177,8 @@ class Feeder:
         state, checkpoints, publish_every = self.state, self._checkpoints, self._learning.publish_every
         # Often at first, while every microbatch makes the network better, then at a steady pace.
         warmup = state.step < publish_every * 8 and state.step & (state.step - 1) == 0
-        fresh = state.seq - self._saved_seq
-        saves = 0 < checkpoints.every_samples <= fresh or (
-            0 < checkpoints.every_s <= time.monotonic() - self._saved_at and fresh > 0
+        saves = 0 < checkpoints.every_samples <= self._unsaved or (
+            0 < checkpoints.every_s <= time.monotonic() - self._saved_at and self._unsaved > 0
         )
         if warmup or saves or state.step % publish_every == 0:
             self._send_barrier(saves=saves)
@@ -191,7 +191,7 @@ class Feeder:
         )
         self._published = (state.step, state.seq)
         if saves:
-            self._saved_seq, self._saved_at = state.seq, time.monotonic()
+            self._unsaved, self._saved_at = 0, time.monotonic()
             barrier.contribute(NAME, self._part())
         self._out.put(barrier)
 

@@ -163,7 +163,7 @@ PLACES = (
     ("seq",),
     ("written",),
     ("recipe",),
-    ("recipe", "widths"),
+    ("recipe", "layers"),
     ("progress",),
     ("progress", "step"),
     ("progress", "version"),

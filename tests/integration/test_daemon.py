@@ -655,7 +655,7 @@ def test_the_options_in_force(start: Start) -> None:
     running = start("checkpoint.keep=7")
     options = running.control().request("config")["config"]
     assert options["checkpoint"]["keep"] == 7
-    assert options["network"]["widths"] == [32, 32]
+    assert [layer["connection"]["units"] for layer in options["network"]["layers"]] == [32, 32]
 
 
 def test_stop_ends_the_wait_and_a_checkpoint_is_left(daemon: Running) -> None:

@@ -380,7 +380,7 @@ def test_a_misspelt_option_gets_a_suggestion(written: str, meant: str) -> None:
 
 
 def test_a_name_that_is_like_no_other_gets_no_suggestion() -> None:
-    for written in ("network.layers", "typo", "limits.x", "rubbish.more"):
+    for written in ("network.hidden", "typo", "limits.x", "rubbish.more"):
         with pytest.raises(ConfigError, match="there is no such option") as caught:
             load(settings=[f"{written}=1"], environment={})
         assert "did you mean" not in caught.value.hint

@@ -38,7 +38,7 @@ def checkpoint(seq: int) -> Checkpoint:
         {
             "layers.0.W": torch.randn(5, 4, generator=generator),
             "layers.0.step": torch.tensor(seq, dtype=torch.int64),
-            "memory.images": torch.randint(0, 256, (7, 4), generator=generator, dtype=torch.uint8),
+            "replay.images": torch.randint(0, 256, (7, 4), generator=generator, dtype=torch.uint8),
             "layers.1.half": torch.randn(3, generator=generator).to(torch.bfloat16),
         },
         {"step": seq // 4, "version": 3, "window": [[4, 1], [4, 0]], "wrong": 0.1, "name": "é", "nothing": None},

@@ -404,7 +404,7 @@ def test_a_reader_does_not_make_a_journal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({"inputs": 5}, r"network\.inputs = 5: .* begun with network\.inputs = 4"),
+        ({"inputs": 5}, r"network\.image_shape: its images have 5 numbers, .* have 4"),
         ({"labels": 3}, r"network\.labels = 3: .* begun with network\.labels = 10"),
     ],
 )
