@@ -56,7 +56,8 @@ class Classifier:
         """Goodness (B, L) of each layer for every label."""
         x_NI = self.preprocess(images_BI)
         conditioned = self.recipe.activities == "label_conditioned"
-        found, labels_N = [], None
+        found: list[Tensor] = []
+        labels_N = None
         for formulas, weights in zip(self._formulas, self._layers, strict=True):
             seen = formulas.forward(x_NI, weights, self._dtype, self._buffers)
             z_NF = seen.z_NF
@@ -68,7 +69,8 @@ class Classifier:
                 if conditioned:  # from here on a row for each sample and label
                     z_NF = formulas.scheme.expand(z_NF, seen.gain_N, weights, self.recipe.labels).flatten(0, 1)
                     labels_N = torch.arange(self.recipe.labels, device=self._device).repeat(len(images_BI))
-            x_NI = formulas.activities(z_NF, torch.empty_like(z_NF, dtype=self._dtype))
+            if len(found) < len(self._formulas):
+                x_NI = formulas.options.activation.apply_(z_NF).to(self._dtype)
         return found
 
     def _score(self, images_BI: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class Map(Protocol):
     """Rows are flat: (N, I) to (N, O)."""
 
     def forward(self, x_NI: Tensor, factor_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers) -> Tensor:
-        """z (N, O) in float32, which may lie in a buffer that the next call uses again."""
+        """z (N, O) in float32, which may lie in a buffer that the next call of either method uses again."""
         ...
 
     def gradients(
@@ -85,7 +85,9 @@ class DenseMap:
         """z (N, O)."""
         weight_OI, bias_O = weights[WEIGHT], weights["bias"]
         product_NO = torch.mm(x_NI, weight_OI.t(), out=buffers.get("product", x_NI, len(x_NI), self.outputs))
-        z_NO = buffers.get("preactivation", bias_O, len(x_NI), self.outputs).copy_(product_NO)
+        z_NO = product_NO
+        if product_NO.dtype != bias_O.dtype:
+            z_NO = buffers.get("preactivation", bias_O, len(x_NI), self.outputs).copy_(product_NO)
         return torch.addcmul(bias_O, z_NO, factor_N[:, None], out=z_NO)
 
     def gradients(
