@@ -20,6 +20,7 @@ class Activation(Part):
     """h = φ(z)."""
 
     family: ClassVar[str] = "activation"
+    must_define: ClassVar[tuple[str, ...]] = ("value", "gradient")
 
     def value(self, z: Tensor) -> Tensor:
         """φ(z), in a new tensor."""

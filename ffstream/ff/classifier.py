@@ -70,7 +70,8 @@ class Classifier:
                     z_NF = formulas.scheme.expand(z_NF, seen.gain_N, weights, self.recipe.labels).flatten(0, 1)
                     labels_N = torch.arange(self.recipe.labels, device=self._device).repeat(len(images_BI))
             if len(found) < len(self._formulas):
-                x_NI = formulas.options.activation.apply_(z_NF).to(self._dtype)
+                out_NF = z_NF if z_NF.dtype == self._dtype else torch.empty_like(z_NF, dtype=self._dtype)
+                x_NI = formulas.activities(z_NF, out_NF)
         return found
 
     def _score(self, images_BI: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class Connection(Part):
     """A linear map with a bias, and its shapes."""
 
     family: ClassVar[str] = "connection"
+    must_define: ClassVar[tuple[str, ...]] = ("output_shape", "parameters", "fan_in", "formula")
     implementation: ClassVar[str] = "ffstream.ff.maps:FormulaMap"
 
     def output_shape(self, input_shape: Shape) -> Shape:

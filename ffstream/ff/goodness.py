@@ -22,6 +22,7 @@ class Goodness(Part):
     """G(h) and ∂G/∂h. Members implement `_value` and `_gradient` without the sign."""
 
     family: ClassVar[str] = "goodness"
+    must_define: ClassVar[tuple[str, ...]] = ("_value", "_gradient")
     negative: bool = Field(False, description="low activity is good: G = −G(h)")
 
     @property
@@ -45,19 +46,20 @@ class Goodness(Part):
 
 
 class Quadratic(Goodness):
-    """A goodness that is `scale(K)` · Σ_k h_k²: what the compiled kernels compute."""
+    """A goodness that is c(K) · Σ_k h_k²: what the compiled kernels compute. Members implement `_factor`, c."""
 
     def scale(self, units: int) -> float:
-        """The factor of Σh², sign included."""
+        """c(K), sign included."""
+        return self.sign * self._factor(units)
+
+    def _factor(self, units: int) -> float:
         raise NotImplementedError
 
-    def value(self, h: Tensor) -> Tensor:
-        """G over the last dimension."""
-        return h.square().sum(-1) * self.scale(h.shape[-1])
+    def _value(self, h: Tensor) -> Tensor:
+        return h.square().sum(-1) * self._factor(h.shape[-1])
 
-    def gradient(self, h: Tensor) -> Tensor:
-        """∂G/∂h = 2 · scale · h."""
-        return h * (2 * self.scale(h.shape[-1]))
+    def _gradient(self, h: Tensor) -> Tensor:
+        return h * (2 * self._factor(h.shape[-1]))
 
 
 @register
@@ -70,9 +72,8 @@ class SumSquares(Quadratic):
 
     kind: Literal["sum_squares"] = "sum_squares"
 
-    def scale(self, units: int) -> float:
-        """1."""
-        return self.sign
+    def _factor(self, units: int) -> float:
+        return 1.0
 
 
 @register
@@ -85,9 +86,8 @@ class MeanSquares(Quadratic):
 
     kind: Literal["mean_squares"] = "mean_squares"
 
-    def scale(self, units: int) -> float:
-        """1/K."""
-        return self.sign / units
+    def _factor(self, units: int) -> float:
+        return 1 / units
 
 
 @register

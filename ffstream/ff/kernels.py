@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ffstream.ff.activation import Relu
 from ffstream.ff.buffers import Buffers
-from ffstream.ff.goodness import Quadratic
+from ffstream.ff.goodness import MeanSquares, Quadratic, SumSquares
 from ffstream.ff.label_formulas import LabelFormulas, Weights
-from ffstream.ff.label_scheme import VECTORS, Additive
+from ffstream.ff.label_scheme import VECTORS, Pixels, Vectors
 from ffstream.ff.objective import Objective, Softmax
 
 
@@ -25,9 +25,10 @@ def prepare() -> None:
 
 def fastest(formulas: LabelFormulas, device: torch.device) -> LabelFormulas:
     """The same formulas, compiled where there are kernels for these parts on this device."""
-    if type(formulas.activation) is not Relu or not isinstance(formulas.goodness, Quadratic):
+    # These classes, and no subclass of them: that may compute something else.
+    if type(formulas.activation) is not Relu or type(formulas.goodness) not in (SumSquares, MeanSquares):
         return formulas
-    compiles = device.type == "cpu" and isinstance(formulas.scheme, Additive)
+    compiles = device.type == "cpu" and type(formulas.scheme) in (Vectors, Pixels)
     kind = CompiledLabelFormulas if compiles else SquaredLabelFormulas
     return kind(formulas.activation, formulas.goodness, formulas.scheme, formulas.labels)
 

@@ -9,7 +9,7 @@ Shapes: N rows, F units (outputs of the connection, flattened), L labels, K unit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -21,11 +21,22 @@ if TYPE_CHECKING:
 VECTORS = "label_vectors"  # the parameter E (L, F)
 
 
+class Place(NamedTuple):
+    """Where in a network a label scheme would be. `label_free`: the layer's input is."""
+
+    layer: int
+    inputs: int
+    units: int
+    weight_shape: tuple[int, ...]
+    labels: int
+    label_free: bool
+
+
 class LabelScheme(Part):
     """From one preactivation a row to one a row and label, and back."""
 
     family: ClassVar[str] = "label_scheme"
-    is_additive: ClassVar[bool] = False  # whether a label adds g·E[l]: what the compiled kernels compute
+    conditions_rows: ClassVar[bool] = False  # whether a row with one label differs from a row without
     clears_inputs: ClassVar[bool] = False  # whether the first L inputs make room for the label
 
     @property
@@ -33,8 +44,8 @@ class LabelScheme(Part):
         """What the label adds to the sum of squares of every row."""
         return 0.0
 
-    def misfit(self, *, index: int, inputs: int, units: int, labels: int, label_free: bool) -> str:
-        """Why a layer of this place and size cannot have it; empty if it can. `label_free`: its input is."""
+    def misfit(self, place: Place) -> str:
+        """Why a layer at this place cannot have it; empty if it can."""
         return ""
 
     def parameters(self, labels: int, units: int) -> dict[str, tuple[int, ...]]:
@@ -68,7 +79,7 @@ class LabelScheme(Part):
 class Additive(LabelScheme):
     """z_l = z + g E[l]; ∂L/∂E[l] = Σ_n g ∂L/∂z_l."""
 
-    is_additive: ClassVar[bool] = True
+    conditions_rows: ClassVar[bool] = True
 
     def parameters(self, labels: int, units: int) -> dict[str, tuple[int, ...]]:
         """E."""
@@ -116,11 +127,15 @@ class Pixels(Additive):
         """Of the label's pixel."""
         return self.strength**2
 
-    def misfit(self, *, index: int, inputs: int, units: int, labels: int, label_free: bool) -> str:
+    def misfit(self, place: Place) -> str:
         """Only images have pixels."""
-        if index:
+        if place.layer:
             return "only the first layer sees pixels; later layers can have vectors"
-        return "" if labels <= inputs else f"{labels} labels need as many inputs, and there are {inputs}"
+        if place.weight_shape != (place.units, place.inputs):
+            return "its connection must be dense: a label needs an input with a weight of its own for every unit"
+        if place.labels > place.inputs:
+            return f"{place.labels} labels need as many inputs, and there are {place.inputs}"
+        return ""
 
     def initialize_(self, parameters: Mapping[str, Tensor]) -> None:
         """As the weights of the pixels that it stands for."""
@@ -138,11 +153,11 @@ class Groups(LabelScheme):
 
     kind: Literal["groups"] = "groups"
 
-    def misfit(self, *, index: int, inputs: int, units: int, labels: int, label_free: bool) -> str:
+    def misfit(self, place: Place) -> str:
         """Groups are equally large, and know no rows with a label each."""
-        if not label_free:
-            return "network.activities must be label_free"
-        return "" if units % labels == 0 else f"{units} units cannot be divided among {labels} labels"
+        if place.units % place.labels:
+            return f"{place.units} units cannot be divided among {place.labels} labels"
+        return "" if place.label_free else "network.activities must be label_free"
 
     def expand(self, z_NF: Tensor, gain_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
         """(N, L, F/L), a view."""
@@ -159,6 +174,6 @@ class Unlabelled(LabelScheme):
 
     kind: Literal["none"] = "none"
 
-    def misfit(self, *, index: int, inputs: int, units: int, labels: int, label_free: bool) -> str:
+    def misfit(self, place: Place) -> str:
         """The input must hold the label."""
-        return "its input is label_free, so the layer would learn nothing about labels" if label_free else ""
+        return "its input is label_free, so the layer would learn nothing about labels" if place.label_free else ""

@@ -49,7 +49,7 @@ class FormulaMap:
 
     def forward(self, x_NI: Tensor, factor_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers) -> Tensor:
         """z = C(x̂; W) + b, in float32."""
-        return self._formula(x_NI, factor_N, {name: weights[name].float() for name in self._names})
+        return self._formula(x_NI, factor_N, {name: weights[name].float() for name in self._names}).contiguous()
 
     def gradients(
         self,

@@ -22,6 +22,7 @@ class Negatives(Part):
     """Chooses a wrong label for each sample."""
 
     family: ClassVar[str] = "negatives"
+    must_define: ClassVar[tuple[str, ...]] = ("choose",)
 
     def choose(self, own_B: Tensor, labels: int, goodness_BL: Callable[[], Tensor], draw: Draw) -> Tensor:
         """Wrong labels (B). `goodness_BL` computes the layer's goodness for every label."""

@@ -33,9 +33,9 @@ class Network:
         self.input, self.layers = build(recipe, placement)
 
     def learn(self, images_BI: Tensor, labels_B: Tensor, step: int, phase: Phase = "interleaved") -> None:
-        """One microbatch: images (B, I; uint8 or float32), labels (B) int64. Raises ValueError when it is empty."""
-        if not len(images_BI):
-            raise ValueError("a microbatch needs at least one sample")
+        """One microbatch: images (B, I; uint8 or float32), labels (B) int64. Raises ValueError for too many."""
+        if not 0 < len(images_BI) <= self.recipe.rows:
+            raise ValueError(f"{len(images_BI)} samples in a microbatch: this recipe takes 1 to {self.recipe.rows}")
         activities = self.input.forward(images_BI, labels_B, step, phase)
         for layer in self.layers:
             activities = layer.forward(activities)

@@ -18,6 +18,7 @@ class Normalization(Part):
     """x̂ = r·x."""
 
     family: ClassVar[str] = "normalization"
+    must_define: ClassVar[tuple[str, ...]] = ("factor",)
 
     def factor(self, squares_N: Tensor, width: int) -> Tensor:
         """r (N) for rows of `width` numbers whose squares add up to `squares_N`."""

@@ -40,6 +40,7 @@ class Objective(Part):
     """L(G) and ∂L/∂G."""
 
     family: ClassVar[str] = "objective"
+    must_define: ClassVar[tuple[str, ...]] = ("by_label", "needs_wrong_labels", "has_phases")
     needs_wrong_labels: ClassVar[bool]  # whether it looks at one wrong label of each sample
     has_phases: ClassVar[bool]  # whether positive rows may come without negative ones, and the reverse
 

@@ -13,6 +13,7 @@ class Optimizer(Part):
     """One fused step for all parameters of a layer. `implementation` names its class, which imports torch."""
 
     family: ClassVar[str] = "optimizer"
+    must_define: ClassVar[tuple[str, ...]] = ("implementation",)
     implementation: ClassVar[str]
 
     def build(self, vector: Any) -> Any:
@@ -44,6 +45,7 @@ class Schedule(Part):
     """The share of a layer's learning rate that remains after some samples."""
 
     family: ClassVar[str] = "schedule"
+    must_define: ClassVar[tuple[str, ...]] = ("factor",)
 
     def factor(self, samples: float) -> float:
         """1 at the start."""

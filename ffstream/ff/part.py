@@ -35,6 +35,7 @@ class Part(Options):
     """Base of all families. A member has the field `kind` with one value, its name in the configuration."""
 
     family: ClassVar[str]
+    must_define: ClassVar[tuple[str, ...]] = ()  # what a member of the family cannot do without
     kind: str
 
     def __str__(self) -> str:
@@ -45,10 +46,14 @@ _MEMBERS: dict[str, dict[str, type[Part]]] = {}
 
 
 def register(member: type[_Member]) -> type[_Member]:
-    """Makes a member of a family known by its kind. Raises ValueError when another class has that name."""
+    """Makes a member of a family known by its kind. Raises ValueError for a name in use, or an incomplete member."""
     kind = member.model_fields["kind"].default
     if not isinstance(kind, str):
         raise ValueError(f'{member.__name__} needs a field `kind: Literal["name"] = "name"`')
+    base = next(each for each in reversed(member.__mro__) if "family" in vars(each))
+    lacking = [name for name in member.must_define if getattr(member, name, None) is getattr(base, name, None)]
+    if lacking:
+        raise ValueError(f"{member.__name__} must define {', '.join(lacking)}: see {base.__module__}.{base.__name__}")
     known = _MEMBERS.setdefault(member.family, {}).setdefault(kind, member)
     if (known.__module__, known.__qualname__) != (member.__module__, member.__qualname__):
         raise ValueError(f"{member.family} {kind!r} is {known.__module__}.{known.__qualname__} already")
@@ -85,11 +90,19 @@ def field_of(family: str) -> tuple[Any, Any]:
 
 def make(model: type[_Options], table: Mapping[str, Any], prefix: str = "") -> _Options:
     """The options in a table. Raises OptionError in plain words, with `prefix` before the name of the option."""
+    check_numbers(model, table, prefix)
     try:
         return model.model_validate(table)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise _explain(model, table, first, prefix) from error
+
+
+def check_numbers(model: type[Options], table: Mapping[str, Any], prefix: str) -> None:
+    """Raises OptionError for true and false where a number belongs: in Python they are 1 and 0."""
+    for key, option in options_of(model).items():
+        if option.is_number and isinstance(value := table.get(key), bool):
+            raise OptionError(wrong(f"{prefix}{key}", value, option.expected()))
 
 
 def _explain(model: type[Options], table: Mapping[str, Any], first: Mapping[str, Any], prefix: str) -> OptionError:
@@ -100,8 +113,10 @@ def _explain(model: type[Options], table: Mapping[str, Any], first: Mapping[str,
         value = reduce(getitem, loc, table)
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
     name = prefix + where.removeprefix(".")
+    if isinstance(cause, OptionError):
+        return OptionError(f"{name}{cause}", hint=cause.hint)
     if cause is not None:
-        return OptionError(f"{name}{cause}", hint=getattr(cause, "hint", ""))
+        return OptionError(f"{name}: {cause}" if name.strip(".") else f"{name}{cause}")
     key, owner = str(loc[-1]), _owner(model, loc)
     if first["type"] == "extra_forbidden":
         meant = closest(key, owner)

@@ -16,6 +16,7 @@ class Preprocessing(Part):
     """Pixels in, pixels out."""
 
     family: ClassVar[str] = "preprocessing"
+    must_define: ClassVar[tuple[str, ...]] = ("implementation",)
     implementation: ClassVar[str]
 
     def output_shape(self, image_shape: Shape) -> Shape:

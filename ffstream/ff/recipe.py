@@ -26,12 +26,12 @@ from pydantic import Field, model_validator
 from ffstream.ff.activation import Activation
 from ffstream.ff.connection import Connection, Shape, size_of
 from ffstream.ff.goodness import Goodness
-from ffstream.ff.label_scheme import LabelScheme
+from ffstream.ff.label_scheme import LabelScheme, Place
 from ffstream.ff.negatives import Negatives
 from ffstream.ff.normalization import Normalization
 from ffstream.ff.objective import Objective
 from ffstream.ff.optimizer import Optimizer, Schedule
-from ffstream.ff.part import Options, field_of, make
+from ffstream.ff.part import Options, check_numbers, field_of, make
 from ffstream.ff.preprocessing import Preprocessing
 from ffstream.option_errors import OptionError, wrong
 
@@ -112,8 +112,12 @@ class Recipe(Options):
             raise OptionError(wrong("warmup_batch_size", self.warmup_batch_size, f"expected a divisor of {batch}"))
         if self.replay_buffer < self.batch_size:
             raise OptionError(wrong("replay_buffer", self.replay_buffer, f"must hold a microbatch: {batch}"))
+        if len(self.image_shape) in (2, 3) and self.replay_jitter >= min(self.image_shape[:2]):
+            raise OptionError(wrong("replay_jitter", self.replay_jitter, "nothing of an image would be left"))
         for index, (layer, inputs) in enumerate(zip(self.layers, self.input_shapes(), strict=True)):
             self._check_layer(index, layer, inputs)
+        if not any(layer.score_weight for layer in self.layers):
+            raise OptionError(wrong("score_weight", 0, "at least one layer must count in predictions"))
         return self
 
     def _check_layer(self, index: int, layer: LayerOptions, inputs: Shape) -> None:
@@ -123,13 +127,15 @@ class Recipe(Options):
             units = size_of(layer.connection.output_shape(inputs))
         except ValueError as error:
             raise OptionError(f"{at}.connection: {error}") from error
-        label_free = self.activities == "label_free" or index == 0
-        reason = scheme.misfit(
-            index=index, inputs=size_of(inputs), units=units, labels=self.labels, label_free=label_free
-        )
+        conditioned = self.activities == "label_conditioned"
+        weight_shape = layer.connection.parameters(inputs)["weight"]
+        label_free = not (conditioned and index)
+        reason = scheme.misfit(Place(index, size_of(inputs), units, weight_shape, self.labels, label_free))
+        if not reason and conditioned and not index and not scheme.conditions_rows:
+            reason = "network.activities must be label_free: with it, a row with a label is like one without"
         if reason:
             raise OptionError(wrong(f"{at}.label_scheme", scheme.kind, reason))
-        if self.activities == "label_conditioned" and not objective.needs_wrong_labels:
+        if conditioned and not objective.needs_wrong_labels:
             reason = "compares all labels of a sample, so network.activities must be label_free"
             raise OptionError(wrong(f"{at}.objective", objective.kind, reason))
 
@@ -145,6 +151,8 @@ class Recipe(Options):
 
         >>> recipe("stream").change(goodness="mean_squares", objective={"alpha": 10.0})
         """
+        if "preset" in options:
+            raise OptionError(wrong("preset", options["preset"], "a recipe that exists is not of a preset any more"))
         return make_recipe(options, self.model_dump())
 
     # --- sizes ---------------------------------------------------------------------------------------------------
@@ -179,21 +187,30 @@ class Recipe(Options):
 def load_parts(modules: Any) -> None:
     """Imports outside parts, so that they register: entry points, and these modules. Raises OptionError."""
     for point in entry_points(group="ffstream.parts"):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:  # it is another's code
+            raise OptionError(
+                f"entry point {point.name} of the group ffstream.parts ({point.value}) cannot be loaded: {error!r}",
+                hint="mend or uninstall the package that it belongs to",
+            ) from error
     if not isinstance(modules, list | tuple) or not all(isinstance(module, str) for module in modules):
         raise OptionError(wrong("parts", modules, 'expected a list of modules, for example ["my_parts"]'))
     for module in modules:
         try:
             import_module(module)
-        except ImportError as error:
+        except Exception as error:  # it is another's code
             hint = "it must be importable where the daemon runs: install it, or set PYTHONPATH"
-            raise OptionError(wrong("parts", modules, f"cannot import {module}: {error}"), hint=hint) from error
+            raise OptionError(wrong("parts", modules, f"cannot import {module}: {error!r}"), hint=hint) from error
 
 
 def make_recipe(given: Mapping[str, Any], preset: Mapping[str, Any]) -> Recipe:
     """The recipe that a [network] section and the preset that it changes mean. Raises OptionError."""
     try:
-        return make(Recipe, complete(given, preset))
+        completed = complete(given, preset)
+        for index, layer in enumerate(completed["layers"]):
+            check_numbers(LayerOptions, layer, f"layers[{index}].")
+        return make(Recipe, completed)
     except OptionError as error:
         raise _as_written(error, given) from error
 
@@ -201,7 +218,9 @@ def make_recipe(given: Mapping[str, Any], preset: Mapping[str, Any]) -> Recipe:
 def _as_written(error: OptionError, given: Mapping[str, Any]) -> OptionError:
     """An error about a layer, when what is wrong was written for all layers."""
     layer, separator, rest = str(error).partition("].")
-    if separator and layer.startswith("layers[") and re.split(r"\W", rest, maxsplit=1)[0] in given:
+    key = re.split(r"\W", rest, maxsplit=1)[0]
+    own = given.get("layers", ())
+    if separator and layer.startswith("layers[") and key in given and not any(key in each for each in own):
         return OptionError(rest, hint=error.hint)
     return error
 
@@ -216,8 +235,8 @@ def complete(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, A
     shared = merge(LAYER_DEFAULTS, {key: tree.pop(key) for key in _LAYER_KEYS & tree.keys()})
     layers = written.get("layers", tree.get("layers", ()))
     if "widths" in given:
-        if "layers" in written:
-            raise OptionError(wrong("widths", given["widths"], "cannot be given beside network.layers"))
+        for other in {"layers", "connection"} & written.keys():
+            raise OptionError(wrong("widths", given["widths"], f"cannot be given beside network.{other}"))
         layers = _dense(given["widths"], layers)
     if not isinstance(layers, list | tuple) or not all(isinstance(layer, Mapping) for layer in layers):
         raise OptionError(wrong("layers", layers, "expected one table [[network.layers]] for each layer"))

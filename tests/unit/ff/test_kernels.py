@@ -4,9 +4,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 import ffstream
+from ffstream.ff.activation import Relu
+from ffstream.ff.goodness import SumSquares
+from ffstream.ff.kernels import fastest
+from ffstream.ff.label_formulas import LabelFormulas
+from ffstream.ff.label_scheme import Vectors
 
 PROGRAM = """
 import torch
@@ -31,3 +40,27 @@ def test_they_are_compiled_anew_where_nothing_can_be_kept(tmp_path: Path) -> Non
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(str(package))
+
+
+def test_a_subclass_of_a_part_is_computed_by_its_own_formulas() -> None:
+    """Its kernel would silently compute those of the part that it changes."""
+
+    class Doubled(SumSquares):
+        def _value(self, h: Tensor) -> Tensor:
+            return 2 * super()._value(h)
+
+        def _gradient(self, h: Tensor) -> Tensor:
+            return 2 * super()._gradient(h)
+
+    class Shifted(Vectors):
+        def expand(self, z_NF: Tensor, gain_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
+            return super().expand(z_NF, gain_N, parameters, labels) + 1
+
+    z_NF, gain_N, weights = torch.ones(3, 5), torch.ones(3), {"label_vectors": torch.zeros(4, 5)}
+    for goodness, scheme, factor in (
+        (SumSquares(), Vectors(), 5),
+        (Doubled(), Vectors(), 10),
+        (SumSquares(), Shifted(), 20),
+    ):
+        fast = fastest(LabelFormulas(Relu(), goodness, scheme, 4), torch.device("cpu"))
+        assert fast.by_label(z_NF, gain_N, weights).tolist() == [[factor] * 4] * 3

@@ -3,13 +3,17 @@
 import re
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from ffstream.ff.part import members
+from ffstream.ff.activation import Activation
+from ffstream.ff.goodness import Goodness
+from ffstream.ff.part import members, register
 from ffstream.ff.presets import PRESETS, recipe
 from ffstream.ff.recipe import Recipe
+from ffstream.option_errors import OptionError
 
 
 def test_options_need_no_torch() -> None:
@@ -69,6 +73,7 @@ def test_options_of_one_kind_do_not_reach_another() -> None:
     assert dict(base.change(objective="paired").layers[0].objective)["alpha"] == 1.0
 
 
+CONDITIONED = {"activities": "label_conditioned", "objective": "paired", "connection": {"units": 20}}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"objective": "softmux"}, 'objective.kind = "softmux": expected one of paired, softmax, threshold'),
     ({"goodness": "cubes"}, 'goodness.kind = "cubes": expected one of mean_squares, sum, sum_squares'),
@@ -95,6 +100,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"learning_rate": -1.0}, "learning_rate = -1.0: expected a number, at least 0"),
     ({"learning_rate": float("nan")}, "learning_rate = nan: expected a number"),
     ({"parts": ["no.such.module"]}, 'parts = ["no.such.module"]: cannot import no.such.module'),
+    ({"widths": [5], "connection": {"units": 3}}, "widths = [5]: cannot be given beside network.connection"),
+    ({"batch_size": True}, "batch_size = true: expected a whole number"),
+    ({"objective": {"alpha": True}}, "objective.alpha = true: expected a number"),
+    ({"layers": [{"learning_rate": True}]}, "layers[0].learning_rate = true: expected a number"),
+    ({"learning_rate": 1e-3, "layers": [{"learning_rate": -1}]}, "layers[0].learning_rate = -1: expected a number"),
+    ({"replay_jitter": 28}, "replay_jitter = 28: nothing of an image would be left"),
+    ({"score_weight": 0}, "score_weight = 0: at least one layer must count in predictions"),
+    ({**CONDITIONED, "layers": [{"label_scheme": "groups"}]}, "network.activities must be label_free"),
+    ({**CONDITIONED, "layers": [{"label_scheme": "none"}]}, "the layer would learn nothing about labels"),
     ({"preset": "best"}, 'preset = "best": expected one of stream, fast, overlay'),
 ]
 
@@ -114,3 +128,46 @@ def test_the_grid_of_microbatches() -> None:
 def test_every_family_has_members() -> None:
     assert {"dense"} <= members("connection").keys()
     assert {"softmax", "paired", "threshold"} <= members("objective").keys()
+
+
+def test_a_recipe_that_exists_takes_no_preset() -> None:
+    with pytest.raises(OptionError, match='preset = "overlay": a recipe that exists'):
+        recipe("stream").change(preset="overlay")
+
+
+@pytest.mark.parametrize("content", ["def", "1 / 0", "import no_such_module"])
+def test_a_module_of_parts_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    (tmp_path / "bad_parts.py").write_text(content, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(OptionError, match=r'parts = \["bad_parts"\]: cannot import bad_parts') as caught:
+        recipe(parts=["bad_parts"])
+    assert caught.value.hint
+    sys.modules.pop("bad_parts", None)
+
+
+def test_a_part_that_lacks_what_its_family_needs_is_refused() -> None:
+    class Half(Goodness):
+        kind: Literal["half"] = "half"
+
+        def _value(self, h: Any) -> Any:
+            return h
+
+    with pytest.raises(ValueError, match="Half must define _gradient"):
+        register(Half)
+    assert "half" not in members("goodness")
+
+
+def test_two_parts_cannot_have_one_name() -> None:
+    class Relu(Activation):
+        kind: Literal["relu"] = "relu"
+
+        def value(self, z: Any) -> Any:
+            return z
+
+        def gradient(self, z: Any) -> Any:
+            return z
+
+    with pytest.raises(ValueError, match=r"activation .relu. is ffstream\.ff\.activation\.Relu already"):
+        register(Relu)
