@@ -31,6 +31,9 @@ class DaemonFailed(Exception):
     """A daemon did not do what it was started for. `str` is for the person who looks."""
 
 
+_given: set[int] = set()  # a port once in a process: a daemon listens on several
+
+
 def free_port() -> int:
     """A port that a daemon can have again after a restart.
 
@@ -39,11 +42,14 @@ def free_port() -> int:
     """
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+        _given.add(port)
         return port
 
 
