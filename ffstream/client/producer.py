@@ -134,6 +134,8 @@ class Producer:
         self._unanswered_bytes = 0
         self._retry: dict[int, None] = {}
         self._retry_at = 0.0
+        self._burst = 1  # refused messages that are sent again at a time: twice as many when they are acked
+        self._sent_again: set[int] = set()  # the last of them
         self._full_since: float | None = None
         self._worked_at = 0.0
         self._is_greeted = False  # on the connection that is up
@@ -297,11 +299,19 @@ class Producer:
         elif self._unanswered and now - self._heard_at > self._ack_timeout_s:
             self._greet_again(now)
         elif self._retry and self._credit and now >= self._retry_at:
-            self._resend(self._retry)
-            self._retry.clear()
+            self._resend_refused(now)
         if self._credit == 0 and now - self._asked_at > _PING_S:
             self._asked_at = now
             self._connection.say(Ping())
+
+    def _resend_refused(self, now: float) -> None:
+        """The lowest ones; the others when these are acked. All at once would meet the same limit again."""
+        burst = sorted(self._retry)[: min(self._burst, self._credit)]
+        self._sent_again = set(burst)
+        for n in burst:
+            del self._retry[n]
+        self._retry_at = now + self._ack_timeout_s
+        self._resend(burst)
 
     def _greet_again(self, now: float) -> None:
         """Everything unanswered is sent again after the welcome."""
@@ -312,6 +322,9 @@ class Producer:
     def _take(self, answer: Any) -> None:
         if isinstance(answer, Ack):
             self._heard(answer.credit)
+            if not self._sent_again.isdisjoint(n for n, _, _ in answer.acks):
+                self._burst = min(2 * self._burst, self._window_messages)
+                self._retry_at = 0.0
             for n, first_seq, count in answer.acks:
                 if self._settle(n):
                     self.counts.acked += count
@@ -379,6 +392,8 @@ class Producer:
             self._retry[error.n] = None
         if error.retry_after_s is None:
             self._credit = 0  # until a pong says otherwise
+        self._burst = 1
+        self._sent_again.clear()
         wait_s = min(max(error.retry_after_s or 0.0, _RETRY_S), _RETRY_MAX_S)
         self._retry_at = time.monotonic() + wait_s
 

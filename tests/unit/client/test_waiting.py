@@ -232,3 +232,27 @@ def test_what_is_over_a_restarted_daemons_limit_is_refused(scripted: Script, con
     assert [(each.n, each.samples, each.code) for each in told] == [(1, 9, "too_large")]
     assert second.numbers == [2]
     assert producer.counts.acked == 1
+
+
+def test_refused_messages_are_tried_again_a_few_at_a_time(scripted: Script, connect: Connect) -> None:
+    """All at once, they would meet the same limit at once: a thousand refusals for each message that is taken."""
+    taken: list[int] = []
+
+    def take_a_few(daemon: Scripted, message: dict[str, Any]) -> None:
+        first_time = daemon.numbers.count(message["n"]) == 1
+        if first_time or (len(taken) == 20 and daemon.numbers.count(message["n"]) == 2):
+            daemon.error(message["n"], "rate_limited", retry_after_s=0.05)
+        else:
+            taken.append(message["n"])
+            daemon.ack(message["n"])
+
+    daemon = scripted(take_a_few, credit=64)
+    producer = connect(daemon)
+    for _ in range(64):
+        producer.send(IMAGE, 1, timeout_s=20)
+        if producer.waiting is not None:
+            break
+    sent = producer.next_n - 1
+    producer.flush(30)
+    assert sorted(taken) == list(range(1, sent + 1))
+    assert producer.counts.resent <= 3 * sent
