@@ -100,6 +100,8 @@ def make(state: Path, target: Path, on_pages: OnPages = lambda done, total: None
 def _check_target(state: Path, target: Path) -> None:
     if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
         raise ConfigError(f"{target} exists", hint="name a folder that does not exist yet")
+    if not target.name or target.name == ".." or target.is_mount():  # it is to be the new name of a folder beside it
+        raise ConfigError(f"{target} cannot be replaced", hint="name a new folder inside it")
     if target.resolve().is_relative_to(state.resolve()):
         raise ConfigError(f"{target} is inside the state folder", hint="name a folder outside, on another disk")
 

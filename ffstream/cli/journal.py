@@ -40,7 +40,7 @@ def stat(context: click.Context, file: Path | None, state: Path | None, as_json:
     else:
         _show_stat(result)
         _show_problems(summary.findings)
-    _end(context, summary.findings, result["checkpoint_seq"])
+    _end(context, path, summary.findings, result["checkpoint_seq"])
 
 
 @journal.command()
@@ -72,7 +72,7 @@ def verify(context: click.Context, file: Path | None, state: Path | None, as_jso
         _show_problems(findings)
         verdict = "whole" if not findings.count else "DAMAGED"
         click.echo(f"{path}: {verdict}; {verification.samples:,} samples in {verification.messages:,} messages read")
-    _end(context, findings, newest)
+    _end(context, path, findings, newest)
 
 
 @journal.command()
@@ -181,12 +181,14 @@ def _show_problems(findings: Findings) -> None:
         click.echo(f"damaged: and {more:,} more")
 
 
-def _end(context: click.Context, findings: Findings, newest: int) -> None:
+def _end(context: click.Context, path: Path, findings: Findings, newest: int) -> None:
     lost = [problem for problem in findings.named if problem.last_seq > newest]
     first = min((problem.first_seq for problem in lost), default=0)
     # Damage without a number may be anywhere, in what only the journal has as well.
     is_told = findings.count == len(findings.named) and all(problem.last_seq for problem in findings.named)
-    if findings.count and is_told and not lost:
+    if findings.count == 1 and clean_close.lacks_its_log(path):
+        hint = clean_close.HINT
+    elif findings.count and is_told and not lost:
         hint = f"checkpoint {newest} has learned all damaged samples: keep it; nothing is lost while it is whole"
     elif first > newest + 1:
         hint = f"a daemon learns up to sample {first - 1} and fails there: put the journal back from a copy, or begin"

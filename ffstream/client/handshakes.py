@@ -152,7 +152,11 @@ class Handshakes:
         self._probing = found
 
         def run() -> None:
-            found.put(probe(self._endpoint, _PROBE_STEP_S))
+            finding = None
+            try:
+                finding = probe(self._endpoint, _PROBE_STEP_S)
+            finally:
+                found.put(finding)  # or no later one would ever start
 
         # It ends by itself: each of its steps has a limit, and it holds nothing that anybody waits for.
         threading.Thread(target=run, name="ff-probe", daemon=True).start()

@@ -57,8 +57,9 @@ def _probe_tcp(endpoint: str, timeout_s: float) -> Finding:
     host, port = host_of(endpoint), endpoint.rpartition(":")[2]
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        return Finding(f"the name {host!r} cannot be resolved ({error.strerror})", "check its spelling, and DNS")
+    except (OSError, ValueError) as error:  # ValueError: an empty label, or one that is too long
+        why = error.strerror if isinstance(error, OSError) else error
+        return Finding(f"the name {host!r} cannot be resolved ({why})", "check its spelling, and DNS")
     failed: OSError | None = None
     for family, kind, protocol, _, address in addresses:
         try:

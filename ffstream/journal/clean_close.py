@@ -46,14 +46,19 @@ def lacks_its_log(path: Path) -> bool:
     return False
 
 
+HINT = (
+    "copy both files, or restore a folder that `ffstream backup` made; if another SQLite program opened the journal"
+    " after a crash, nothing is lost: `ffstream journal accept`"
+)
+
+
 def check(path: Path) -> None:
     """Raises JournalDamaged when the journal's log is missing. Before anything opens the file: that makes one."""
     if lacks_its_log(path):
         raise JournalDamaged(
             f"{path} was not closed cleanly and {path.name}-wal is missing: acked samples may be lost, as in a copy"
             " that was made without that file",
-            hint="copy both files, or restore a folder that `ffstream backup` made; if another SQLite program opened"
-            " the journal after a crash, nothing is lost: `ffstream journal accept`",
+            hint=HINT,
         )
 
 

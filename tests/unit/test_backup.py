@@ -158,7 +158,9 @@ def refuse(state: Path, target: Path, kind: type[FFStreamError], match: str) -> 
     assert sorted(target.parent.iterdir()) == beside
 
 
-def test_what_cannot_be_backed_up_is_refused(running: Running, tmp_path: Path) -> None:
+def test_what_cannot_be_backed_up_is_refused(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = tmp_path / "image"
     shutil.copytree(running.state, image)
     running.stop()
@@ -167,6 +169,11 @@ def test_what_cannot_be_backed_up_is_refused(running: Running, tmp_path: Path) -
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     refuse(running.state, tmp_path / "full", ConfigError, "exists")
+    with monkeypatch.context() as elsewhere:
+        (tmp_path / "empty").mkdir()
+        elsewhere.chdir(tmp_path / "empty")
+        refuse(running.state, Path("."), ConfigError, "cannot be replaced")  # noqa: PTH201 - as a person types it
+        refuse(running.state, Path("/proc/self/.."), ConfigError, "exists")
 
     for log in image.glob("journal.sqlite-*"):
         log.unlink()

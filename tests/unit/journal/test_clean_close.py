@@ -54,6 +54,7 @@ def test_copy_without_wal_is_refused_and_left_as_it_is(journal: Journal, tmp_pat
     for command in ("stat", "verify"):
         code, output = run("journal", command, "--state", str(copy.parent))
         assert (code, "journal.sqlite-wal is missing" in output) == (1, True)
+        assert "ffstream journal accept" in output
     assert picture(copy.parent) == before
 
 
