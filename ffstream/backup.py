@@ -55,7 +55,7 @@ class Backup:
     """What a backup holds: samples `first_seq` … `last_seq` in its journal, those up to `checkpoint_seq` learned."""
 
     path: str
-    checkpoint_seq: int  # 0: no checkpoint, learning begins anew from the journal
+    checkpoint_seq: int  # 0: no checkpoint, learning starts at the journal's first sample
     first_seq: int
     last_seq: int
     bytes: int

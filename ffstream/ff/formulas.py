@@ -37,8 +37,7 @@ class Formulas:
     def __init__(self, options: LayerOptions, input_shape: Shape, labels: int, device: torch.device) -> None:
         self.options = options
         self.inputs = size_of(input_shape)
-        self.output_shape = options.connection.output_shape(input_shape)
-        self.units = size_of(self.output_shape)
+        self.units = size_of(options.connection.output_shape(input_shape))
         self.labels = labels
         self.map: Map = options.connection.build(input_shape)
         self.scheme = options.label_scheme
