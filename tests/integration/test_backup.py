@@ -25,6 +25,11 @@ def wait_for_more(sender: Sender, seen: int) -> None:
     )
 
 
+def first_seq_of(state: Path) -> int:
+    seq: int = run_json("journal", "stat", "--state", str(state))["first_seq"]
+    return seq
+
+
 @pytest.mark.timeout(600)
 def test_backup_holds_everything_acked_before_it_began(daemons: Daemons, tmp_path: Path) -> None:
     daemon = daemons.start(*SETTINGS, "checkpoint.keep=1")
@@ -33,6 +38,7 @@ def test_backup_holds_everything_acked_before_it_began(daemons: Daemons, tmp_pat
     for number in range(3):
         wait_for_more(sender, acked[-1] if acked else 0)
         sender.check()
+        wait_until(lambda: first_seq_of(daemon.state) > 1, COMMAND_S, "the journal was trimmed")
         acked.append(max(each.first_seq + each.samples - 1 for each in list(sender.heard)))
         made = run_json("backup", str(tmp_path / f"backup-{number}"), "--state", str(daemon.state))
         assert made["last_seq"] >= acked[-1]
