@@ -21,11 +21,11 @@ from pydantic import (
     model_validator,
 )
 
-from ffstream import endpoints, option_sources
 from ffstream.errors import ConfigError
 from ffstream.ff.presets import PRESET, PRESETS, recipe
 from ffstream.ff.recipe import LayerOptions, Recipe
-from ffstream.option_errors import Option, OptionError, UnknownOption, options_of, show, wrong
+from ffstream.util import endpoints, option_sources
+from ffstream.util.option_errors import Option, OptionError, UnknownOption, options_of, show, wrong
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN, DEFAULT_PREDICT, MAX_HEADER_BYTES
 
 _LABELS_MAX = (MAX_HEADER_BYTES - 1024) // 2  # a message's labels stand in its header, two bytes each

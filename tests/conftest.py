@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from ffstream import moments
+from ffstream.util import failpoints
 from tests.support import Watch
 
 # Before torch is imported: tests run side by side already, and the order of a sum must not hang on how many
@@ -20,9 +20,9 @@ hypothesis.settings.load_profile("ffstream")
 
 @pytest.fixture
 def watched() -> Iterator[Watch]:
-    """`moments.watch` for one test."""
-    yield moments.watch
-    moments.watch(None)
+    """`failpoints.watch` for one test."""
+    yield failpoints.watch
+    failpoints.watch(None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
+from tests.harness import daemon_process
 from tests.support import wait_until
-from tools import daemon_process
 
 COMMAND_S = 120.0  # against hanging: a loaded machine is no failure
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ffstream.client import Control, CurveKeys, Predictor, Producer
 from ffstream.config import Config, load
-from ffstream.daemon import Daemon
+from ffstream.daemon.daemon import Daemon
 
 INPUTS = 16
 ANSWER_S = 20.0

@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, Unavailable
-from ffstream.option_errors import show
+from ffstream.util.option_errors import show
 
 FORMAT = 1
 STATE = "state.safetensors"

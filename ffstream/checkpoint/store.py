@@ -31,13 +31,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ffstream import moments
 from ffstream.checkpoint import manifest as manifests
 from ffstream.checkpoint.ladder import Ladder, Rung
 from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, WRITING, damaged, folder_of
 from ffstream.checkpoint.tensors import save
-from ffstream.durable import fsync, fsync_tree
 from ffstream.errors import CheckpointDamaged, Unavailable
+from ffstream.util import failpoints
+from ffstream.util.durable import fsync, fsync_tree
 
 log = logging.getLogger(__name__)
 
@@ -105,15 +105,15 @@ class CheckpointStore:
             return int((final / STATE).stat().st_size)
         aside.mkdir()
         saved = save(checkpoint.tensors, aside / STATE, wrote)
-        moments.reached("checkpoint.write.after")
+        failpoints.reached("checkpoint.write.after")
         fsync(aside / STATE)
         fsync(aside)
-        moments.reached("checkpoint.fsync.after")
+        failpoints.reached("checkpoint.fsync.after")
         if final.exists():  # damaged: recovery began before it and has come here again
             self._remove(checkpoint.seq)
         aside.rename(final)
         fsync(self.folder)
-        moments.reached("checkpoint.rename.after")
+        failpoints.reached("checkpoint.rename.after")
         manifest = {
             "format": FORMAT,
             "seq": checkpoint.seq,
@@ -126,10 +126,10 @@ class CheckpointStore:
         draft = final / ".manifest"
         draft.write_text(json.dumps(manifests.sign(manifest), indent=1), encoding="utf-8")
         fsync(draft)
-        moments.reached("checkpoint.manifest.before")
+        failpoints.reached("checkpoint.manifest.before")
         draft.rename(final / MANIFEST)
         fsync(final)
-        moments.reached("checkpoint.manifest.after")
+        failpoints.reached("checkpoint.manifest.after")
         self._damaged.discard(checkpoint.seq)
         self._rungs.pop(checkpoint.seq, None)
         self._remove_old(checkpoint.seq)
@@ -143,7 +143,7 @@ class CheckpointStore:
             log.warning("old checkpoints stay error=%s", error)
             return
         for old in (*(rung.seq for rung in surplus), *(each for each in sorted(self._damaged) if each < seq)):
-            moments.reached("checkpoint.remove.before")
+            failpoints.reached("checkpoint.remove.before")
             self._remove(old)
 
     def shed(self) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.errors import Unavailable
-from ffstream.threads import WRITING_NICENESS, OnFailure, Worker
+from ffstream.util.threads import WRITING_NICENESS, OnFailure, Worker
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ def backup(target: Path, file: Path | None, state: Path | None, as_json: bool) -
     Run it on the daemon's machine, as the daemon's user or as root. It reads the files and does not ask the daemon. A
     plain copy of the files is no backup: without journal.sqlite-wal it lacks the samples acked last.
     """
-    from ffstream.backup import make
+    from ffstream.daemon.backup import make
 
     folder = states.folder(file, state)
     os.nice(_NICENESS)

@@ -35,8 +35,8 @@ def check(file: Path | None, state: Path | None, settings: Iterable[str]) -> Non
     Looks at the files and folders that they name and at the state as well, and changes nothing. Only a start can tell
     whether a port is free or the disk has room.
     """
-    from ffstream import preflight
     from ffstream.config import load
+    from ffstream.daemon import preflight
 
     preflight.check(load(file, options.with_state(settings, state)))
     click.echo("the options are right")

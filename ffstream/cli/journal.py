@@ -8,11 +8,11 @@ import click
 from ffstream.checkpoint.inspection import look
 from ffstream.cli import options, states
 from ffstream.cli.output import print_json, progress_bar
+from ffstream.daemon.state import StateLock
 from ffstream.errors import ConfigError
 from ffstream.journal import clean_close, identity, inspection
 from ffstream.journal.inspection import Findings, Summary
 from ffstream.journal.verification import Verification
-from ffstream.state import StateLock
 
 _LARGEST = 5
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ffstream.keys import create
+from ffstream.security.keys import create
 
 
 @click.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ffstream.errors import ConfigError
-from ffstream.option_errors import about
+from ffstream.util.option_errors import about
 from ffstream.wire.messages import DEFAULT_CONTROL
 
 if TYPE_CHECKING:  # numpy and zmq: not for commands that are no client
@@ -115,7 +115,7 @@ def _load(key: Path | None, server_key: Path | None) -> "CurveKeys | None":
     if key is None or server_key is None:
         raise ConfigError("--key and --server-key belong together", hint="FFSTREAM_KEY and FFSTREAM_SERVER_KEY, too")
     from ffstream.client import CurveKeys
-    from ffstream.keys import is_secret_file, load_pair, load_public
+    from ffstream.security.keys import is_secret_file, load_pair, load_public
 
     if is_secret_file(key) is False and is_secret_file(server_key):
         raise ConfigError(

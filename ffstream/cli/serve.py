@@ -21,11 +21,11 @@ import sdnotify
 
 from ffstream.cli import options
 from ffstream.cli.streams import queue_output, write_if_taken
-from ffstream.durable import fsync
 from ffstream.errors import StartBlocked, Unavailable
+from ffstream.util.durable import fsync
 
 if TYPE_CHECKING:
-    from ffstream.daemon import Daemon
+    from ffstream.daemon.daemon import Daemon
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +79,12 @@ def serve(
     os.umask(0o077)  # what it makes is for its user alone, sockets too
     output = queue_output()
     gc.disable()  # a fifth of the start. The daemon enables it.
-    from ffstream import preflight
     from ffstream.config import load
+    from ffstream.daemon import preflight
 
     config = load(file, options.with_state(settings, state))
     preflight.check(config)  # before seconds of imports
-    from ffstream.daemon import Daemon
+    from ffstream.daemon.daemon import Daemon
 
     logging.basicConfig(
         stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"

@@ -6,7 +6,7 @@ from typing import Self
 
 import zmq
 
-from ffstream.keys import KeyPair, load_pair, load_public
+from ffstream.security.keys import KeyPair, load_pair, load_public
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from ffstream.durable import fsync
 from ffstream.errors import DataError
+from ffstream.util.durable import fsync
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (file name, bytes so far, bytes in all or None). With the next mirror, a file starts again."""

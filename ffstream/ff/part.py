@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
 
-from ffstream.option_errors import Option, OptionError, closest, options_of, show, wrong
+from ffstream.util.option_errors import Option, OptionError, closest, options_of, show, wrong
 
 _Options = TypeVar("_Options", bound="Options")
 _Member = TypeVar("_Member", bound="Part")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ffstream.ff.recipe import Recipe, load_parts, make_recipe
-from ffstream.option_errors import Option, OptionError, wrong
+from ffstream.util.option_errors import Option, OptionError, wrong
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The best one-pass recipe that we measured; see the README's results.

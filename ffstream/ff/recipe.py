@@ -33,7 +33,7 @@ from ffstream.ff.objective import Objective
 from ffstream.ff.optimizer import Optimizer, Schedule
 from ffstream.ff.part import Options, check_numbers, field_of, make
 from ffstream.ff.preprocessing import Preprocessing
-from ffstream.option_errors import OptionError, wrong
+from ffstream.util.option_errors import OptionError, wrong
 
 
 class LayerOptions(Options):

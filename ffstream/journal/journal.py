@@ -14,9 +14,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from ffstream import moments
 from ffstream.errors import BelowBase, JournalDamaged, JournalIncompatible, Unavailable
 from ffstream.journal import clean_close, clock, identity, schema
+from ffstream.util import failpoints
 
 _COMMIT_WAIT_MS = 2000  # for the write lock; other threads hold it for one short transaction
 _UPKEEP_WAIT_MS = 0  # what can be done a moment later does not keep messages waiting
@@ -225,7 +225,7 @@ class Journal:
             bases[client] = max(base, bases.get(client, 0))
             seq += count
         now = self._clock.now()
-        moments.reached("commit.before")
+        failpoints.reached("commit.before")
         with schema.Transaction(self._db, self.path, wait_ms=_COMMIT_WAIT_MS):
             self._db.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany(
@@ -233,7 +233,7 @@ class Journal:
                 " SET base = max(base, excluded.base), seen = excluded.seen",
                 [(client, base, now) for client, base in bases.items()],
             )
-        moments.reached("commit.after")
+        failpoints.reached("commit.after")
         self._next_seq = seq
         for name in bases:
             known = self._clients.pop(name, None)
@@ -386,7 +386,7 @@ class Journal:
             for first_seq, client, n, count, crc in old
             if client in self._clients and n >= self._clients[client].base
         ]
-        moments.reached("trim.before")
+        failpoints.reached("trim.before")
         with schema.Transaction(self._db, self.path, wait_ms=_UPKEEP_WAIT_MS):
             self._db.executemany("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?, ?)", still_asked)
             self._db.execute("DELETE FROM messages WHERE first_seq <= ?", (old[-1][0],))
@@ -395,7 +395,7 @@ class Journal:
                 "DELETE FROM receipts WHERE client = ? AND n < ?",
                 [(client, self._clients[client].base) for client in {row[1] for row in old} & self._clients.keys()],
             )
-        moments.reached("trim.after")
+        failpoints.reached("trim.after")
         self._first_seq = old[-1][0] + old[-1][3]
         return len(old) == rows or len(old) < len(found)
 

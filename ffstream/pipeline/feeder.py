@@ -20,7 +20,7 @@ from ffstream.pipeline.channel import Channel, Closed
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
 from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.replay_buffer import ReplayBuffer
-from ffstream.threads import LEARNING_NICENESS, OnFailure, Worker
+from ffstream.util.threads import LEARNING_NICENESS, OnFailure, Worker
 
 NAME = "ff-feeder"
 _IDLE_WAIT_S = 0.5

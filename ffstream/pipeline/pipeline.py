@@ -30,7 +30,7 @@ from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.replay_buffer import ReplayBuffer
 from ffstream.pipeline.restore import check_network, check_positions, check_replay
 from ffstream.pipeline.stage import Stage, Wiring
-from ffstream.threads import OnFailure, Worker
+from ffstream.util.threads import OnFailure, Worker
 
 
 class StartingPoint(NamedTuple):

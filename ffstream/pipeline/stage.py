@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ffstream import moments
 from ffstream.ff.input import Input
 from ffstream.ff.layer import Layer
 from ffstream.ff.member import INPUT, Member, joined, layer_name
@@ -16,7 +15,8 @@ from ffstream.metrics import Metrics
 from ffstream.pipeline.channel import Channel, Closed
 from ffstream.pipeline.device import DeviceStream
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part, StageOutput
-from ffstream.threads import LEARNING_NICENESS, OnFailure, Worker
+from ffstream.util import failpoints
+from ffstream.util.threads import LEARNING_NICENESS, OnFailure, Worker
 
 
 class Wiring(NamedTuple):
@@ -94,18 +94,18 @@ class Stage:
         output = self._forward(item)
         waited = 0.0
         if self._outbox is not None:
-            moments.reached("hand_on.before")
+            failpoints.reached("hand_on.before")
             before = time.perf_counter()
             self._outbox.put(output)  # before the update: no layer waits for this one to learn
             waited = time.perf_counter() - before
-            moments.reached("hand_on.after")
+            failpoints.reached("hand_on.after")
         for layer in self.layers:
             layer.update()
         self._stream.settle()
         self.last_seq = output.seq
         self._step_seconds.observe(time.perf_counter() - start - waited)
         if self._outbox is None:
-            moments.reached("learned")
+            failpoints.reached("learned")
             self._wiring.on_learned(output)
 
     def _forward(self, item: MicroBatch | StageOutput) -> StageOutput:

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import zmq
 
 from ffstream.config import Listen, Security
-from ffstream.keys import KeyPair
 from ffstream.metrics import Metrics
+from ffstream.security.keys import KeyPair
 from ffstream.server.doors import check_exposure, load_secrets
 from ffstream.server.keyring import Keyring
 from ffstream.server.refusals import Refusals
 from ffstream.server.zap import Zap
-from ffstream.threads import OnFailure
+from ffstream.util.threads import OnFailure
 
 log = logging.getLogger(__name__)
 

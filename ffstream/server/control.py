@@ -9,7 +9,7 @@ from ffstream.config import Limits
 from ffstream.errors import BadHeader, Busy, FFStreamError
 from ffstream.metrics import Metrics
 from ffstream.server.router import Received, RouterLoop
-from ffstream.threads import OnFailure
+from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.messages import Hello, Reply, Request
 

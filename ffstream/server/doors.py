@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from ffstream.config import Listen, Security
 from ffstream.errors import ConfigError
-from ffstream.keys import KeyPair, check_folder, load_pair, load_token
-from ffstream.option_errors import about
+from ffstream.security.keys import KeyPair, check_folder, load_pair, load_token
+from ffstream.util.option_errors import about
 
 SOCKETS = ("learn", "predict", "control")
 

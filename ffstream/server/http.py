@@ -33,11 +33,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed, Unavailable
-from ffstream.os_errors import listen_error
 from ffstream.server.http_connection import Connection
 from ffstream.server.readiness import Readiness
 from ffstream.server.refusals import Refusals
-from ffstream.threads import OnFailure, Worker
+from ffstream.util.os_errors import listen_error
+from ffstream.util.threads import OnFailure, Worker
 
 _START_TIMEOUT_S = 10.0
 _CONNECTIONS = 64

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 
 from ffstream.errors import ConfigError
-from ffstream.os_errors import listen_error, path_error
+from ffstream.util.os_errors import listen_error, path_error
 
 _SCHEME = "ipc://"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream.errors import ConfigError, StartBlocked
-from ffstream.keys import PUBLIC, check_folder, load_admitted
+from ffstream.security.keys import PUBLIC, check_folder, load_admitted
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ffstream import moments
 from ffstream.config import Limits
 from ffstream.errors import (
     BadHeader,
@@ -23,7 +22,8 @@ from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission
 from ffstream.server.router import Received, RouterLoop
-from ffstream.threads import OnFailure
+from ffstream.util import failpoints
+from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.messages import Ack, Bye, Hello, Samples
 
@@ -109,9 +109,9 @@ class LearnLoop(RouterLoop):
         self._end(ended)
         credit = self.credit()
         for peer, receipts in group.acks.items():
-            moments.reached("ack.before")
+            failpoints.reached("ack.before")
             self.reply(peer, Ack.model_construct(acks=receipts, credit=credit))
-            moments.reached("ack.after")
+            failpoints.reached("ack.after")
 
     def _take(self, group: _Group, peer: bytes, client: str, message: Samples, payload: list[bytes]) -> None:
         """Puts a message among those to store or those to ack. Raises what it is refused for."""

@@ -9,7 +9,7 @@ from ffstream.metrics import Metrics
 from ffstream.server.pacing import Pacer
 from ffstream.server.router import Received, RouterLoop
 from ffstream.serving.predictor import Answer, Predictor
-from ffstream.threads import OnFailure
+from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.messages import Hello, Predict, Prediction
 

@@ -16,7 +16,7 @@ import psutil
 
 from ffstream.config import Limits
 from ffstream.errors import DiskFull, MemoryFull, StartBlocked, TooManyFiles, Unavailable
-from ffstream.os_errors import no_files_hint
+from ffstream.util.os_errors import no_files_hint
 
 log = logging.getLogger(__name__)
 

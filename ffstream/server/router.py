@@ -17,15 +17,15 @@ from typing import NamedTuple
 import zmq
 
 from ffstream.config import Limits
-from ffstream.endpoints import listens_on_ipv6
 from ffstream.errors import BadFrames, ConfigError, FFStreamError, TooLarge, Unauthorized, Unavailable
 from ffstream.metrics import Metrics
-from ffstream.os_errors import listen_error
 from ffstream.server import ipc
 from ffstream.server.access import Guard
 from ffstream.server.handshakes import HandshakeWatch
 from ffstream.server.refusals import Refusals, RejectionLog
-from ffstream.threads import OnFailure, Worker
+from ffstream.util.endpoints import listens_on_ipv6
+from ffstream.util.os_errors import listen_error
+from ffstream.util.threads import OnFailure, Worker
 from ffstream.wire import codec
 from ffstream.wire.messages import MAX_HEADER_BYTES, SENT_TO, ErrorReply, Message, Ping, Pong, Welcome
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import zmq
 from zmq.utils import z85
 
-from ffstream.os_errors import listen_error
 from ffstream.server.keyring import Keyring
 from ffstream.server.refusals import Refusals
-from ffstream.threads import OnFailure, Worker
+from ffstream.util.os_errors import listen_error
+from ffstream.util.threads import OnFailure, Worker
 
 _ENDPOINT = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"

@@ -19,7 +19,7 @@ from torch import Tensor
 from ffstream.errors import CheckpointIncompatible
 from ffstream.metrics import Metrics
 from ffstream.serving.snapshot import Snapshot
-from ffstream.threads import EVALUATION_NICENESS, OnFailure, Worker
+from ffstream.util.threads import EVALUATION_NICENESS, OnFailure, Worker
 
 NAME = "ff-prequential"
 WINDOW_SAMPLES = 10_000

@@ -16,13 +16,13 @@ import pytest
 
 from ffstream.client import Control
 from ffstream.errors import DeadlineExceeded
-from ffstream.moments import MOMENTS
-from tools.crashing import disk, power, trace
-from tools.crashing.accounts import Account, Remains, settle
-from tools.crashing.killing import Killing, end_in_order, never_killed, reason_to_pass_over
-from tools.crashing.lives import ForkServer, Home
-from tools.crashing.stream import CHECKPOINT_SAMPLES, Heard, connect, send_all, sizes
-from tools.crashing.victim import Death
+from ffstream.util.failpoints import FAILPOINTS
+from tests.harness.crashing import disk, power, trace
+from tests.harness.crashing.accounts import Account, Remains, settle
+from tests.harness.crashing.killing import Killing, end_in_order, never_killed, reason_to_pass_over
+from tests.harness.crashing.lives import ForkServer, Home
+from tests.harness.crashing.stream import CHECKPOINT_SAMPLES, Heard, connect, send_all, sizes
+from tests.harness.crashing.victim import Death
 
 DEADLINE_S = 60.0
 
@@ -34,16 +34,16 @@ def forks() -> Iterator[ForkServer]:
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_every_moment_it_learns_each_sample_once_and_in_order(tmp_path: Path, forks: ForkServer) -> None:
-    wanted = {each for each in MOMENTS if reason_to_pass_over(each) is None}
+def test_killed_at_every_failpoint_it_learns_each_sample_once_and_in_order(tmp_path: Path, forks: ForkServer) -> None:
+    wanted = {each for each in FAILPOINTS if reason_to_pass_over(each) is None}
     kills = len(wanted) + len(wanted) // 2 + 1
     killed = Killing(tmp_path, 1, forks).run(kills, lambda way: None)
 
     assert killed.account == Account(acked=killed.account.acked, lost=0, twice=0, in_order=True)
     assert killed.different == [], "bit for bit"
-    assert set(killed.by_moment) >= wanted
-    assert set(killed.passed_over) == set(MOMENTS) - wanted, "each moment that nothing reaches has a reason"
-    assert killed.by_moment.total() == kills
+    assert set(killed.by_failpoint) >= wanted
+    assert set(killed.passed_over) == set(FAILPOINTS) - wanted, "each failpoint that nothing reaches has a reason"
+    assert killed.by_failpoint.total() == kills
     assert killed.starts["real"] > 1
     assert killed.starts["standby"] > 0
     assert killed.before_first_checkpoint > 0
@@ -57,31 +57,33 @@ def test_killed_in_a_rollback_it_skips_all_that_came_later_or_nothing(tmp_path: 
     assert "layers.0.parameters" in skipped.differs_from(learned)
 
     expected_after = {"rollback.before": learned, "rollback.skipped": skipped, "rollback.discarded": skipped}
-    for moment, expected in expected_after.items():
-        killed = rolled_back(tmp_path / moment, forks, moment)
-        assert set(killed.differs_from(expected)) <= {"progress.version"}, moment  # a rollback counts as a snapshot
+    for failpoint, expected in expected_after.items():
+        killed = rolled_back(tmp_path / failpoint, forks, failpoint)
+        assert set(killed.differs_from(expected)) <= {"progress.version"}, (
+            failpoint
+        )  # a rollback counts as a snapshot
 
 
 SENT = sizes(120)
 
 
-def rolled_back(folder: Path, forks: ForkServer, moment: str | None = None) -> Remains:
-    """What is left after a rollback in mid-stream that skips what came later; it dies of `moment`, if of any."""
+def rolled_back(folder: Path, forks: ForkServer, failpoint: str | None = None) -> Remains:
+    """What is left after a rollback in mid-stream that skips what came later; it dies of `failpoint`, if of any."""
     folder.mkdir()
     home = Home(folder / "state")
-    life = forks.start(home, Death(moment))
+    life = forks.start(home, Death(failpoint))
     with life.or_dies():
         life.await_ready()
         with connect(home.learn) as producer, Control(home.control) as control:
             send_all(producer, 1, SENT, end=60)
             control.wait_idle(DEADLINE_S)
             arguments = {"to": CHECKPOINT_SAMPLES + 50, "later": "skip"}
-            if moment is None:
+            if failpoint is None:
                 control.request("rollback", arguments, DEADLINE_S)
             else:
                 with pytest.raises(DeadlineExceeded):
                     control.request("rollback", arguments, 1.0)
-    if moment is not None:
+    if failpoint is not None:
         assert life.ended(DEADLINE_S)
         assert life.end() == -signal.SIGKILL
         life = forks.start(home)

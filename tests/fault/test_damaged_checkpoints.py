@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ffstream.checkpoint import manifest as manifests
 from ffstream.checkpoint.manifest import CHECKSUM, MANIFEST, STATE, folder_of
-from ffstream.daemon import Daemon
+from ffstream.daemon.daemon import Daemon
 from ffstream.errors import FFStreamError, JournalDamaged
 from ffstream.journal.journal import Journal
-from ffstream.learner import Learner
+from ffstream.learning.learner import Learner
 from ffstream.metrics import Metrics
 from tests.in_process import Running, config, images, labels
 from tests.support import wait_until

@@ -1,6 +1,6 @@
 """A flood of malformed messages and a crowd of clients, on a small scale. tools/soak does it on a large one."""
 
-from tools.load import clients, flood
+from tests.harness.load import clients, flood
 
 SMALL = ("network.widths=[64,64]", "network.replay_buffer=1000", "checkpoint.every_s=1")
 WARM_SAMPLES = 2048

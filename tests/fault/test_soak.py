@@ -1,6 +1,6 @@
 """Everybody at once, for a few seconds: the promises hold. Whether something grows shows only in a longer run."""
 
-from tools.load import soak
+from tests.harness.load import soak
 
 SMALL = ("network.widths=[64,64]", "network.replay_buffer=1000", "checkpoint.every_s=1")
 

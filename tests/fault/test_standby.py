@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ffstream.client import Producer
-from ffstream.daemon import Daemon
+from ffstream.daemon.daemon import Daemon
 from tests.daemons import COMMAND_S, Daemons, daemons_below, run_cli, run_json
+from tests.harness.daemon_process import free_port, serve_arguments
 from tests.in_process import config
-from tools.daemon_process import free_port, serve_arguments
 
 SIZE = 32
 

@@ -10,9 +10,9 @@ import pytest
 
 from ffstream.checkpoint import manifest
 from tests.daemons import COMMAND_S, Daemons, run_cli, run_json
+from tests.harness.crashing.accounts import rows_of
+from tests.harness.crashing.stream import CHECKPOINT_SAMPLES, SETTINGS, Sender
 from tests.support import wait_until
-from tools.crashing.accounts import rows_of
-from tools.crashing.stream import CHECKPOINT_SAMPLES, SETTINGS, Sender
 
 RATE = 300.0  # messages a second
 

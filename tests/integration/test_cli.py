@@ -18,8 +18,8 @@ from ffstream.client import Control
 from ffstream.client.connection import Connection
 from ffstream.wire.messages import ErrorReply, Hello, Reply, Request
 from tests.daemons import COMMAND_S, DaemonProcess, Daemons, run_cli, run_json
+from tests.harness.daemon_process import CLI, serve_arguments
 from tests.support import picture, wait_until
-from tools.daemon_process import CLI, serve_arguments
 
 NOBODY = "tcp://127.0.0.1:1"
 

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ffstream import __version__
 from ffstream.client.producer import Refused
-from ffstream.daemon import Daemon
+from ffstream.daemon.daemon import Daemon
 from ffstream.errors import (
     BadShape,
     CheckpointIncompatible,
@@ -36,9 +36,9 @@ from ffstream.errors import (
 from ffstream.metrics import Gauge
 from ffstream.server.http import HttpServer
 from tests import wire_spec
+from tests.harness.daemon_process import free_port
 from tests.in_process import INPUTS, Peer, Running, config, images, labels
 from tests.support import Watch, hold_at, wait_until
-from tools.daemon_process import free_port
 
 WAIT_S = 30.0
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tools.fuzzing.targets import TARGETS
+from tests.harness.fuzzing.targets import TARGETS
 
 SEEDS = """
 import sys
 from pathlib import Path
-from tools.fuzzing.targets import TARGETS
+from tests.harness.fuzzing.targets import TARGETS
 run, seeds = TARGETS[sys.argv[1]](Path(sys.argv[2]))
 for data in (*seeds, b"", b"\\0", b"\\xff" * 50):
     run(data)

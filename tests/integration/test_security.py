@@ -12,10 +12,10 @@ import httpx
 import pytest
 import zmq
 
-from ffstream import keys
 from ffstream.client import Control, CurveKeys, Predictor, Producer
-from ffstream.daemon import Daemon
+from ffstream.daemon.daemon import Daemon
 from ffstream.errors import ConfigError, DeadlineExceeded, RequestRefused, StageFailed
+from ffstream.security import keys
 from ffstream.server import refusals
 from tests.in_process import INPUTS, Running, config, cut_off, images, labels
 from tests.recording_proxy import RecordingProxy

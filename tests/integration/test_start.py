@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ffstream.daemon import Daemon
+from ffstream.daemon.daemon import Daemon
+from ffstream.daemon.state import StateLock
 from ffstream.errors import StartBlocked
-from ffstream.state import StateLock
 from tests.daemons import Daemons, run_cli
+from tests.harness.daemon_process import CLI, serve_arguments
 from tests.in_process import Running, config, images, labels
 from tests.support import wait_until
-from tools.daemon_process import CLI, serve_arguments
 
 WAIT_S = 60.0
 NEW = "new state folder created path={}"
@@ -96,7 +96,7 @@ def test_a_start_without_descriptors_for_its_sockets_may_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libzmq would abort the process."""
-    monkeypatch.setattr("ffstream.daemon.raise_file_limit", lambda: None)
+    monkeypatch.setattr("ffstream.daemon.daemon.raise_file_limit", lambda: None)
     daemon = Daemon(config(tmp_path / "state"))
     with pytest.raises(StartBlocked, match="cannot open sockets: Too many open files") as caught, descriptors(40):
         daemon.start()

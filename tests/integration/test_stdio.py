@@ -13,7 +13,7 @@ import pytest
 
 from ffstream.client import Producer
 from tests.daemons import COMMAND_S, run_json
-from tools.daemon_process import CLI, START_S, await_endpoints, serve_arguments
+from tests.harness.daemon_process import CLI, START_S, await_endpoints, serve_arguments
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from ffstream.config import Config, describe, load, options, validate
 from ffstream.errors import ConfigError
 from ffstream.ff.presets import PRESETS, recipe
 from ffstream.ff.recipe import LAYER_DEFAULTS, LayerOptions
-from ffstream.option_errors import show
-from ffstream.option_sources import Given
+from ffstream.util.option_errors import show
+from ffstream.util.option_sources import Given
 
 SECTIONS = {name: value for name, value in Config() if isinstance(value, BaseModel)}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ffstream.config import Config
 from ffstream.journal.journal import Entry, Journal
-from ffstream.learner import Learner
+from ffstream.learning.learner import Learner
 from ffstream.metrics import Metrics
 from tools.benchmarks.report import Report
 

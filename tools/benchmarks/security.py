@@ -4,7 +4,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from ffstream import keys
+from ffstream.security import keys
 from tools.benchmarks.ingest import produce
 from tools.benchmarks.report import Report
 from tools.benchmarks.served import served

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tools.daemon_process import DaemonProcess
+from tests.harness.daemon_process import DaemonProcess
 
 
 class Served(DaemonProcess):

@@ -21,10 +21,10 @@ import zmq
 from ffstream.client import Control, CurveKeys, Predictor, Producer
 from ffstream.client.probe import probe
 from ffstream.errors import ConfigError, Reason, RequestRefused, Unreachable
-from ffstream.keys import KeyPair
+from ffstream.security.keys import KeyPair
+from tests.harness.daemon_process import free_port
 from tests.support import wait_until
 from tests.unit.client.scripted import Scripted
-from tools.daemon_process import free_port
 
 IMAGE = np.zeros((1, 6), np.uint8)
 LONG_S = 60.0  # for what takes a moment

@@ -22,9 +22,9 @@ from ffstream.errors import (
     Unreachable,
 )
 from ffstream.wire.messages import NAMELESS_PREFIX
+from tests.harness.daemon_process import free_port
 from tests.support import wait_until
 from tests.unit.client.scripted import Scripted, ack_all
-from tools.daemon_process import free_port
 
 IMAGE = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
 Script = Callable[..., Scripted]

@@ -20,8 +20,8 @@ from ffstream.errors import (
     UnknownType,
     Unreachable,
 )
+from tests.harness.daemon_process import free_port
 from tests.unit.client.scripted import Scripted
-from tools.daemon_process import free_port
 
 Script = Callable[..., Scripted]
 IMAGES = np.zeros((2, 6), np.uint8)

@@ -12,9 +12,9 @@ import zmq
 from ffstream.client import Producer
 from ffstream.client.producer import _READ_S, Refused
 from ffstream.errors import DeadlineExceeded, LabelOutOfRange, Reason, RequestRefused
+from tests.harness.daemon_process import free_port
 from tests.support import wait_until
 from tests.unit.client.scripted import Scripted
-from tools.daemon_process import free_port
 
 IMAGE = np.arange(6, dtype=np.uint8).reshape(1, 6)
 Script = Callable[..., Scripted]

@@ -13,7 +13,7 @@ from ffstream.ff.goodness import Goodness
 from ffstream.ff.part import members, register
 from ffstream.ff.presets import PRESETS, recipe
 from ffstream.ff.recipe import Recipe
-from ffstream.option_errors import OptionError
+from ffstream.util.option_errors import OptionError
 
 
 def test_options_need_no_torch() -> None:

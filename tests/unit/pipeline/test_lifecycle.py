@@ -12,7 +12,7 @@ import torch
 from ffstream.errors import ConfigError, JournalDamaged
 from ffstream.pipeline import feeder
 from ffstream.pipeline.device import choose_device, choose_product_dtype
-from ffstream.threads import name_of_stuck
+from ffstream.util.threads import name_of_stuck
 from tests.support import wait_until
 from tests.unit.pipeline.run import (
     BATCH,

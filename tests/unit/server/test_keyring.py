@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ffstream import keys
+from ffstream.security import keys
 from ffstream.server import keyring
 from ffstream.server.keyring import Keyring
 from tests.support import given_away

@@ -1,0 +1,272 @@
+"""A copy of a state folder that a daemon can be started on, made while a daemon runs on it or not.
+
+    journal.sqlite     as one read transaction sees it, copied by SQLite's backup API
+    checkpoints/SEQ/   the newest whole checkpoint that this journal goes on from
+    backup.json        what the copy holds
+
+Valid if and only if it stands under its final name: it is written beside it, flushed, checked in every byte, and
+renamed last. A death leaves a folder `.NAME.…` and nothing else. Everything acked before it began is in it:
+
+    1. open the files of the newest checkpoint: they can be read to the end even if the daemon removes them
+    2. begin the read transaction
+    3. the checkpoint must still be in its place, or a rollback may have undone it; each sample after it must be in
+       the journal or skipped; otherwise begin again with what is there now
+    4. copy both, compare checksums, mark the journal as closed (see journal.clean_close), verify it
+
+The daemon goes on accepting and learning. Only its -wal file cannot be folded meanwhile: it grows by what is acked.
+
+This reads the folder itself and is no command of the daemon's: a control client could make the daemon write anywhere
+that its user may, and a backup must work when no daemon does.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from ffstream import __version__
+from ffstream.checkpoint import manifest as manifests
+from ffstream.checkpoint.manifest import MANIFEST, folder_of
+from ffstream.errors import CheckpointDamaged, ConfigError, DiskFull, JournalDamaged, Unavailable
+from ffstream.journal import clean_close, inspection, schema, skips
+from ffstream.journal.verification import Verification
+from ffstream.util.durable import fsync, fsync_tree, make_folder
+
+FORMAT = 1
+JOURNAL = "journal.sqlite"
+BACKUP = "backup.json"
+_CHECKPOINTS = "checkpoints"
+_ATTEMPTS = 20  # each takes another checkpoint; a rollback, or new checkpoints, came in between
+_PAUSE_S = 0.1
+_PAGES = 512  # of a step
+
+OnPages = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Backup:
+    """What a backup holds: samples `first_seq` … `last_seq` in its journal, those up to `checkpoint_seq` learned."""
+
+    path: str
+    checkpoint_seq: int  # 0: no checkpoint, learning starts at the journal's first sample
+    first_seq: int
+    last_seq: int
+    bytes: int
+    written: float  # time of day, seconds since 1970
+    seconds: float
+
+
+class _Changed(Exception):
+    """The state folder changed so that what was read of it does not belong together."""
+
+
+def make(state: Path, target: Path, on_pages: OnPages = lambda done, total: None) -> Backup:
+    """Writes a backup of a state folder to a new folder. `on_pages` is told how much of the journal is copied.
+
+    Raises ConfigError (no state folder, target not usable), JournalDamaged, CheckpointDamaged, DiskFull, Unavailable.
+    """
+    start = time.monotonic()
+    if not (state / JOURNAL).is_file():
+        raise ConfigError(f"no journal at {state / JOURNAL}", hint="--state names a daemon's state folder")
+    _check_target(state, target)
+    clean_close.check(state / JOURNAL)
+    try:
+        make_folder(target.absolute().parent, 0o700)
+        with _aside(target) as aside:
+            checkpoint_seq = _copy(state, aside, on_pages)
+            backup = _describe(aside, target, checkpoint_seq, time.monotonic() - start)
+            (aside / BACKUP).write_text(
+                json.dumps({"format": FORMAT, "ffstream": __version__, **asdict(backup)}, indent=1) + "\n",
+                encoding="utf-8",
+            )
+            fsync_tree(aside)
+            aside.rename(target)  # replaces an empty folder
+            fsync(target.absolute().parent)
+    except OSError as error:
+        raise Unavailable(
+            f"{error.filename or target}: {error.strerror}",
+            hint="is there room, and may this user read the state folder and write here?",
+        ) from error
+    return backup
+
+
+def _check_target(state: Path, target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
+        raise ConfigError(f"{target} exists", hint="name a folder that does not exist yet")
+    if not target.name or target.name == ".." or target.is_mount():  # it is to be the new name of a folder beside it
+        raise ConfigError(f"{target} cannot be replaced", hint="name a new folder inside it")
+    if target.resolve().is_relative_to(state.resolve()):
+        raise ConfigError(f"{target} is inside the state folder", hint="name a folder outside, on another disk")
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """A folder beside the target, for its user alone; removed unless it was renamed."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _copy(state: Path, aside: Path, on_pages: OnPages) -> int:
+    """Copies journal and checkpoint, once they belong together. Returns the checkpoint's number, 0 for none."""
+    damaged: set[int] = set()
+    for _ in range(_ATTEMPTS):
+        try:
+            with ExitStack() as stack:
+                return _copy_now(state, aside, damaged, on_pages, stack)
+        except _Changed:
+            time.sleep(_PAUSE_S)
+        for left in aside.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    raise Unavailable(f"{state} changed in each of {_ATTEMPTS} attempts", hint="is somebody rolling back? try again")
+
+
+def _copy_now(state: Path, aside: Path, damaged: set[int], on_pages: OnPages, stack: ExitStack) -> int:
+    path, folder = state / JOURNAL, state / _CHECKPOINTS
+    listed = manifests.seqs(folder)
+    held = [stack.enter_context(each) for each in _hold(folder, [seq for seq in listed if seq not in damaged])]
+    before = _fingerprint(path)
+    with inspection.opened(path) as source:
+        source.execute("BEGIN")
+        view = _View.of(source, path)
+        chosen = next((each for each in held if view.goes_on_from(each.seq)), None)
+        if manifests.seqs(folder) != listed or (chosen is not None and not chosen.is_in_place()):
+            raise _Changed
+        if chosen is None and not view.goes_on_from(0):
+            raise JournalDamaged(
+                f"the journal begins at sample {view.first_seq}, and no whole checkpoint in {folder} has learned"
+                " what came before: a daemon would not start on a copy",
+                hint="ffstream checkpoint verify, ffstream journal verify",
+            )
+        if chosen is not None and not chosen.copy_to(aside / _CHECKPOINTS):
+            damaged.add(chosen.seq)
+            raise _Changed
+        _copy_journal(source, aside / JOURNAL, on_pages)
+    if before != _fingerprint(path):
+        raise _Changed  # nobody had it open, so it was read without locks; now somebody has
+    clean_close.accept(aside / JOURNAL)
+    _verify(aside / JOURNAL, path)
+    return 0 if chosen is None else chosen.seq
+
+
+def _fingerprint(path: Path) -> object:
+    """Whether the journal is closed, and as it was; None while it has a log, whose readers have locks."""
+    found = path.stat()
+    return None if clean_close.has_log(path) else (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the read transaction sees."""
+
+    first_seq: int
+    last_seq: int
+    skipped: skips.Skips
+    rollback_to: int | None
+
+    @classmethod
+    def of(cls, source: sqlite3.Connection, path: Path) -> "_View":
+        try:
+            (first,) = source.execute("SELECT min(first_seq) FROM messages").fetchone()
+            last = source.execute(schema.LAST).fetchone()
+            (stored,) = source.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
+            end = last[0] if last else stored
+            return cls(first or end, end - 1, skips.read(source, path), skips.unfinished(source))
+        except (*schema.UNREADABLE, TypeError) as error:
+            raise schema.unusable(path, error) from error
+
+    def goes_on_from(self, seq: int) -> bool:
+        """Whether a daemon can go on from that checkpoint."""
+        is_undone = self.rollback_to is not None and seq > self.rollback_to
+        return seq <= self.last_seq and self.skipped.next_wanted(seq) >= self.first_seq and not is_undone
+
+
+class _Held:
+    """A checkpoint whose files are open."""
+
+    def __init__(self, folder: Path, seq: int) -> None:
+        self.seq = seq
+        self._here = folder_of(folder, seq)
+        self._manifest = manifests.read(folder, seq)
+        self._raw = (self._here / MANIFEST).read_bytes()
+        self._files: dict[str, IO[bytes]] = {}
+        with ExitStack() as stack:
+            for name in self._manifest["files"]:
+                self._files[name] = stack.enter_context((self._here / Path(name).name).open("rb"))
+            self._opened = stack.pop_all()
+
+    def __enter__(self) -> "_Held":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._opened.close()
+
+    def is_in_place(self) -> bool:
+        """Whether it has not been removed, nor replaced by one of another history."""
+        try:
+            return (self._here / MANIFEST).exists() and all(
+                os.path.samestat(os.fstat(file.fileno()), (self._here / Path(name).name).stat())
+                for name, file in self._files.items()
+            )
+        except OSError:
+            return False
+
+    def copy_to(self, folder: Path) -> bool:
+        """Whether the copy is whole."""
+        there = folder_of(folder, self.seq)
+        there.mkdir(parents=True)
+        for name, file in self._files.items():
+            with (there / Path(name).name).open("xb") as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
+        (there / MANIFEST).write_bytes(self._raw)
+        try:
+            manifests.verify(folder, self.seq)
+        except CheckpointDamaged:
+            return False
+        return True
+
+
+def _hold(folder: Path, seqs: list[int]) -> Iterator[_Held]:
+    """Whole ones, as far as that shows, the newest first."""
+    for seq in reversed(seqs):
+        with suppress(CheckpointDamaged, FileNotFoundError):  # damaged, or the daemon has removed it
+            yield _Held(folder, seq)
+
+
+def _copy_journal(source: sqlite3.Connection, path: Path, on_pages: OnPages) -> None:
+    def tell(status: int, remaining: int, total: int) -> None:
+        on_pages(total - remaining, total)
+
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+            source.backup(copy, pages=_PAGES, progress=tell)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+            raise DiskFull(f"{path.parent.parent}: {error}", hint="free disk space, or use another disk") from error
+        raise schema.unusable(path, error) from error
+
+
+def _verify(copy: Path, original: Path) -> None:
+    with inspection.opened(copy) as connection:
+        verification = Verification(connection)
+        verification.run()
+    if verification.findings.count:
+        problem = verification.findings.named[0]
+        where = f"samples {problem.first_seq} to {problem.last_seq} " if problem.last_seq else ""
+        raise JournalDamaged(f"{original}: {where}{problem.what}", hint="ffstream journal verify says more")
+
+
+def _describe(aside: Path, target: Path, checkpoint_seq: int, seconds: float) -> Backup:
+    with inspection.opened(aside / JOURNAL) as connection:
+        view = _View.of(connection, aside / JOURNAL)
+    size = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
+    return Backup(str(target), checkpoint_seq, view.first_seq, view.last_seq, size, time.time(), seconds)

@@ -1,0 +1,66 @@
+"""What would keep a daemon from starting and can be known before: `ffstream config check`, and the start itself.
+
+Nothing is created, changed or locked, and neither torch nor numba is imported unless `pipeline.device` is "cuda".
+What may pass by itself, a port in use for example, is for the start to find.
+"""
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from ffstream.checkpoint import manifest as manifests
+from ffstream.config import Config, Listen
+from ffstream.errors import CheckpointDamaged, ConfigError, Unavailable
+from ffstream.journal import inspection, schema
+from ffstream.security.keys import check_folder
+from ffstream.server.doors import check_exposure, load_secrets
+from ffstream.util import endpoints
+from ffstream.util.option_errors import about, wrong
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError that names the option, or the file that it names."""
+    check_exposure(config.listen, config.security)
+    load_secrets(config.security)
+    _check_ipc_folders(config.listen)
+    _check_state_folder(config.state)
+    _check_stored(config)
+    if config.pipeline.device == "cuda":
+        from ffstream.pipeline.device import choose_device  # torch knows
+
+        choose_device("cuda")
+
+
+def _check_ipc_folders(listen: Listen) -> None:
+    for name in ("learn", "predict", "control"):
+        path = endpoints.parse(getattr(listen, name)).path
+        if path and not path.startswith(("@", "*")) and not Path(path).absolute().parent.is_dir():
+            raise ConfigError(
+                wrong(f"listen.{name}", getattr(listen, name), f"there is no folder {Path(path).absolute().parent}"),
+                hint="make the folder, or name a socket in another one",
+            )
+
+
+def _check_state_folder(state: Path) -> None:
+    """A folder, or a name that a folder can be made under."""
+    there = next(each for each in (state.absolute(), *state.absolute().parents) if os.path.lexists(each))
+    try:
+        mode = there.stat().st_mode
+    except OSError:  # a link to nowhere or a folder above may not be entered: the start says more
+        return
+    if not stat.S_ISDIR(mode):
+        raise ConfigError(wrong("state", state, f"{there} is no folder"), hint="--state names a folder to write to")
+    if there == state.absolute():
+        with about("state"):
+            check_folder(state, of_keys=False)
+
+
+def _check_stored(config: Config) -> None:
+    """That the state is of this network. What is damaged, or cannot be read now, is for recovery to judge."""
+    recipe = config.network
+    journal, checkpoints = config.state / "journal.sqlite", config.state / "checkpoints"
+    schema.expect_network(journal, inspection.peek(journal), recipe.inputs, recipe.labels)
+    with suppress(CheckpointDamaged, Unavailable):
+        for newest in manifests.seqs(checkpoints)[-1:]:
+            manifests.expect_recipe(manifests.read(checkpoints, newest), recipe.model_dump(mode="json"))

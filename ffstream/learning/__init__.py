@@ -1,0 +1,1 @@
+"""The learning side: a training run, and what operates on it."""

@@ -1,0 +1,128 @@
+"""Where learning begins: at the newest whole checkpoint that the journal goes on from.
+
+The journal goes on from checkpoint S if and only if it holds each sample after S that is not skipped. That is true of
+the newest checkpoints (`retention` sees to it). Of an older one, on the ladder, it becomes true when a rollback to
+exactly S skips everything that came later: the samples that are no longer in the journal are lost to learning, and
+that is what the operator asked for. A rollback to a sample between two such checkpoints is refused.
+
+A rollback that skips is atomic. Its commit is the transaction that adds the skip and notes `rollback_to` (see
+`journal.skips`); the checkpoints that have learned skipped samples are removed after it. A death in between leaves
+the note, and recovery removes them.
+"""
+
+from contextlib import closing
+from typing import NamedTuple
+
+from ffstream.checkpoint.store import CheckpointStore
+from ffstream.config import Config
+from ffstream.errors import JournalDamaged, SequenceUnknown, Unavailable
+from ffstream.journal import skips
+from ffstream.journal.journal import Journal
+from ffstream.journal.reader import Reader
+from ffstream.metrics import Metrics
+from ffstream.pipeline.pipeline import StartingPoint
+from ffstream.util import failpoints
+
+
+def open_store(config: Config) -> CheckpointStore:
+    """The checkpoints of a daemon with these options. Raises Unavailable."""
+    options = config.checkpoint
+    return CheckpointStore(
+        config.state / "checkpoints",
+        keep=options.keep,
+        recipe=config.network.model_dump(mode="json"),
+        ladder_s=options.ladder_s,
+        max_bytes=options.max_bytes,
+    )
+
+
+def starting_point(
+    store: CheckpointStore, journal: Journal, metrics: Metrics, at_most: int | None = None, *, skip: bool = False
+) -> StartingPoint:
+    """The newest whole checkpoint (at or below a sample) or the very beginning.
+
+    With `skip`, the samples beyond `at_most` will not be learned, so the journal need not hold them. Raises
+    JournalDamaged when the journal does not go on from it; for a sample that is asked for, SequenceUnknown.
+    """
+    with closing(Reader(journal.path)) as reader:
+        skipped, unfinished = reader.skips, reader.unfinished_rollback
+    if unfinished is not None:
+        finish_rollback(store, journal, unfinished)
+    checkpoint, damages = store.newest(at_most)
+    metrics.checkpoints_damaged.inc(len(damages))
+    start = StartingPoint()
+    if checkpoint is not None:
+        start = StartingPoint(checkpoint.seq, checkpoint.tensors, checkpoint.progress)
+    if start.seq > journal.head.seq:
+        # New samples would get numbers that count as learned: acked, and never learned.
+        raise JournalDamaged(
+            f"{journal.path} ends at sample {journal.head.seq}, before checkpoint {start.seq}: they are not of the"
+            " same time, or the journal was copied without its -wal file",
+            hint="put journal.sqlite and journal.sqlite-wal back that belong to the checkpoints, or restore a folder"
+            " that `ffstream backup` made",
+        )
+    wanted = skipped.next_wanted(start.seq)
+    if wanted < journal.first_seq and not (skip and at_most is not None and wanted > at_most):
+        if at_most is not None:
+            raise _unreachable(store, journal, at_most, start.seq if checkpoint else None, skip=skip)
+        # Nothing would ever fill the gap: learning would wait for it, and say nothing.
+        raise JournalDamaged(
+            f"samples {wanted} to {journal.first_seq - 1} are in no whole checkpoint and not in"
+            f" {journal.path} any more",
+            hint="put a checkpoint back that has learned them, or use another --state folder",
+        )
+    return start
+
+
+def finish_rollback(store: CheckpointStore, journal: Journal, to: int) -> None:
+    """Removes the checkpoints that have learned what a rollback skips. Raises Unavailable."""
+    try:
+        store.discard_after(to)
+    except OSError as error:
+        raise Unavailable(
+            f"rollback to {to}: the checkpoints beyond it cannot be removed: {error}", hint="see the log"
+        ) from error
+    failpoints.reached("rollback.discarded")
+    skips.finish(journal.path)
+
+
+class Reach(NamedTuple):
+    """How far back a rollback can go. None: nowhere."""
+
+    rollback_from: int | None  # the oldest sample, with --skip; only to checkpoints, below `relearn_from`
+    rollback_age_s: float | None  # how long daemons have run since then
+    relearn_from: int | None  # any sample from this one on, and what came later can be learned again
+
+
+def reach(store: CheckpointStore, journal: Journal) -> Reach:
+    """How far back a rollback can go now. Raises Unavailable."""
+    if journal.first_seq == 1:
+        return Reach(0, store.clock_s(), 0)
+    try:
+        rungs = store.rungs()
+    except OSError as error:
+        raise Unavailable(f"checkpoints cannot be read: {error}", hint="are descriptors left?") from error
+    if not rungs:
+        return Reach(None, None, None)
+    relearn = (rung.seq for rung in rungs if rung.seq + 1 >= journal.first_seq)
+    return Reach(rungs[0].seq, store.clock_s() - rungs[0].clock_s, next(relearn, None))
+
+
+def _unreachable(
+    store: CheckpointStore, journal: Journal, to: int, begins: int | None, *, skip: bool
+) -> SequenceUnknown:
+    if begins is None:
+        what = f"no checkpoint at or below {to}"
+    elif begins == to:
+        what = f"checkpoint {to} is there, but not every sample after it"
+    else:
+        what = f"checkpoint {begins} is the newest at or below {to}"
+    now = reach(store, journal)
+    exact = [str(seq) for seq in store.whole_seqs() if now.relearn_from is None or seq < now.relearn_from]
+    hint = f"from {now.relearn_from} on" if now.relearn_from is not None else ""
+    if exact:
+        hint += f"{'; ' if hint else ''}with --skip also exactly to checkpoint {', '.join(exact)}"
+    return SequenceUnknown(
+        f"{what}, and the journal begins at sample {journal.first_seq}",
+        hint=hint or "nothing is learned that could be undone",
+    )

@@ -1,0 +1,1 @@
+"""What any floor may use: worker threads, fsync, failpoints, addresses, and the wording of errors."""

@@ -1,0 +1,117 @@
+"""`tools/fuzz`: each target in a process of its own, because the fuzzer ends its process with the first finding."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+from platformdirs import user_cache_path
+
+from tests.harness.fuzzing.targets import TARGETS
+
+_ATHERIS = "atheris==3.0.0"  # not among the dependencies: it has wheels for few Pythons and platforms
+_UNAVAILABLE = 3
+_FINDINGS_MAX = 5  # of a target; it is begun anew after each
+_GRACE_S = 60.0
+_INPUT_MAX_BYTES = 4096
+_RUNS = re.compile(r"^(?:Done (\d+) runs|#(\d+)\s)", re.MULTILINE)
+
+
+class Result(NamedTuple):
+    """What came of one target. `findings` are files: inputs that lead to an exception nobody meant."""
+
+    name: str
+    runs: int
+    seconds: float
+    findings: list[str]
+
+
+@click.command()
+@click.argument("targets", nargs=-1, type=click.Choice(sorted(TARGETS)))
+@click.option("--seconds", default=60.0, show_default=True, help="For each target.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON line; everything else goes to stderr.")
+def main(targets: tuple[str, ...], seconds: float, as_json: bool) -> None:
+    """Fuzz the targets, all of them by default. Only FFStreamErrors may come out of them."""
+    place = user_cache_path("ffstream") / "fuzz"
+    tools = _atheris(place / f"python{sys.version_info.major}.{sys.version_info.minor}")
+    if tools is None:
+        sys.exit(_UNAVAILABLE)
+    results = []
+    for name in targets or sorted(TARGETS):
+        result = _fuzz(name, seconds, tools, place)
+        results.append(result)
+        click.echo(
+            f"{name}: {result.runs:,} runs in {result.seconds:.0f} s, {len(result.findings)} findings", err=as_json
+        )
+        for finding in result.findings:
+            click.echo(f"  again: .venv/bin/python -m tests.harness.fuzzing.targets {name} {finding}", err=as_json)
+    found = sum(len(result.findings) for result in results)
+    if as_json:
+        click.echo(json.dumps({"targets": [result._asdict() for result in results], "findings": found}))
+    sys.exit(1 if found else 0)
+
+
+def _atheris(place: Path) -> Path | None:
+    """Where the fuzzer is, fetched the first time; None where it cannot be had."""
+    if importlib.util.find_spec("atheris") is None and not (place / "atheris").is_dir():
+        click.echo(f"tools/fuzz: fetching {_ATHERIS} into {place}", err=True)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        only_wheels = ["--only-binary", ":all:", "--target", str(place), _ATHERIS]
+        done = subprocess.run([*pip, *only_wheels], capture_output=True, encoding="utf-8", check=False)
+        if done.returncode:
+            click.echo(done.stderr.strip(), err=True)
+            click.echo(f"tools/fuzz: {_ATHERIS} cannot be had for this Python and platform, see above", err=True)
+            return None
+    return place
+
+
+def _fuzz(name: str, seconds: float, tools: Path, place: Path) -> Result:
+    corpus, findings = place / "corpus" / name, place / "findings"
+    for folder in (corpus, findings):
+        folder.mkdir(parents=True, exist_ok=True)
+    before = set(findings.iterdir())
+    start = time.monotonic()
+    runs = crashes = code = 0
+    while (left_s := int(seconds - (time.monotonic() - start))) > 0 and crashes < _FINDINGS_MAX:
+        said, code = _run(name, left_s, corpus, findings, tools)
+        counts = [int(one or other) for one, other in _RUNS.findall(said)]
+        runs += max(counts, default=0)
+        if not code:
+            break
+        crashes += 1
+        click.echo(said[-4000:], err=True)
+        if not counts:  # it did not even begin
+            break
+    new = sorted(str(path) for path in set(findings.iterdir()) - before)
+    return Result(name, runs, time.monotonic() - start, new or [f"exit code {code}"] * bool(crashes))
+
+
+def _run(name: str, seconds: int, corpus: Path, findings: Path, tools: Path) -> tuple[str, int]:
+    command = [sys.executable, "-m", "tests.harness.fuzzing.targets", name, str(corpus)]
+    options = [
+        f"-max_total_time={seconds}",
+        f"-max_len={_INPUT_MAX_BYTES}",
+        f"-artifact_prefix={findings}/{name}-",
+        "-rss_limit_mb=4096",
+        "-timeout=20",
+    ]
+    path = os.pathsep.join(filter(None, (str(tools), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [*command, *options],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=seconds + _GRACE_S,
+        check=False,
+    )
+    return done.stderr + done.stdout, done.returncode
+
+
+main()

@@ -1,0 +1,195 @@
+"""What is fuzzed. A target gets bytes and may raise FFStreamErrors; anything else is a finding.
+
+`python -m tests.harness.fuzzing.targets NAME FILE…` runs findings again. With a folder and libFuzzer's options in
+place of files it is the process that `tools/fuzz` starts.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_COMPILED = ["ffstream.ff.loops"]  # numba knows nothing of what the fuzzer puts in
+
+Target = Callable[[bytes], None]
+
+
+class Prepared(NamedTuple):
+    """A target, and inputs to begin with."""
+
+    run: Target
+    seeds: list[bytes]
+
+
+def codec(folder: Path) -> Prepared:
+    """A header and a payload, for each socket's table and for a client's."""
+    from ffstream.errors import FFStreamError
+    from ffstream.wire import codec, messages
+
+    kinds = [each for each in vars(messages).values() if isinstance(each, type) and hasattr(each, "type")]
+    table = codec.table(*kinds)
+    checker = codec.ImageChecker(6, 10, 100)
+
+    def run(data: bytes) -> None:
+        size, header, payload = data[0] if data else 0, data[1:], b""
+        if size < len(header):
+            header, payload = header[:size], header[size:]
+        with suppress(FFStreamError):
+            message = codec.decode(header, table)
+            assert codec.decode(codec.encode(message), table) == message
+            if isinstance(message, messages.Samples):
+                checker.check_samples(message, payload)
+            elif isinstance(message, messages.ImageHeader):
+                checker.check_images(message, payload)
+
+    samples = messages.Samples(client="a", n=1, base=1, count=2, dtype="uint8", shape=[2, 3], labels=b"\1\0\2\0")
+    query = messages.Predict(id=1, count=1, dtype="float32", shape=[6])
+    request = messages.Request(id=1, command="status", arguments={"timeout_s": 1.5})
+    ack = messages.Ack(acks=[(1, 1, 1)], credit=5)
+    seeds = []
+    for message, payload in ((samples, bytes(12)), (query, bytes(24)), (request, b""), (ack, b"")):
+        header = codec.encode(message)
+        seeds.append(bytes([len(header)]) + header + payload)
+    return Prepared(run, seeds)
+
+
+def control(folder: Path) -> Prepared:
+    """A request to a daemon that runs, but for the commands that end it."""
+    from ffstream.errors import FFStreamError
+    from ffstream.wire import codec
+    from ffstream.wire.messages import Reply, Request
+    from tests.in_process import Running
+
+    commands = dict(Running(folder / "state").daemon.commands.table)
+    for ending in ("drain", "stop"):
+        del commands[ending]
+    names = sorted(commands)
+    table = codec.table(Request)
+
+    def run(data: bytes) -> None:
+        with suppress(FFStreamError):
+            request = codec.decode(data[1:], table)
+            assert isinstance(request, Request)
+            command = commands.get(request.command) or commands[names[data[0] % len(names)]]
+            work = command(request.arguments)
+            codec.encode(Reply(id=request.id, result=work()))
+
+    arguments: list[dict[str, Any]] = [{}, {"timeout_s": 0.5}, {"timeout_s": 2, "to": 0, "later": ["skip"]}]
+    seeds = [
+        b"\0" + codec.encode(Request(id=1, command=name, arguments=each)) for name in names for each in arguments
+    ]
+    return Prepared(run, seeds)
+
+
+def journal(folder: Path) -> Prepared:
+    """Bytes changed here and there in a journal: page, offset in it, what to write, four times or more."""
+    from ffstream.errors import FFStreamError
+    from ffstream.journal.inspection import opened, summarize
+    from ffstream.journal.journal import Entry, Journal
+    from ffstream.journal.reader import Reader
+    from ffstream.journal.verification import Verification
+
+    path, page = folder / "journal.sqlite", 8192
+    with closing(Journal(path, inputs=100, labels=10)) as whole:
+        for n in range(1, 101):
+            whole.append([Entry("ab"[n % 2], n, 1, 2, "uint8", b"\1\0\2\0", bytes([n]) * 200)])
+        whole.trim(9)
+    good = path.read_bytes()
+    stored = {2 * n - 1: bytes([n]) * 200 for n in range(1, 101)}
+
+    def edits(data: bytes) -> Iterator[tuple[int, int]]:
+        for at in range(0, len(data) - 3, 4):
+            where = data[at] * page + int.from_bytes(data[at + 1 : at + 3], "big") % page
+            yield where % len(good), data[at + 3]
+
+    def run(data: bytes) -> None:
+        spoiled = bytearray(good)
+        for where, value in edits(data):
+            spoiled[where] = value
+        for suffix in ("-wal", "-shm", "-journal"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        path.write_bytes(spoiled)
+        with suppress(FFStreamError), opened(path) as connection:
+            summarize(connection)
+            Verification(connection).run()
+        with (
+            suppress(FFStreamError),
+            closing(Journal(path, inputs=100, labels=10)) as found,
+            closing(Reader(path)) as reader,
+        ):
+            rows = reader.read(8, 1000)
+            assert all(row.images == stored[row.first_seq] for row in rows)
+            assert not rows or rows[-1].first_seq + rows[-1].samples - 1 == found.head.seq
+            found.trim(20)
+            found.append([Entry("c", 1, 1, 1, "uint8", b"\0\0", bytes(100))])
+
+    heads = [bytes([number, 0, offset, 0xFF]) for number in range(len(good) // page) for offset in (0, 3, 5, 8, 20)]
+    return Prepared(run, heads)
+
+
+def manifest(folder: Path) -> Prepared:
+    """A manifest as it is, and if it is JSON at all, the same with a good checksum."""
+    from ffstream.checkpoint import manifest as manifests
+    from ffstream.checkpoint.inspection import look
+    from ffstream.errors import FFStreamError
+
+    here = manifests.folder_of(folder, 5)
+    here.mkdir()
+    state = here / manifests.STATE
+    state.write_bytes(b"state")
+    files = {manifests.STATE: {"bytes": 5, manifests.CHECKSUM: manifests.checksum(state)}}
+    good = {"format": 1, "seq": 5, "written": 0.5, "recipe": {"widths": [3]}, "progress": {}, "files": files}
+
+    def run(data: bytes) -> None:
+        path = here / manifests.MANIFEST
+        path.write_bytes(data)
+        list(look(folder, thoroughly=True))
+        with suppress(ValueError, RecursionError):
+            found = json.loads(data)
+            if isinstance(found, dict):
+                found.pop("check", None)
+                path.write_text(json.dumps(manifests.sign(found)), encoding="utf-8")
+        with suppress(FFStreamError):
+            assert manifests.verify(folder, 5)["files"][manifests.STATE] == files[manifests.STATE]
+
+    return Prepared(run, [json.dumps(good).encode(), json.dumps(manifests.sign(good)).encode()])
+
+
+TARGETS: dict[str, Callable[[Path], Prepared]] = {
+    "codec": codec,
+    "control": control,
+    "journal": journal,
+    "manifest": manifest,
+}
+
+
+def main() -> None:
+    """One target until its time is over or something is found; or once for each file, without the fuzzer."""
+    name, *rest = sys.argv[1:]
+    files = [Path(each) for each in rest if Path(each).is_file()]
+    with tempfile.TemporaryDirectory(prefix="ffstream-fuzz-") as folder:
+        if files:
+            prepared = TARGETS[name](Path(folder))
+            for file in files:
+                prepared.run(file.read_bytes())
+        else:
+            _fuzz(name, rest, Path(folder))
+
+
+def _fuzz(name: str, rest: list[str], folder: Path) -> None:
+    atheris: Any = importlib.import_module("atheris")
+    with atheris.instrument_imports(include=["ffstream"], exclude=_COMPILED):
+        prepared = TARGETS[name](folder)
+    for corpus in (Path(each) for each in rest if Path(each).is_dir()):
+        for number, seed in enumerate(prepared.seeds):
+            (corpus / f"seed-{number}").write_bytes(seed)
+    atheris.Setup([name, *rest], prepared.run)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

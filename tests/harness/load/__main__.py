@@ -1,0 +1,58 @@
+"""`tools/soak`: everybody at once; `flood` and `clients` for the special loads."""
+
+import signal
+import sys
+from typing import Any
+
+import click
+
+from tests.harness.load import clients, flood, soak
+from tests.harness.load.report import publish
+
+_json = click.option("--json", "as_json", is_flag=True, help="One line of JSON and nothing else on stdout.")
+_settings = click.option(
+    "--set", "settings", metavar="SECTION.KEY=VALUE", multiple=True, help="An option of the daemon."
+)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--minutes", type=click.FloatRange(min=0.2), default=5.0, show_default=True, help="How long.")
+@_settings
+@_json
+@click.pass_context
+def main(context: click.Context, minutes: float, settings: tuple[str, ...], as_json: bool) -> None:
+    """Everybody at once: producers that come and go or are killed, clients that do not read, malformed floods.
+
+    Ends with what the daemon held after warm-up and in the end. Exit code 1 when a promise broke or something grew.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon is stopped all the same
+    if context.invoked_subcommand is None:
+        _finish("soak", soak.run(minutes * 60, settings=settings), as_json=as_json)
+
+
+@main.command("flood")
+@click.option("--messages", type=click.IntRange(min=1000), default=200_000, show_default=True, help="How many.")
+@_settings
+@_json
+def flood_command(messages: int, settings: tuple[str, ...], as_json: bool) -> None:
+    """Malformed messages of all kinds on all sockets, while others go on."""
+    _finish("flood", flood.run(messages, settings=settings), as_json=as_json)
+
+
+@main.command("clients")
+@click.option("--clients", "count", type=click.IntRange(min=1), default=200, show_default=True, help="At once.")
+@click.option("--rounds", type=click.IntRange(min=2), default=3, show_default=True, help="Each of new clients.")
+@_settings
+@_json
+def clients_command(count: int, rounds: int, settings: tuple[str, ...], as_json: bool) -> None:
+    """Very many clients at once, round after round."""
+    _finish("clients", clients.run(count, rounds, settings=settings), as_json=as_json)
+
+
+def _finish(title: str, result: dict[str, Any], *, as_json: bool) -> None:
+    publish(title, result, as_json=as_json)
+    sys.exit(1 if result["broken"] else 0)
+
+
+if __name__ == "__main__":
+    main()

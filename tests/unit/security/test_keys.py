@@ -1,0 +1,190 @@
+import os
+from pathlib import Path
+
+import pytest
+import zmq
+from click.testing import CliRunner
+
+from ffstream.cli import main
+from ffstream.errors import ConfigError
+from ffstream.security import keys
+from ffstream.server.doors import is_local
+from tests.support import given_away
+
+
+def test_a_pair_is_whole_and_its_secret_for_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        public, secret = keys.create(tmp_path / "keys", "anna")
+    finally:
+        os.umask(before)
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert public.parent.stat().st_mode & 0o777 == 0o700
+    pair = keys.load_pair(secret)
+    assert pair.public == keys.load_public(public) == zmq.curve_public(pair.secret)
+    assert pair.secret not in public.read_bytes()
+    assert pair.secret.decode() not in repr(pair)
+    assert sorted(each.name for each in public.parent.iterdir()) == ["anna.key", "anna.key_secret"]
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    public, secret = keys.create(tmp_path, "anna")
+    for gone in (public, secret):
+        kept = {path: path.read_bytes() for path in (public, secret) if path != gone}
+        gone.unlink()
+        with pytest.raises(ConfigError, match="there is a key anna"):
+            keys.create(tmp_path, "anna")
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+        gone.write_text("mine")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../a", "a b", "a\n", "-x", "é"])
+def test_a_name_that_is_none(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError):
+        keys.create(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keygen(tmp_path: Path) -> None:
+    run = CliRunner().invoke(main, ["keygen", "--out", str(tmp_path / "k"), "anna"])
+    assert run.exit_code == 0
+    assert f"secret  {tmp_path}/k/anna.key_secret" in run.output
+    assert "security.learn_clients" in run.output
+    assert CliRunner().invoke(main, ["keygen", "--out", str(tmp_path / "k"), "anna"]).exit_code == 2
+
+
+def test_one_key_option_without_the_other(tmp_path: Path) -> None:
+    public, secret = keys.create(tmp_path, "anna")
+    for given in (["--key", str(secret)], ["--server-key", str(public)]):
+        run = CliRunner().invoke(main, ["status", *given])
+        assert run.exit_code == 2
+
+
+def status(*arguments: str) -> str:
+    """What `ffstream status` says to wrong keys: its exit code is 2, and it asks no daemon."""
+    run = CliRunner().invoke(main, ["status", *arguments])
+    assert run.exit_code == 2
+    return run.output
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_public_key_in_place_of_the_secret_one_is_said(tmp_path: Path, mode: int) -> None:
+    public, secret = keys.create(tmp_path, "anna")
+    public.chmod(mode)
+    said = status("--key", str(public), "--server-key", str(public))
+    assert f"--key: {public} holds a public key, and the secret one is needed here" in said
+    assert f"hint: use {secret}\n" in said
+    assert "chmod" not in said
+    secret.unlink()
+    assert "hint: use the file that ends in .key_secret" in status("--key", str(public), "--server-key", str(public))
+
+
+def test_a_secret_key_in_place_of_the_daemons_public_one_is_said(tmp_path: Path) -> None:
+    _, secret = keys.create(tmp_path, "anna")
+    daemon_public, daemon_secret = keys.create(tmp_path, "daemon")
+    said = status("--key", str(secret), "--server-key", str(daemon_secret))
+    assert f"--server-key: {daemon_secret} holds a secret key, and the public one is needed here" in said
+    assert f"hint: use {daemon_public}" in said
+
+
+def test_swapped_key_files_are_said(tmp_path: Path) -> None:
+    _, secret = keys.create(tmp_path, "anna")
+    public, _ = keys.create(tmp_path, "daemon")
+    said = status("--key", str(public), "--server-key", str(secret))
+    assert f"--key {public} is a public key and --server-key {secret} a secret one" in said
+    assert "are they swapped?" in said
+
+
+@pytest.mark.parametrize("option", ["--key", "--server-key"])
+@pytest.mark.parametrize("kind", ["missing", "folder", "token", "unfinished"])
+def test_a_file_that_is_no_key_is_named_with_its_option(tmp_path: Path, option: str, kind: str) -> None:
+    public, secret = keys.create(tmp_path, "anna")
+    path = tmp_path / "other"
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "missing":
+        path.write_text({"token": "a-token-of-enough-letters", "unfinished": "public-key"}[kind], encoding="utf-8")
+        path.chmod(0o600)
+    given = {"--key": str(secret), "--server-key": str(public), option: str(path)}
+    said = status(*(part for each in given.items() for part in each))
+    assert f"error: {option}: {path}" in said
+    assert "hint: " in said
+
+
+@pytest.mark.parametrize("name", ["anna.key", "anna.key_secret"])
+def test_a_key_in_place_of_the_token_is_said(tmp_path: Path, name: str) -> None:
+    keys.create(tmp_path, "anna")
+    with pytest.raises(ConfigError, match="is a key file, and a token is needed here"):
+        keys.load_token(tmp_path / name)
+
+
+def test_a_token_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.touch(0o600)
+    file.write_bytes(b"\xef\xbb\xbfa-token-of-enough-letters\r\n")
+    assert keys.load_token(file) == b"a-token-of-enough-letters"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "short",
+        "a token with spaces in it",
+        "täken-with-enough-characters",
+        "a-token-with-a-\0-in-it",
+        "a-token-with-\x1b[2J-in-it",
+        "a-token-with-a-\x7f-in-it",
+        "fifteen-letters",
+    ],
+)
+def test_a_token_that_is_none(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "token"
+    file.touch(0o600)
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="holds no token"):
+        keys.load_token(file)
+
+
+def test_secrets_and_folders_of_another_user(tmp_path: Path) -> None:
+    _, secret = keys.create(tmp_path, "anna")
+    for path, load in (
+        (secret, lambda: keys.load_pair(secret)),
+        (tmp_path, lambda: keys.check_folder(tmp_path)),
+        (tmp_path, lambda: keys.check_folder(tmp_path, of_keys=False)),
+    ):
+        with given_away(path), pytest.raises(ConfigError, match="belongs to another user") as caught:
+            load()
+        assert str(path) in caught.value.hint
+        load()
+
+
+def test_a_pipe_is_no_key(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.key")
+    with pytest.raises(ConfigError, match="no file"):
+        keys.load_public(tmp_path / "pipe.key")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "local"),
+    [
+        ("tcp://127.0.0.1:5757", True),
+        ("tcp://127.255.0.9:*", True),
+        ("tcp://[::1]:5757", True),
+        ("tcp://localhost:1", True),
+        ("ipc:///tmp/x", True),
+        ("inproc://x", True),
+        ("tcp://*:5757", False),
+        ("tcp://0.0.0.0:5757", False),
+        ("tcp://[::]:5757", False),
+        ("tcp://127.1:5757", False),
+        ("tcp://localhost.example.org:1", False),
+        ("tcp://lo:1", False),
+        ("tcp://128.0.0.1:1", False),
+        ("ws://0.0.0.0:1", False),
+        ("tcp://:1", False),
+        ("", False),
+    ],
+)
+def test_what_counts_as_loopback(endpoint: str, local: bool) -> None:
+    assert is_local(endpoint) is local
