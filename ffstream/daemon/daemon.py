@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, IntEnum
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -29,12 +28,13 @@ from ffstream.daemon.state import JOURNAL, StateLock, has_journal, is_missing
 from ffstream.errors import DeadlineExceeded, FFStreamError, StageFailed, StartBlocked
 from ffstream.ff import kernels
 from ffstream.journal.journal import Journal
-from ffstream.learning.learner import Durable, Learner
-from ffstream.learning.recovery import open_store
+from ffstream.learning.checkpoints import open_store
+from ffstream.learning.learner import Learner
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
 from ffstream.server.admission import Admission
 from ffstream.server.control import ControlLoop
+from ffstream.server.housekeeping import Housekeeping
 from ffstream.server.http import HttpServer, make_app
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
@@ -166,8 +166,7 @@ class Daemon:
             self.http.address,
             self.journal.head.seq,
             self.learner.applied_seq,
-            str(self.learner.pipeline.product_dtype).removeprefix("torch."),
-            self.learner.pipeline.device,
+            *self.learner.hardware(),
         )
 
     @as_start_errors()
@@ -227,10 +226,13 @@ class Daemon:
         if access.zap is not None:
             access.zap.start(self._context)
             self._steps.append(_Step(_Order.ADMIT_NO_MORE, access.zap.name, access.zap.stop))
+        housekeeping = Housekeeping(
+            self.journal, self.learner.checkpoints, limits, Resources(config.state, limits), self.metrics
+        )
         self.admission = Admission(
             self.journal,
             limits,
-            Resources(config.state, limits),
+            housekeeping,
             applied_seq=lambda: self.learner.applied_seq,
             metrics=self.metrics,
             leftover_samples=recipe.batch_size - 1 if config.learning.partial == "wait" else 0,
@@ -239,8 +241,8 @@ class Daemon:
             self.journal,
             checker,
             self.admission,
+            housekeeping,
             limits,
-            trim=self.learner.trim,
             boot=boot,
             metrics=self.metrics,
             on_failure=self._fail,
@@ -249,7 +251,7 @@ class Daemon:
             Predictor(self.learner.snapshots),
             checker,
             limits,
-            is_behind=self._learning_is_behind,
+            is_behind=self.learner.is_behind,
             boot=boot,
             metrics=self.metrics,
             on_failure=self._fail,
@@ -275,7 +277,8 @@ class Daemon:
             loop.bind(self._context, endpoint, access.guards.get(loop.socket_name))
             self._loops.append(loop)
             self._steps.append(_Step(order, loop.name, loop.stop))
-        self._watch()
+        self.metrics.journal_seq.set_function(lambda: self.journal.head.seq)
+        self.metrics.journal_backlog.set_function(lambda: self.journal.backlog(self.learner.applied_seq))
         app = make_app(
             self.metrics.registry,
             alive=lambda: self.failure is None,
@@ -297,47 +300,6 @@ class Daemon:
         self._steps.append(_Step(_Order.ANSWER_NO_MORE, self.http.name, self.http.stop))
         for started in (self.learn, self.predict, self.control, self.http):
             started.start()
-
-    def _learning_is_behind(self) -> bool:
-        """Whether a whole microbatch waits to be learned, and may be."""
-        learner = self.learner
-        return not learner.paused and self.journal.backlog(learner.applied_seq) >= self.config.network.batch_size
-
-    def _watch(self) -> None:
-        """Gauges that are read at scrape time."""
-        metrics = self.metrics
-        metrics.applied_seq.set_function(lambda: self.learner.applied_seq)
-        metrics.journal_seq.set_function(lambda: self.journal.head.seq)
-        metrics.journal_backlog.set_function(lambda: self.journal.backlog(self.learner.applied_seq))
-        metrics.snapshot_age.set_function(lambda: time.monotonic() - self.learner.snapshots.current.published)
-        metrics.snapshot_seq.set_function(lambda: self.learner.snapshots.current.seq)
-        metrics.snapshot_version.set_function(lambda: self.learner.snapshots.current.version)
-        metrics.prequential_error.set_function(lambda: self.learner.course.prequential.record.recent)
-        metrics.prequential_window.set_function(lambda: self.learner.course.prequential.record.window_samples)
-        metrics.checkpoint_seq.set_function(partial(self._checkpoint_figure, lambda newest: newest.seq))
-        metrics.checkpoint_bytes.set_function(partial(self._checkpoint_figure, lambda newest: newest.bytes))
-        metrics.checkpoint_age.set_function(
-            partial(self._checkpoint_figure, lambda newest: time.monotonic() - newest.written)
-        )
-        metrics.paused.set_function(lambda: float(self.learner.paused))
-        metrics.credit.set_function(self.learn.credit)
-        for phase in ("interleaved", "wake", "sleep"):
-            metrics.phase.labels(phase).set_function(partial(self._is_phase, phase))
-        for index in range(len(self.learner.pipeline.stages)):
-            label = str(index)
-            metrics.queue_depth.labels(label).set_function(partial(self._stage_figure, index, "queue_depth"))
-            metrics.stage_seq.labels(label).set_function(partial(self._stage_figure, index, "last_seq"))
-            metrics.skipped.labels(label).set_function(partial(self._stage_figure, index, "skipped"))
-
-    def _checkpoint_figure(self, figure: Callable[[Durable], float]) -> float | None:
-        newest = self.learner.newest_checkpoint
-        return figure(newest) if newest is not None else None
-
-    def _is_phase(self, phase: str) -> float:
-        return float(self.learner.pipeline.phase == phase)
-
-    def _stage_figure(self, index: int, name: str) -> float:
-        return float(self.learner.pipeline.describe()[index][name])
 
     def _fail(self, error: Exception) -> None:
         """The first thread to die ends the daemon."""

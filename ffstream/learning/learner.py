@@ -1,10 +1,10 @@
-"""The learning side as one: recovers, learns, publishes, evaluates, checkpoints, rolls back.
+"""What operates on the training run: recovers it, takes checkpoints, pauses it, rolls it back, ends it.
 
-    journal → course of learning ─┬→ snapshots → whoever predicts
-                                  └→ checkpoint writer → store
+    journal → training run ─┬→ snapshots → predictions
+                            └→ checkpoints
 
-A rollback ends the course and begins another from an older checkpoint; snapshots, writer and store live as long as
-the daemon. What happens if the process dies at any line of a rollback: see `rollback`.
+A rollback ends the run and starts another one from an older checkpoint; snapshots and checkpoints live as long as the
+daemon. `rollback` says what happens if the process dies at any line of it.
 """
 
 import gc
@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from ffstream.checkpoint.writer import CheckpointWriter, Written
+from ffstream.checkpoint.writer import Written
 from ffstream.config import Config
 from ffstream.errors import (
     Busy,
@@ -25,12 +25,12 @@ from ffstream.errors import (
 )
 from ffstream.journal import events, skips
 from ffstream.journal.journal import Journal
-from ffstream.learning.recovery import finish_rollback, open_store, reach, starting_point
-from ffstream.learning.retention import Retention
-from ffstream.learning.training_run import Course
+from ffstream.learning.checkpoints import Checkpoints
+from ffstream.learning.recovery import find_resume_state, finish_rollback, reach
+from ffstream.learning.training_run import TrainingRun
 from ffstream.metrics import Metrics
-from ffstream.pipeline.pipeline import Pipeline, StartingPoint
-from ffstream.serving.snapshot import Snapshot, Snapshots
+from ffstream.pipeline.resume_state import ResumeState
+from ffstream.serving.snapshot import Snapshots
 from ffstream.util import failpoints
 from ffstream.util.threads import OnFailure, Worker
 
@@ -38,186 +38,135 @@ log = logging.getLogger(__name__)
 
 
 class RolledBack(NamedTuple):
-    """Where learning is again, and what becomes of the samples `first` … `last` that came after it."""
+    """Where learning is again, and what happens to the samples `first` … `last` that came after it."""
 
     to: int
     checkpoint: int
     first: int
     last: int
-    later: str  # "relearned" (but for those that an earlier rollback skipped) or "skipped"
-
-
-class Durable(NamedTuple):
-    """The newest checkpoint: `written` is when, by `time.monotonic`."""
-
-    seq: int
-    bytes: int
-    written: float
+    later: str  # "relearned" (except those that an earlier rollback skipped) or "skipped"
 
 
 class Learner:
-    """Made on a journal that is open. `start`, then the stop in three steps: `end_learning`, `end_evaluation`,
-    `end_writing`. Raises what recovery raises: JournalDamaged, CheckpointIncompatible, ConfigError."""
+    """Needs an open journal. `start`, then the stop in three steps: `end_learning`, `end_evaluation`, `end_writing`.
+
+    Raises JournalDamaged, CheckpointIncompatible, ConfigError, Unavailable.
+    """
 
     def __init__(self, config: Config, journal: Journal, metrics: Metrics, on_failure: OnFailure) -> None:
         self._config = config
         self._journal = journal
         self._metrics = metrics
         self._on_failure = on_failure
-        self._checkpointed = threading.Condition()
-        self._last_written = Written(-1, 0, 0.0, None)
-        self._writes = 0
-        self._courses = 0
         self._ending = False  # commands that wait must end
-        self._paused = events.learning_is_paused(journal.path)  # by request, of this daemon or one before it
-        self._pausing = threading.Lock()  # a request may come while a rollback replaces the course
-        self._rolling = threading.Lock()  # one rollback at a time, and no trimming meanwhile
-        self.store = open_store(config)
-        self.retention = Retention(
-            self.store, lambda: self.applied_seq, lambda: self.pipeline.request_checkpoint(lambda barrier: None)
-        )
-        self.writer = CheckpointWriter(
-            self.store, self._on_written, on_failure, bytes_per_s=config.checkpoint.write_bytes_per_s
-        )
-        self.newest_checkpoint: Durable | None = None
-        self.course = self._make_course(self._starting_point())
-        self._find_newest_checkpoint()
-        self.snapshots = Snapshots(self.course.first)
+        self._paused = events.learning_is_paused(journal.path)  # by a request to this daemon or an earlier one
+        self._pausing = threading.Lock()  # a request may come while a rollback replaces the run
+        self._rolling_back = threading.Lock()  # one rollback at a time
+        self.snapshots = Snapshots(metrics)
+        self.checkpoints = Checkpoints(config, metrics, on_failure)
+        self.run = self._make_run(self._find_resume_state())
+        metrics.paused.set_function(lambda: float(self._paused))
 
-    # --- a course of learning ----------------------------------------------------------------------------------
+    def _find_resume_state(self, at_most: int | None = None, *, skip: bool = False) -> ResumeState:
+        return find_resume_state(self.checkpoints.store, self._journal, self._metrics, at_most, skip=skip)
 
-    def _starting_point(self, at_most: int | None = None, *, skip: bool = False) -> StartingPoint:
-        return starting_point(self.store, self._journal, self._metrics, at_most, skip=skip)
-
-    def _make_course(self, start: StartingPoint) -> Course:
-        course = Course(
+    def _make_run(self, resume: ResumeState) -> TrainingRun:
+        self.checkpoints.begin_run()
+        run = TrainingRun(
             self._config,
             self._journal,
-            start,
+            resume,
+            snapshots=self.snapshots,
+            writer=self.checkpoints.writer,
             metrics=self._metrics,
-            publish=self._publish,
-            save=self.writer.submit,
             on_failure=self._on_failure,
         )
-        log.info("learning begins checkpoint=%d journal=%d", start.seq, self._journal.head.seq)
-        return course
-
-    def _publish(self, snapshot: Snapshot) -> None:
-        self.snapshots.publish(snapshot)  # which begin with a snapshot of the first course
-
-    def _start_course(self) -> None:
-        self._courses += 1
-        self.course.start()
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """This course's."""
-        return self.course.pipeline
+        self.checkpoints.retention.follow(run)
+        log.info("learning begins checkpoint=%d journal=%d", resume.seq, self._journal.head.seq)
+        return run
 
     @property
     def threads(self) -> list[Worker]:
         """Those that learn, evaluate and write."""
-        return [*self.course.threads, self.writer.thread]
+        return [*self.run.threads, self.checkpoints.writer.thread]
 
-    # --- start and stop ----------------------------------------------------------------------------------------
+    # --- start and stop ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Learns from now on. Returns once every thread runs."""
-        self.writer.start()
+        self.checkpoints.writer.start()
         if self._paused:
-            log.warning("learning starts paused applied=%d: ffstream resume", self.pipeline.applied_seq)
-            self.pipeline.pause(True)
-        self._start_course()
+            log.warning("learning starts paused applied=%d: ffstream resume", self.applied_seq)
+            self.run.pipeline.pause(True)
+        self.run.start()
 
     def end_waits(self) -> None:
-        """Commands that wait get an answer."""
+        """Ends commands that wait, with an error."""
         self._ending = True
         self.snapshots.close()
 
     def end_learning(self, timeout_s: float, *, failed: bool) -> bool:
-        """Learns what is queued; a last barrier takes the state. False if the deadline passed.
+        """Learns what is queued; a last barrier saves the state. False if the deadline passed.
 
-        After a failure there is no state worth keeping: recovery begins at the last checkpoint.
+        After a failure there is no state worth saving: recovery begins at the last checkpoint.
         """
         deadline = time.monotonic() + timeout_s
-        if not self._rolling.acquire(timeout=timeout_s):  # a rollback under way ends first, and none begins any more
+        if not self._rolling_back.acquire(timeout=timeout_s):  # never released: no other rollback may begin
             return False
         left_s = max(0.1, deadline - time.monotonic())
         if failed:
-            return self.pipeline.abort(left_s)
-        # Nothing learned is nothing to keep: the recipe may still be another one.
-        return self.pipeline.stop(left_s, save=self._journal.head.seq > 0)
+            return self.run.pipeline.abort(left_s)
+        # Before the first sample nothing is saved, so that the options of the network may still be changed.
+        return self.run.pipeline.stop(left_s, save=self._journal.head.seq > 0)
 
     def end_evaluation(self, timeout_s: float) -> bool:
-        """Evaluates what is queued; its part completes the last barrier. False if the deadline passed."""
-        return self.course.prequential.stop(timeout_s)
+        """Evaluates what is queued, which completes the last barrier. False if the deadline passed."""
+        return self.run.prequential.stop(timeout_s)
 
     def end_writing(self, timeout_s: float) -> bool:
-        """Makes the last cut durable. False if the deadline passed."""
-        return self.writer.stop(timeout_s)
+        """Writes the last checkpoint. False if the deadline passed."""
+        return self.checkpoints.writer.stop(timeout_s)
 
-    # --- checkpoints -------------------------------------------------------------------------------------------
-
-    def _on_written(self, written: Written) -> None:
-        metrics = self._metrics
-        if written.error is not None:
-            metrics.checkpoint_failures.inc()
-        else:
-            metrics.checkpoint_seconds.observe(written.seconds)
-            self.newest_checkpoint = Durable(written.seq, written.bytes, time.monotonic())
-            self.retention.wrote(written.seq)
-        with self._checkpointed:
-            self._last_written = written
-            self._writes += 1
-            self._checkpointed.notify_all()
-
-    def _find_newest_checkpoint(self) -> None:
-        stored = self.store.newest_stored()
-        self.newest_checkpoint = stored and Durable(stored.seq, stored.bytes, time.monotonic() - stored.age_s)
-
-    def trim(self, *, pressed: bool = False, disk_is_short: bool = False) -> bool:
-        """On the journal's thread: deletes a few rows that no recent checkpoint needs. True when more remain.
-
-        `pressed`: the journal is full. `disk_is_short`: old checkpoints make room, one after another.
-        """
-        if disk_is_short and self.retention.sheds():
-            self.writer.shed()
-        if not self._rolling.acquire(blocking=False):
-            return False
-        try:
-            return self._journal.trim(self.retention.press() if pressed else self.retention.limit)
-        finally:
-            self._rolling.release()
-
-    # --- commands ----------------------------------------------------------------------------------------------
+    # --- status -----------------------------------------------------------------------------------------------------
 
     @property
     def applied_seq(self) -> int:
         """Sequence number up to which every layer has learned."""
-        return self.pipeline.applied_seq
+        return self.run.applied_seq
 
     @property
     def paused(self) -> bool:
         """Whether learning is paused by request."""
         return self._paused
 
+    def is_behind(self) -> bool:
+        """Whether a whole microbatch waits to be learned, and learning is not paused."""
+        return not self._paused and self._journal.backlog(self.applied_seq) >= self._config.network.batch_size
+
+    def hardware(self) -> tuple[str, str]:
+        """Precision of matrix products and device, in words."""
+        pipeline = self.run.pipeline
+        return str(pipeline.product_dtype).removeprefix("torch."), str(pipeline.device)
+
     def status(self) -> dict[str, Any]:
         """What is learned, and how well."""
-        course, snapshot = self.course.status(), self.snapshots.current
-        accepted = self._journal.head.seq  # after what is applied: it goes up meanwhile, and must not be below
+        run, snapshot, store = self.run.status(), self.snapshots.current, self.checkpoints.store
+        accepted = self._journal.head.seq  # read after what is applied, which must not exceed it
         return {
             "accepted": accepted,
-            **course,
+            **run,
             "paused": self._paused,
-            "backlog": accepted - course["applied_seq"],
+            "backlog": accepted - run["applied_seq"],
             "snapshot": {
                 "version": snapshot.version,
                 "seq": snapshot.seq,
                 "age_s": time.monotonic() - snapshot.published,
             },
-            "checkpoint_seq": (self.store.whole_seqs() or [0])[-1],
-            **reach(self.store, self._journal)._asdict(),
+            "checkpoint_seq": (store.whole_seqs() or [0])[-1],
+            **reach(store, self._journal)._asdict(),
         }
+
+    # --- commands ---------------------------------------------------------------------------------------------------
 
     def wait_idle(self, timeout_s: float) -> None:
         """Returns when predictions have learned every sample that is acked now.
@@ -236,7 +185,7 @@ class Learner:
         )
 
     def raise_if_paused(self) -> None:
-        """Raises Paused when learning is paused and has samples to learn, so that waiting for them is in vain."""
+        """Raises Paused when learning is paused and samples wait, so that waiting for them would never end."""
         self._raise_if_paused_before(self._idle_target())
 
     def _idle_target(self) -> int:
@@ -244,60 +193,49 @@ class Learner:
         return self._config.network.whole_up_to(target) if self._config.learning.partial == "wait" else target
 
     def _is_paused_before(self, seq: int) -> bool:
-        return self._paused and self.pipeline.fed_seq < seq
+        return self._paused and self.run.pipeline.fed_seq < seq
 
     def _raise_if_paused_before(self, seq: int) -> None:
         if self._is_paused_before(seq):
-            waiting = seq - self.pipeline.fed_seq
+            waiting = seq - self.run.pipeline.fed_seq
             raise Paused(
                 f"learning is paused, and {waiting} samples are not learned", hint="ffstream resume, then again"
             )
 
     def checkpoint(self, timeout_s: float) -> Written:
         """Takes a checkpoint now and returns when it is durable. Raises DeadlineExceeded, Unavailable."""
-        deadline = time.monotonic() + timeout_s
-        sequence: list[int] = []
-        with self._checkpointed:
-            earlier, course = self._writes, self._courses  # a failure from before is none of ours
-            self.pipeline.request_checkpoint(lambda barrier: sequence.append(barrier.seq))
-            # A later one may be written before this thread looks; it holds what this one holds, and more.
-            while not (
-                sequence
-                and self._last_written.seq >= sequence[0]
-                and (self._writes > earlier or self._last_written.error is None)
-            ):
-                if self._ending:
-                    raise _stops("it takes a last checkpoint by itself")
-                if self._courses != course:
-                    raise Unavailable("learning was rolled back meanwhile", hint="take another checkpoint")
-                if time.monotonic() >= deadline:
-                    raise DeadlineExceeded("the checkpoint is not written yet", hint="see the daemon's log")
-                self._checkpointed.wait(0.1)
-            written = self._last_written
-        if written.error is not None:
-            raise Unavailable(f"the checkpoint could not be written: {written.error}", hint="the log says why")
-        return written
+        run = self.run
+
+        def check() -> None:
+            if self._ending:
+                raise _stops("it takes a last checkpoint by itself")
+            if self.run is not run:
+                raise Unavailable("learning was rolled back meanwhile", hint="take another checkpoint")
+
+        return self.checkpoints.wait_written(run.request_checkpoint, timeout_s, check=check)
 
     def pause(self, paused: bool) -> None:
-        """Stops or resumes learning, this training run's and those that follow; everything else goes on.
+        """Stops or resumes learning, in this training run and later ones; everything else goes on.
 
-        It holds until the opposite is asked for, after a restart too: it is on disk before it takes effect. Raises
+        It holds until the opposite is requested, also after a restart: it is on disk before it takes effect. Raises
         Unavailable when it cannot be written; then nothing has changed.
         """
         with self._pausing:
             if paused != self._paused:
-                self._decide(events.PAUSE if paused else events.RESUME)
-            self.pipeline.pause(paused)
+                self._record(events.PAUSE if paused else events.RESUME)
+            self.run.pipeline.pause(paused)
             self._paused = paused
         self.snapshots.wake()
-        log.info("learning %s seq=%d", "paused" if paused else "resumed", self.pipeline.applied_seq)
+        log.info("learning %s seq=%d", "paused" if paused else "resumed", self.applied_seq)
 
-    def _decide(self, kind: str) -> None:
+    def _record(self, kind: str) -> None:
         try:
             events.add(self._journal.path, events.Event(kind, self._journal.head.seq))
         except Unavailable as error:
             error.hint = f"nothing has changed; {error.hint}"
             raise
+
+    # --- rollback ---------------------------------------------------------------------------------------------------
 
     def rollback(self, to: int, *, skip: bool) -> RolledBack:
         """Takes learning back to where it had learned the samples 1 … `to`. Predictions and acks go on meanwhile.
@@ -309,36 +247,42 @@ class Learner:
         If the process dies: with `skip`, `recovery` says why it is atomic. Without, checkpoints are removed from the
         oldest on, so a death leaves the newest one, and no rollback.
         """
-        if not self._rolling.acquire(blocking=False):
+        if not self._rolling_back.acquire(blocking=False):
             raise Busy("another rollback is under way", hint="try again later")
         try:
-            self._check_target(to)
-            self._starting_point(to, skip=skip)  # before anything is given up
-            self._end_course(self._config.shutdown.drain_timeout_s)
-            try:
-                if self._ending:
-                    raise _stops("nothing was rolled back")
-                # Again: a checkpoint that was being written may have replaced an older one.
-                self._starting_point(to, skip=skip)
-                last = self._journal.head.seq
-                failpoints.reached("rollback.before")
-                if skip and last > to:
-                    self._skip(to + 1, last)
-                    finish_rollback(self.store, self._journal, to)
-                else:
-                    self.store.discard_after(to)
-                    failpoints.reached("rollback.discarded")
-            finally:
-                checkpoint = self._begin_again()
+            with self.checkpoints.retention.suspended():
+                done = self._rollback(to, skip=skip)
         except OSError as error:
             raise Unavailable(
                 f"the checkpoints beyond {to} could not be removed: {error}", hint="see the log"
             ) from error
         finally:
-            self._rolling.release()
-        done = RolledBack(to, checkpoint, to + 1, last, "skipped" if skip else "relearned")
+            self._rolling_back.release()
         log.warning("rolled back to=%d checkpoint=%d first=%d last=%d later=%s", *done)
         return done
+
+    def _rollback(self, to: int, *, skip: bool) -> RolledBack:
+        applied = self.applied_seq
+        if not 0 <= to <= applied:
+            raise SequenceUnknown(f"sample {to} is not learned", hint=f"learned are 0 to {applied}")
+        self._find_resume_state(to, skip=skip)  # fails before anything is given up
+        self._end_run(self._config.shutdown.drain_timeout_s)
+        try:
+            if self._ending:
+                raise _stops("nothing was rolled back")
+            # Again: a checkpoint that was being written may have replaced an older one.
+            self._find_resume_state(to, skip=skip)
+            last = self._journal.head.seq
+            failpoints.reached("rollback.before")
+            if skip and last > to:
+                self._skip(to + 1, last)
+                finish_rollback(self.checkpoints.store, self._journal, to)
+            else:
+                self.checkpoints.store.discard_after(to)
+                failpoints.reached("rollback.discarded")
+        finally:
+            checkpoint = self._begin_again()
+        return RolledBack(to, checkpoint, to + 1, last, "skipped" if skip else "relearned")
 
     def _skip(self, first: int, last: int) -> None:
         try:
@@ -348,16 +292,11 @@ class Learner:
             raise
         failpoints.reached("rollback.skipped")
 
-    def _check_target(self, to: int) -> None:
-        applied = self.pipeline.applied_seq
-        if not 0 <= to <= applied:
-            raise SequenceUnknown(f"sample {to} is not learned", hint=f"learned are 0 to {applied}")
-
-    def _end_course(self, timeout_s: float) -> None:
-        """Ends learning and evaluation where they are. What they have not saved the journal has."""
+    def _end_run(self, timeout_s: float) -> None:
+        """Ends learning and evaluation where they are, and lets the writer finish what it has."""
         self.snapshots.recede()
         deadline = time.monotonic() + timeout_s
-        for end in (self.pipeline.abort, self.course.prequential.stop, self.writer.settle):
+        for end in (self.run.abort, self.checkpoints.writer.settle):
             if end(max(0.1, deadline - time.monotonic())):
                 continue
             failure = StageFailed("learning could not be ended for a rollback", hint="restart; see the log")
@@ -365,30 +304,26 @@ class Learner:
             raise failure
 
     def _begin_again(self) -> int:
-        """A new course from the newest checkpoint, whose weights predict at once. Returns its sequence number."""
+        """A new run from the newest checkpoint, whose weights predict at once. Returns its sequence number."""
         try:
-            return self._begin_from(self._starting_point())
+            return self._begin_from(self._find_resume_state())
         except BaseException as error:
-            # Nothing learns any more: a daemon that only accepts would be a lie.
+            # Nothing learns any more, and a daemon that only accepts would break its promise.
             self._on_failure(StageFailed(f"learning could not begin again: {error}", hint="restart; see the log"))
             raise
 
-    def _begin_from(self, start: StartingPoint) -> int:
-        start = start._replace(version_at_least=self.snapshots.current.version + 1)
-        with self._checkpointed:
-            self._last_written = Written(-1, 0, 0.0, None)  # numbers come again
-        self.course = self._make_course(start)
-        self._find_newest_checkpoint()
-        self.retention.goes_back(start.seq)
-        # What lived for the course before is garbage now, and was told to the collector as lasting.
+    def _begin_from(self, resume: ResumeState) -> int:
+        resume = resume._replace(version_at_least=self.snapshots.current.version + 1)
+        run = self._make_run(resume)
+        with self._pausing:
+            run.pipeline.pause(self._paused)
+            self.run = run
+        # The objects of the run before are garbage now, but gc.freeze had declared them permanent.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        self.snapshots.publish(self.course.first)
-        with self._pausing:
-            self.pipeline.pause(self._paused)
-        self._start_course()
-        return start.seq
+        run.start()
+        return resume.seq
 
 
 def _stops(state: str) -> Unavailable:

@@ -14,31 +14,18 @@ from contextlib import closing
 from typing import NamedTuple
 
 from ffstream.checkpoint.store import CheckpointStore
-from ffstream.config import Config
 from ffstream.errors import JournalDamaged, SequenceUnknown, Unavailable
 from ffstream.journal import skips
 from ffstream.journal.journal import Journal
 from ffstream.journal.reader import Reader
 from ffstream.metrics import Metrics
-from ffstream.pipeline.pipeline import StartingPoint
+from ffstream.pipeline.resume_state import ResumeState
 from ffstream.util import failpoints
 
 
-def open_store(config: Config) -> CheckpointStore:
-    """The checkpoints of a daemon with these options. Raises Unavailable."""
-    options = config.checkpoint
-    return CheckpointStore(
-        config.state / "checkpoints",
-        keep=options.keep,
-        recipe=config.network.model_dump(mode="json"),
-        ladder_s=options.ladder_s,
-        max_bytes=options.max_bytes,
-    )
-
-
-def starting_point(
+def find_resume_state(
     store: CheckpointStore, journal: Journal, metrics: Metrics, at_most: int | None = None, *, skip: bool = False
-) -> StartingPoint:
+) -> ResumeState:
     """The newest whole checkpoint (at or below a sample) or the very beginning.
 
     With `skip`, the samples beyond `at_most` will not be learned, so the journal need not hold them. Raises
@@ -50,28 +37,28 @@ def starting_point(
         finish_rollback(store, journal, unfinished)
     checkpoint, damages = store.newest(at_most)
     metrics.checkpoints_damaged.inc(len(damages))
-    start = StartingPoint()
+    resume = ResumeState()
     if checkpoint is not None:
-        start = StartingPoint(checkpoint.seq, checkpoint.tensors, checkpoint.progress)
-    if start.seq > journal.head.seq:
+        resume = ResumeState(checkpoint.seq, checkpoint.tensors, checkpoint.progress)
+    if resume.seq > journal.head.seq:
         # New samples would get numbers that count as learned: acked, and never learned.
         raise JournalDamaged(
-            f"{journal.path} ends at sample {journal.head.seq}, before checkpoint {start.seq}: they are not of the"
+            f"{journal.path} ends at sample {journal.head.seq}, before checkpoint {resume.seq}: they are not of the"
             " same time, or the journal was copied without its -wal file",
             hint="put journal.sqlite and journal.sqlite-wal back that belong to the checkpoints, or restore a folder"
             " that `ffstream backup` made",
         )
-    wanted = skipped.next_wanted(start.seq)
+    wanted = skipped.next_wanted(resume.seq)
     if wanted < journal.first_seq and not (skip and at_most is not None and wanted > at_most):
         if at_most is not None:
-            raise _unreachable(store, journal, at_most, start.seq if checkpoint else None, skip=skip)
+            raise _unreachable(store, journal, at_most, resume.seq if checkpoint else None, skip=skip)
         # Nothing would ever fill the gap: learning would wait for it, and say nothing.
         raise JournalDamaged(
             f"samples {wanted} to {journal.first_seq - 1} are in no whole checkpoint and not in"
             f" {journal.path} any more",
             hint="put a checkpoint back that has learned them, or use another --state folder",
         )
-    return start
+    return resume
 
 
 def finish_rollback(store: CheckpointStore, journal: Journal, to: int) -> None:

@@ -1,79 +1,87 @@
-"""Which rows the journal may give up: those that each of the newest checkpoints (`checkpoint.keep`) has learned.
+"""Which rows the journal may delete: those that each of the newest checkpoints (`checkpoint.keep`) has learned.
 
-Valid at all times: some whole checkpoint has learned each row that is gone. When the journal is full, one checkpoint
-must be enough for that, so it is looked at first, every byte.
+Valid at all times: for each deleted row there is a whole checkpoint that has learned it. When the journal is full,
+the newest checkpoint alone must be enough, so every byte of it is verified first.
 
-Older checkpoints, those of the ladder, hold no rows: days of samples would fill the disk and make each start slow. A
+Older checkpoints, those of the ladder, keep no rows: days of samples would fill the disk and make each start slow. A
 rollback to one of them can therefore not relearn what came after it; see `recovery`.
 """
 
 import logging
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ffstream.checkpoint.store import CheckpointStore
 from ffstream.errors import CheckpointDamaged, Unavailable
+from ffstream.learning.training_run import TrainingRun
 
 log = logging.getLogger(__name__)
 
-_PRESS_S = 2.0  # between two checkpoints that a full journal asks for, or that are removed from a full disk
+_ASK_EVERY_S = 2.0  # between two checkpoints that a full journal asks for
 
 
 class Retention:
-    """It is told what becomes of checkpoints, and says up to where rows may go."""
+    """Until `follow` is called, and while it is suspended, nothing may be deleted."""
 
-    def __init__(
-        self, store: CheckpointStore, applied_seq: Callable[[], int], request_checkpoint: Callable[[], None]
-    ) -> None:
+    def __init__(self, store: CheckpointStore) -> None:
         self._store = store
-        self._applied_seq = applied_seq
-        self._request_checkpoint = request_checkpoint
-        self.limit = 0  # the oldest checkpoint's; nothing before the first one is written
-        self._looked_at = -1  # the newest checkpoint when the journal was full
-        self._vouched_for = 0  # up to where rows may then give way
-        self._pressed_at = 0.0
-        self._shed_at = 0.0
+        self._run: TrainingRun | None = None
+        self._deleting = threading.Lock()  # held while rows are deleted, and while that is suspended
+        self._limit = 0  # sample up to which the oldest of the newest checkpoints has learned
+        self._verified = -1  # the newest checkpoint when the journal was full
+        self._verified_limit = 0  # its sequence number if it is whole
+        self._asked_at = 0.0
+
+    def follow(self, run: TrainingRun) -> None:
+        """A run begins. After a rollback, sequence numbers repeat, and so do checkpoints of these numbers."""
+        self._run = run
+        self._verified, self._verified_limit = -1, 0
+        self._limit = min(self._limit, *self._store.seqs(), run.applied_seq)
 
     def wrote(self, seq: int) -> None:
         """A checkpoint is durable."""
-        with suppress(Unavailable):  # no descriptor to look with: what is known stays true
-            self.limit = min(self._store.recent(at_most=seq))
+        with suppress(Unavailable):  # no descriptor to read the folder: what is known stays true
+            self._limit = min(self._store.recent(at_most=seq))
 
-    def goes_back(self, seq: int) -> None:
-        """Learning begins again there: numbers come again, and so do checkpoints of these numbers."""
-        self._looked_at = -1
-        self.limit = min(self.limit, *self._store.seqs(), seq)
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Nothing is deleted within the block. Waits for the end of a deletion."""
+        with self._deleting:
+            yield
 
-    def press(self) -> int:
-        """The limit for a full journal: the newest checkpoint is taken as enough, and another one is asked for.
+    @contextmanager
+    def removable(self, *, journal_is_full: bool = False) -> Iterator[int]:
+        """Within the block, rows up to this sequence number may be deleted; 0 while it is suspended. Never waits."""
+        if not self._deleting.acquire(blocking=False):
+            yield 0
+            return
+        try:
+            yield self._full_limit() if journal_is_full else self._limit
+        finally:
+            self._deleting.release()
 
-        Otherwise no sample could come, hence no checkpoint, hence no room, for ever.
+    def _full_limit(self) -> int:
+        """The limit for a full journal: the newest checkpoint is enough, and another one is asked for.
+
+        Otherwise no sample could be stored, so no checkpoint would come, so no room would be made, for ever.
         """
         newest = (self._store.whole_seqs() or [0])[-1]
         now = time.monotonic()
-        if newest < self._applied_seq() and now - self._pressed_at > _PRESS_S:
-            self._pressed_at = now
-            self._request_checkpoint()
-        if newest != self._looked_at:
-            self._looked_at, self._vouched_for = newest, self.limit
-            if newest > self.limit:
-                self._vouch_for(newest)
-        return self._vouched_for
+        if self._run and newest < self._run.applied_seq and now - self._asked_at > _ASK_EVERY_S:
+            self._asked_at = now
+            self._run.request_checkpoint()
+        if newest != self._verified:
+            self._verified = newest
+            self._verified_limit = newest if newest > self._limit and self._is_whole(newest) else 0
+        return max(self._limit, self._verified_limit)
 
-    def sheds(self) -> bool:
-        """While the disk is short: whether it is time for another old checkpoint to give way."""
-        now = time.monotonic()
-        if now - self._shed_at < _PRESS_S:
-            return False
-        self._shed_at = now
-        return True
-
-    def _vouch_for(self, newest: int) -> None:
+    def _is_whole(self, newest: int) -> bool:
         try:
             self._store.verify(newest)
         except CheckpointDamaged as damage:
             log.error("journal full, and the newest checkpoint is damaged: %s", damage.message)
-        else:
-            self._vouched_for = newest
-            log.warning("journal full: rows up to the newest checkpoint give way seq=%d", newest)
+            return False
+        log.warning("journal full: rows up to the newest checkpoint are deleted seq=%d", newest)
+        return True

@@ -1,82 +1,99 @@
-"""A course of learning, from a starting point on: the pipeline, and the evaluation of what its snapshots predict.
+"""A training run: the pipeline, and the prequential evaluation of its snapshots.
 
-    journal → pipeline → barriers ─┬→ a snapshot, for whoever predicts and for the evaluation
-                                   └→ a checkpoint, once the evaluation has added its part
+journal → pipeline → barriers ─┬→ snapshot, for predictions and for the evaluation
+                               └→ checkpoint, once the evaluation has added its part
 
-A rollback ends one course and begins another.
+A rollback ends one run and starts another.
 """
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from torch import Tensor
 
 from ffstream.checkpoint.store import Checkpoint
+from ffstream.checkpoint.writer import CheckpointWriter
 from ffstream.config import Config
+from ffstream.errors import FFStreamError
 from ffstream.ff.classifier import Classifier
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
-from ffstream.pipeline.pipeline import Callbacks, Pipeline, StartingPoint
+from ffstream.pipeline.pipeline import Pipeline
+from ffstream.pipeline.resume_state import ResumeState
 from ffstream.serving.prequential import NAME as PREQUENTIAL
 from ffstream.serving.prequential import ErrorRecord, Prequential
-from ffstream.serving.snapshot import Snapshot
+from ffstream.serving.snapshot import Snapshot, Snapshots
 from ffstream.util import failpoints
 from ffstream.util.threads import OnFailure, Worker
 
 
-class Course:
-    """`publish` gets each snapshot, `save` each checkpoint, on the course's threads; neither may block."""
+class TrainingRun:
+    """The pipeline's listener. Publishes into `snapshots` from its construction on, and saves through `writer`.
+
+    Raises CheckpointIncompatible, ConfigError, JournalDamaged.
+    """
 
     def __init__(
         self,
         config: Config,
         journal: Journal,
-        start: StartingPoint,
+        resume: ResumeState,
         *,
+        snapshots: Snapshots,
+        writer: CheckpointWriter,
         metrics: Metrics,
-        publish: Callable[[Snapshot], None],
-        save: Callable[[Checkpoint], None],
         on_failure: OnFailure,
     ) -> None:
         self._config = config
         self._head = journal.head
-        self._publish = publish
-        self._save = save
-        self.pipeline = Pipeline(
-            config,
-            journal=journal.path,
-            head=journal.head,
-            start=start,
-            callbacks=Callbacks(self._on_barrier, on_failure, self._observe, self._on_saving),
-            metrics=metrics,
-            save_contributors=(PREQUENTIAL,),
-        )
-        self.first = Snapshot(self._classifier(self.pipeline.weights()), start.version, start.seq)
+        self._snapshots = snapshots
+        self._writer = writer
+        self._on_failure = on_failure
+        record = ErrorRecord(resume.progress.get("prequential"))
+        self.pipeline = Pipeline(config, journal, resume, self, metrics, save_contributors=(PREQUENTIAL,))
+        first = Snapshot(self._classifier(self.pipeline.weights()), resume.version, resume.seq)
         self.prequential = Prequential(
             metrics,
-            self.first,
+            first,
             fraction=config.prequential.fraction,
             busy_fraction=config.prequential.busy_fraction,
             queue_depth=config.prequential.queue_depth,
-            record=ErrorRecord(start.progress.get("prequential")),
+            record=record,
             on_failure=on_failure,
         )
+        snapshots.publish(first)
 
     def start(self) -> None:
-        """Learns from now on."""
+        """Returns once every thread runs."""
         self.prequential.start()
         self.pipeline.start()
+
+    def abort(self, timeout_s: float) -> bool:
+        """Ends all threads after what each has in hand. What is not saved is still in the journal. False if late."""
+        deadline = time.monotonic() + timeout_s
+        return self.pipeline.abort(timeout_s) and self.prequential.stop(max(0.1, deadline - time.monotonic()))
 
     @property
     def threads(self) -> list[Worker]:
         """Those that learn and evaluate."""
         return [*self.pipeline.threads, self.prequential.thread]
 
+    @property
+    def applied_seq(self) -> int:
+        """Sequence number up to which every layer has learned."""
+        return self.pipeline.applied_seq
+
+    def request_checkpoint(self) -> Future[int]:
+        """The result is the sequence number of a checkpoint, once it is on its way to the writer."""
+        return self.pipeline.request_checkpoint()
+
     def status(self) -> dict[str, Any]:
         """What is learned, and how well."""
         pipeline, record = self.pipeline, self.prequential.record
-        applied = pipeline.applied_seq  # once: learning goes on while we look
+        applied = pipeline.applied_seq  # read once: learning goes on
         skipped = pipeline.skipped_up_to(applied)
         return {
             "learned": applied - skipped,
@@ -89,23 +106,30 @@ class Course:
             "stages": pipeline.describe(),
         }
 
-    # --- what the pipeline reports, on its threads ---------------------------------------------------------------
+    # --- pipeline.Listener ------------------------------------------------------------------------------------------
 
-    def _observe(self, micro: MicroBatch, version: int) -> None:
-        behind = self._head.seq - micro.seq > self._config.prequential.busy_backlog_samples
-        self.prequential.observe(micro.images, micro.labels, version, behind=behind)
+    def on_microbatch(self, microbatch: MicroBatch, version: int) -> None:
+        """Queues it for the evaluation."""
+        behind = self._head.seq - microbatch.seq > self._config.prequential.busy_backlog_samples
+        self.prequential.observe(microbatch.images, microbatch.labels, version, behind=behind)
 
-    def _on_saving(self, barrier: Barrier) -> None:
+    def on_saving(self, barrier: Barrier) -> None:
+        """Lets the evaluation add its part after everything observed so far."""
         self.prequential.mark(lambda progress: barrier.contribute(PREQUENTIAL, Part(progress=progress)))
 
-    def _on_barrier(self, barrier: Barrier) -> None:
+    def on_barrier(self, barrier: Barrier) -> None:
+        """Publishes its weights, and saves its state if it has one."""
         snapshot = Snapshot(self._classifier(barrier.weights), barrier.version, barrier.seq)
-        self._publish(snapshot)
-        # A saving barrier waits for the evaluator, so later ones may overtake it; its snapshot is wanted too.
+        self._snapshots.publish(snapshot)
+        # A saving barrier waits for the evaluation, so later ones may overtake it; its snapshot is needed too.
         self.prequential.publish(snapshot)
         if barrier.saves:
             failpoints.reached("cut.complete")
-            self._save(Checkpoint(barrier.seq, barrier.tensors, barrier.progress))
+            self._writer.submit(Checkpoint(barrier.seq, barrier.tensors, barrier.progress))
+
+    def on_failure(self, error: FFStreamError) -> None:
+        """Passes it on: the first failure ends the daemon."""
+        self._on_failure(error)
 
     def _classifier(self, weights: Mapping[str, Tensor]) -> Classifier:
         return Classifier(self._config.network, weights)

@@ -1,13 +1,15 @@
-"""The feeder reads the journal in order, forms microbatches, applies phases, and chooses where barriers stand.
+"""The feeder reads the journal in order, forms microbatches, applies phases, and places barriers.
 
-What it decides depends on sequence numbers, counts and the seed (only the flush of a partial microbatch on time),
-so that a run that was killed and resumed decides the same.
+Its decisions depend on sequence numbers, counts and the seed, so that a run that was killed and resumed decides the
+same. The one exception is `learning.partial = "flush"`, which sends a partial microbatch after a time.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -17,14 +19,15 @@ from ffstream.config import Config
 from ffstream.journal.journal import Head
 from ffstream.pipeline.batcher import Batcher
 from ffstream.pipeline.channel import Channel, Closed
+from ffstream.pipeline.listener import Listener
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
 from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.replay_buffer import ReplayBuffer
-from ffstream.util.threads import LEARNING_NICENESS, OnFailure, Worker
+from ffstream.util.threads import LEARNING_NICENESS, Worker
 
 NAME = "ff-feeder"
 _IDLE_WAIT_S = 0.5
-_IN_HAND_S = 5.0  # a stage that is slower holds up the feeder, not who pauses it
+_IN_HAND_S = 5.0  # how long a pause waits for a microbatch that a slow stage holds up
 
 
 @dataclass
@@ -37,11 +40,8 @@ class FeederState:
     schedule: PhaseSchedule = field(default_factory=PhaseSchedule)
 
 
-MakeBarrier = Callable[..., Barrier]
-
-
 class Feeder:
-    """Thread `ff-feeder`. `observe` sees every fresh microbatch before it is learned, and must not block."""
+    """Thread `ff-feeder`. `stages` contribute to every barrier, `save_contributors` to saving ones."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class Feeder:
         head: Head,
         replay: ReplayBuffer,
         out: Channel,
-        make_barrier: MakeBarrier,
-        observe: Callable[[MicroBatch, int], None],
-        on_failure: OnFailure,
+        stages: Sequence[str],
+        save_contributors: Sequence[str],
+        listener: Listener,
     ) -> None:
         self.state = state
         self._recipe = config.network
@@ -64,42 +64,45 @@ class Feeder:
         self._head = head
         self._replay = replay
         self._out = out
-        self._make_barrier = make_barrier
-        self._observe = observe
-        self._requests: SimpleQueue[Callable[[Barrier], None]] = SimpleQueue()
+        self._contributors = tuple(stages)
+        self._save_contributors = (NAME, *save_contributors)
+        self._listener = listener
+        self._requests: SimpleQueue[Future[int]] = SimpleQueue()
         self._stopping = threading.Event()
         self._saves_at_end = True
         self._paused = False
         self._in_hand = threading.Lock()  # held while a microbatch is cut and sent
         self._published = (state.step, state.seq)
-        self._unsaved = 0  # samples fed since the last saving barrier; skipped ones leave no trace in where it stands
+        self._unsaved = 0  # samples fed since the last saving barrier, without skipped ones
         self._saved_at = time.monotonic()
         self._partial_since = 0.0
         self._partial_seq = 0
         self.idle = False
-        self.thread = Worker(NAME, self._work, on_failure, niceness=LEARNING_NICENESS)
+        self.thread = Worker(NAME, self._work, listener.on_failure, niceness=LEARNING_NICENESS)
 
     def start(self) -> None:
         """Returns once the thread runs."""
         self.thread.start()
 
     def stop(self, *, save: bool = True) -> None:
-        """Feeds no more; a last barrier (that saves, if wanted) follows what was fed."""
+        """Feeds no more. A last barrier follows what was fed; with `save` it saves the state."""
         self._saves_at_end = save
         self._stopping.set()
         self._head.wake()
 
     def pause(self, paused: bool) -> None:
-        """Stops or resumes feeding; everything else goes on. A microbatch in hand goes out before this returns."""
+        """Stops or resumes feeding; requests are still served. A microbatch in hand is sent before this returns."""
         self._paused = paused
         self._head.wake()
         if self._in_hand.acquire(timeout=_IN_HAND_S):
             self._in_hand.release()
 
-    def request_checkpoint(self, on_complete: Callable[[Barrier], None]) -> None:
-        """Sends a saving barrier as soon as possible; `on_complete` gets it when all parts are there."""
-        self._requests.put(on_complete)
+    def request_checkpoint(self) -> Future[int]:
+        """Sends a saving barrier as soon as possible. The result is its `seq`, once all parts are there."""
+        request: Future[int] = Future()
+        self._requests.put(request)
         self._head.wake()
+        return request
 
     def _work(self) -> None:
         try:
@@ -117,10 +120,10 @@ class Feeder:
 
     def _serve_request(self) -> bool:
         try:
-            on_complete = self._requests.get_nowait()
+            request = self._requests.get_nowait()
         except Empty:
             return False
-        self._send_barrier(saves=True, on_complete=on_complete)
+        self._send_barrier(saves=True, request=request)
         return True
 
     def _feed_unless_paused(self) -> bool:
@@ -137,14 +140,14 @@ class Feeder:
             fresh = 0
         else:
             batch = self._batcher.next(flush=self._flush_is_due())
-            state.seq = self._batcher.seq  # samples that are skipped are done with, too
+            state.seq = self._batcher.seq  # past skipped samples, too
             if batch is None:
                 return False
             images, labels = batch
             fresh = len(labels)
         micro = MicroBatch(state.step, state.seq, phase, images, labels, fresh)
         if fresh:
-            self._observe(micro, state.version)
+            self._listener.on_microbatch(micro, state.version)
             micro = self._add_replay(micro)
             self._replay.add(images, labels)
         state.step += 1
@@ -175,7 +178,7 @@ class Feeder:
 
     def _send_due_barrier(self) -> None:
         state, checkpoints, publish_every = self.state, self._checkpoints, self._learning.publish_every
-        # Often at first, while every microbatch makes the network better, then at a steady pace.
+        # At first often, while every microbatch improves the network much.
         warmup = state.step < publish_every * 8 and state.step & (state.step - 1) == 0
         saves = 0 < checkpoints.every_samples <= self._unsaved or (
             0 < checkpoints.every_s <= time.monotonic() - self._saved_at and self._unsaved > 0
@@ -183,17 +186,28 @@ class Feeder:
         if warmup or saves or state.step % publish_every == 0:
             self._send_barrier(saves=saves)
 
-    def _send_barrier(self, *, saves: bool, on_complete: Callable[[Barrier], None] | None = None) -> None:
+    def _send_barrier(self, *, saves: bool, request: Future[int] | None = None) -> None:
         state = self.state
         state.version += 1
-        barrier = self._make_barrier(
-            step=state.step, seq=state.seq, version=state.version, saves=saves, on_complete=on_complete
+        barrier = Barrier(
+            step=state.step,
+            seq=state.seq,
+            version=state.version,
+            saves=saves,
+            contributors=self._contributors + (self._save_contributors if saves else ()),
+            on_complete=partial(self._complete, request),
         )
         self._published = (state.step, state.seq)
         if saves:
             self._unsaved, self._saved_at = 0, time.monotonic()
+            self._listener.on_saving(barrier)
             barrier.contribute(NAME, self._part())
         self._out.put(barrier)
+
+    def _complete(self, request: Future[int] | None, barrier: Barrier) -> None:
+        self._listener.on_barrier(barrier)
+        if request is not None:
+            request.set_result(barrier.seq)
 
     def _part(self) -> Part:
         state = self.state
@@ -206,7 +220,7 @@ class Feeder:
         return Part(tensors=tensors, progress=position | progress)
 
     def _idle(self) -> None:
-        """Nothing to feed: publishes what was learned since the last snapshot, then waits for more."""
+        """Nothing to feed: publishes what was learned since the last snapshot, then waits for new samples."""
         if self._published != (self.state.step, self.state.seq):
             self._send_barrier(saves=False)
         self.idle = True

@@ -1,7 +1,8 @@
 """What travels through the pipeline.
 
-A barrier is the Chandy-Lamport cut of a chain: whoever it passes adds its part of the state, as it is after
-everything before the barrier and nothing behind it. The parts together are one consistent state, and nobody stopped.
+A barrier takes a Chandy–Lamport snapshot of the chain: each contributor that it passes adds its part of the state, as
+it is after everything before the barrier and nothing behind it. Together the parts are one consistent state, and no
+stage had to stop.
 """
 
 import threading
@@ -30,7 +31,7 @@ class MicroBatch(NamedTuple):
 
 
 class StageOutput(NamedTuple):
-    """A microbatch on its way between two stages. `ready` tells a CUDA stream when the activities are there."""
+    """A microbatch on its way between two stages. `ready` is a CUDA event: the activities are computed."""
 
     step: int
     seq: int
@@ -41,8 +42,8 @@ class StageOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """One contributor's share of a barrier, by name: weights that predict, and, of a saving barrier, tensors and JSON
-    values of the state."""
+    """One contributor's part of a barrier, by name: EMA weights and, if it saves, the tensors and JSON values of its
+    state."""
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -50,9 +51,9 @@ class Part:
 
 
 class Barrier:
-    """A cut behind the sample `seq`. Publishes weights when `version` is given, saves state when `saves`.
+    """Stands behind the sample `seq`. Its weights become snapshot `version`; with `saves`, its state a checkpoint.
 
-    `on_complete` runs on the thread of the last contributor, once.
+    `on_complete` is called once, on the thread of the last contributor.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Barrier:
         self._lock = threading.Lock()
 
     def contribute(self, name: str, part: Part) -> None:
-        """Adds one contributor's part. The last one completes the barrier."""
+        """Adds one contributor's part; the last one completes the barrier. Raises KeyError for a second part."""
         with self._lock:
             self._missing.remove(name)
             self._parts.append(part)

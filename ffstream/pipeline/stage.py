@@ -5,8 +5,8 @@ full queue behind it (`block`). The first exception ends the stage and is report
 """
 
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from ffstream.ff.input import Input
 from ffstream.ff.layer import Layer
@@ -19,14 +19,6 @@ from ffstream.util import failpoints
 from ffstream.util.threads import LEARNING_NICENESS, OnFailure, Worker
 
 
-class Wiring(NamedTuple):
-    """What a stage reports to. `on_learned` is called by the last stage only; `on_failure` at most once a stage."""
-
-    on_learned: Callable[[StageOutput], None]
-    on_failure: OnFailure
-    metrics: Metrics
-
-
 class Stage:
     """Thread `ff-stage-N`. It ends when its inbox is closed, and closes its outbox."""
 
@@ -34,26 +26,31 @@ class Stage:
         self,
         index: int,
         layers: Sequence[Layer],
+        *,
         inbox: Channel,
         outbox: Channel | None,
         stream: DeviceStream,
-        wiring: Wiring,
-        *,
+        metrics: Metrics,
+        on_failure: OnFailure,
         input: Input | None = None,
         seq: int = 0,
     ) -> None:
-        """The first stage has the `input`, and gets microbatches; later ones get the output of the stage before."""
+        """The first stage has the `input` and gets microbatches; later ones get the output of the stage before.
+
+        `on_failure` is called at most once.
+        """
         self.name = f"ff-stage-{index}"
         self.layers = layers
-        self.last_seq = seq  # learned so far
+        self.last_seq = seq  # learned so far, or skipped before a barrier that has passed
         self.steps = 0
         self.inbox = inbox
         self._input = input
         self._outbox = outbox
         self._stream = stream
-        self._wiring = wiring
-        self._step_seconds = wiring.metrics.step_seconds.labels(str(index))
-        self.thread = Worker(self.name, self._work, wiring.on_failure, niceness=LEARNING_NICENESS)
+        self._metrics = metrics
+        self._label = str(index)
+        self._step_seconds = metrics.step_seconds.labels(self._label)
+        self.thread = Worker(self.name, self._work, on_failure, niceness=LEARNING_NICENESS)
 
     @property
     def members(self) -> dict[str, Member]:
@@ -106,7 +103,7 @@ class Stage:
         self._step_seconds.observe(time.perf_counter() - start - waited)
         if self._outbox is None:
             failpoints.reached("learned")
-            self._wiring.on_learned(output)
+            self._metrics.samples_learned.inc(output.fresh)
 
     def _forward(self, item: MicroBatch | StageOutput) -> StageOutput:
         if isinstance(item, MicroBatch):
@@ -123,16 +120,34 @@ class Stage:
         members = self.members.items()
         weights = joined((name, member.weights()) for name, member in members)
         tensors = joined((name, member.state_dict()) for name, member in members) if barrier.saves else {}
-        self._report()
+        self._set_layer_gauges()
         self._stream.synchronize()  # the copies are read by other threads
+        self.last_seq = max(self.last_seq, barrier.seq)
         if self._outbox is not None:
             self._outbox.put(barrier)
         barrier.contribute(self.name, Part(weights, tensors))
 
-    def _report(self) -> None:
-        metrics = self._wiring.metrics
+    def _set_layer_gauges(self) -> None:
+        metrics = self._metrics
         for layer in self.layers:
             figures, label = layer.figures(), str(layer.index)
             metrics.goodness.labels(label, "positive").set(figures.goodness_positive)
             metrics.goodness.labels(label, "negative").set(figures.goodness_negative)
             metrics.loss.labels(label).set(figures.loss)
+
+    def connect_gauges(self) -> None:
+        """The gauges that are read at scrape time."""
+        metrics, label = self._metrics, self._label
+        metrics.queue_depth.labels(label).set_function(lambda: len(self.inbox))
+        metrics.stage_seq.labels(label).set_function(lambda: self.last_seq)
+        metrics.skipped.labels(label).set_function(lambda: self.inbox.skipped)
+
+    def describe(self) -> dict[str, Any]:
+        """For the status reply."""
+        return {
+            "name": self.name,
+            "layers": [layer.index for layer in self.layers],
+            "queue_depth": len(self.inbox),
+            "last_seq": self.last_seq,
+            "skipped": self.inbox.skipped,
+        }

@@ -6,11 +6,9 @@ A commit that failed counts as short until a probe, a commit of our own, succeed
 """
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from ffstream.config import Limits
@@ -29,17 +27,12 @@ from ffstream.errors import (
 from ffstream.journal import identity
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
-from ffstream.server.attention import Warnings
 from ffstream.server.backlog import Backlog
-from ffstream.server.resources import Resources
+from ffstream.server.housekeeping import Housekeeping
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 1.0
-_NEAR_SHARE = 0.9  # of a limit on clients, from which on nameless ones give way
-_LOG_SHARE = 0.25  # of journal_max_bytes, from which on the log is emptied, within the two bounds that follow
-_LOG_MIN_BYTES, _LOG_MAX_BYTES = 8 << 20, 64 << 20  # SQLite empties it at about 32 MiB by itself
-_FOLDS_MAX = 3  # attempts in a row; then the log is pinned, and not just read at the moment
+_REPORT_EVERY_S = 1.0
 
 
 class Admission:
@@ -49,7 +42,7 @@ class Admission:
         self,
         journal: Journal,
         limits: Limits,
-        resources: Resources,
+        housekeeping: Housekeeping,
         *,
         applied_seq: Callable[[], int],
         metrics: Metrics,
@@ -59,20 +52,12 @@ class Admission:
         self.draining = False
         self._journal = journal
         self._limits = limits
-        self._resources = resources
+        self._housekeeping = housekeeping
         self._applied_seq = applied_seq
         self._metrics = metrics
-        self.warnings = Warnings(metrics)
         self._backlog = Backlog(limits.backlog_max_samples, leftover_samples)
-        self._lacking: Unavailable | None = None
-        self._failed: Unavailable | None = None  # what the last commit met
-        self._probe_bytes = 0
-        self._journal_bytes = 0
-        self._log_bytes = 0
-        self._log_allowed_bytes = int(min(max(_LOG_SHARE * limits.journal_max_bytes, _LOG_MIN_BYTES), _LOG_MAX_BYTES))
-        self._folds_failed = 0
-        self._looked_at = 0.0
         self._told: str | None = None
+        self._reported_at = 0.0
         self._new: set[str] = set()  # clients in the group at hand that the journal does not know
         self._new_names: Counter[str] = Counter()  # how many of them each owner has
         self._new_samples = self._new_bytes = 0  # of the group
@@ -87,14 +72,17 @@ class Admission:
         waiting = self._waiting()
         if self._backlog.is_full(waiting):
             return self._backlog_full(waiting)
-        if self.journal_is_full:
-            return self._journal_full(self._journal_bytes)
-        if self.log_is_pinned and self._journal_bytes + self._log_bytes >= self._limits.journal_max_bytes:
+        measured = self._housekeeping
+        if measured.journal_is_full:
+            return self._journal_full(measured.journal_bytes)
+        held = measured.journal_bytes + measured.log_bytes
+        if measured.log_is_pinned and held >= self._limits.journal_max_bytes:
             return JournalFull(
-                f"the journal holds {self._journal_bytes} bytes, and its log {self._log_bytes} that a reader pins",
-                hint=self._pinned_hint(),
+                f"the journal holds {measured.journal_bytes} bytes,"
+                f" and its log {measured.log_bytes} that a reader pins",
+                hint=measured.pinned_hint(),
             )
-        return self._failed or self._lacking
+        return measured.shortage
 
     def _waiting(self) -> int:
         return self._journal.backlog(self._applied_seq())
@@ -108,31 +96,14 @@ class Admission:
     def _journal_full(self, held: int) -> JournalFull:
         return JournalFull(f"the journal holds {held} bytes", hint="limits.journal_max_bytes")
 
-    def _pinned_hint(self) -> str:
-        return f"end the program that reads {self._journal.path}: fuser -v {self._journal.path}-wal names it"
-
-    @property
-    def journal_is_full(self) -> bool:
-        """Whether the journal holds as many bytes as it may, its log apart."""
-        return self._journal_bytes >= self._limits.journal_max_bytes
-
-    @property
-    def log_is_pinned(self) -> bool:
-        """Whether somebody keeps the log from being emptied."""
-        return self._folds_failed >= _FOLDS_MAX
-
     def status(self) -> dict[str, Any]:
         """What the limits are compared with, and what needs attention."""
+        measured = self._housekeeping
         return {
-            "journal": {"used_bytes": self._journal_bytes, "log_bytes": self._log_bytes},
+            "journal": {"used_bytes": measured.journal_bytes, "log_bytes": measured.log_bytes},
             "clients": {"known": self._journal.clients, "max": self._limits.clients_max},
-            "warnings": self.warnings.active,
+            "warnings": measured.warnings.active,
         }
-
-    @property
-    def disk_is_short(self) -> bool:
-        """Whether samples are refused because the disk has too little room."""
-        return isinstance(self._failed or self._lacking, DiskFull)
 
     def credit(self) -> int:
         """Messages that a client may have unanswered: the window, less when the backlog is nearly full, or 0 while
@@ -168,7 +139,7 @@ class Admission:
         waiting = self._waiting() + self._new_samples
         if self._new_samples and waiting >= self._backlog.limit:
             raise self._backlog_full(waiting)
-        held = self._journal_bytes + self._new_bytes
+        held = self._housekeeping.journal_bytes + self._new_bytes
         if self._new_bytes and held >= self._limits.journal_max_bytes:
             raise self._journal_full(held)
 
@@ -202,92 +173,19 @@ class Admission:
                 hint="raise `base` to the lowest unanswered; all names of a key count together",
             )
 
-    def stored(self, size: int) -> None:
-        """That many bytes were committed since the last look."""
-        self._journal_bytes += size
-        self._end_group()
-
-    def failed(self, error: Unavailable, size: int = 0) -> None:
-        """A commit of that many bytes met this. Nothing is stored until a probe succeeds."""
-        self._failed = error
-        self._probe_bytes = size if isinstance(error, DiskFull) else 0
-        self._end_group()
-        self._looked_at = time.monotonic()
-        self._tell()
-
-    def _end_group(self) -> None:
+    def end_group(self) -> None:
+        """The group is stored, or is not: what was admitted is counted by the journal from now on."""
         self._new.clear()
         self._new_names.clear()
         self._new_samples = self._new_bytes = 0
 
-    def look(self) -> None:
-        """Once a second: what is short, and which clients can be forgotten."""
+    def report(self, *, at_once: bool = False) -> None:
+        """Once a second, or at once: whether samples are accepted, in log and metric, if that has changed."""
         now = time.monotonic()
-        if now - self._looked_at < _LOOK_S:
+        if now - self._reported_at < _REPORT_EVERY_S and not at_once:
             return
-        self._looked_at = now
-        self._lacking = self._resources.lacking(self._journal.bytes_free())
+        self._reported_at = now
         self._rates.forget_idle()
-        self._probe()
-        self._fold_log()
-        if self._failed is None:
-            with suppress(Unavailable):  # tried again at the next look; a commit says whether it is serious
-                self._journal.keep_time()
-                self._forget_clients()
-        self._journal_bytes = self._journal.bytes_used()
-        self._metrics.journal_bytes.set(self._journal_bytes)
-        self._metrics.journal_log_bytes.set(self._log_bytes)
-        self._metrics.clients.set(self._journal.clients)
-        self._tell()
-
-    def _probe(self) -> None:
-        """After a failed commit, and not while the disk is known to be short: whether one succeeds again."""
-        if self._failed is None or self._lacking is not None:
-            return
-        try:
-            self._journal.probe(self._probe_bytes)
-        except Unavailable as error:
-            self._failed = error
-        else:
-            self._failed = None
-
-    def _fold_log(self) -> None:
-        """Empties the log when it is larger than usual, or when the disk is short."""
-        size = self._journal.log_bytes()
-        if size > self._log_allowed_bytes:
-            self._folds_failed = 0 if self._journal.fold_log() else self._folds_failed + 1
-        else:
-            self._folds_failed = 0
-            if size and isinstance(self._lacking, DiskFull):
-                self._journal.fold_log()
-        self._log_bytes = self._journal.log_bytes()
-        pinned = f"the journal's log has grown to {self._log_bytes >> 20} MiB; {self._pinned_hint()}"
-        self.warnings.set("log_pinned", pinned if self.log_is_pinned else None)
-
-    def _forget_clients(self) -> None:
-        limits, journal = self._limits, self._journal
-        near, near_names = (
-            math.ceil(_NEAR_SHARE * limits.clients_max),
-            math.ceil(_NEAR_SHARE * limits.client_names_max),
-        )
-        try:
-            journal.forget_clients(limits.client_forget_after_s)
-            if journal.clients >= near:
-                journal.forget_nameless(limits.client_nameless_forget_after_s)
-            if journal.most_names() >= near_names:
-                journal.forget_nameless(limits.client_nameless_forget_after_s, names_at_least=near_names)
-        finally:
-            text = None
-            if journal.clients >= near:
-                text = f"{journal.clients} clients are known; at {limits.clients_max} no new one is accepted"
-                text += " (limits.clients_max, limits.client_forget_after_s)"
-            elif journal.most_names() >= near_names:
-                text = f"a key has {journal.most_names()} names; at {limits.client_names_max} it gets no new one"
-                text += " (limits.client_names_max, limits.client_forget_after_s)"
-            self.warnings.set("clients_near_limit", text)
-
-    def _tell(self) -> None:
-        """Says in log and metric what has changed since it last did."""
         obstacle = self.obstacle()
         code = obstacle.code if obstacle else None
         if code == self._told:
@@ -323,7 +221,7 @@ class _Rates:
         return max(0.0, missing / rate)
 
     def forget_idle(self) -> None:
-        """A bucket that is full again need not be remembered."""
+        """Drops buckets that are full again."""
         now = time.monotonic()
         for owner in [o for o, (left, at) in self._buckets.items() if left + (now - at) * self._rate >= self._rate]:
             del self._buckets[owner]

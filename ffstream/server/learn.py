@@ -5,7 +5,6 @@ and only when that has returned are they acked.
 """
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -21,6 +20,7 @@ from ffstream.journal import identity
 from ffstream.journal.journal import Entry, Journal, Receipt
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission
+from ffstream.server.housekeeping import Housekeeping
 from ffstream.server.router import Received, RouterLoop
 from ffstream.util import failpoints
 from ffstream.util.threads import OnFailure
@@ -47,9 +47,9 @@ class LearnLoop(RouterLoop):
         journal: Journal,
         checker: codec.ImageChecker,
         admission: Admission,
+        housekeeping: Housekeeping,
         limits: Limits,
         *,
-        trim: Callable[..., bool],
         boot: str,
         metrics: Metrics,
         on_failure: OnFailure,
@@ -67,8 +67,9 @@ class LearnLoop(RouterLoop):
         )
         self.journal = journal
         self._admission = admission
-        self._trim = trim
-        self._trims = False
+        self._housekeeping = housekeeping
+        self._has_more_to_delete = False
+        metrics.credit.set_function(self.credit)
         self._greeted: dict[str, bytes] = {}  # by client, the peer that said hello last
 
     def credit(self) -> int:
@@ -169,7 +170,9 @@ class LearnLoop(RouterLoop):
         try:
             receipts = self.journal.append(entries)
         except Unavailable as error:
-            self._admission.failed(error, sum(len(entry.images) for entry in entries))
+            self._housekeeping.failed(error, sum(len(entry.images) for entry in entries))
+            self._admission.end_group()
+            self._admission.report(at_once=True)
             for peer, entry in group.accepted.values():
                 self.refuse(peer, error, sender=f"client={identity.describe(entry.client)}", n=entry.n)
             return
@@ -177,21 +180,18 @@ class LearnLoop(RouterLoop):
         metrics.journal_commit.observe(time.perf_counter() - start)
         metrics.journal_commit_messages.observe(len(entries))
         metrics.samples_acked.inc(sum(receipt.samples for receipt in receipts))
-        self._admission.stored(sum(len(entry.images) for entry in entries))
+        self._housekeeping.stored(sum(len(entry.images) for entry in entries))
+        self._admission.end_group()
         for (peer, _), receipt in zip(group.accepted.values(), receipts, strict=True):
             group.acks.setdefault(peer, []).append(receipt)
 
     def idle(self) -> None:
-        """Deletes a few rows that no kept checkpoint needs, and looks now and then at what is short."""
-        try:
-            admission = self._admission
-            self._trims = self._trim(pressed=admission.journal_is_full, disk_is_short=admission.disk_is_short)
-        except Unavailable:
-            self._trims = False  # no room to note what is deleted: tried again at the next turn
-        self._admission.look()
+        """Between groups: one portion of housekeeping."""
+        self._has_more_to_delete = self._housekeeping.turn()
+        self._admission.report()
 
     def _poll_ms(self) -> int:
-        return 0 if self._trims else super()._poll_ms()
+        return 0 if self._has_more_to_delete else super()._poll_ms()
 
 
 def _stored_differently(n: int) -> StoredDifferently:

@@ -1,12 +1,12 @@
 """Prequential evaluation: predict, then learn.
 
-Each microbatch is predicted by the snapshot that the last barrier before it in the stream published: weights that
-have seen everything before that barrier and nothing of the microbatch, whatever the threads are doing. So the error
-of a stream is a figure that can be reproduced, as long as it does not pause: a pause publishes earlier.
+Each microbatch is predicted by the snapshot that the last barrier before it in the stream published. That snapshot
+has learned everything before the barrier and nothing of the microbatch, however the threads are scheduled, so the
+error of a stream is reproducible, as long as the stream does not pause: a pause publishes earlier.
 
-Evaluation never holds learning up. When it falls behind, it looks at every second microbatch, every fourth, and so
-on, until it keeps up; what is passed over is counted, and the microbatch evaluated next stands for it in the error
-over all samples. A snapshot is kept for as long as a waiting microbatch needs it.
+Evaluation never blocks learning. When it falls behind, it evaluates every second microbatch, every fourth, and so on,
+until it keeps up. Skipped samples are counted, and the microbatch evaluated next stands for them in the error over
+all samples. A snapshot is kept for as long as a waiting microbatch needs it.
 """
 
 import threading
@@ -41,12 +41,12 @@ class ErrorRecord:
     """Errors so far: over the last 10,000 predicted samples, and over all."""
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
-        """Raises CheckpointIncompatible for a state that is none."""
+        """Raises CheckpointIncompatible for an invalid state."""
         try:
             self._restore({} if state is None else state)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointIncompatible(
-                f"the checkpoint's record of errors is none: {error}",
+                f"the checkpoint's prequential record is invalid: {error}",
                 hint="move its folder away: then the one before is used; or use another --state folder",
             ) from error
 
@@ -88,7 +88,7 @@ class ErrorRecord:
         return self._wrong / self._samples if self._samples else None
 
     def state(self) -> dict[str, Any]:
-        """What JSON can say of it."""
+        """For a checkpoint, as JSON values."""
         return {
             "window": [list(each) for each in self._window],
             "samples": self._samples,
@@ -124,6 +124,8 @@ class Prequential:
         self._stopping = False
         self._wanted: int | None = None
         self.thread = Worker(NAME, self._work, on_failure, niceness=EVALUATION_NICENESS)
+        metrics.prequential_error.set_function(lambda: record.recent)
+        metrics.prequential_window.set_function(lambda: record.window_samples)
 
     def start(self) -> None:
         """Returns once the thread runs."""

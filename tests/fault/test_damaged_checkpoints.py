@@ -81,7 +81,7 @@ class Disk:
             return None
         finally:
             journal.close()
-        record = learner.course.prequential.record
+        record = learner.run.prequential.record
         assert 0 <= (record.recent or 0) <= 1
         assert 0 <= (record.total or 0) <= 1
         begun = learner.applied_seq
@@ -92,7 +92,7 @@ class Disk:
     def _compare(self, learner: Learner, begun: int) -> None:
         """No part of what learns begins anew."""
         wanted = load_file(folder_of(self.state / "checkpoints", begun) / STATE)
-        for stage in learner.pipeline.stages:
+        for stage in learner.run.pipeline.stages:
             for layer in stage.layers:
                 for name, value in layer.state_dict().items():
                     assert torch.equal(value.nan_to_num(), wanted[f"layers.{layer.index}.{name}"].nan_to_num())

@@ -15,11 +15,13 @@ import psutil
 import pytest
 
 from ffstream.client.producer import Producer
-from ffstream.config import Limits
+from ffstream.config import Config, Limits
 from ffstream.errors import DiskFull, RequestRefused, Unavailable
 from ffstream.journal.journal import Entry, Journal, Receipt
+from ffstream.learning.checkpoints import Checkpoints
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission
+from ffstream.server.housekeeping import Housekeeping
 from ffstream.server.resources import Resources
 from tests.in_process import INPUTS, Running, images, labels
 from tests.support import Watch, hold_at, wait_until
@@ -119,7 +121,7 @@ def test_a_disk_that_is_full_to_the_last_byte(small_disk: Path, monkeypatch: pyt
         filler = fill(small_disk)
         # A second after a commit has failed, it would try again, and not refuse until the next one fails.
         with monkeypatch.context() as held:
-            held.setattr("ffstream.server.admission._LOOK_S", 3 * WAIT_S)
+            held.setattr("ffstream.server.housekeeping._MEASURE_EVERY_S", 3 * WAIT_S)
             producer.send(images(160, seed=5), labels(160, seed=5))  # one message, as in `send_one`
             wait_until(refuses(running, "disk_full"), WAIT_S, "a commit has failed")
             assert ready(running) == (503, "disk_full")
@@ -151,19 +153,21 @@ def test_a_start_on_a_full_disk_is_no_damage(small_disk: Path, tmp_path: Path, e
 
 def test_a_disk_that_a_burst_has_filled(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of the journal does not shrink: what is learned and deleted makes room in it."""
-    monkeypatch.setattr("ffstream.server.admission._LOOK_S", 0.0)
+    monkeypatch.setattr("ffstream.server.housekeeping._MEASURE_EVERY_S", 0.0)
     with closing(Journal(small_disk / "journal.sqlite", inputs=INPUTS, labels=4)) as journal:
         journal._db.execute("PRAGMA wal_autocheckpoint = 64")  # the log is to the disk what it is to a large one
         limits = Limits.model_validate(LIMITS | {"disk_min_free_bytes": 8 * MIB})
-        resources = Resources(small_disk, limits)
-        admission = Admission(journal, limits, resources, applied_seq=lambda: journal.head.seq, metrics=Metrics())
+        metrics = Metrics()
+        checkpoints = Checkpoints(Config(state=small_disk), metrics, lambda error: None)
+        housekeeping = Housekeeping(journal, checkpoints, limits, Resources(small_disk, limits), metrics)
+        admission = Admission(journal, limits, housekeeping, applied_seq=lambda: journal.head.seq, metrics=metrics)
 
         def send_until_refused(n: int) -> int:
-            admission.look()
+            housekeeping.turn()
             while admission.obstacle() is None:
                 journal.append([Entry("a", n, n, 1, "uint8", bytes(2), bytes(MIB // 4))])
                 n += 1
-                admission.look()
+                housekeeping.turn()
             assert isinstance(admission.obstacle(), DiskFull)
             return n
 
@@ -261,23 +265,22 @@ def test_a_program_that_holds_the_write_lock(tmp_path: Path) -> None:
         producer.flush(WAIT_S)
         running.control().wait_idle(WAIT_S)
         seen: list[float] = []
-        admission = running.daemon.admission
-        look = admission.look
+        housekeeping = running.daemon.learn._housekeeping
+        measure = housekeeping._measure
 
-        def look_and_see() -> None:
-            look()
+        def measure_and_see() -> None:
+            measure()
             seen.append(running.metric("refusing_samples", reason="unavailable"))
 
         with closing(sqlite3.connect(running.state / "journal.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             send_one(producer)
             wait_until(refuses(running, "unavailable"), WAIT_S, "it refuses samples")
-            admission._looked_at = 0.0
-            admission.look = look_and_see  # type: ignore[method-assign]
+            housekeeping._measure = measure_and_see  # type: ignore[method-assign]
             for _ in range(5):  # each a probe that meets the lock
                 before = len(seen)
-                admission._looked_at = 0.0
-                wait_until(lambda: len(seen) > before + 1, WAIT_S, "it looks again")  # noqa: B023
+                housekeeping._measured_at = 0.0
+                wait_until(lambda: len(seen) > before, WAIT_S, "it measures again")  # noqa: B023
             assert set(seen) == {1}
             assert running.control().status()["refusing"] == "unavailable"
             assert len(running.predictor().predict(images(3)).labels) == 3
@@ -308,7 +311,7 @@ def test_a_program_that_reads_the_journal_and_does_not_end(tmp_path: Path) -> No
                 producer.flush(WAIT_S)
                 running.control().wait_idle(WAIT_S)
                 running.control().request("checkpoint")
-                running.daemon.admission._looked_at = 0.0
+                running.daemon.learn._housekeeping._measured_at = 0.0
                 assert sent < 16 * 100
             status = running.control().status()
             assert "fuser" in status["warnings"]["log_pinned"]

@@ -69,7 +69,7 @@ def test_killed_backup_leaves_no_folder_that_could_be_taken_for_one(daemons: Dae
     wait_until(lambda: manifest.seqs(daemon.state / "checkpoints"), 2 * COMMAND_S, "a checkpoint is there")
     sender.finish()
     code = (
-        "import os, signal, ffstream.backup as backup\n"
+        "import os, signal, ffstream.daemon.backup as backup\n"
         "from pathlib import Path\n"
         "backup._verify = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"backup.make(Path({str(daemon.state)!r}), Path({str(tmp_path / 'backup')!r}))\n"

@@ -7,9 +7,10 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import msgpack
@@ -41,12 +42,6 @@ from tests.in_process import INPUTS, Peer, Running, config, images, labels
 from tests.support import Watch, hold_at, wait_until
 
 WAIT_S = 30.0
-
-
-class Cut(NamedTuple):
-    """A barrier that is complete."""
-
-    seq: int
 
 
 Start = Callable[..., Running]
@@ -596,7 +591,7 @@ def test_a_checkpoint_on_request(daemon: Running) -> None:
     result = control.request("checkpoint")
     assert result["seq"] == 40
     assert result["bytes"] > 1000
-    assert daemon.daemon.learner.store.seqs() == [40]
+    assert daemon.daemon.learner.checkpoints.store.seqs() == [40]
     assert control.status()["checkpoint_seq"] == 40
     assert control.request("checkpoint")["seq"] == 40, "nothing new, and no error"
     assert daemon.metric("checkpoint_last_seq") == 40
@@ -621,9 +616,9 @@ def test_a_later_checkpoint_does_for_one_that_waits(daemon: Running, monkeypatch
     control = daemon.control()
     feed(daemon, 40)
     control.request("checkpoint")
-    monkeypatch.setattr(
-        daemon.daemon.learner.pipeline, "request_checkpoint", lambda on_complete: on_complete(Cut(24))
-    )
+    earlier: Future[int] = Future()
+    earlier.set_result(24)
+    monkeypatch.setattr(daemon.daemon.learner.run.pipeline, "request_checkpoint", lambda: earlier)
     assert control.request("checkpoint", {"timeout_s": 1.0})["seq"] == 40
 
 
@@ -642,11 +637,12 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_learning_goes_on(daemon
 
 def test_checkpoints_come_by_themselves_and_the_journal_is_trimmed(start: Start) -> None:
     running = start("checkpoint.every_samples=40", "checkpoint.keep=2", "checkpoint.ladder_s=[]")
+    store = running.daemon.learner.checkpoints.store
     for seed in range(4):
         feed(running, 80, seed=1000 * seed)
-    wait_until(lambda: (running.daemon.learner.store.seqs() or [0])[-1] >= 280, WAIT_S, "checkpoints are written")
-    assert len(running.daemon.learner.store.seqs()) <= 3
-    oldest = running.daemon.learner.store.seqs()[0]
+    wait_until(lambda: (store.seqs() or [0])[-1] >= 280, WAIT_S, "checkpoints are written")
+    assert len(store.seqs()) <= 3
+    oldest = store.seqs()[0]
     wait_until(lambda: running.stored()[0][2] > oldest - 8, WAIT_S, "rows below the oldest one are deleted")
     assert running.stored()[-1][2:] == (313, 8)
 
@@ -666,7 +662,7 @@ def test_stop_ends_the_wait_and_a_checkpoint_is_left(daemon: Running) -> None:
     thread.join(WAIT_S)
     assert not thread.is_alive()
     daemon.stop()
-    assert daemon.daemon.learner.store.seqs() == [40]
+    assert daemon.daemon.learner.checkpoints.store.seqs() == [40]
 
 
 def test_drain_takes_no_more_learns_what_is_there_and_stops(daemon: Running, watched: Watch) -> None:
@@ -799,7 +795,7 @@ def test_a_thread_that_dies_shows_and_the_daemon_ends_with_its_error(daemon: Run
     def fail(*arguments: object) -> None:
         raise RuntimeError("nobody foresaw this")
 
-    daemon.daemon.learner.pipeline.stages[0].layers[0].update = fail  # type: ignore[method-assign]
+    daemon.daemon.learner.run.pipeline.stages[0].layers[0].update = fail  # type: ignore[method-assign]
     peer.samples(2)
     wait_until(lambda: get(daemon, "/healthz").status_code == 503, WAIT_S, "it is unhealthy")
     for path in ("/readyz", "/readyz/learn"):
@@ -852,7 +848,7 @@ def test_who_is_late_keeps_the_state_folder(start: Start) -> None:
     running = start()
     steps = running.daemon._steps
     steps[:] = [step._replace(end=lambda timeout_s: False) if step.name == "checkpoint" else step for step in steps]
-    end = running.daemon.learner.writer.stop
+    end = running.daemon.learner.checkpoints.writer.stop
     with pytest.raises(DeadlineExceeded, match="checkpoint"):
         running.stop()
     assert end(WAIT_S)
@@ -935,7 +931,7 @@ def test_a_damaged_checkpoint_is_counted_and_the_one_before_is_used(start: Start
     feed(running, 40, seed=1)
     before = running.predictor().predict(images(5))
     running.stop()
-    newest = running.daemon.learner.store.folder / f"{80:020d}" / "state.safetensors"
+    newest = running.daemon.learner.checkpoints.store.folder / f"{80:020d}" / "state.safetensors"
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
     newest.write_bytes(content)
@@ -975,7 +971,12 @@ def test_nothing_is_left_of_a_daemon_that_has_stopped(start: Start) -> None:
             peer.send("ping")
             with pytest.raises(AssertionError, match="no answer"):
                 peer.answer(0.2)
-    assert json.loads((running.daemon.learner.store.folder / f"{8:020d}" / "manifest.json").read_text())["seq"] == 8
+    assert (
+        json.loads((running.daemon.learner.checkpoints.store.folder / f"{8:020d}" / "manifest.json").read_text())[
+            "seq"
+        ]
+        == 8
+    )
 
 
 # --- rollback -------------------------------------------------------------------------------------------------------

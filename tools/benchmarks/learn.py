@@ -21,8 +21,9 @@ from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
-from ffstream.pipeline.messages import Barrier
-from ffstream.pipeline.pipeline import Callbacks, Pipeline, StartingPoint
+from ffstream.pipeline.messages import Barrier, MicroBatch
+from ffstream.pipeline.pipeline import Pipeline
+from ffstream.pipeline.resume_state import ResumeState
 from tools.benchmarks import peers
 from tools.benchmarks.report import Report, in_turn, rate
 
@@ -93,41 +94,49 @@ def _pipeline_rate(recipe: Recipe, precision: str, images: np.ndarray, labels: n
         label_bytes = labels.astype("<u2").tobytes()
         for n in range(1, batches + 1):
             journal.append([Entry("bench", n, n, len(labels), "uint8", label_bytes, images.tobytes())])
-        learned = threading.Event()
-        failures: list[Exception] = []
-
-        def on_barrier(barrier: Barrier) -> None:
-            if barrier.seq == batches * len(labels):
-                learned.set()
-
-        def on_failure(error: Exception) -> None:
-            failures.append(error)
-            learned.set()
-
-        pipeline = Pipeline(
-            Config.model_validate(
-                {
-                    "network": recipe,
-                    "pipeline": {"device": "cpu", "precision": precision},
-                    "checkpoint": {"every_samples": 0, "every_s": 0},
-                }
-            ),
-            journal=path,
-            head=journal.head,
-            start=StartingPoint(),
-            callbacks=Callbacks(on_barrier, on_failure),
-            metrics=Metrics(),
-        )
+        listener = _Learned(batches * len(labels))
+        config = {
+            "network": recipe,
+            "pipeline": {"device": "cpu", "precision": precision},
+            "checkpoint": {"every_samples": 0, "every_s": 0},
+        }
+        pipeline = Pipeline(Config.model_validate(config), journal, ResumeState(), listener, Metrics())
 
         def work() -> None:
             pipeline.start()
-            if not learned.wait(_DEADLINE_S) or failures:
-                raise RuntimeError(f"the pipeline did not learn its samples: {failures}")
+            listener.wait()
 
         result = rate(batches * len(labels), work)
         pipeline.stop(10.0, save=False)
         journal.close()
         return result
+
+
+class _Learned:
+    """The listener of a pipeline that waits until everything is learned."""
+
+    def __init__(self, seq: int) -> None:
+        self._seq = seq
+        self._done = threading.Event()
+        self._failures: list[Exception] = []
+
+    def on_microbatch(self, microbatch: MicroBatch, version: int) -> None:
+        pass
+
+    def on_saving(self, barrier: Barrier) -> None:
+        pass
+
+    def on_barrier(self, barrier: Barrier) -> None:
+        if barrier.seq == self._seq:
+            self._done.set()
+
+    def on_failure(self, error: Exception) -> None:
+        self._failures.append(error)
+        self._done.set()
+
+    def wait(self) -> None:
+        if not self._done.wait(_DEADLINE_S) or self._failures:
+            raise RuntimeError(f"the pipeline did not learn its samples: {self._failures}")
 
 
 def _overlay_rate(widths: tuple[int, ...], samples: int = 50_000, updates: int = 2) -> float:

@@ -68,7 +68,7 @@ def fork_server() -> None:
     """Returns in the children too, after what they were for: so they end as any process does."""
     import torch
 
-    import ffstream.daemon  # noqa: F401 - what takes long
+    import ffstream.daemon.daemon  # noqa: F401 - what takes long
     from ffstream.ff import kernels
 
     torch.set_num_threads(1)

@@ -82,15 +82,19 @@ class Bench:
         self.feed(microbatches, seed)
         self.learner.wait_idle(DEADLINE_S)
 
+    def trim(self, *, journal_is_full: bool = False) -> bool:
+        with self.learner.checkpoints.retention.removable(journal_is_full=journal_is_full) as seq:
+            return self.journal.trim(seq)
+
     def wait_written(self, seq: int) -> None:
         """For what needs that checkpoint: until it is written, the next one may take its place."""
-        wait_until(lambda: seq in self.learner.store.seqs(), DEADLINE_S, f"checkpoint {seq} is written")
+        wait_until(lambda: seq in self.learner.checkpoints.store.seqs(), DEADLINE_S, f"checkpoint {seq} is written")
 
     def state(self) -> dict[str, torch.Tensor]:
         """Every tensor after all that is acked."""
         self.learner.wait_idle(DEADLINE_S)
         seq = self.learner.checkpoint(DEADLINE_S).seq
-        return dict(self.learner.store.load(seq).tensors)
+        return dict(self.learner.checkpoints.store.load(seq).tensors)
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -108,25 +112,27 @@ def test_an_evaluator_that_falls_behind_a_checkpoint_catches_up(tmp_path: Path) 
     bench = Bench(tmp_path / "bench", prequential={"queue_depth": 64})
     learner = bench.learner
     behind, catch_up, reached = threading.Event(), threading.Event(), threading.Event()
-    evaluate = learner.course.prequential._evaluate
+    evaluate = learner.run.prequential._evaluate
 
     def slow(batch: object) -> None:
         behind.set()
         assert catch_up.wait(DEADLINE_S)
         evaluate(batch)  # type: ignore[arg-type]
 
-    learner.course.prequential._evaluate = slow  # type: ignore[method-assign]
+    learner.run.prequential._evaluate = slow  # type: ignore[method-assign]
     with bench:
         bench.feed(20)
         assert behind.wait(DEADLINE_S)
         published = learner.snapshots
         wait_until(lambda: published.current.seq == 20 * SIZE, DEADLINE_S, "everything is learned and published")
-        assert learner.store.seqs() == [], "the checkpoints wait for the evaluator"
+        assert learner.checkpoints.store.seqs() == [], "the checkpoints wait for the evaluator"
         catch_up.set()
-        learner.course.prequential.mark(lambda record: reached.set())
+        learner.run.prequential.mark(lambda record: reached.set())
         assert reached.wait(DEADLINE_S), "the evaluator waits for a snapshot that was never given to it"
-        assert learner.course.prequential.record.state()["samples"] == 20 * SIZE
-        wait_until(lambda: learner.store.seqs()[-1:] == [18 * SIZE], DEADLINE_S, "the checkpoints are written")
+        assert learner.run.prequential.record.state()["samples"] == 20 * SIZE
+        wait_until(
+            lambda: learner.checkpoints.store.seqs()[-1:] == [18 * SIZE], DEADLINE_S, "the checkpoints are written"
+        )
 
 
 def test_checkpoints_by_time_and_none_without_news(tmp_path: Path) -> None:
@@ -135,11 +141,11 @@ def test_checkpoints_by_time_and_none_without_news(tmp_path: Path) -> None:
 
         def is_saved() -> bool:
             bench.learn(1)
-            return bool(bench.learner.store.seqs())
+            return bool(bench.learner.checkpoints.store.seqs())
 
         wait_until(is_saved, DEADLINE_S, "a checkpoint comes by itself")
         seq = bench.learner.checkpoint(DEADLINE_S).seq
-        feeder, turned = bench.learner.pipeline._feeder, threading.Semaphore(0)
+        feeder, turned = bench.learner.run.pipeline._feeder, threading.Semaphore(0)
         following = feeder._batcher.next
 
         def turn(**options: Any) -> Any:
@@ -152,7 +158,7 @@ def test_checkpoints_by_time_and_none_without_news(tmp_path: Path) -> None:
         for _ in range(3):
             assert turned.acquire(timeout=DEADLINE_S), "the feeder looks for more"
         assert feeder.state.version == version, "a barrier was sent, and nothing had come"
-        assert bench.learner.store.seqs()[-1] == seq
+        assert bench.learner.checkpoints.store.seqs()[-1] == seq
 
 
 # --- rollback -------------------------------------------------------------------------------------------------------
@@ -184,7 +190,7 @@ def test_skipped_samples_have_never_been(bench: Bench, tmp_path: Path) -> None:
         other.learn(10)
         other.learn(5, seed=2)
         assert equal(bench.state(), other.state())
-        assert bench.learner.course.prequential.record.state() == other.learner.course.prequential.record.state()
+        assert bench.learner.run.prequential.record.state() == other.learner.run.prequential.record.state()
 
 
 def test_what_was_skipped_stays_skipped_after_a_restart(tmp_path: Path) -> None:
@@ -195,8 +201,8 @@ def test_what_was_skipped_stays_skipped_after_a_restart(tmp_path: Path) -> None:
         bench.learner.rollback(30, skip=True)
         bench.learn(3, seed=1)
         before = bench.state()
-    bench.learner.store.discard_after(30)
-    assert bench.learner.store.seqs() == [24], "from before the rollback"
+    bench.learner.checkpoints.store.discard_after(30)
+    assert bench.learner.checkpoints.store.seqs() == [24], "from before the rollback"
     with Bench(tmp_path / "bench") as again:
         assert equal(again.state(), before), "learned again from an older checkpoint"
         assert again.learner.status()["learned"] == 30 + 12
@@ -212,7 +218,7 @@ def test_weights_that_predict_go_back_at_once_and_their_version_goes_on(bench: B
     current = bench.learner.snapshots.current
     assert current.seq == 24
     assert current.version > version
-    assert bench.learner.pipeline._feeder._paused, "paused before, paused after"
+    assert bench.learner.run.pipeline._feeder._paused, "paused before, paused after"
     bench.learner.pause(False)
     bench.learner.wait_idle(DEADLINE_S)
     assert bench.learner.snapshots.current.version > current.version
@@ -231,7 +237,7 @@ def test_no_checkpoint_beyond_the_target_is_left(bench: Bench) -> None:
     bench.learn(14, seed=1)
     bench.learner.pause(True)
     bench.learner.rollback(24, skip=True)
-    assert bench.learner.store.seqs() == [24]
+    assert bench.learner.checkpoints.store.seqs() == [24]
 
 
 @pytest.mark.parametrize("to", [81, 10_000])
@@ -248,7 +254,7 @@ def test_what_is_trimmed_cannot_be_gone_back_to(tmp_path: Path) -> None:
         for seed in range(20):
             bench.learn(2, seed=seed)
         bench.learner.checkpoint(DEADLINE_S)
-        while bench.learner.trim():
+        while bench.trim():
             pass
         with pytest.raises(SequenceUnknown, match="no checkpoint at or below 10") as caught:
             bench.learner.rollback(10, skip=False)
@@ -265,25 +271,25 @@ def test_a_checkpoint_in_hand_that_replaces_the_oldest_leaves_a_rollback_nothing
     with Bench(tmp_path / "bench", checkpoint=newest_only) as bench:
         bench.learn(10)
         bench.learner.checkpoint(DEADLINE_S)
-        while bench.learner.trim():
+        while bench.trim():
             pass
         bench.learn(10, seed=1)
         inside, go_on = hold_at("checkpoint.rename.after", watched, DEADLINE_S)
-        bench.learner.pipeline.request_checkpoint(lambda barrier: None)
+        bench.learner.run.pipeline.request_checkpoint()
         assert inside.wait(DEADLINE_S)
-        settle = bench.learner.writer.settle
+        settle = bench.learner.checkpoints.writer.settle
 
         def write_and_settle(timeout_s: float) -> bool:
             # Only now: a rollback has found the old checkpoint, ended learning and waits for the one in hand.
-            assert bench.learner.store.seqs() == [40]
+            assert bench.learner.checkpoints.store.seqs() == [40]
             go_on.set()
             return settle(timeout_s)
 
-        monkeypatch.setattr(bench.learner.writer, "settle", write_and_settle)
+        monkeypatch.setattr(bench.learner.checkpoints.writer, "settle", write_and_settle)
         with pytest.raises(SequenceUnknown):
             bench.learner.rollback(60, skip=True)
         assert go_on.is_set(), "refused before it waited for the checkpoint in hand"
-        assert bench.learner.store.seqs() == [80]
+        assert bench.learner.checkpoints.store.seqs() == [80]
         bench.learn(1)
         assert bench.learner.status()["learned"] == 84
 
@@ -298,10 +304,10 @@ def grow_old(bench: Bench) -> None:
     for seed in range(3):
         bench.learn(10, seed=seed)
         bench.learner.checkpoint(DEADLINE_S)
-    while bench.learner.trim():
+    while bench.trim():
         pass
     bench.learn(2, seed=3)
-    assert bench.learner.store.seqs() == [40, 120]
+    assert bench.learner.checkpoints.store.seqs() == [40, 120]
     assert bench.journal.first_seq == 121
 
 
@@ -310,7 +316,7 @@ def test_rollback_to_an_old_checkpoint_skips_what_the_journal_no_longer_has(tmp_
     with Bench(tmp_path / "bench", checkpoint=LADDER) as bench:
         grow_old(bench)
         assert bench.learner.rollback(40, skip=True) == (40, 40, 41, 128, "skipped")
-        assert bench.learner.store.seqs() == [40]
+        assert bench.learner.checkpoints.store.seqs() == [40]
         bench.learn(5, seed=4)
         after = bench.state()
         status = bench.learner.status()
@@ -362,7 +368,7 @@ def test_death_in_a_rollback_to_an_old_checkpoint_leaves_one_that_starts(
     assert bench.learner.end_writing(DEADLINE_S)
     bench.journal.close()
     with Bench(tmp_path / "bench", checkpoint=LADDER) as again:
-        assert again.learner.store.seqs() == [40]
+        assert again.learner.checkpoints.store.seqs() == [40]
         again.learn(1)
         assert again.learner.status()["learned"] == 44
 
@@ -379,7 +385,7 @@ def test_a_skip_that_finds_no_room_changes_nothing(tmp_path: Path, monkeypatch: 
             with pytest.raises(DiskFull) as caught:
                 bench.learner.rollback(40, skip=True)
         assert caught.value.hint == "nothing was rolled back: samples 41 to 128 could not be noted as skipped"
-        assert bench.learner.store.seqs() == [40, 120]
+        assert bench.learner.checkpoints.store.seqs() == [40, 120]
         bench.learn(1)
         assert bench.learner.status()["learned"] == 132
 
@@ -387,8 +393,8 @@ def test_a_skip_that_finds_no_room_changes_nothing(tmp_path: Path, monkeypatch: 
 def test_status_says_how_far_back_a_rollback_reaches(tmp_path: Path) -> None:
     with Bench(tmp_path / "bench", checkpoint=LADDER) as bench:
         clock = [100.0]
-        bench.learner.store._monotonic_s = lambda: clock[0]
-        bench.learner.store._clock_began_s = -100.0
+        bench.learner.checkpoints.store._monotonic_s = lambda: clock[0]
+        bench.learner.checkpoints.store._clock_began_s = -100.0
         status = bench.learner.status()
         assert (status["rollback_from"], status["rollback_age_s"], status["relearn_from"]) == (0, 0, 0)
         grow_old(bench)
@@ -400,12 +406,14 @@ def test_status_says_how_far_back_a_rollback_reaches(tmp_path: Path) -> None:
 def test_a_short_disk_takes_old_checkpoints_and_never_the_newest(tmp_path: Path) -> None:
     with Bench(tmp_path / "bench", checkpoint=LADDER) as bench:
         grow_old(bench)
-        bench.learner.trim(disk_is_short=True)
-        wait_until(lambda: bench.learner.store.seqs() == [120], DEADLINE_S, "the old checkpoint is removed")
-        bench.learner.retention._shed_at = 0.0
-        bench.learner.trim(disk_is_short=True)
-        assert bench.learner.writer.settle(DEADLINE_S)
-        assert bench.learner.store.seqs() == [120]
+        bench.learner.checkpoints.make_room()
+        wait_until(
+            lambda: bench.learner.checkpoints.store.seqs() == [120], DEADLINE_S, "the old checkpoint is removed"
+        )
+        bench.learner.checkpoints._made_room_at = 0.0
+        bench.learner.checkpoints.make_room()
+        assert bench.learner.checkpoints.writer.settle(DEADLINE_S)
+        assert bench.learner.checkpoints.store.seqs() == [120]
 
 
 def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
@@ -416,7 +424,7 @@ def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> Non
     assert inside.wait(DEADLINE_S)
     with pytest.raises(Busy):
         bench.learner.rollback(4, skip=True)
-    assert not bench.learner.trim(), "nor is anything deleted meanwhile"
+    assert not bench.trim(), "nor is anything deleted meanwhile"
     go_on.set()
     first.join(DEADLINE_S)
     bench.learn(1)
@@ -429,7 +437,7 @@ def test_a_pause_or_resume_during_a_rollback_holds_after_it(bench: Bench, watche
     bench.learner.pause(not paused)
     with rolling_back(bench, watched):
         bench.learner.pause(paused)
-    assert bench.learner.paused == bench.learner.pipeline._feeder._paused == paused
+    assert bench.learner.paused == bench.learner.run.pipeline._feeder._paused == paused
     bench.learner.pause(False)
 
 
@@ -473,7 +481,7 @@ def test_a_wait_ends_when_learning_is_paused_meanwhile(tmp_path: Path, watched: 
             waits = pool.submit(bench.learner.wait_idle, NEVER_S)
             wait_until(lambda: bench.learner.snapshots._published._waiters, DEADLINE_S, "it waits")  # type: ignore[attr-defined]
             pauses = pool.submit(bench.learner.pause, True)
-            wait_until(lambda: bench.learner.pipeline._feeder._paused, DEADLINE_S, "the feeder is told")
+            wait_until(lambda: bench.learner.run.pipeline._feeder._paused, DEADLINE_S, "the feeder is told")
             go_on.set()
             assert pauses.exception(DEADLINE_S) is None
             assert isinstance(waits.exception(DEADLINE_S), Paused)
@@ -496,7 +504,7 @@ def test_a_pause_is_on_disk_before_it_takes_effect(
         on_disk.append((paused, events.learning_is_paused(bench.journal.path)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.learner.pipeline, "pause", pause)
+        patch.setattr(bench.learner.run.pipeline, "pause", pause)
         bench.learner.pause(not again)
     bench.learner.pause(False)
     assert on_disk == [(not again, not again)]
@@ -575,16 +583,16 @@ def test_a_stop_that_overtakes_a_rollback_undoes_nothing(bench: Bench, monkeypat
     """Whoever stops may be in a hurry, and another daemon may have the folder next."""
     bench.learn(10)
     bench.learner.checkpoint(DEADLINE_S)
-    settle = bench.learner.writer.settle
+    settle = bench.learner.checkpoints.writer.settle
 
     def settle_and_stop(timeout_s: float) -> bool:
         bench.learner.end_waits()
         return settle(timeout_s)
 
-    monkeypatch.setattr(bench.learner.writer, "settle", settle_and_stop)
+    monkeypatch.setattr(bench.learner.checkpoints.writer, "settle", settle_and_stop)
     with pytest.raises(Unavailable, match="stops"):
         bench.learner.rollback(8, skip=False)
-    assert bench.learner.store.seqs()[-1] == 40
+    assert bench.learner.checkpoints.store.seqs()[-1] == 40
 
 
 def test_a_full_journal_with_a_damaged_newest_checkpoint_makes_room(tmp_path: Path) -> None:
@@ -593,12 +601,12 @@ def test_a_full_journal_with_a_damaged_newest_checkpoint_makes_room(tmp_path: Pa
         for seed in range(2):
             bench.learn(10, seed=seed)
             bench.learner.checkpoint(DEADLINE_S)
-    (bench.learner.store.folder / f"{80:020d}" / "state.safetensors").write_bytes(b"")
+    (bench.learner.checkpoints.store.folder / f"{80:020d}" / "state.safetensors").write_bytes(b"")
     with Bench(tmp_path / "bench", checkpoint=by_hand) as bench:
         bench.learner.wait_idle(DEADLINE_S)
 
         def makes_room() -> bool:
-            bench.learner.trim(pressed=True)
+            bench.trim(journal_is_full=True)
             return bench.journal.first_seq > 40
 
         wait_until(makes_room, DEADLINE_S, "rows give way to a checkpoint that is whole")
@@ -610,7 +618,7 @@ def test_a_writer_or_an_evaluator_that_is_stuck_is_named(
     bench.learn(10)
     wait_until(lambda: name_of_stuck(bench.learner.threads, 0.0) is None, DEADLINE_S, "nobody has anything in hand")
     inside, go_on = hold_at("checkpoint.write.after", watched, DEADLINE_S)
-    bench.learner.pipeline.request_checkpoint(lambda barrier: None)
+    bench.learner.run.pipeline.request_checkpoint()
     assert inside.wait(DEADLINE_S)
     wait_until(
         lambda: name_of_stuck(bench.learner.threads, 0.01) == "ff-checkpoint", DEADLINE_S, "the writer is named"
@@ -618,13 +626,13 @@ def test_a_writer_or_an_evaluator_that_is_stuck_is_named(
     go_on.set()
     wait_until(lambda: name_of_stuck(bench.learner.threads, 0.0) is None, DEADLINE_S, "it has written")
 
-    add, seen = bench.learner.course.prequential.record.add, threading.Event()
+    add, seen = bench.learner.run.prequential.record.add, threading.Event()
 
     def add_late(size: int, wrong: int, stands_for: int) -> None:
         assert seen.wait(DEADLINE_S)
         add(size, wrong, stands_for)
 
-    monkeypatch.setattr(bench.learner.course.prequential.record, "add", add_late)
+    monkeypatch.setattr(bench.learner.run.prequential.record, "add", add_late)
     bench.learn(1)
     wait_until(
         lambda: name_of_stuck(bench.learner.threads, 0.01) == "ff-prequential", DEADLINE_S, "the evaluator is named"
@@ -636,7 +644,7 @@ def test_who_has_learned_nothing_leaves_no_checkpoint(tmp_path: Path) -> None:
     """Its recipe may still be another one."""
     with Bench(tmp_path / "bench") as bench:
         pass
-    assert bench.learner.store.seqs() == []
+    assert bench.learner.checkpoints.store.seqs() == []
 
 
 class Death(BaseException):
@@ -683,9 +691,9 @@ def test_a_journal_that_does_not_reach_back_to_its_checkpoint_is_refused(tmp_pat
         for seed in range(20):
             bench.learn(2, seed=seed)
         bench.learner.checkpoint(DEADLINE_S)
-        while bench.learner.trim():
+        while bench.trim():
             pass
-    bench.learner.store.discard_after(0)
+    bench.learner.checkpoints.store.discard_after(0)
     with pytest.raises(JournalDamaged, match="in no whole checkpoint") as caught:
         Bench(tmp_path / "bench")
     assert caught.value.hint

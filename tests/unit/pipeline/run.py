@@ -20,8 +20,9 @@ from ffstream.ff.recipe import Recipe
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.messages import Barrier, MicroBatch
-from ffstream.pipeline.pipeline import Callbacks, Pipeline, StartingPoint
+from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.replay_buffer import ReplayBuffer
+from ffstream.pipeline.resume_state import ResumeState
 from tests.support import wait_until
 
 DEADLINE_S = 30.0
@@ -112,7 +113,7 @@ class Store:
 
 
 class Run:
-    """One pipeline from start to stop."""
+    """One pipeline from start to stop, and its listener."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class Run:
         recipe: Recipe,
         options: Options = QUIET,
         *,
-        start: StartingPoint | None = None,
+        resume: ResumeState | None = None,
         contributors: tuple[str, ...] = (),
         **cut_options: Any,
     ) -> None:
@@ -130,29 +131,35 @@ class Run:
         self.observed: list[tuple[MicroBatch, int]] = []
         self.saving: list[Barrier] = []
         self.events: list[tuple[str, int]] = []
+        self.metrics = Metrics()
         self.pipeline = Pipeline(
             replace(options, **cut_options).config(recipe),
-            journal=store.journal.path,
-            head=store.journal.head,
-            start=start or StartingPoint(),
-            callbacks=Callbacks(
-                self.barriers.append,
-                self.failures.append,
-                observe=self._observe,
-                on_saving=self._on_saving,
-            ),
-            metrics=Metrics(),
+            store.journal,
+            resume or ResumeState(),
+            self,
+            self.metrics,
             save_contributors=contributors,
         )
         store.runs.append(self)
 
-    def _observe(self, micro: MicroBatch, version: int) -> None:
-        self.observed.append((micro, version))
-        self.events.append(("observed", micro.seq))
+    def on_microbatch(self, microbatch: MicroBatch, version: int) -> None:
+        self.observed.append((microbatch, version))
+        self.events.append(("observed", microbatch.seq))
 
-    def _on_saving(self, barrier: Barrier) -> None:
+    def on_saving(self, barrier: Barrier) -> None:
         self.events.append(("saving", barrier.seq))
-        self.saving.append(barrier)  # last: whoever waits for it then looks at the events
+        self.saving.append(barrier)  # last: a test that waits for it reads the events next
+
+    def on_barrier(self, barrier: Barrier) -> None:
+        self.barriers.append(barrier)
+
+    def on_failure(self, error: FFStreamError) -> None:
+        self.failures.append(error)
+
+    @property
+    def learned(self) -> int:
+        """Samples that every layer has learned, by the metric."""
+        return int(self.metrics.registry.get_sample_value("ffstream_samples_learned_total") or 0)
 
     def start(self) -> "Run":
         self.pipeline.start()
@@ -170,9 +177,7 @@ class Run:
 
     def save(self) -> Barrier:
         """A saving barrier, complete."""
-        done = threading.Event()
-        self.pipeline.request_checkpoint(lambda barrier: done.set())
-        assert done.wait(DEADLINE_S), "no checkpoint"
+        self.pipeline.request_checkpoint().result(DEADLINE_S)
         return next(each for each in reversed(self.barriers) if each.saves)
 
     def stop(self) -> Barrier:
@@ -183,9 +188,9 @@ class Run:
         return self.barriers[-1]
 
 
-def starting_point(barrier: Barrier) -> StartingPoint:
+def resume_state(barrier: Barrier) -> ResumeState:
     """What a checkpoint of that barrier would hold."""
-    return StartingPoint(barrier.seq, barrier.tensors, barrier.progress)
+    return ResumeState(barrier.seq, barrier.tensors, barrier.progress)
 
 
 class Serial:

@@ -21,7 +21,7 @@ from tests.unit.pipeline.run import (
     Store,
     Stream,
     assert_same,
-    starting_point,
+    resume_state,
 )
 
 STEPS = 40
@@ -75,17 +75,16 @@ def test_stages_are_at_different_samples_and_the_cut_is_one(store: Store) -> Non
     store.write(stream.images, stream.labels)
     run = Run(store, CONDITIONED, replace(QUIET, queue_depth=3), publish_every=1000)
     gate = Gated(run.pipeline.stages[2].layers[0])
-    saved: list[Barrier] = []
     run.start()
     wait_until(gate.entered.is_set, DEADLINE_S, "the last stage waits")
-    run.pipeline.request_checkpoint(saved.append)
+    saved = run.pipeline.request_checkpoint()
     wait_until(lambda: run.pipeline.stages[0].last_seq > 2 * BATCH, DEADLINE_S, "the first stage runs ahead")
     assert run.pipeline.applied_seq == 0
-    assert not saved
+    assert not saved.done()
     gate.open()
     run.wait_applied(STEPS * BATCH)
-    wait_until(lambda: saved, DEADLINE_S, "the barrier is complete")
-    (barrier,) = saved
+    seq = saved.result(DEADLINE_S)
+    barrier = next(each for each in run.barriers if each.saves and each.seq == seq)
     assert 0 < barrier.step < STEPS
     assert_same(barrier.tensors, serial.states[barrier.step])
     assert_same(run.stop().tensors, serial.states[STEPS])
@@ -178,7 +177,7 @@ def test_versions_go_on_where_they_were(store: Store) -> None:
     first = Run(store, RECIPE).start()
     first.wait_applied(3 * BATCH)
     last = first.stop()
-    second = Run(store, RECIPE, start=starting_point(last)).start()
+    second = Run(store, RECIPE, resume=resume_state(last)).start()
     assert second.stop().version == last.version + 1
 
 

@@ -18,7 +18,7 @@ from tests.unit.pipeline.run import (
     Store,
     Stream,
     assert_same,
-    starting_point,
+    resume_state,
 )
 
 SAMPLES = 30 * BATCH
@@ -100,18 +100,18 @@ def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: Opt
     """Five learners after one another, each from the state that the one before left, with samples coming in."""
     stream = Stream.random(SAMPLES)
     serial = Serial(recipe, stream, wake=options.wake, sleep=options.sleep)
-    start = None
+    resume = None
     for at in range(0, SAMPLES, 24):
         part = slice(at, at + 24)
         store.write(stream.images[part], stream.labels[part], size=5)
-        run = Run(store, recipe, options, start=start).start()
+        run = Run(store, recipe, options, resume=resume).start()
         target = store.journal.head.seq // BATCH * BATCH - (BATCH if at % 48 else 0)
         run.wait_applied(target)
         last = run.stop()
         assert_same(last.tensors, serial.states[last.step])
         assert last.seq == serial.seqs[last.step]
-        start = starting_point(last)
-    run = Run(store, recipe, options, start=start).start()
+        resume = resume_state(last)
+    run = Run(store, recipe, options, resume=resume).start()
     run.wait_applied(SAMPLES)
     last = run.stop()
     assert_same(last.tensors, serial.states[last.step])
@@ -132,7 +132,7 @@ def test_resumed_from_the_middle_after_a_crash(store: Store) -> None:
     assert len(saving) >= 2
     for barrier in saving:
         assert_same(barrier.tensors, serial.states[barrier.step])
-    resumed = Run(store, recipe, options, start=starting_point(saving[-1])).start()
+    resumed = Run(store, recipe, options, resume=resume_state(saving[-1])).start()
     resumed.wait_applied(SAMPLES)
     last = resumed.stop()
     assert_same(last.tensors, serial.states[last.step])

@@ -26,8 +26,8 @@ from tests.unit.pipeline.run import (
     Store,
     Stream,
     assert_same,
+    resume_state,
     running,
-    starting_point,
 )
 
 STEPS = 40
@@ -77,19 +77,19 @@ def test_after_a_failure_an_idle_learner_is_ended_by_abort(store: Store) -> None
     assert len(run.failures) == 1
 
 
-def test_a_failing_callback_is_a_failing_stage(store: Store) -> None:
+def test_a_failing_listener_is_a_failing_stage(store: Store) -> None:
     stream = Stream.random(STEPS * BATCH)
     store.write(stream.images, stream.labels)
     run = Run(store, RECIPE)
 
     def broken(barrier: object) -> None:
-        raise ValueError("a broken callback")
+        raise ValueError("a broken listener")
 
-    run.pipeline._callbacks = run.pipeline._callbacks._replace(on_barrier=broken)
+    run.on_barrier = broken  # type: ignore[method-assign]
     run.start()
     wait_until(lambda: not running(), DEADLINE_S, "all threads ended")
     assert len(run.failures) == 1
-    assert "a broken callback" in run.failures[0].message
+    assert "a broken listener" in run.failures[0].message
 
 
 def test_a_damaged_journal_is_reported_by_the_feeder(store: Store) -> None:
@@ -194,7 +194,7 @@ def test_phases_can_be_turned_off_between_two_runs(store: Store) -> None:
     first = Run(store, CONDITIONED, replace(QUIET, wake=1, sleep=1)).start()
     first.wait_applied(3 * BATCH)
     last = first.stop()
-    second = Run(store, CONDITIONED, QUIET, start=starting_point(last)).start()
+    second = Run(store, CONDITIONED, QUIET, resume=resume_state(last)).start()
     second.wait_applied(6 * BATCH)
     assert second.stop().seq == 6 * BATCH
     assert second.pipeline.phase == "interleaved"

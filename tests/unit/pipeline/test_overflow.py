@@ -64,7 +64,7 @@ def test_a_slow_stage_skips_and_the_fast_one_does_not_wait(store: Store, recipe:
     skipped = run.pipeline.describe()[1]["skipped"]
     assert skipped == STEPS - len(spy.learned)
     assert skipped >= STEPS - 1 - 2 * SKIP.queue_depth
-    assert run.pipeline.learned == len(spy.learned) * BATCH
+    assert run.learned == len(spy.learned) * BATCH
     assert run.pipeline.describe()[0]["skipped"] == 0
     assert spy.learned[-1] == STEPS - 1, "the freshest activities are kept"
     assert spy.learned == sorted(set(spy.learned))
@@ -131,4 +131,4 @@ def test_with_block_the_fast_stage_waits_and_nothing_is_skipped(store: Store) ->
     run.wait_applied(STEPS * BATCH)
     run.stop()
     assert [each["skipped"] for each in run.pipeline.describe()] == [0, 0, 0]
-    assert run.pipeline.learned == STEPS * BATCH
+    assert run.learned == STEPS * BATCH

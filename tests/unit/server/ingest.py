@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import zmq
 
-from ffstream.config import Limits
+from ffstream.config import Config, Limits
+from ffstream.errors import Unavailable
 from ffstream.journal.journal import Journal
+from ffstream.learning.checkpoints import Checkpoints
 from ffstream.metrics import Metrics
+from ffstream.server import admission, housekeeping
 from ffstream.server.admission import Admission
+from ffstream.server.housekeeping import Housekeeping
 from ffstream.server.learn import LearnLoop
 from ffstream.server.resources import Resources
 from ffstream.wire.codec import ImageChecker
@@ -31,27 +36,32 @@ LIMITS: dict[str, Any] = {
 }
 
 
+def look_at_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures and reports at every turn, not once a second."""
+    monkeypatch.setattr(housekeeping, "_MEASURE_EVERY_S", 0.0)
+    monkeypatch.setattr(admission, "_REPORT_EVERY_S", 0.0)
+
+
 class Ingest:
     def __init__(self, folder: Path, **limits: float) -> None:
         self.applied_seq = 0
-        self.trim_to = 0
         self.failures: list[Exception] = []
         self.metrics = Metrics()
         self.journal = Journal(folder / "journal.sqlite", inputs=INPUTS, labels=4)
         wanted = Limits.model_validate(LIMITS | limits)
+        self.checkpoints = Checkpoints(Config(state=folder), self.metrics, self.failures.append)
+        self.housekeeping = Housekeeping(
+            self.journal, self.checkpoints, wanted, Resources(folder, wanted), self.metrics
+        )
         self.admission = Admission(
-            self.journal,
-            wanted,
-            Resources(folder, wanted),
-            applied_seq=lambda: self.applied_seq,
-            metrics=self.metrics,
+            self.journal, wanted, self.housekeeping, applied_seq=lambda: self.applied_seq, metrics=self.metrics
         )
         self.loop = LearnLoop(
             self.journal,
             ImageChecker(INPUTS, 4, 10),
             self.admission,
+            self.housekeeping,
             wanted,
-            trim=lambda pressed, disk_is_short: self.journal.trim(self.trim_to),
             boot="boot",
             metrics=self.metrics,
             on_failure=self.failures.append,
@@ -59,6 +69,21 @@ class Ingest:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.loop.bind(self._context, "tcp://127.0.0.1:*")
         self._peers: list[Peer] = []
+
+    def trim_to(self, seq: int) -> None:
+        """As if the newest checkpoints had learned that much."""
+        self.checkpoints.retention._limit = seq
+
+    def look(self) -> None:
+        """What the loop does between groups."""
+        self.housekeeping.turn()
+        self.admission.report()
+
+    def fail(self, error: Unavailable, size: int = 0) -> None:
+        """What the loop does when a commit has failed."""
+        self.housekeeping.failed(error, size)
+        self.admission.end_group()
+        self.admission.report(at_once=True)
 
     def start(self) -> "Ingest":
         self.loop.start()

@@ -10,11 +10,10 @@ import pytest
 from ffstream.errors import BacklogFull, JournalFull, Unavailable
 from ffstream.journal import schema
 from ffstream.journal.journal import Entry, Journal
-from ffstream.server import admission as module
 from ffstream.server.admission import Admission
 from ffstream.wire.messages import NAMELESS_PREFIX
 from tests.in_process import INPUTS
-from tests.unit.server.ingest import Ingest
+from tests.unit.server.ingest import Ingest, look_at_every_turn
 
 MIB = 1 << 20
 Make = Callable[..., Ingest]
@@ -23,7 +22,7 @@ Make = Callable[..., Ingest]
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """An ingest whose loop does not run: the test is its thread, and looks as often as it wants."""
-    monkeypatch.setattr(module, "_LOOK_S", 0.0)
+    look_at_every_turn(monkeypatch)
     made: list[Ingest] = []
 
     def build(**limits: float) -> Ingest:
@@ -54,7 +53,8 @@ def admit_all(admission: Admission, entries: list[Entry]) -> tuple[list[Entry], 
 
 def store(ingest: Ingest, entries: list[Entry]) -> None:
     ingest.journal.append(entries)
-    ingest.admission.stored(sum(len(entry.images) for entry in entries))
+    ingest.housekeeping.stored(sum(len(entry.images) for entry in entries))
+    ingest.admission.end_group()
 
 
 # --- backlog --------------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_a_full_backlog_is_said_until_a_tenth_is_learned(make: Make) -> None:
     told = []
 
     def look() -> float:
-        ingest.admission.look()
+        ingest.look()
         told.append(ingest.metric("refusing_samples", reason="backlog_full"))
         return told[-1]
 
@@ -139,19 +139,19 @@ def test_a_log_that_a_reader_pins_is_measured_said_and_counts_towards_the_limit(
     assert journal.bytes_used() < MIB
     for _ in range(3):
         assert admission.obstacle() is None, "a read that takes a moment is no matter"
-        admission.look()
+        ingest.look()
     error = admission.obstacle()
     assert isinstance(error, JournalFull)
     assert "reader pins" in error.message
     assert "fuser" in error.hint
-    assert not admission.journal_is_full, "deleting rows would not help"
+    assert not ingest.housekeeping.journal_is_full, "deleting rows would not help"
     assert ingest.metric("journal_log_bytes") == journal.log_bytes() > 20 * MIB
     assert ingest.metric("warning", reason="log_pinned") == 1
     assert list(admission.status()["warnings"]) == ["log_pinned"]
     assert admission.status()["journal"]["log_bytes"] > 20 * MIB
     assert caplog.text.count("warning name=log_pinned") == 1
     reader.close()
-    admission.look()
+    ingest.look()
     assert admission.obstacle() is None
     assert (
         journal.log_bytes()
@@ -166,14 +166,14 @@ def test_a_log_of_usual_size_is_left_alone(make: Make, monkeypatch: pytest.Monke
     ingest = make(journal_max_bytes=16 * MIB, backlog_max_samples=10**6)
     monkeypatch.setattr(ingest.journal, "fold_log", lambda: pytest.fail("it was folded"))
     grow(ingest, 4)
-    ingest.admission.look()
+    ingest.look()
     assert ingest.metric("journal_log_bytes") > 4 * MIB
 
 
 def test_a_short_disk_gets_the_log_back(make: Make) -> None:
     ingest = make(disk_min_free_bytes=2**62, backlog_max_samples=10**6)
     grow(ingest, 2)
-    ingest.admission.look()
+    ingest.look()
     assert ingest.journal.log_bytes() == 0
 
 
@@ -186,7 +186,7 @@ def test_a_foreign_reader_in_a_transaction_does_not_keep_messages_waiting(
     store(ingest, [message(1)])
     pinned(ingest.journal)
     grow(ingest, 10)
-    ingest.admission.look()
+    ingest.look()
     assert ingest.journal.append([message(ingest.journal.next_n("a"))])
 
 
@@ -206,9 +206,9 @@ def test_a_write_lock_refuses_until_a_commit_succeeds(make: Make, monkeypatch: p
             journal.append([message(2)])
         assert "another program holds its write lock" in caught.value.message
         assert "fuser" in caught.value.hint
-        admission.failed(caught.value)
+        ingest.fail(caught.value)
         for _ in range(20):
-            admission.look()
+            ingest.look()
             journal.trim(0)
             error = admission.obstacle()
             assert error is not None
@@ -217,7 +217,7 @@ def test_a_write_lock_refuses_until_a_commit_succeeds(make: Make, monkeypatch: p
             assert admission.credit() == 0
         with pytest.raises(Unavailable):
             journal.trim(1)
-    admission.look()
+    ingest.look()
     assert admission.obstacle() is None
     assert ingest.metric("refusing_samples", reason="unavailable") == 0
     assert journal.append([message(2)])[0].first_seq == 2
@@ -232,14 +232,14 @@ def test_a_disk_that_is_full_refuses_until_a_commit_of_that_size_succeeds(make: 
     large = message(2, size=MIB)
     with pytest.raises(Unavailable) as caught:
         journal.append([large])
-    admission.failed(caught.value, MIB)
+    ingest.fail(caught.value, MIB)
     for _ in range(3):
-        admission.look()
+        ingest.look()
         error = admission.obstacle()
         assert error is not None
         assert error.code == "disk_full"
     journal._db.execute("PRAGMA max_page_count = 1073741823")
-    admission.look()
+    ingest.look()
     assert admission.obstacle() is None
     assert journal.append([large])
     assert journal._db.execute("SELECT count(*) FROM probes").fetchone() == (0,)
@@ -262,10 +262,10 @@ def test_idle_nameless_clients_make_room_before_the_limit_is_reached(
     monkeypatch.setattr(journal._clock, "now", lambda: now)
     store(ingest, [message(1, "named"), *(message(1, nameless(at)) for at in range(16))])
     now += 3600
-    admission.look()
+    ingest.look()
     assert journal.clients == 17, "there is room: nobody has to go"
     store(ingest, [message(1, nameless(99))])
-    admission.look()
+    ingest.look()
     assert journal.knows("named")
     assert journal.knows(nameless(99)), "it was seen a moment ago"
     assert journal.clients == 2
@@ -283,7 +283,7 @@ def test_nameless_clients_that_may_send_again_are_kept_and_the_limit_is_announce
     monkeypatch.setattr(journal._clock, "now", lambda: now)
     store(ingest, [message(1, nameless(at)) for at in range(20)])
     now += 3599
-    admission.look()
+    ingest.look()
     assert journal.clients == 20
     assert admit_all(admission, [message(1, "new")])[1] == {"too_many_clients"}
     receipt = journal.receipt(nameless(7), 1)
@@ -293,7 +293,7 @@ def test_nameless_clients_that_may_send_again_are_kept_and_the_limit_is_announce
     assert "limits.clients_max" in admission.status()["warnings"]["clients_near_limit"]
     assert caplog.text.count("warning name=clients_near_limit") == 1
     now += 1
-    admission.look()
+    ingest.look()
     assert journal.clients == 0
     assert admit_all(admission, [message(1, "new")])[1] == set()
     assert ingest.metric("warning", reason="clients_near_limit") == 0
@@ -302,15 +302,15 @@ def test_nameless_clients_that_may_send_again_are_kept_and_the_limit_is_announce
 
 def test_nameless_clients_of_one_key_give_way_to_others_of_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     ingest = make(client_names_max=10, client_nameless_forget_after_s=3600)
-    admission, journal = ingest.admission, ingest.journal
+    journal = ingest.journal
     now = 0.0
     monkeypatch.setattr(journal._clock, "now", lambda: now)
     crowd = [message(1, f"anna\x1f{nameless(at)}") for at in range(10)]
     store(ingest, [*crowd, message(1, f"bert\x1f{nameless(0)}"), message(1, nameless(0))])
-    admission.look()
+    ingest.look()
     assert ingest.metric("warning", reason="clients_near_limit") == 1
     now += 3600
-    admission.look()
+    ingest.look()
     assert journal.names("anna\x1f") == 0
     assert journal.clients == 2, "nobody else has to go"
     assert ingest.metric("warning", reason="clients_near_limit") == 0
@@ -321,7 +321,7 @@ def test_what_is_forgotten_before_its_rows_stays_forgotten_after_a_restart(make:
     journal = ingest.journal
     store(ingest, [message(1, nameless(1)), message(1, "named")])
     journal.end(nameless(1))
-    ingest.admission.look()
+    ingest.look()
     assert not journal.knows(nameless(1)), "it has said goodbye"
     journal.close()
     with closing(Journal(journal.path, inputs=INPUTS, labels=4)) as again:

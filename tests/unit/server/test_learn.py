@@ -17,14 +17,14 @@ from zmq.utils.monitor import recv_monitor_message
 from ffstream.config import Limits
 from ffstream.errors import ConfigError, DiskFull, StartBlocked
 from ffstream.metrics import Metrics
-from ffstream.server import admission
+from ffstream.server import admission, housekeeping
 from ffstream.server.control import ControlLoop
 from ffstream.server.router import Received
 from ffstream.wire.codec import ImageChecker
 from ffstream.wire.messages import Bye, Hello, Pong, Samples
 from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
-from tests.unit.server.ingest import LIMITS, MESSAGE_MAX_BYTES, Ingest
+from tests.unit.server.ingest import LIMITS, MESSAGE_MAX_BYTES, Ingest, look_at_every_turn
 
 Serve = Callable[..., Ingest]
 
@@ -269,7 +269,7 @@ def test_a_number_that_was_stored_with_other_samples_is_refused(ingest: Ingest) 
     assert (answer["code"], answer["retry"], answer["n"]) == ("stored_differently", False, 1)
     peer.samples(1)
     assert set(peer.acked(1)) == {1}
-    ingest.trim_to = 1
+    ingest.trim_to(1)
     wait_until(lambda: on_disk(ingest) == [], 10, "its row is deleted")
     peer.samples(1)
     assert set(peer.acked(1)) == {1}
@@ -360,7 +360,8 @@ def test_a_journal_over_its_size_refuses_until_it_is_trimmed(serve: Serve) -> No
     assert refused(answer) == ("error", "journal_full", True)
     peer.send("ping")
     assert peer.answer()["credit"] == 0
-    ingest.applied_seq = ingest.trim_to = ingest.journal.head.seq
+    ingest.applied_seq = ingest.journal.head.seq
+    ingest.trim_to(ingest.applied_seq)
     await_credit(peer)
     wait_until(lambda: on_disk(ingest) == [], 10, "all rows are deleted")
     peer.samples(n, base=n)
@@ -378,7 +379,7 @@ def test_a_full_disk_refuses_the_group_and_the_next_one_is_stored(
     (pages,) = database.execute("PRAGMA page_count").fetchone()
     with monkeypatch.context() as patch:
         # The look once a second would find the disk itself in order and take samples again before this test looks.
-        patch.setattr(admission, "_LOOK_S", math.inf)
+        patch.setattr(housekeeping, "_MEASURE_EVERY_S", math.inf)
         database.execute(f"PRAGMA max_page_count = {pages}")
         n, answer = 1, {"type": "ack"}
         while answer["type"] == "ack":
@@ -418,7 +419,7 @@ def test_a_client_not_seen_for_long_makes_room_for_another(serve: Serve) -> None
         peer.acked(1)
     peer.samples(1, client="c")
     assert refused(peer.answer()) == ("error", "too_many_clients", True), "its samples may still be learned again"
-    ingest.trim_to = 2
+    ingest.trim_to(2)
     wait_until(lambda: ingest.journal.clients == 0, 20, "both are forgotten")
     peer.samples(1, client="c")
     assert set(peer.acked(1)) == {1}
@@ -608,8 +609,8 @@ def test_names_that_a_failed_commit_did_not_store_do_not_count(
     with monkeypatch.context() as patch:
         patch.setattr(served.ingest.journal, "append", refuse)
         assert served.codes(*(("anna", samples(1, name)) for name in "ab")) == ["disk_full"] * 2
-    monkeypatch.setattr(admission, "_LOOK_S", 0.0)
-    served.ingest.admission.look()
+    look_at_every_turn(monkeypatch)
+    served.ingest.look()
     assert served.codes(*(("anna", samples(1, name)) for name in "cd")) == ["ack"] * 2
 
 
@@ -643,11 +644,11 @@ def test_rows_that_no_checkpoint_needs_are_deleted(ingest: Ingest) -> None:
     for n in range(1, 21):
         peer.samples(n)
     peer.acked(20)
-    ingest.trim_to = 15
+    ingest.trim_to(15)
     wait_until(lambda: len(on_disk(ingest)) == 5, 10, "rows are deleted")
     peer.samples(3)
     assert peer.acked(1) == {3: (3, 1)}, "its receipt is still there"
-    ingest.trim_to = 20
+    ingest.trim_to(20)
     wait_until(lambda: on_disk(ingest) == [], 10, "the rest is deleted")
 
 

@@ -15,10 +15,11 @@ from ffstream.metrics import Metrics
 from ffstream.server import pacing
 from ffstream.server.predict import PredictLoop
 from ffstream.serving.predictor import Predictor
-from ffstream.serving.snapshot import Snapshot, Snapshots
+from ffstream.serving.snapshot import Snapshot
 from ffstream.wire.codec import ImageChecker
 from tests.in_process import INPUTS, SMALL, Peer, images
 from tests.support import wait_until
+from tests.unit.serving.answers import begun_with
 
 RECIPE = load(settings=SMALL, environment={}).network
 
@@ -26,7 +27,7 @@ RECIPE = load(settings=SMALL, environment={}).network
 class Oracle:
     def __init__(self, *, is_behind: bool = False, learning_min_share: float = 0.25) -> None:
         self.classifier: Classifier = Network(RECIPE).classifier()
-        self.snapshots = Snapshots(Snapshot(self.classifier, 3, 17))
+        self.snapshots = begun_with(Snapshot(self.classifier, 3, 17))
         self.metrics = Metrics()
         self.failures: list[Exception] = []
         self.loop = PredictLoop(

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from ffstream.ff.network import Network
 from ffstream.serving.predictor import Predictor
-from ffstream.serving.snapshot import Snapshot, Snapshots
-from tests.unit.serving.answers import INPUTS, LABELS, RECIPE, always, snapshot
+from ffstream.serving.snapshot import Snapshot
+from tests.unit.serving.answers import INPUTS, LABELS, RECIPE, always, begun_with, snapshot
 
 
 def query(size: int, dtype: str, seed: int) -> NDArray[Any]:
@@ -18,7 +18,7 @@ def query(size: int, dtype: str, seed: int) -> NDArray[Any]:
 
 def test_each_query_gets_its_own_answer_in_order_whatever_it_is_mixed_with() -> None:
     classifier = Network(RECIPE.change(widths=[8, 6])).classifier()
-    predictor = Predictor(Snapshots(Snapshot(classifier, 1, 0)))
+    predictor = Predictor(begun_with(Snapshot(classifier, 1, 0)))
     kinds = [(3, "uint8"), (1, "float32"), (40, "uint8"), (2, "float32"), (1, "uint8"), (0, "uint8")]
     queries = [query(size, dtype, seed) for seed, (size, dtype) in enumerate(kinds)]
     answers = predictor.answer(queries)
@@ -35,7 +35,7 @@ def test_each_query_gets_its_own_answer_in_order_whatever_it_is_mixed_with() -> 
 
 def test_queries_that_wait_together_are_answered_from_one_snapshot() -> None:
     """Even if another one is published between the uint8 and the float32 images."""
-    snapshots = Snapshots(snapshot(0))
+    snapshots = begun_with(snapshot(0))
 
     class Publishing:
         def predict(self, images: torch.Tensor) -> Any:
@@ -53,4 +53,4 @@ def test_queries_that_wait_together_are_answered_from_one_snapshot() -> None:
 
 
 def test_no_queries_no_answers() -> None:
-    assert Predictor(Snapshots(snapshot(1))).answer([]) == []
+    assert Predictor(begun_with(snapshot(1))).answer([]) == []

@@ -2,7 +2,7 @@ import threading
 
 from ffstream.serving.snapshot import Snapshots
 from tests.support import wait_until
-from tests.unit.serving.answers import DEADLINE_S, snapshot
+from tests.unit.serving.answers import DEADLINE_S, begun_with, snapshot
 
 
 class Waiter:
@@ -28,14 +28,14 @@ def waiting(snapshots: Snapshots, count: int) -> None:
 
 
 def test_the_current_one_is_the_last_published() -> None:
-    snapshots = Snapshots(snapshot(0))
+    snapshots = begun_with(snapshot(0))
     assert snapshots.current.version == 0
     snapshots.publish(snapshot(1))
     assert snapshots.current.version == 1
 
 
 def test_waiting_ends_when_the_sample_is_learned_and_not_before() -> None:
-    snapshots = Snapshots(snapshot(0))
+    snapshots = begun_with(snapshot(0))
     near, far = Waiter(snapshots, 100), Waiter(snapshots, 101)
     waiting(snapshots, 2)
     snapshots.publish(snapshot(1))
@@ -47,13 +47,13 @@ def test_waiting_ends_when_the_sample_is_learned_and_not_before() -> None:
 
 
 def test_what_is_learned_already_is_not_waited_for() -> None:
-    snapshots = Snapshots(snapshot(3))
+    snapshots = begun_with(snapshot(3))
     assert snapshots.wait_for(300, 0.0)
     assert not snapshots.wait_for(301, 0.0)
 
 
 def test_a_closed_one_lets_everybody_go_and_tells_the_truth() -> None:
-    snapshots = Snapshots(snapshot(1))
+    snapshots = begun_with(snapshot(1))
     waiter = Waiter(snapshots, 101)
     waiting(snapshots, 1)
     snapshots.close()

@@ -1,0 +1,92 @@
+"""Where a training run begins, and whether that state fits the network.
+
+The checksums of a checkpoint say that its files are those that were written, not that they hold this network's
+state. Everything is checked before any of it is used: with a missing tensor, a part of the network would start from
+its random initialisation, and nobody would notice.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+
+from ffstream.errors import CheckpointIncompatible
+from ffstream.ff.member import Member, joined
+
+_POSITIONS = ("step", "version", "phase_position")
+_LARGEST = 2**62
+_COUNTS = ("samples", "seen")  # numbers of samples, which step sizes depend on
+
+
+class ResumeState(NamedTuple):
+    """Nothing learned, or what a checkpoint holds: it has learned the samples up to `seq`.
+
+    Within one process, versions of snapshots only increase; after a crash they may repeat.
+    """
+
+    seq: int = 0
+    tensors: Mapping[str, Tensor] = {}
+    progress: Mapping[str, Any] = {}
+    version_at_least: int = 0
+
+    @property
+    def version(self) -> int:
+        """Version of the snapshot with these weights."""
+        saved: int = self.progress.get("version", 0)
+        return max(self.version_at_least, saved)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing is learned yet."""
+        return not (self.seq or self.tensors or self.progress)
+
+    def check_network(self, members: Mapping[str, Member]) -> None:
+        """Raises CheckpointIncompatible unless the tensors, those of the replay buffer aside, are the members'
+        state, and the positions in the stream are counts."""
+        expected = joined((name, member.state_dict()) for name, member in members.items())
+        found = {name for name in self.tensors if not name.startswith("replay.")}
+        odd = sorted(found ^ expected.keys())
+        if odd:
+            raise self._misfit(f"{odd[0]!r} is {'not expected' if odd[0] in found else 'missing'}")
+        for name, like in expected.items():
+            self._check_like(name, like.shape, like.dtype)
+            if name.rpartition(".")[2] in _COUNTS and not 0 <= float(self.tensors[name]) < math.inf:
+                raise self._misfit(f"{name!r} is {float(self.tensors[name])}")
+        for name in _POSITIONS:
+            if not _is_count(self.progress.get(name)):
+                raise self._misfit(f"{name!r} is not a count")
+
+    def check_replay(self, *, capacity: int, inputs: int, labels: int) -> None:
+        """Raises CheckpointIncompatible unless the replay buffer is complete and holds samples of this network.
+
+        A state without one comes from a run without replay.
+        """
+        added = self.progress.get("replay.added")
+        present = [name for name in ("replay.images", "replay.labels") if name in self.tensors]
+        if added is None and not present:
+            return
+        if not _is_count(added) or len(present) != 2:
+            raise self._misfit("the replay buffer is incomplete")
+        size = min(added, capacity)
+        self._check_like("replay.images", (size, inputs), torch.uint8)
+        self._check_like("replay.labels", (size,), torch.int64)
+        kept = self.tensors["replay.labels"]
+        if size and not 0 <= int(kept.min()) <= int(kept.max()) < labels:
+            raise self._misfit(f"the replay buffer holds a label outside 0 to {labels - 1}")
+
+    def _check_like(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+        value = self.tensors[name]
+        if tuple(value.shape) != tuple(shape) or value.dtype != dtype:
+            raise self._misfit(f"{name!r} is {value.dtype} {tuple(value.shape)}, not {dtype} {tuple(shape)}")
+
+    def _misfit(self, what: str) -> CheckpointIncompatible:
+        return CheckpointIncompatible(
+            f"checkpoint {self.seq} does not hold this network's state: {what}",
+            hint="move its folder away: then the one before is used; or use another --state folder",
+        )
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < _LARGEST
