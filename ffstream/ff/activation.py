@@ -1,6 +1,6 @@
 """Activations: h = φ(z), elementwise, and their derivative φ′(z).
 
-All are exact for any shape. ReLU is what Hinton (2022) uses; the others are for experiments.
+Each works on tensors of any shape. Hinton (2022) uses ReLU; the others are for experiments.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Relu(Activation):
 
 @register
 class LeakyRelu(Activation):
-    """φ(z) = z for z > 0, else slope · z (Maas et al. 2013)."""
+    """φ(z) = z for z > 0, otherwise slope · z (Maas et al. 2013)."""
 
     kind: Literal["leaky_relu"] = "leaky_relu"
-    slope: float = Field(0.1, ge=0, lt=1, description="derivative below zero")
+    slope: float = Field(0.1, ge=0, lt=1, description="derivative for negative preactivations")
 
     def value(self, z: Tensor) -> Tensor:
         """φ(z)."""
@@ -88,28 +88,29 @@ class Silu(Activation):
 
 @register
 class Gelu(Activation):
-    """φ(z) = z Φ(z), Φ the normal distribution function (Hendrycks and Gimpel 2016), exact."""
+    """φ(z) = z Φ(z), where Φ is the cumulative distribution function of the standard normal
+    distribution (Hendrycks and Gimpel 2016). Computed exactly, not with the tanh approximation."""
 
     kind: Literal["gelu"] = "gelu"
 
     def value(self, z: Tensor) -> Tensor:
         """φ(z)."""
-        return z * self._distribution(z)
+        return z * self._normal_cdf(z)
 
     def gradient(self, z: Tensor) -> Tensor:
-        """φ′(z) = Φ(z) + z N(z)."""
+        """φ′(z) = Φ(z) + z N(z), where N is the density of the standard normal distribution."""
         density = (z.square() * -0.5).exp() * (1 / math.sqrt(2 * math.pi))
-        return self._distribution(z) + z * density
+        return self._normal_cdf(z) + z * density
 
     @staticmethod
-    def _distribution(z: Tensor) -> Tensor:
+    def _normal_cdf(z: Tensor) -> Tensor:
         return ((z * math.sqrt(0.5)).erf() + 1) * 0.5
 
 
 @register
 class StudentT(Activation):
-    """φ(z) = log(1 + z²), up to a constant the negative log density of a Student-t distribution with one degree of
-    freedom (Hinton 2022, section 7, names it as an alternative to ReLU)."""
+    """φ(z) = log(1 + z²): up to a constant, the negative log density of a Student-t distribution with one degree of
+    freedom. Hinton (2022, section 7) suggests it as an alternative to ReLU."""
 
     kind: Literal["student_t"] = "student_t"
 

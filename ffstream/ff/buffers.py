@@ -1,6 +1,7 @@
-"""Memory that is used again from step to step.
+"""Memory that is reused from step to step.
 
-A result in new memory costs several times what one in used memory costs: pages come one by one, and zeroed.
+Writing into fresh memory costs several times as much as writing into memory that was used before: the operating
+system maps the pages one by one and clears them first.
 """
 
 import weakref
@@ -11,37 +12,41 @@ from torch import Tensor
 
 
 class Buffers:
-    """Gives memory by name. This one gives new memory each time: for predictions, which any thread may ask for."""
+    """Allocates a new tensor for every call. Safe from several threads at once, so predictions use it."""
 
     def get(self, name: str, like: Tensor, rows: int, *shape: int) -> Tensor:
-        """An uninitialised tensor (rows, *shape) of the type and on the device of `like`."""
+        """An uninitialised tensor (rows, *shape) with the dtype and the device of `like`."""
         return torch.empty(rows, *shape, dtype=like.dtype, device=like.device)
 
 
-class KeptBuffers(Buffers):
-    """Gives the same memory for the same name: what was in it is lost. For one thread."""
+class ReusedBuffers(Buffers):
+    """Returns the same memory whenever the same name is requested, so earlier contents are lost. For one thread."""
 
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
     def get(self, name: str, like: Tensor, rows: int, *shape: int) -> Tensor:
-        """The first `rows` rows of the buffer of that name, which grows when it must."""
+        """The first `rows` rows of the buffer with that name. The buffer grows when it has fewer rows."""
         held = self._held.get(name)
         if held is None or len(held) < rows or held.shape[1:] != shape or held.dtype != like.dtype:
             held = self._held[name] = torch.empty(rows, *shape, dtype=like.dtype, device=like.device)
         return held[:rows]
 
 
-class CopyPool:
-    """Copies of one owner's tensors, by name. As many buffers are kept as copies were ever held at once."""
+class BufferPool:
+    """Copies tensors, by name, into memory that returns to the pool when a copy is garbage-collected.
+
+    The pool keeps as many buffers of a name as there were copies in use at the same time.
+    """
 
     def __init__(self) -> None:
         self._free: defaultdict[str, list[Tensor]] = defaultdict(list)
 
     def copy(self, name: str, source: Tensor) -> Tensor:
-        """A copy of `source`; when nobody holds it any more, its memory serves the next one of that name.
+        """A copy of `source`. Its memory is reused once the returned tensor is gone, so keep the tensor itself: a
+        view of it does not count.
 
-        For one thread at a time; copies may be let go on any. Keep what this returns, not a view of it.
+        Call this from one thread at a time. The copies may be released on any thread.
         """
         free = self._free[name]
         try:

@@ -1,6 +1,6 @@
-"""Prediction: the label whose goodness, summed over the layers, is highest.
+"""Prediction: the label with the highest goodness, summed over the layers.
 
-A classifier is an immutable set of weights. It uses the layers' own formulas: what predicts is what learns.
+A classifier is an immutable set of weights. It computes with the same formulas as learning (`formulas.py`).
 Shapes: B samples, I inputs, N rows, F units, L labels.
 """
 
@@ -16,19 +16,20 @@ from ffstream.ff.input import Preprocessor, to_unit
 from ffstream.ff.member import INPUT, below, layer_name
 from ffstream.ff.recipe import Recipe
 
-_CHUNK = 256  # samples at a time, so that a large query needs no more memory than a microbatch
-_FILL = 16
+_CHUNK = 256  # samples computed at a time, so that a large query needs no more memory than a microbatch
+_ROW_MULTIPLE = 16
 
 
 class Prediction(NamedTuple):
-    """Labels (B), int64, and goodness for each label (B, L), float32, both on the CPU."""
+    """The predicted labels (B; int64) and the goodness of every label (B, L; float32), both on the CPU."""
 
     labels_B: Tensor
     goodness_BL: Tensor
 
 
 class Classifier:
-    """Weights that answer, by the names that `Network.weights` gives. Safe to use from several threads at once."""
+    """Predicts with fixed weights, named as `Network.weights` names them. Safe to use from several threads at
+    once."""
 
     def __init__(self, recipe: Recipe, weights: Mapping[str, Tensor]) -> None:
         self.recipe = recipe
@@ -43,54 +44,59 @@ class Classifier:
         self._buffers = Buffers()
 
     def predict(self, images_BI: Tensor) -> Prediction:
-        """Labels and goodness of images (B, I): uint8, or float32 between 0 and 1."""
+        """Predicts images (B, I): uint8, or float32 between 0 and 1."""
         chunks = [self._score(chunk) for chunk in images_BI.split(_CHUNK)]
         goodness_BL = torch.cat(chunks).cpu() if chunks else torch.empty(0, self.recipe.labels)
         return Prediction(goodness_BL.argmax(1), goodness_BL)
 
     def preprocess(self, images_BI: Tensor) -> Tensor:
-        """What the first layer gets (B, I), float32."""
+        """The first layer's input (B, I), float32."""
         return self._preprocessor.apply(to_unit(images_BI, self._device, self._buffers), self._input)
 
     def goodness(self, images_BI: Tensor) -> list[Tensor]:
-        """Goodness (B, L) of each layer for every label."""
+        """The goodness (B, L) of every label, for each layer."""
         x_NI = self.preprocess(images_BI)
         conditioned = self.recipe.activities == "label_conditioned"
-        found: list[Tensor] = []
+        by_layer: list[Tensor] = []
         labels_N = None
         for formulas, weights in zip(self._formulas, self._layers, strict=True):
-            seen = formulas.forward(x_NI, weights, self._dtype, self._buffers)
-            z_NF = seen.z_NF
+            result = formulas.forward(x_NI, weights, self._dtype, self._buffers)
+            z_NF = result.z_NF
             if labels_N is not None:
-                formulas.scheme.condition_(z_NF, seen.gain_N, weights, labels_N)
-                found.append(formulas.of_labels.by_row(z_NF).view(len(images_BI), -1))
+                formulas.scheme.condition_(z_NF, result.label_scale_N, weights, labels_N)
+                by_layer.append(formulas.label_formulas.by_row(z_NF).view(len(images_BI), -1))
             else:
-                found.append(formulas.of_labels.by_label(z_NF, seen.gain_N, weights))
-                if conditioned:  # from here on a row for each sample and label
-                    z_NF = formulas.scheme.expand(z_NF, seen.gain_N, weights, self.recipe.labels).flatten(0, 1)
+                by_layer.append(formulas.label_formulas.by_label(z_NF, result.label_scale_N, weights))
+                if conditioned:  # later layers compute one row for each sample and label
+                    z_NF = formulas.scheme.expand(z_NF, result.label_scale_N, weights, self.recipe.labels).flatten(
+                        0, 1
+                    )
                     labels_N = torch.arange(self.recipe.labels, device=self._device).repeat(len(images_BI))
-            if len(found) < len(self._formulas):
+            if len(by_layer) < len(self._formulas):
                 out_NF = z_NF if z_NF.dtype == self._dtype else torch.empty_like(z_NF, dtype=self._dtype)
                 x_NI = formulas.activities(z_NF, out_NF)
-        return found
+        return by_layer
 
     def _score(self, images_BI: Tensor) -> Tensor:
-        """Σ weight · goodness over the layers, (B, L)."""
+        """Σ score_weight · goodness over the layers: (B, L)."""
         count = len(images_BI)
-        filled = _filled_up(count, self._device, self._dtype)
-        if filled > count:
-            images_BI = torch.cat((images_BI, images_BI.new_zeros(filled - count, images_BI.shape[1])))
-        shares = [layer.score_weight for layer in self.recipe.layers]
-        weighted = zip(shares, self.goodness(images_BI), strict=True)
-        scored = [goodness_BL if share == 1 else goodness_BL * share for share, goodness_BL in weighted if share]
-        return torch.stack(scored).sum(0)[:count]
+        padded = _padded_rows(count, self._device, self._dtype)
+        if padded > count:
+            images_BI = torch.cat((images_BI, images_BI.new_zeros(padded - count, images_BI.shape[1])))
+        weights = [layer.score_weight for layer in self.recipe.layers]
+        pairs = zip(weights, self.goodness(images_BI), strict=True)
+        scores = [goodness_BL if weight == 1 else goodness_BL * weight for weight, goodness_BL in pairs if weight]
+        return torch.stack(scores).sum(0)[:count]
 
 
-def _filled_up(count: int, device: torch.device, dtype: torch.dtype) -> int:
-    """Rows to compute: a few more where the processor compiles products for each number of rows.
+def _padded_rows(count: int, device: torch.device, dtype: torch.dtype) -> int:
+    """How many rows to compute for `count` samples.
 
-    That takes half a millisecond, and 0.3 MB that stay. So there are 20 numbers: powers of two and multiples of 16.
+    On the CPU, a bfloat16 product is compiled once for each number of rows, which takes half a millisecond and keeps
+    0.3 MB for good. Rounding up to powers of two and multiples of 16 limits this to 20 different numbers.
     """
     if device.type != "cpu" or dtype is not torch.bfloat16:
         return count
-    return 1 << max(count - 1, 0).bit_length() if count <= _FILL else -(-count // _FILL) * _FILL
+    return (
+        1 << max(count - 1, 0).bit_length() if count <= _ROW_MULTIPLE else -(-count // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    )

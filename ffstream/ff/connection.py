@@ -1,7 +1,7 @@
-"""Connections: z = C(x̂; W) + b, from an input of some shape to an output of another.
+"""Connections: z = C(x̂; W) + b, from a row of one shape to a row of another.
 
-A member states its shapes and its formula. By default the gradient is that of the formula by autograd, within the
-layer; `implementation` names a class that computes both faster (see `ff/maps.py`).
+A connection defines its shapes and its formula. By default autograd differentiates the formula, within the layer
+only; `implementation` may name a class that computes the formula and its gradient faster (see `ff/maps.py`).
 """
 
 from __future__ import annotations
@@ -21,46 +21,47 @@ Shape = tuple[int, ...]
 
 
 class Connection(Part):
-    """A linear map with a bias, and its shapes."""
+    """A map that is linear in its parameters, and its shapes."""
 
     family: ClassVar[str] = "connection"
     must_define: ClassVar[tuple[str, ...]] = ("output_shape", "parameters", "fan_in", "formula")
     implementation: ClassVar[str] = "ffstream.ff.maps:FormulaMap"
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        """Shape of one row's output. Raises ValueError for an input that it does not take."""
+        """The shape of one output row. Raises ValueError if the connection cannot take such an input."""
         raise NotImplementedError
 
     def parameters(self, input_shape: Shape) -> dict[str, Shape]:
-        """Shapes of `weight`, of `bias`, and of what else it learns. A weight begins uniform in ±1/√fan_in."""
+        """The shapes of `weight`, `bias` and any other parameters. `weight` is initialised uniformly in ±1/√fan_in,
+        all others with zeros."""
         raise NotImplementedError
 
     def fan_in(self, input_shape: Shape) -> int:
-        """Inputs of a unit."""
+        """The number of inputs of one unit."""
         raise NotImplementedError
 
     def formula(self, x_NI: Tensor, parameters: Mapping[str, Tensor], input_shape: Shape) -> Tensor:
-        """z (N, units) of normalised rows x̂ (N, inputs), both flat: the definition, which autograd can follow."""
+        """z (N, units) for normalised rows x̂ (N, inputs), both flat. Must be differentiable by autograd."""
         raise NotImplementedError
 
     @staticmethod
     def size(shape: Shape) -> int:
-        """Numbers in a row of that shape."""
+        """How many numbers a row of that shape has."""
         return size_of(shape)
 
     def build(self, input_shape: Shape) -> Any:
-        """An `ff.maps.Map` on rows of this shape."""
+        """An `ff.maps.Map` for input rows of this shape."""
         make: Callable[..., Any] = resolve(self.implementation)
         return make(self, input_shape)
 
 
 @register
 class Dense(Connection):
-    """Every unit sees every input: z = x̂Wᵀ + b."""
+    """Every unit is connected to every input: z = x̂Wᵀ + b."""
 
     kind: Literal["dense"] = "dense"
     implementation: ClassVar[str] = "ffstream.ff.maps:DenseMap"
-    units: int = Field(512, ge=1, description="outputs")
+    units: int = Field(512, ge=1, description="number of units, which is the width of the layer")
 
     def output_shape(self, input_shape: Shape) -> Shape:
         """(units)."""
@@ -71,7 +72,7 @@ class Dense(Connection):
         return {"weight": (self.units, size_of(input_shape)), "bias": (self.units,)}
 
     def fan_in(self, input_shape: Shape) -> int:
-        """All inputs."""
+        """All inputs of the layer."""
         return size_of(input_shape)
 
     def formula(self, x_NI: Tensor, parameters: Mapping[str, Tensor], input_shape: Shape) -> Tensor:
@@ -80,5 +81,5 @@ class Dense(Connection):
 
 
 def size_of(shape: Shape) -> int:
-    """Numbers in a row of that shape."""
+    """How many numbers a row of that shape has."""
     return math.prod(shape)

@@ -1,10 +1,10 @@
-"""A layer's mathematics without its weights, used by learning and by prediction alike.
+"""The mathematics of a layer, without its weights. Learning and prediction both use it.
 
-    x̂ = r·x                z = C(x̂; W) + b          z_l: z with label l, as the label scheme says
+    x̂ = r·x                z = C(x̂; W) + b          z_l = the preactivation with label l (see label_scheme.py)
     h_l = φ(z_l)           G_l = G(h_l)
-    ∂L/∂z_l = (∂L/∂G_l) G′(h_l) φ′(z_l)             from there the label scheme and the connection lead to ∂L/∂W
+    ∂L/∂z_l = (∂L/∂G_l) G′(h_l) φ′(z_l)             the label scheme and the connection turn this into ∂L/∂W
 
-Where ReLU meets a quadratic goodness and labels that are added, compiled kernels compute the same (`kernels`).
+`kernels.py` has compiled versions for ReLU with a quadratic goodness and a label that is added to the preactivation.
 
 Shapes: N rows, I inputs, F units, L labels.
 """
@@ -22,17 +22,18 @@ from ffstream.ff.maps import Map
 from ffstream.ff.recipe import LayerOptions
 
 
-class Pass(NamedTuple):
-    """What a forward pass computes: x in the products' precision, the factor r and the gain g of each row, z."""
+class ForwardResult(NamedTuple):
+    """What a forward pass computes: x in the dtype of the matrix products; for each row r, the inverse of its norm,
+    and g, the scale of the label vector that is added; z."""
 
     x_NI: Tensor
-    factor_N: Tensor
-    gain_N: Tensor
+    inverse_norm_N: Tensor
+    label_scale_N: Tensor
     z_NF: Tensor
 
 
 class Formulas:
-    """One layer: forward, goodness, errors, and what it passes on."""
+    """The formulas of one layer with the given options: from its input to goodness and activities."""
 
     def __init__(self, options: LayerOptions, input_shape: Shape, labels: int, device: torch.device) -> None:
         self.options = options
@@ -41,33 +42,34 @@ class Formulas:
         self.labels = labels
         self.map: Map = options.connection.build(input_shape)
         self.scheme = options.label_scheme
-        self.of_labels = kernels.fastest(
+        self.label_formulas = kernels.fastest(
             LabelFormulas(options.activation, options.goodness, options.label_scheme, labels), device
         )
 
-    def forward(self, x_NI: Tensor, weights: Weights, dtype: torch.dtype, buffers: Buffers) -> Pass:
-        """x: float32 that may be changed in place where the label scheme clears inputs, or activities from below."""
+    def forward(self, x_NI: Tensor, weights: Weights, dtype: torch.dtype, buffers: Buffers) -> ForwardResult:
+        """x (N, I) is float32, or has the dtype of the products. If the label scheme clears inputs, x is changed in
+        place."""
         if self.scheme.clears_inputs:
             x_NI[:, : self.labels] = 0
         squares_N = sum_squares(x_NI)
         if self.scheme.extra_squares:
             squares_N.add_(self.scheme.extra_squares)
-        factor_N = self.options.normalization.factor(squares_N, self.inputs)
+        inverse_norm_N = self.options.normalization.inverse_norm(squares_N, self.inputs)
         if x_NI.dtype != dtype:
             x_NI = buffers.get("input", torch.empty(0, dtype=dtype, device=x_NI.device), *x_NI.shape).copy_(x_NI)
-        z_NF = self.map.forward(x_NI, factor_N, weights, buffers)
-        return Pass(x_NI, factor_N, self.scheme.gain(factor_N), z_NF)
+        z_NF = self.map.forward(x_NI, inverse_norm_N, weights, buffers)
+        return ForwardResult(x_NI, inverse_norm_N, self.scheme.label_scale(inverse_norm_N), z_NF)
 
     def activities(self, z_NF: Tensor, out_NF: Tensor) -> Tensor:
-        """φ(z) into `out`, in its precision: what the next layer gets."""
+        """Writes φ(z), the next layer's input, into `out` in the dtype of `out`."""
         return self.options.activation.apply_(out_NF.copy_(z_NF))
 
-    def conditioned(self, seen: Pass, weights: Weights, labels_N: Tensor) -> Tensor:
-        """Preactivations (N, F) of the rows with a label each; those without it stay as they are."""
-        return self.scheme.condition_(seen.z_NF.clone(), seen.gain_N, weights, labels_N)
+    def conditioned(self, result: ForwardResult, weights: Weights, labels_N: Tensor) -> Tensor:
+        """Preactivations (N, F) of the rows with one label each, in a new tensor."""
+        return self.scheme.condition_(result.z_NF.clone(), result.label_scale_N, weights, labels_N)
 
 
 def sum_squares(x_NI: Tensor) -> Tensor:
-    """Σ_i x_i² of each row, in float32."""
+    """Σ_i x_i² of each row (N), in float32."""
     norm_N: Tensor = torch.linalg.vector_norm(x_NI, dim=1, dtype=torch.float32)
     return norm_N.square_()

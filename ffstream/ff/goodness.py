@@ -1,7 +1,8 @@
-"""Goodness: one number from the activities of a layer, high for positive data.
+"""Goodness: one number computed from the activities of a layer. Learning makes it high for positive data.
 
-With `negative` the sign turns: the goodness of positive data is then a *silent* layer (or class group).
-The members are not interchangeable: sums grow with the width of a layer, means do not.
+With `negative` the sign is reversed, so a layer (or group of units) falls silent for positive data.
+Changing the goodness usually means changing `objective.alpha` too: a sum grows with the width of the layer, a mean
+does not.
 
 Shapes: activities (…, K), goodness (…).
 """
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class Goodness(Part):
-    """G(h) and ∂G/∂h. Members implement `_value` and `_gradient` without the sign."""
+    """G(h) and ∂G/∂h. A member implements `_value` and `_gradient`; this class applies the sign."""
 
     family: ClassVar[str] = "goodness"
     must_define: ClassVar[tuple[str, ...]] = ("_value", "_gradient")
-    negative: bool = Field(False, description="low activity is good: G = −G(h)")
+    negative: bool = Field(False, description="reverse the sign: low activity is good")
 
     @property
     def sign(self) -> float:
-        """+1, or −1 with `negative`."""
+        """+1.0, or −1.0 with `negative`."""
         return -1.0 if self.negative else 1.0
 
     def value(self, h: Tensor) -> Tensor:
@@ -46,20 +47,20 @@ class Goodness(Part):
 
 
 class Quadratic(Goodness):
-    """A goodness that is c(K) · Σ_k h_k²: what the compiled kernels compute. Members implement `_factor`, c."""
+    """G = c(K) Σ_k h_k², which the compiled kernels can compute. A member implements `_coefficient`, c(K)."""
 
-    def scale(self, units: int) -> float:
-        """c(K), sign included."""
-        return self.sign * self._factor(units)
+    def coefficient(self, units: int) -> float:
+        """c(K) for K units, including the sign."""
+        return self.sign * self._coefficient(units)
 
-    def _factor(self, units: int) -> float:
+    def _coefficient(self, units: int) -> float:
         raise NotImplementedError
 
     def _value(self, h: Tensor) -> Tensor:
-        return h.square().sum(-1) * self._factor(h.shape[-1])
+        return h.square().sum(-1) * self._coefficient(h.shape[-1])
 
     def _gradient(self, h: Tensor) -> Tensor:
-        return h * (2 * self._factor(h.shape[-1]))
+        return h * (2 * self._coefficient(h.shape[-1]))
 
 
 @register
@@ -72,7 +73,7 @@ class SumSquares(Quadratic):
 
     kind: Literal["sum_squares"] = "sum_squares"
 
-    def _factor(self, units: int) -> float:
+    def _coefficient(self, units: int) -> float:
         return 1.0
 
 
@@ -86,13 +87,13 @@ class MeanSquares(Quadratic):
 
     kind: Literal["mean_squares"] = "mean_squares"
 
-    def _factor(self, units: int) -> float:
+    def _coefficient(self, units: int) -> float:
         return 1 / units
 
 
 @register
 class Sum(Goodness):
-    """G = Σ_k h_k, not squared (the "un-squared" goodness of DeeperForward, 2025, up to the factor 1/K).
+    """G = Σ_k h_k: the un-squared goodness of DeeperForward (2025), without its factor 1/K.
 
     >>> Sum().value(torch.tensor([[3., 4.]]))
     tensor([7.])

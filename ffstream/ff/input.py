@@ -1,4 +1,4 @@
-"""Images made ready for the first layer: scaled to 0 … 1, preprocessed, on the device.
+"""From images to the first layer's input: move to the device, scale to 0 … 1, preprocess.
 
 Shapes: B samples, I inputs.
 """
@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ffstream.ff.buffers import Buffers, KeptBuffers
+from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.layer import Activities, Placement
 from ffstream.ff.objective import Phase
@@ -18,56 +18,63 @@ from ffstream.ff.recipe import Recipe
 
 
 class Preprocessor(Protocol):
-    """What a preprocessing computes. `weights` are what predictions need of its state."""
+    """Computes a preprocessing, and holds the state that is fitted to the stream."""
 
     def fit(self, pixels_BI: Tensor) -> None:
-        """Takes a microbatch of the stream into account."""
+        """Updates the state with a microbatch of the stream."""
         ...
 
     def apply(self, pixels_BI: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """Preprocessed pixels, which may be the same tensor, changed in place."""
+        """The preprocessed pixels. May change `pixels_BI` in place and return it."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """The state that `apply` needs: not a copy."""
+        """The part of the state that `apply` needs. Not a copy."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the state."""
+        """A copy of the whole state."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from a state."""
+        """Continues from a state that `state_dict` returned."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts over as before the first sample, but predicts with weights that `weights` returned."""
         ...
 
 
 class Unchanging:
-    """Does nothing."""
+    """Leaves images as they are."""
 
     def __init__(self, options: Unchanged, image_shape: Shape, device: torch.device) -> None:
         pass
 
     def fit(self, pixels_BI: Tensor) -> None:
-        """Nothing to take into account."""
+        """Does nothing: there is no state."""
 
     def apply(self, pixels_BI: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """The same pixels."""
+        """The pixels themselves."""
         return pixels_BI
 
     def weights(self) -> dict[str, Tensor]:
-        """None."""
+        """Empty."""
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """None."""
+        """Empty."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to continue from."""
+        """Does nothing: there is no state."""
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Does nothing: there is no state."""
 
 
 class Centering:
-    """pixels − mean, the mean of all images seen."""
+    """pixels − mean, where the mean is over all images seen so far."""
 
     def __init__(self, options: RunningMean, image_shape: Shape, device: torch.device) -> None:
         self._min_weight = options.min_weight
@@ -75,12 +82,12 @@ class Centering:
         self._seen = 0
 
     def fit(self, pixels_BI: Tensor) -> None:
-        """Moves the mean toward the microbatch's."""
+        """Moves the mean toward that of the microbatch."""
         self._seen += len(pixels_BI)
         self._mean_I.lerp_(pixels_BI.mean(0), max(len(pixels_BI) / self._seen, self._min_weight))
 
     def apply(self, pixels_BI: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """In place."""
+        """Subtracts the mean in place."""
         return pixels_BI.sub_(weights["mean"])
 
     def weights(self) -> dict[str, Tensor]:
@@ -88,34 +95,39 @@ class Centering:
         return {"mean": self._mean_I}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`mean` (I) and `seen`, how many images it is of."""
+        """A copy of `mean` (I) and `seen`, the number of images it was computed from."""
         return {"mean": self._mean_I.clone(), "seen": torch.tensor(self._seen)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from a state."""
+        """Continues from a state that `state_dict` returned."""
         self._mean_I.copy_(state["mean"])
         self._seen = int(state["seen"])
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Predicts with `mean` until the first microbatch, whose mean replaces it."""
+        self._mean_I.copy_(weights["mean"])
+        self._seen = 0
+
 
 def to_unit(images_BI: Tensor, device: torch.device, buffers: Buffers) -> Tensor:
-    """float32 pixels (B, I) between 0 and 1, from uint8 or float32, in a buffer."""
+    """Pixels (B, I) as float32 between 0 and 1, in a buffer. uint8 is divided by 255, float32 is copied."""
     like = torch.empty(0, device=device)
     pixels_BI = buffers.get("pixels", like, *images_BI.shape).copy_(images_BI)
     return pixels_BI.mul_(1 / 255) if images_BI.dtype == torch.uint8 else pixels_BI
 
 
 class Input:
-    """Before the first layer, on its thread."""
+    """The input of a network. It runs on the first layer's thread."""
 
     def __init__(self, recipe: Recipe, placement: Placement) -> None:
         self._device = placement.device
         self._preprocessor: Preprocessor = recipe.preprocessing.build(recipe.image_shape, placement.device)
-        self._buffers = KeptBuffers()
+        self._buffers = ReusedBuffers()
 
     def forward(self, images_BI: Tensor, labels_B: Tensor, step: int, phase: Phase) -> Activities:
-        """Label-free activities for the first layer, of images (B, I; uint8, or float32 in 0 to 1).
+        """Label-free activities for the first layer, from images (B, I; uint8, or float32 between 0 and 1).
 
-        `step` numbers the microbatch: random wrong labels depend on it and the seed alone.
+        `step` is the number of the microbatch: random wrong labels depend on it and on the seed only.
         """
         pixels_BI = to_unit(images_BI, self._device, self._buffers)
         self._preprocessor.fit(pixels_BI)
@@ -123,13 +135,17 @@ class Input:
         return Activities(x_BI, labels_B.to(self._device), None, step, phase)
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of what predictions need."""
+        """A copy of the state that predictions need."""
         return {name: value.clone() for name, value in self._preprocessor.weights().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the state."""
+        """A copy of the whole state."""
         return self._preprocessor.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from a state."""
+        """Continues from a state that `state_dict` returned."""
         self._preprocessor.load_state_dict(state)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts over with weights that `weights` returned."""
+        self._preprocessor.load_weights(weights)

@@ -1,8 +1,8 @@
-"""Fast paths: the parts of the algorithm that are not a matrix product, compiled. Each must equal its formula.
+"""Fast paths: compiled versions of formulas that are not matrix products. Each must equal its formula.
 
-What a label adds to a row is g·E[l], so for every label h = relu(z + g E[l]). Written with tensor operations this is
-half a dozen passes over N·L·F numbers, as much time as the products take; as a loop it is two passes over numbers
-that stay in the first-level cache. `loops` has the loops; they run on the CPU for float32 tensors.
+A label adds g·E[l] to a row, so h = relu(z + g E[l]) for every label l. Written with tensor operations, this takes
+six passes over N·L·F numbers, which takes as long as the matrix products. As a loop it takes two passes over numbers
+that stay in the first-level cache. The loops are in `loops.py`; they run on the CPU, for float32 tensors.
 
 Shapes: N rows, L labels, F units.
 """
@@ -19,13 +19,13 @@ from ffstream.ff.objective import Objective, Softmax
 
 
 def prepare() -> None:
-    """Imports the compiled loops now; otherwise the first caller that needs them does."""
+    """Imports the compiled loops now, so that the first caller that needs them does not have to wait."""
     from ffstream.ff import loops  # noqa: F401
 
 
 def fastest(formulas: LabelFormulas, device: torch.device) -> LabelFormulas:
-    """The same formulas, compiled where there are kernels for these parts on this device."""
-    # These classes, and no subclass of them: that may compute something else.
+    """The fastest implementation of these formulas on this device: compiled, if there are kernels for these parts."""
+    # Exactly these classes: a subclass may compute something else.
     if type(formulas.activation) is not Relu or type(formulas.goodness) not in (SumSquares, MeanSquares):
         return formulas
     compiles = device.type == "cpu" and type(formulas.scheme) in (Vectors, Pixels)
@@ -34,36 +34,36 @@ def fastest(formulas: LabelFormulas, device: torch.device) -> LabelFormulas:
 
 
 def fastest_objective(objective: Objective, device: torch.device) -> Objective:
-    """The same objective, compiled where there is a kernel for it on this device."""
+    """The fastest implementation of this objective on this device."""
     if type(objective) is Softmax and device.type == "cpu":
         return CompiledSoftmax.model_construct(**dict(objective))
     return objective
 
 
 class SquaredLabelFormulas(LabelFormulas):
-    """ReLU and a quadratic goodness: the derivative of ReLU is 1 where h is not 0, so no more than h is needed."""
+    """For ReLU with a quadratic goodness. ReLU's derivative is 1 where h > 0, so the gradient needs only h."""
 
     goodness: Quadratic
 
     def _error(self, z: Tensor, gradient: Tensor) -> Tensor:
-        factor = gradient * (2 * self.goodness.scale(z.shape[-1]))
-        return z.clamp_min(0).mul_(factor[..., None])
+        scaled = gradient * (2 * self.goodness.coefficient(z.shape[-1]))
+        return z.clamp_min(0).mul_(scaled[..., None])
 
 
 class CompiledLabelFormulas(SquaredLabelFormulas):
-    """The same with added labels, as loops over all labels of a row."""
+    """The same for label schemes that add a label vector, as compiled loops over all labels of a row."""
 
-    def by_label(self, z_NF: Tensor, gain_N: Tensor, weights: Weights) -> Tensor:
-        """Goodness (N, L) for every label."""
+    def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
+        """The goodness (N, L) of every label."""
         from ffstream.ff import loops
 
         squares_NL = torch.empty(len(z_NF), self.labels)
-        loops.squares(z_NF.numpy(), gain_N.numpy(), weights[VECTORS].numpy(), squares_NL.numpy())
-        scale = self.goodness.scale(z_NF.shape[1])
-        return squares_NL if scale == 1 else squares_NL.mul_(scale)
+        loops.squares(z_NF.numpy(), label_scale_N.numpy(), weights[VECTORS].numpy(), squares_NL.numpy())
+        coefficient = self.goodness.coefficient(z_NF.shape[1])
+        return squares_NL if coefficient == 1 else squares_NL.mul_(coefficient)
 
     def label_errors(
-        self, z_NF: Tensor, gain_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
+        self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F) and ∂L/∂E (L, F)."""
         from ffstream.ff import loops
@@ -71,14 +71,14 @@ class CompiledLabelFormulas(SquaredLabelFormulas):
         vectors_LF = weights[VECTORS]
         error_NF = buffers.get("error", z_NF, *z_NF.shape)
         gradient_LF = torch.empty_like(vectors_LF)
-        scaled_NL = gradient_NL.mul(2 * self.goodness.scale(z_NF.shape[1]))
-        arrays = (z_NF, gain_N, vectors_LF, scaled_NL, error_NF, gradient_LF)
+        scaled_NL = gradient_NL.mul(2 * self.goodness.coefficient(z_NF.shape[1]))
+        arrays = (z_NF, label_scale_N, vectors_LF, scaled_NL, error_NF, gradient_LF)
         loops.errors(*(each.numpy() for each in arrays))
         return error_NF, {VECTORS: gradient_LF}
 
 
 class CompiledSoftmax(Softmax):
-    """A dozen small tensor operations as one loop."""
+    """Softmax with one compiled loop instead of a dozen small tensor operations."""
 
     def loss(self, G_BL: Tensor, own_B: Tensor) -> tuple[Tensor, Tensor]:
         """∂L/∂G (B, L) and L."""

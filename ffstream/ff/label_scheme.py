@@ -1,9 +1,10 @@
-"""Label schemes: how a label meets a layer.
+"""Label schemes: how a label enters a layer.
 
-`pixels` and `vectors` add g·E[l] to the preactivation of a row, so one connection pass serves every label.
-`groups` divides the units among the classes: a label is never an input, and a class's goodness is its group's.
+`pixels` and `vectors` add g·E[l] to the preactivation of a row, so one pass through the connection serves all labels.
+`groups` divides the units among the labels: a label is never an input, and its goodness is computed from its group.
 
-Shapes: N rows, F units (outputs of the connection, flattened), L labels, K units that the goodness of a label is of.
+Shapes: N rows, F units (outputs of the connection, flattened), L labels, K units that the goodness of one label is
+computed from.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 VECTORS = "label_vectors"  # the parameter E (L, F)
 
 
-class Place(NamedTuple):
-    """Where in a network a label scheme would be. `label_free`: the layer's input is."""
+class LayerContext(NamedTuple):
+    """The layer that is to use a label scheme. `label_free` says whether the rows it receives hold no label."""
 
-    layer: int
+    position: int  # 0 is the first layer
     inputs: int
     units: int
     weight_shape: tuple[int, ...]
@@ -33,46 +34,50 @@ class Place(NamedTuple):
 
 
 class LabelScheme(Part):
-    """From one preactivation a row to one a row and label, and back."""
+    """From one preactivation for each row to one for each row and label, and the gradients back."""
 
     family: ClassVar[str] = "label_scheme"
-    conditions_rows: ClassVar[bool] = False  # whether a row with one label differs from a row without
-    clears_inputs: ClassVar[bool] = False  # whether the first L inputs make room for the label
+    conditions_rows: ClassVar[bool] = False  # whether `condition_` changes a row
+    clears_inputs: ClassVar[bool] = False  # whether the first L inputs are set to 0, to make room for the label
 
     @property
     def extra_squares(self) -> float:
-        """What the label adds to the sum of squares of every row."""
+        """What the label adds to the sum of squares of each row."""
         return 0.0
 
-    def misfit(self, place: Place) -> str:
-        """Why a layer at this place cannot have it; empty if it can."""
+    def incompatibility(self, layer: LayerContext) -> str:
+        """Why this layer cannot use the scheme; empty if it can."""
         return ""
 
     def parameters(self, labels: int, units: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what it learns."""
+        """The names and shapes of the scheme's parameters."""
         return {}
 
     def initialize_(self, parameters: Mapping[str, Tensor]) -> None:
-        """First values, where zeros will not do. The connection's parameters have theirs."""
+        """Sets initial values other than 0. The connection's parameters are already initialised."""
 
-    def gain(self, factor_N: Tensor) -> Tensor:
-        """g (N), from the factor of the normalised input."""
-        return factor_N.new_ones(factor_N.shape)
+    def label_scale(self, inverse_norm_N: Tensor) -> Tensor:
+        """g (N), the scale of the label vector that is added to each row, from the inverse norm of the input."""
+        return inverse_norm_N.new_ones(inverse_norm_N.shape)
 
-    def expand(self, z_NF: Tensor, gain_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
-        """Preactivations (N, L, K) for every label."""
+    def expand(self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
+        """The preactivations (N, L, K) for every label."""
         raise NotImplementedError
 
-    def collapse(self, e_NLK: Tensor, gain_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """∂L/∂z (N, F) and the gradients of the parameters, from ∂L/∂z (N, L, K)."""
+    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """∂L/∂z (N, F) and the gradients of the scheme's parameters, from ∂L/∂z_l (N, L, K)."""
         raise NotImplementedError
 
-    def condition_(self, z_NF: Tensor, gain_N: Tensor, parameters: Mapping[str, Tensor], labels_N: Tensor) -> Tensor:
-        """Preactivations of rows that have one label each, in place."""
+    def condition_(
+        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels_N: Tensor
+    ) -> Tensor:
+        """Turns label-free preactivations (N, F) into those of rows with one label each, in place."""
         return z_NF
 
-    def conditioned_gradients(self, e_NF: Tensor, gain_N: Tensor, labels_N: Tensor, labels: int) -> dict[str, Tensor]:
-        """The gradients of the parameters, from ∂L/∂z of rows that have one label each."""
+    def conditioned_gradients(
+        self, e_NF: Tensor, label_scale_N: Tensor, labels_N: Tensor, labels: int
+    ) -> dict[str, Tensor]:
+        """The gradients of the scheme's parameters, from ∂L/∂z (N, F) of rows with one label each."""
         return {}
 
 
@@ -82,98 +87,105 @@ class Additive(LabelScheme):
     conditions_rows: ClassVar[bool] = True
 
     def parameters(self, labels: int, units: int) -> dict[str, tuple[int, ...]]:
-        """E."""
+        """E (L, F)."""
         return {VECTORS: (labels, units)}
 
-    def expand(self, z_NF: Tensor, gain_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
+    def expand(self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
         """(N, L, F)."""
-        return z_NF[:, None].addcmul(gain_N[:, None, None], parameters[VECTORS])
+        return z_NF[:, None].addcmul(label_scale_N[:, None, None], parameters[VECTORS])
 
-    def collapse(self, e_NLK: Tensor, gain_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Errors of a sample's labels add up before the weight's product; those of a label over the samples."""
-        return e_NLK.sum(1), {VECTORS: (gain_N[:, None, None] * e_NLK).sum(0)}
+    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """∂L/∂z is the sum over the labels; ∂L/∂E[l] is the sum over the rows, each times g."""
+        return e_NLK.sum(1), {VECTORS: (label_scale_N[:, None, None] * e_NLK).sum(0)}
 
-    def condition_(self, z_NF: Tensor, gain_N: Tensor, parameters: Mapping[str, Tensor], labels_N: Tensor) -> Tensor:
+    def condition_(
+        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels_N: Tensor
+    ) -> Tensor:
         """Adds g E[label]."""
-        return z_NF.addcmul_(gain_N[:, None], parameters[VECTORS][labels_N])
+        return z_NF.addcmul_(label_scale_N[:, None], parameters[VECTORS][labels_N])
 
-    def conditioned_gradients(self, e_NF: Tensor, gain_N: Tensor, labels_N: Tensor, labels: int) -> dict[str, Tensor]:
+    def conditioned_gradients(
+        self, e_NF: Tensor, label_scale_N: Tensor, labels_N: Tensor, labels: int
+    ) -> dict[str, Tensor]:
         """∂L/∂E."""
         gradient_LF = e_NF.new_zeros((labels, e_NF.shape[1]))
-        return {VECTORS: gradient_LF.index_add_(0, labels_N, e_NF * gain_N[:, None])}
+        return {VECTORS: gradient_LF.index_add_(0, labels_N, e_NF * label_scale_N[:, None])}
 
 
 @register
 class Vectors(Additive):
-    """A learned vector for each class, zero at first. g = 1."""
+    """A learned vector for each label, initialised with zeros. g = 1."""
 
     kind: Literal["vectors"] = "vectors"
 
 
 @register
 class Pixels(Additive):
-    """The label as pixels: the first L inputs are 0 but for the label's, which is `strength` (Hinton 2022).
+    """The label written into the image: of the first L pixels, the label's is `strength`, the others 0 (Hinton 2022).
 
-    With x₀ the image whose first L inputs are 0, the weights of a label's pixel are E[l]: xWᵀ = x₀Wᵀ + strength E[l].
-    The normalised input is r·x, so g = r · strength, and every row's length contains the label's pixel.
+    Let x₀ be the image with its first L pixels set to 0, and E[l] the weights of the pixel of label l. Then
+    xWᵀ = x₀Wᵀ + strength E[l]. The normalised input is r·x, so g = r · strength. The label's pixel counts in the norm
+    of every row.
     """
 
     kind: Literal["pixels"] = "pixels"
     clears_inputs: ClassVar[bool] = True
-    strength: float = Field(3.0, allow_inf_nan=False, description="value of a label's pixel; image pixels are 0 to 1")
+    strength: float = Field(
+        3.0, allow_inf_nan=False, description="value of the label's pixel; image pixels are 0 to 1"
+    )
 
     @property
     def extra_squares(self) -> float:
-        """Of the label's pixel."""
+        """The square of the label's pixel."""
         return self.strength**2
 
-    def misfit(self, place: Place) -> str:
-        """Only images have pixels."""
-        if place.layer:
-            return "only the first layer sees pixels; later layers can have vectors"
-        if place.weight_shape != (place.units, place.inputs):
-            return "its connection must be dense: a label needs an input with a weight of its own for every unit"
-        if place.labels > place.inputs:
-            return f"{place.labels} labels need as many inputs, and there are {place.inputs}"
+    def incompatibility(self, layer: LayerContext) -> str:
+        """Only a dense first layer can use it, with at least as many inputs as labels."""
+        if layer.position:
+            return 'only the first layer sees pixels; use "vectors" for later layers'
+        if layer.weight_shape != (layer.units, layer.inputs):
+            return "the connection must be dense, so that every unit has a weight of its own for the label's pixel"
+        if layer.labels > layer.inputs:
+            return f"{layer.labels} labels need {layer.labels} inputs, but the image has {layer.inputs}"
         return ""
 
     def initialize_(self, parameters: Mapping[str, Tensor]) -> None:
-        """As the weights of the pixels that it stands for."""
+        """E begins as the weights of the pixels that it replaces."""
         vectors_LF = parameters[VECTORS]
         vectors_LF.copy_(parameters["weight"][:, : len(vectors_LF)].t())
 
-    def gain(self, factor_N: Tensor) -> Tensor:
+    def label_scale(self, inverse_norm_N: Tensor) -> Tensor:
         """r · strength."""
-        return factor_N * self.strength
+        return inverse_norm_N * self.strength
 
 
 @register
 class Groups(LabelScheme):
-    """Unit o belongs to class o ÷ (F/L): class groups, as in DeeperForward (2025). No label is ever an input."""
+    """The units are divided into L groups of equal size, one for each label, in order (DeeperForward, 2025)."""
 
     kind: Literal["groups"] = "groups"
 
-    def misfit(self, place: Place) -> str:
-        """Groups are equally large, and know no rows with a label each."""
-        if place.units % place.labels:
-            return f"{place.units} units cannot be divided among {place.labels} labels"
-        return "" if place.label_free else "network.activities must be label_free"
+    def incompatibility(self, layer: LayerContext) -> str:
+        """The number of units must be a multiple of the number of labels, and the input label-free."""
+        if layer.units % layer.labels:
+            return f"{layer.units} units cannot be divided equally among {layer.labels} labels"
+        return "" if layer.label_free else "network.activities must be label_free"
 
-    def expand(self, z_NF: Tensor, gain_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
-        """(N, L, F/L), a view."""
+    def expand(self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
+        """(N, L, F/L), a view of z."""
         return z_NF.view(len(z_NF), labels, -1)
 
-    def collapse(self, e_NLK: Tensor, gain_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """A view."""
+    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """∂L/∂z is a view of ∂L/∂z_l. There are no parameters."""
         return e_NLK.flatten(1), {}
 
 
 @register
 class Unlabelled(LabelScheme):
-    """The layer sees no label of its own; what it learns from is in its input."""
+    """The layer adds no label; its input rows already hold one."""
 
     kind: Literal["none"] = "none"
 
-    def misfit(self, place: Place) -> str:
-        """The input must hold the label."""
-        return "its input is label_free, so the layer would learn nothing about labels" if place.label_free else ""
+    def incompatibility(self, layer: LayerContext) -> str:
+        """The input must be label-conditioned."""
+        return "its input is label_free, so the layer would learn nothing about labels" if layer.label_free else ""

@@ -1,10 +1,11 @@
-"""A Forward-Forward layer: forward, pass activities on, update. It knows its parts by what they do, not by name.
+"""A Forward-Forward layer: forward, pass activities on, update. It does not know which parts it is composed of.
 
-No autograd, and no error from above: everything is in closed form (`formulas`), and nothing is kept for other layers.
+There is no autograd (a connection may use it within the layer) and no error from above: all gradients are in closed
+form (`formulas.py`), and nothing is kept for other layers.
 
-What comes in is either label-free (a row a sample; the layer compares all labels itself) or label-conditioned (rows
-that hold a label each, positive ones first). What is passed on is of the same kind, but for the first layer of a
-label-conditioned network: it turns the first into the second.
+A layer receives either label-free activities (one row for each sample; it compares all labels itself) or
+label-conditioned ones (each row holds a label; positive rows first). It passes on the same kind, except for the first
+layer of a label-conditioned network, which turns label-free into label-conditioned activities.
 
 Shapes: B samples, N rows, F units, L labels.
 """
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor
 
 from ffstream.ff import kernels
-from ffstream.ff.buffers import KeptBuffers
+from ffstream.ff.buffers import ReusedBuffers
 from ffstream.ff.connection import Shape
-from ffstream.ff.formulas import Formulas, Pass
+from ffstream.ff.formulas import Formulas, ForwardResult
 from ffstream.ff.maps import WEIGHT
-from ffstream.ff.objective import Judgement, Outcome, Phase
+from ffstream.ff.objective import LossResult, LossStatistics, Phase
 from ffstream.ff.parameters import Parameters
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
@@ -31,10 +32,11 @@ _UNREAD_MAX = 64
 
 
 class Activities(NamedTuple):
-    """What a layer passes on: rows, the label of each, and how many of the rows, the first, are positive.
+    """What a layer passes on: rows, the label of each, and how many of them are positive.
 
-    Label-free activities: a row a sample, `labels_N` the samples' own, `positives` None. Label-conditioned ones: a
-    row for each sample and sign, positives first; both signs when interleaved.
+    Label-free: one row for each sample, `labels_N` are the samples' own labels, `positives` is None.
+    Label-conditioned: the first `positives` rows are positive, the others negative. In the phase `interleaved` each
+    sample has one row of each sign.
     """
 
     h_NF: Tensor
@@ -45,10 +47,11 @@ class Activities(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where and in which precision a layer computes.
+    """Where a layer computes, and in which dtype it computes matrix products.
 
-    `buffers` is how many passed-on activities may be alive at once: those in the queue behind the layer, one
-    in the next layer's hands, one being written; 0: no limit. CUDA's caching allocator does better than such a ring.
+    `buffers` is how many activities of a layer may be in use at once: those in the queue behind it, one that the next
+    layer reads and one that is being written. 0 allocates new memory each time. CUDA ignores it: its caching
+    allocator is faster than such a ring of buffers.
     """
 
     device: torch.device = torch.device("cpu")
@@ -57,7 +60,7 @@ class Placement(NamedTuple):
 
 
 class LayerFigures(NamedTuple):
-    """Means since the last reading; NaN where there was no row of that sign."""
+    """Means since the last call of `figures`. NaN if there was no row of that sign."""
 
     goodness_positive: float
     goodness_negative: float
@@ -65,7 +68,7 @@ class LayerFigures(NamedTuple):
 
 
 class Layer:
-    """The layer of that index in a recipe, for inputs of `input_shape`."""
+    """Layer `index` of a recipe, for input rows of `input_shape`."""
 
     def __init__(self, recipe: Recipe, index: int, input_shape: Shape, placement: Placement) -> None:
         self.index = index
@@ -75,12 +78,12 @@ class Layer:
         self._objective = kernels.fastest_objective(options.objective, self.device)
         self._negatives = options.negatives
         self.parameters = Parameters(recipe, index, input_shape, self.device)
-        self._buffers = KeptBuffers()
+        self._buffers = ReusedBuffers()
         self._conditions = recipe.activities == "label_conditioned"
         self._ring = self._make_ring(buffers)
         self._weights = {name: self._as_product(name, view) for name, view in self.parameters.views.items()}
-        # Read when somebody asks: figures cost the step nothing, and a GPU need not wait for them.
-        self._unread: deque[Callable[[], Outcome]] = deque(maxlen=_UNREAD_MAX)
+        # Computed only when `figures` is called, so a step does not pay for them and a GPU does not wait.
+        self._unread: deque[Callable[[], LossStatistics]] = deque(maxlen=_UNREAD_MAX)
 
     def _make_ring(self, buffers: int) -> Any:
         if self.device.type != "cpu" or not buffers:
@@ -90,90 +93,93 @@ class Layer:
         return cycle(empty)
 
     def _as_product(self, name: str, value: Tensor) -> Tensor:
-        """The parameter itself, or a copy in the precision of products."""
+        """The parameter itself, or a copy in the dtype of the matrix products."""
         return value.to(self.product_dtype) if name == WEIGHT else value
 
     # --- forward -------------------------------------------------------------------------------------------------
 
-    def forward(self, given: Activities) -> Activities:
-        """What to pass on. Reads `given` until the next update is done."""
-        self._given = given
-        self._seen = self.formulas.forward(given.h_NF, self._weights, self.product_dtype, self._buffers)
+    def forward(self, input: Activities) -> Activities:
+        """The activities to pass on. `input` must not change before the next `update` has returned."""
+        self._input = input
+        self._result = self.formulas.forward(input.h_NF, self._weights, self.product_dtype, self._buffers)
         self._goodness_BL: Tensor | None = None
-        if given.positives is not None:
-            seen, scheme = self._seen, self.formulas.scheme
-            scheme.condition_(seen.z_NF, seen.gain_N, self._weights, given.labels_N)
+        if input.positives is not None:
+            result, scheme = self._result, self.formulas.scheme
+            scheme.condition_(result.z_NF, result.label_scale_N, self._weights, input.labels_N)
         elif self._conditions:
-            return self._condition(given)
-        return given._replace(h_NF=self.formulas.activities(self._seen.z_NF, self._out(len(given.h_NF))))
+            return self._condition(input)
+        return input._replace(h_NF=self.formulas.activities(self._result.z_NF, self._out(len(input.h_NF))))
 
-    def _condition(self, given: Activities) -> Activities:
-        """Rows with the samples' own labels, then rows with wrong ones; in a phase, those of its sign."""
+    def _condition(self, input: Activities) -> Activities:
+        """Label-conditioned activities: rows with the samples' own labels (not in `sleep`), then rows with wrong
+        labels (not in `wake`)."""
         self._wrong_B = self.wrong_labels()
-        own, wrong = given.labels_N, self._wrong_B
-        labels = {"interleaved": [own, wrong], "wake": [own], "sleep": [wrong]}[given.phase]
+        own, wrong = input.labels_N, self._wrong_B
+        labels = {"interleaved": [own, wrong], "wake": [own], "sleep": [wrong]}[input.phase]
         size = len(own)
         h_NF = self._out(size * len(labels))
         for rows, labels_B in zip(h_NF.split(size), labels, strict=True):
-            self.formulas.activities(self.formulas.conditioned(self._seen, self._weights, labels_B), rows)
-        positives = 0 if given.phase == "sleep" else size
-        return Activities(h_NF, torch.cat(labels), positives, given.step, given.phase)
+            self.formulas.activities(self.formulas.conditioned(self._result, self._weights, labels_B), rows)
+        positives = 0 if input.phase == "sleep" else size
+        return Activities(h_NF, torch.cat(labels), positives, input.step, input.phase)
 
     def _out(self, rows: int) -> Tensor:
-        """Where to write activities that the next layer will read."""
+        """Memory for the activities that the next layer will read."""
         kept: Tensor | None = next(self._ring)
         if kept is not None:
             return kept[:rows]
         return torch.empty(rows, self.formulas.units, dtype=self.product_dtype, device=self.device)
 
     def _all_goodness(self) -> Tensor:
-        """Goodness for every label (B, L), computed once a step."""
+        """The goodness (B, L) of every label, computed once for each step."""
         if self._goodness_BL is None:
-            self._goodness_BL = self.formulas.of_labels.by_label(self._seen.z_NF, self._seen.gain_N, self._weights)
+            self._goodness_BL = self.formulas.label_formulas.by_label(
+                self._result.z_NF, self._result.label_scale_N, self._weights
+            )
         return self._goodness_BL
 
     def wrong_labels(self) -> Tensor:
-        """A wrong label (B) for each sample of the last forward: the same at each call."""
-        generator = generator_for("negatives", self._recipe.seed, self._given.step)
+        """A wrong label for each sample (B) of the last forward pass. Every call returns the same."""
+        generator = generator_for("negatives", self._recipe.seed, self._input.step)
 
         def draw(low: int, high: int, shape: tuple[int, ...]) -> Tensor:
             return torch.randint(low, high, shape, generator=generator)
 
-        return self._negatives.choose(self._given.labels_N, self._recipe.labels, self._all_goodness, draw)
+        return self._negatives.choose(self._input.labels_N, self._recipe.labels, self._all_goodness, draw)
 
     # --- update --------------------------------------------------------------------------------------------------
 
     def update(self) -> None:
-        """Learns from the rows of the last forward."""
-        given, seen, formulas = self._given, self._seen, self.formulas
-        judgement = self._judge(given, seen)
-        self._unread.append(judgement.outcome)
-        if given.positives is None:
-            e_NF, gradients = formulas.of_labels.label_errors(
-                seen.z_NF, seen.gain_N, self._weights, judgement.gradient, self._buffers
+        """Learns from the rows of the last forward pass."""
+        input, result, formulas = self._input, self._result, self.formulas
+        loss = self._loss(input, result)
+        self._unread.append(loss.statistics)
+        if input.positives is None:
+            e_NF, gradients = formulas.label_formulas.label_errors(
+                result.z_NF, result.label_scale_N, self._weights, loss.goodness_gradient, self._buffers
             )
         else:
-            e_NF, gradients = formulas.of_labels.row_errors(
-                seen.z_NF, seen.gain_N, given.labels_N, judgement.gradient
+            e_NF, gradients = formulas.label_formulas.row_errors(
+                result.z_NF, result.label_scale_N, input.labels_N, loss.goodness_gradient
             )
         into = self.parameters.gradients
-        formulas.map.gradients(e_NF, seen.x_NI, seen.factor_N, self._weights, into, self._buffers)
+        formulas.map.gradients(e_NF, result.x_NI, result.inverse_norm_N, self._weights, into, self._buffers)
         for name, gradient in gradients.items():
             into[name].copy_(gradient)
-        both_signs = given.positives is not None and given.phase == "interleaved"
+        both_signs = input.positives is not None and input.phase == "interleaved"
         self.parameters.update(len(e_NF) // 2 if both_signs else len(e_NF))
         self._refresh()
 
-    def _judge(self, given: Activities, seen: Pass) -> Judgement:
-        if given.positives is not None:
-            return self._objective.by_row(self.formulas.of_labels.by_row(seen.z_NF), given.positives)
+    def _loss(self, input: Activities, result: ForwardResult) -> LossResult:
+        if input.positives is not None:
+            return self._objective.by_row(self.formulas.label_formulas.by_row(result.z_NF), input.positives)
         wrong_B = None
         if self._objective.needs_wrong_labels:
             wrong_B = self._wrong_B if self._conditions else self.wrong_labels()
-        return self._objective.by_label(self._all_goodness(), given.labels_N, wrong_B, given.phase)
+        return self._objective.by_label(self._all_goodness(), input.labels_N, wrong_B, input.phase)
 
     def _refresh(self) -> None:
-        """Copies new parameters to their products' precision."""
+        """Updates the copies of parameters in the dtype of the matrix products."""
         for name, view in self.parameters.views.items():
             if self._weights[name] is not view:
                 self._weights[name].copy_(view)
@@ -181,17 +187,17 @@ class Layer:
     # --- state ---------------------------------------------------------------------------------------------------
 
     def figures(self) -> LayerFigures:
-        """Mean goodness of each sign and mean loss of the microbatches since the last call (the last 64)."""
-        read = [each() for each in self._unread]
+        """Mean goodness of each sign and mean loss of the microbatches since the last call (at most the last 64)."""
+        computed = [compute() for compute in self._unread]
         self._unread.clear()
         return LayerFigures(
-            _mean([outcome.positive_B for outcome in read]),
-            _mean([outcome.negative_B for outcome in read]),
-            _mean([outcome.loss.view(1) for outcome in read]),
+            _mean([statistics.positive_B for statistics in computed]),
+            _mean([statistics.negative_B for statistics in computed]),
+            _mean([statistics.loss.view(1) for statistics in computed]),
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the EMA weights, by name, in the precision in which they predict."""
+        """A copy of the EMA weights, by name, in the dtypes in which they predict."""
         copies = {}
         for name, value in self.parameters.ema.items():
             cast = self._as_product(name, value)
@@ -199,12 +205,17 @@ class Layer:
         return copies
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of all that later updates depend on."""
+        """A copy of everything that later updates depend on."""
         return self.parameters.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from a state."""
+        """Continues from a state that `state_dict` returned."""
         self.parameters.load_state_dict(state)
+        self._refresh()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts over from weights that `weights` returned. See `Parameters.load_weights`."""
+        self.parameters.load_weights(weights)
         self._refresh()
 
 

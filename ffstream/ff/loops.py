@@ -1,7 +1,7 @@
-"""The loops of `kernels`, as numba compiles them: without the GIL, for float32 arrays.
+"""The loops behind `kernels.py`, compiled by numba. They run on float32 arrays and release the GIL.
 
-numba takes nearly half a second for itself, so this is imported by whoever first has something to compute.
-Shapes: B samples, L labels, O outputs.
+Importing numba takes about half a second, so this module is imported when the first loop is needed.
+Shapes: B samples, N rows, L labels, F units.
 """
 
 from collections.abc import Callable
@@ -17,53 +17,58 @@ _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
 
 def _compiled(signature: str, *, fastmath: bool = False) -> Callable[[_Loop], _Loop]:
-    """Machine code, kept from one start to the next where there is a folder for it."""
+    """Compiles a loop, and caches the machine code on disk if there is a folder that can be written."""
 
     def compile(loop: _Loop) -> _Loop:
         try:
             return cast(_Loop, numba.njit(signature, nogil=True, fastmath=fastmath, cache=True)(loop))
-        except RuntimeError:  # neither beside the code nor below the home: made anew at each start, in seconds
+        except RuntimeError:  # no folder for the cache: compiled at each start, which takes seconds
             return cast(_Loop, numba.njit(signature, nogil=True, fastmath=fastmath)(loop))
 
     return compile
 
 
 @_compiled("void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1])", fastmath=True)
-def squares(term_BO: _Array, gain_B: _Array, vectors_LO: _Array, out_BL: _Array) -> None:
-    """Σ_o relu(a + g E[l])²."""
-    for b in range(term_BO.shape[0]):
-        for label in range(vectors_LO.shape[0]):
+def squares(z_NF: _Array, label_scale_N: _Array, vectors_LF: _Array, out_NL: _Array) -> None:
+    """Writes Σ_f relu(z + g E[l])² into `out`."""
+    for n in range(z_NF.shape[0]):
+        for label in range(vectors_LF.shape[0]):
             total = _ZERO
-            for o in range(term_BO.shape[1]):
-                h = max(term_BO[b, o] + gain_B[b] * vectors_LO[label, o], _ZERO)
+            for f in range(z_NF.shape[1]):
+                h = max(z_NF[n, f] + label_scale_N[n] * vectors_LF[label, f], _ZERO)
                 total += h * h
-            out_BL[b, label] = total
+            out_NL[n, label] = total
 
 
 @_compiled("void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1], f4[:,::1], f4[:,::1])", fastmath=True)
 def errors(
-    term_BO: _Array, gain_B: _Array, vectors_LO: _Array, slope_BL: _Array, error_BO: _Array, gradient_LO: _Array
+    z_NF: _Array,
+    label_scale_N: _Array,
+    vectors_LF: _Array,
+    goodness_gradient_NL: _Array,
+    error_NF: _Array,
+    gradient_LF: _Array,
 ) -> None:
-    """Σ_l slope·h into error, and ∂L/∂E into gradient."""
-    error_BO[:] = _ZERO
-    gradient_LO[:] = _ZERO
-    for b in range(term_BO.shape[0]):
-        gain = gain_B[b]
-        for label in range(vectors_LO.shape[0]):
-            slope = slope_BL[b, label]
-            if slope == _ZERO:
+    """Writes ∂L/∂z = Σ_l (∂L/∂G_l) h_l into `error`, and ∂L/∂E into `gradient`."""
+    error_NF[:] = _ZERO
+    gradient_LF[:] = _ZERO
+    for n in range(z_NF.shape[0]):
+        label_scale = label_scale_N[n]
+        for label in range(vectors_LF.shape[0]):
+            goodness_gradient = goodness_gradient_NL[n, label]
+            if goodness_gradient == _ZERO:
                 continue
-            for o in range(term_BO.shape[1]):
-                error = slope * max(term_BO[b, o] + gain * vectors_LO[label, o], _ZERO)
-                error_BO[b, o] += error
-                gradient_LO[label, o] += gain * error
+            for f in range(z_NF.shape[1]):
+                error = goodness_gradient * max(z_NF[n, f] + label_scale * vectors_LF[label, f], _ZERO)
+                error_NF[n, f] += error
+                gradient_LF[label, f] += label_scale * error
 
 
 @_compiled("f4(f4[:,::1], i8[::1], f4, f4, f4[:,::1])")
 def softmax(
     goodness_BL: _Array, labels_B: NDArray[np.int64], alpha: float, smoothing: float, out_BL: _Array
 ) -> float:
-    """The slopes of a smoothed softmax into out; returns its loss."""
+    """Writes ∂L/∂G of the smoothed softmax loss into `out`, and returns the loss."""
     size, labels = goodness_BL.shape
     loss = 0.0
     for b in range(size):

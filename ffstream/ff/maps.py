@@ -1,7 +1,7 @@
-"""What computes a connection: forward, and the gradients of what it learns.
+"""Maps compute a connection: the forward pass and the gradients of its parameters.
 
-The normalised input is x̂ = r·x; where a map is linear in x, the factor r is applied to results, so that no scaled
-copy of x is made. Products run in the precision of x and of the copy of the weight that is given (float32 or
+The normalised input is x̂ = r·x, where r is the inverse norm of a row. A map that is linear in x multiplies its
+result by r, which saves a scaled copy of x. Matrix products use the dtype of x and of the given weight (float32 or
 bfloat16); z and the gradients are float32.
 
 Shapes: N rows, I inputs, O units.
@@ -16,64 +16,68 @@ from torch import Tensor
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.connection import Connection, Dense, Shape
 
-WEIGHT: Final = "weight"  # the parameter that takes part in products, and is given in their precision
+WEIGHT: Final = "weight"  # the parameter that is given in the dtype of the matrix products
 
 
 class Map(Protocol):
-    """Rows are flat: (N, I) to (N, O)."""
+    """From flat rows (N, I) to flat rows (N, O)."""
 
-    def forward(self, x_NI: Tensor, factor_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers) -> Tensor:
-        """z (N, O) in float32, which may lie in a buffer that the next call of either method uses again."""
+    def forward(
+        self, x_NI: Tensor, inverse_norm_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers
+    ) -> Tensor:
+        """z (N, O), float32. It may lie in a buffer that the next call of either method overwrites."""
         ...
 
     def gradients(
         self,
         e_NO: Tensor,
         x_NI: Tensor,
-        factor_N: Tensor,
+        inverse_norm_N: Tensor,
         weights: Mapping[str, Tensor],
         into: Mapping[str, Tensor],
         buffers: Buffers,
     ) -> None:
-        """Writes the gradients of all parameters, from e = ∂L/∂z (N, O)."""
+        """Writes the gradients of all parameters into `into`, from e = ∂L/∂z (N, O)."""
         ...
 
 
 class FormulaMap:
-    """The formula itself, and its gradient by autograd. For connections without a faster map."""
+    """The formula of the connection, differentiated by autograd. For connections without a faster map."""
 
     def __init__(self, options: Connection, input_shape: Shape) -> None:
         self._options = options
         self._input_shape = input_shape
         self._names = tuple(options.parameters(input_shape))
 
-    def forward(self, x_NI: Tensor, factor_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers) -> Tensor:
+    def forward(
+        self, x_NI: Tensor, inverse_norm_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers
+    ) -> Tensor:
         """z = C(x̂; W) + b, in float32."""
-        return self._formula(x_NI, factor_N, {name: weights[name].float() for name in self._names}).contiguous()
+        return self._formula(x_NI, inverse_norm_N, {name: weights[name].float() for name in self._names}).contiguous()
 
     def gradients(
         self,
         e_NO: Tensor,
         x_NI: Tensor,
-        factor_N: Tensor,
+        inverse_norm_N: Tensor,
         weights: Mapping[str, Tensor],
         into: Mapping[str, Tensor],
         buffers: Buffers,
     ) -> None:
-        """∂(Σ e·z)/∂W for every parameter. Nothing leads to the layer below."""
+        """∂(Σ e·z)/∂W for every parameter W. No gradient reaches the layer below."""
         with torch.enable_grad():
             leaves = {name: weights[name].detach().float().requires_grad_() for name in self._names}
-            z_NO = self._formula(x_NI, factor_N, leaves)
+            z_NO = self._formula(x_NI, inverse_norm_N, leaves)
             found = torch.autograd.grad(z_NO, list(leaves.values()), e_NO, allow_unused=True, materialize_grads=True)
         for name, gradient in zip(leaves, found, strict=True):
             into[name].copy_(gradient)
 
-    def _formula(self, x_NI: Tensor, factor_N: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        return self._options.formula(x_NI.float() * factor_N[:, None], weights, self._input_shape)
+    def _formula(self, x_NI: Tensor, inverse_norm_N: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        return self._options.formula(x_NI.float() * inverse_norm_N[:, None], weights, self._input_shape)
 
 
 class DenseMap:
-    """Two matrix products a step.
+    """Two matrix products for each step.
 
     z = r·(xWᵀ) + b        ∂L/∂W = (r·e)ᵀ x        ∂L/∂b = Σ_rows e
     """
@@ -81,27 +85,31 @@ class DenseMap:
     def __init__(self, options: Dense, input_shape: Shape) -> None:
         self.outputs, self.inputs = options.parameters(input_shape)[WEIGHT]
 
-    def forward(self, x_NI: Tensor, factor_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers) -> Tensor:
+    def forward(
+        self, x_NI: Tensor, inverse_norm_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers
+    ) -> Tensor:
         """z (N, O)."""
         weight_OI, bias_O = weights[WEIGHT], weights["bias"]
         product_NO = torch.mm(x_NI, weight_OI.t(), out=buffers.get("product", x_NI, len(x_NI), self.outputs))
         z_NO = product_NO
         if product_NO.dtype != bias_O.dtype:
             z_NO = buffers.get("preactivation", bias_O, len(x_NI), self.outputs).copy_(product_NO)
-        return torch.addcmul(bias_O, z_NO, factor_N[:, None], out=z_NO)
+        return torch.addcmul(bias_O, z_NO, inverse_norm_N[:, None], out=z_NO)
 
     def gradients(
         self,
         e_NO: Tensor,
         x_NI: Tensor,
-        factor_N: Tensor,
+        inverse_norm_N: Tensor,
         weights: Mapping[str, Tensor],
         into: Mapping[str, Tensor],
         buffers: Buffers,
     ) -> None:
         """∂L/∂W (O, I) and ∂L/∂b (O)."""
         into["bias"].copy_(e_NO.sum(0))
-        scaled_NO = torch.mul(e_NO, factor_N[:, None], out=buffers.get("product", x_NI, len(e_NO), self.outputs))
+        scaled_NO = torch.mul(
+            e_NO, inverse_norm_N[:, None], out=buffers.get("product", x_NI, len(e_NO), self.outputs)
+        )
         if x_NI.dtype == into[WEIGHT].dtype:
             torch.mm(scaled_NO.t(), x_NI, out=into[WEIGHT])
         else:

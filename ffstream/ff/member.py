@@ -1,7 +1,8 @@
-"""The members of a network that have weights and state, and the names of their tensors.
+"""The members of a network, which are its input and its layers, and the names of their tensors.
 
-input.mean                 layers.0.weight                   what predicts
-input.mean, input.seen     layers.0.parameters, …            what a checkpoint holds
+                   input                     layer 0
+weights            input.mean                layers.0.weight, layers.0.bias, …      used by predictions
+state              input.mean, input.seen    layers.0.parameters, layers.0.ema, …   saved in checkpoints
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,32 +14,36 @@ INPUT: Final = "input"
 
 
 class Member(Protocol):
-    """A part of a network with state: the input, or a layer."""
+    """The input of a network, or one of its layers."""
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of what predicts."""
+        """A copy of the weights that predict: the EMA weights."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of all that later updates depend on."""
+        """A copy of everything that later updates depend on."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from a state."""
+        """Continues from a state that `state_dict` returned."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts over from weights that `weights` returned: nothing else is as if anything had been learned."""
         ...
 
 
 def layer_name(index: int) -> str:
-    """What the names of that layer's tensors begin with."""
+    """The prefix of the names of that layer's tensors."""
     return f"layers.{index}"
 
 
 def joined(parts: Iterable[tuple[str, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
-    """The tensors of all members, each with its member's name before its own."""
+    """The tensors of all members, named `member.tensor`."""
     return {f"{prefix}.{name}": value for prefix, tensors in parts for name, value in tensors.items()}
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those tensors that `joined` gave that prefix, under their own names."""
+    """The tensors whose names begin with `prefix.`, without that prefix. The reverse of `joined`."""
     start = f"{prefix}."
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}

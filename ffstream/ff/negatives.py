@@ -1,6 +1,6 @@
-"""Negative data: which wrong label stands for what a sample is not.
+"""Negatives: which wrong label makes the negative row of a sample.
 
-Random choices come from the seed and the microbatch's number, so a replay draws the same.
+Random choices depend on the seed and the number of the microbatch only, so recovery draws the same labels again.
 Shapes: B samples, L labels.
 """
 
@@ -15,7 +15,9 @@ from ffstream.ff.part import Part, register
 if TYPE_CHECKING:
     from torch import Tensor
 
-Draw = Callable[[int, int, tuple[int, ...]], "Tensor"]  # whole numbers from low to high − 1, in a shape, on the CPU
+Draw = Callable[
+    [int, int, tuple[int, ...]], "Tensor"
+]  # (low, high, shape): whole numbers from low to high − 1, on the CPU
 
 
 class Negatives(Part):
@@ -25,27 +27,27 @@ class Negatives(Part):
     must_define: ClassVar[tuple[str, ...]] = ("choose",)
 
     def choose(self, own_B: Tensor, labels: int, goodness_BL: Callable[[], Tensor], draw: Draw) -> Tensor:
-        """Wrong labels (B). `goodness_BL` computes the layer's goodness for every label."""
+        """Wrong labels (B; int64). `goodness_BL` computes the layer's goodness (B, L) of every label."""
         raise NotImplementedError
 
 
 @register
 class RandomLabel(Negatives):
-    """A label other than the sample's own, uniformly."""
+    """A label other than the sample's own, uniformly at random."""
 
     kind: Literal["random"] = "random"
 
     def choose(self, own_B: Tensor, labels: int, goodness_BL: Callable[[], Tensor], draw: Draw) -> Tensor:
-        """(B)."""
+        """Wrong labels (B; int64)."""
         return (own_B + draw(1, labels, tuple(own_B.shape)).to(own_B.device)).remainder_(labels)
 
 
 @register
 class HardestLabel(Negatives):
-    """The wrong label with the highest goodness: the one most easily mistaken for the right one."""
+    """The wrong label with the highest goodness, which is the one most easily mistaken for the right one."""
 
     kind: Literal["hardest"] = "hardest"
 
     def choose(self, own_B: Tensor, labels: int, goodness_BL: Callable[[], Tensor], draw: Draw) -> Tensor:
-        """(B)."""
+        """Wrong labels (B; int64)."""
         return goodness_BL().scatter(1, own_B[:, None], -math.inf).argmax(1)

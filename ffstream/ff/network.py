@@ -19,21 +19,24 @@ from ffstream.ff.recipe import Recipe
 
 
 def build(recipe: Recipe, placement: Placement | None = None) -> tuple[Input, list[Layer]]:
-    """The input and the layers, with the weights that the recipe's seed gives."""
+    """The input and the layers, initialised from the recipe's seed."""
     placement = placement or Placement()
     shapes = enumerate(recipe.input_shapes())
     return Input(recipe, placement), [Layer(recipe, index, shape, placement) for index, shape in shapes]
 
 
 class Network:
-    """Layers in a row; each learns as soon as it has passed its activities on."""
+    """Layers in a row. Each one learns as soon as it has passed its activities on."""
 
     def __init__(self, recipe: Recipe, placement: Placement | None = None) -> None:
         self.recipe = recipe
         self.input, self.layers = build(recipe, placement)
 
     def learn(self, images_BI: Tensor, labels_B: Tensor, step: int, phase: Phase = "interleaved") -> None:
-        """One microbatch: images (B, I; uint8 or float32), labels (B) int64. Raises ValueError for too many."""
+        """Learns one microbatch: images (B, I; uint8, or float32 between 0 and 1), labels (B; int64).
+
+        `step` is the number of the microbatch. Raises ValueError if B is not between 1 and `recipe.rows`.
+        """
         if not 0 < len(images_BI) <= self.recipe.rows:
             raise ValueError(f"{len(images_BI)} samples in a microbatch: this recipe takes 1 to {self.recipe.rows}")
         activities = self.input.forward(images_BI, labels_B, step, phase)
@@ -42,19 +45,37 @@ class Network:
             layer.update()
 
     def classifier(self) -> Classifier:
-        """The EMA weights of this moment."""
+        """Predicts with a copy of the current EMA weights."""
         return Classifier(self.recipe, self.weights())
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of what predicts, by name: `layers.0.weight` and so on."""
+        """A copy of the EMA weights, by name: `input.mean`, `layers.0.weight` and so on."""
         return joined((prefix, each.weights()) for prefix, each in self._members())
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts over from weights that `weights` returned.
+
+        Only the weights are taken. The optimiser, the learning rate schedule, the EMA and the preprocessing begin as
+        in a new network. Raises ValueError, which names the tensor, if a tensor is missing, unknown or of another
+        shape.
+        """
+        expected = self.weights()
+        if odd := sorted(expected.keys() ^ weights.keys()):
+            reason = "is missing" if odd[0] in expected else "does not belong to this network"
+            raise ValueError(f"the tensor {odd[0]} {reason}")
+        for name, value in weights.items():
+            if value.shape != expected[name].shape:
+                shapes = f"{tuple(value.shape)}, but this network needs {tuple(expected[name].shape)}"
+                raise ValueError(f"the tensor {name} has the shape {shapes}")
+        for prefix, each in self._members():
+            each.load_weights(below(prefix, weights))
+
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of all that later updates depend on, by name: `layers.0.parameters` and so on."""
+        """A copy of everything that later updates depend on, by name: `layers.0.parameters` and so on."""
         return joined((prefix, each.state_dict()) for prefix, each in self._members())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from a state as if it had been reached here."""
+        """Continues from a state that `state_dict` returned, as if it had been reached here."""
         for prefix, each in self._members():
             each.load_state_dict(below(prefix, state))
 

@@ -1,6 +1,7 @@
-"""Normalisation: rows are scaled so that the next layer cannot read off the goodness of the one before.
+"""Normalisation: input rows are scaled, so that a layer cannot read the goodness of the layer below from their
+length.
 
-A layer needs only the factor r of each row: with x̂ = r·x, x̂Wᵀ = r·(xWᵀ), so no scaled copy of the input is made.
+A layer needs only r, the inverse norm of each row: with x̂ = r·x, x̂Wᵀ = r·(xWᵀ), which saves a scaled copy of x.
 Shapes: N rows.
 """
 
@@ -18,41 +19,41 @@ class Normalization(Part):
     """x̂ = r·x."""
 
     family: ClassVar[str] = "normalization"
-    must_define: ClassVar[tuple[str, ...]] = ("factor",)
+    must_define: ClassVar[tuple[str, ...]] = ("inverse_norm",)
 
-    def factor(self, squares_N: Tensor, width: int) -> Tensor:
-        """r (N) for rows of `width` numbers whose squares add up to `squares_N`."""
+    def inverse_norm(self, squares_N: Tensor, width: int) -> Tensor:
+        """r (N) for rows of `width` numbers with the sums of squares `squares_N`."""
         raise NotImplementedError
 
 
 @register
 class RootMeanSquare(Normalization):
-    """mean(x̂²) = 1."""
+    """The mean of x̂² is 1: r = 1 / √(Σx²/width + 10⁻⁸)."""
 
     kind: Literal["rms"] = "rms"
 
-    def factor(self, squares_N: Tensor, width: int) -> Tensor:
+    def inverse_norm(self, squares_N: Tensor, width: int) -> Tensor:
         """r (N)."""
         return (squares_N / width + 1e-8).rsqrt_()
 
 
 @register
 class UnitLength(Normalization):
-    """|x̂| = 1."""
+    """The length of x̂ is 1: r = 1 / (√Σx² + 10⁻⁴)."""
 
     kind: Literal["unit"] = "unit"
 
-    def factor(self, squares_N: Tensor, width: int) -> Tensor:
+    def inverse_norm(self, squares_N: Tensor, width: int) -> Tensor:
         """r (N)."""
         return (squares_N.sqrt() + 1e-4).reciprocal_()
 
 
 @register
 class Unnormalized(Normalization):
-    """x̂ = x: the next layer sees the goodness of this one. For experiments."""
+    """x̂ = x, so a layer sees the goodness of the layer below. For experiments."""
 
     kind: Literal["none"] = "none"
 
-    def factor(self, squares_N: Tensor, width: int) -> Tensor:
+    def inverse_norm(self, squares_N: Tensor, width: int) -> Tensor:
         """Ones (N)."""
         return squares_N.new_ones(()).expand(squares_N.shape).contiguous()

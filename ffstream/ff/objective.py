@@ -1,7 +1,7 @@
-"""Objectives: what a layer minimises, a loss on goodness, with its gradient.
+"""Objectives: the loss that a layer minimises. It is a function of goodness.
 
-An objective either compares all labels of a sample at once (`softmax`) or positive rows with negative rows
-(`paired`, `threshold`). Losses are means over samples, so a learning rate does not depend on the batch size.
+An objective compares either all labels of a sample (`softmax`) or positive rows with negative rows (`paired`,
+`threshold`). Losses are means over samples, so a learning rate does not depend on the batch size.
 
 Shapes: B samples, L labels, N rows (the positive ones first).
 """
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 Phase = Literal["interleaved", "wake", "sleep"]
 
 
-class Outcome(NamedTuple):
-    """Goodness of a microbatch's positive and negative rows, and its loss (a scalar)."""
+class LossStatistics(NamedTuple):
+    """The goodness of a microbatch's positive and negative rows, and its loss (a scalar)."""
 
     positive_B: Tensor | None
     negative_B: Tensor | None
     loss: Tensor
 
 
-class Judgement(NamedTuple):
-    """∂L/∂G in the shape of G, and the outcome for whoever asks: reading it costs the step nothing."""
+class LossResult(NamedTuple):
+    """∂L/∂G in the shape of G, and a function that computes the statistics, so that a step need not compute them."""
 
-    gradient: Tensor
-    outcome: Callable[[], Outcome]
+    goodness_gradient: Tensor
+    statistics: Callable[[], LossStatistics]
 
 
 class Objective(Part):
@@ -41,43 +41,50 @@ class Objective(Part):
 
     family: ClassVar[str] = "objective"
     must_define: ClassVar[tuple[str, ...]] = ("by_label", "needs_wrong_labels", "has_phases")
-    needs_wrong_labels: ClassVar[bool]  # whether it looks at one wrong label of each sample
-    has_phases: ClassVar[bool]  # whether positive rows may come without negative ones, and the reverse
+    needs_wrong_labels: ClassVar[bool]  # whether it compares each sample's own label with one wrong label
+    has_phases: ClassVar[bool]  # whether it can learn positive rows without negative rows, and the reverse
 
-    def by_label(self, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> Judgement:
-        """For the goodness of every label. `wrong_B` is given when `needs_wrong_labels`."""
+    def by_label(self, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> LossResult:
+        """The loss for G (B, L), the goodness of every label. `wrong_B` is None unless `needs_wrong_labels`."""
         raise NotImplementedError
 
-    def by_row(self, G_N: Tensor, positives: int) -> Judgement:
-        """For one goodness a row. Only for objectives on positive and negative rows."""
+    def by_row(self, G_N: Tensor, positives: int) -> LossResult:
+        """The loss for G (N), one goodness for each row; the first `positives` rows are positive.
+
+        Only objectives that need wrong labels implement this.
+        """
         raise NotImplementedError
 
 
 @register
 class Softmax(Objective):
-    """L = mean cross-entropy of softmax(α G) against the label, smoothed by ε.
+    """L = mean cross-entropy between softmax(α G) and the label, with label smoothing ε.
 
-    Every wrong label is a negative, weighted by how good the layer finds it; for large α only the best one counts.
-    Smoothing ends the growth of goodness once a sample is well known.
-    ∂L/∂G = α (softmax(α G) − target) / B.
+    Every wrong label is a negative, weighted by its softmax probability; for large α only the most probable one
+    counts. Smoothing stops the goodness of well-known samples from growing without bound. ∂L/∂G = α (softmax(α G) −
+    target) / B.
     """
 
     kind: Literal["softmax"] = "softmax"
     needs_wrong_labels: ClassVar[bool] = False
     has_phases: ClassVar[bool] = False
-    alpha: float = Field(0.05, ge=0, allow_inf_nan=False, description="slope, per unit of goodness")
-    smoothing: float = Field(0.2, ge=0, lt=1, description="share of the target that is spread over all labels")
+    alpha: float = Field(
+        0.05, ge=0, allow_inf_nan=False, description="steepness: what a unit of goodness counts in the loss"
+    )
+    smoothing: float = Field(
+        0.2, ge=0, lt=1, description="label smoothing: share of the target that is spread over all labels"
+    )
 
-    def by_label(self, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> Judgement:
+    def by_label(self, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> LossResult:
         """∂L/∂G (B, L)."""
         gradient_BL, loss = self.loss(G_BL, own_B)
 
-        def outcome() -> Outcome:
+        def statistics() -> LossStatistics:
             positive_B = G_BL.gather(1, own_B[:, None])[:, 0]
             negative_B = (G_BL.sum(1) - positive_B) / (G_BL.shape[1] - 1)
-            return Outcome(positive_B, negative_B, loss)
+            return LossStatistics(positive_B, negative_B, loss)
 
-        return Judgement(gradient_BL, outcome)
+        return LossResult(gradient_BL, statistics)
 
     def loss(self, G_BL: Tensor, own_B: Tensor) -> tuple[Tensor, Tensor]:
         """∂L/∂G (B, L) and L."""
@@ -91,20 +98,23 @@ class Softmax(Objective):
 
 
 class Contrast(Objective):
-    """An objective on positive and negative rows. Members implement `losses`."""
+    """An objective that compares positive with negative rows. A member implements `losses`."""
 
     needs_wrong_labels: ClassVar[bool] = True
     has_phases: ClassVar[bool] = False
-    alpha: float = Field(1.0, ge=0, allow_inf_nan=False, description="slope, per unit of goodness")
+    alpha: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="steepness: what a unit of goodness counts in the loss"
+    )
 
     def losses(
         self, positive_B: Tensor | None, negative_B: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """∂L/∂G of the positive and of the negative rows, and L."""
+        """∂L/∂G of the positive rows, ∂L/∂G of the negative rows, and L. In the phases `wake` and `sleep` one kind is
+        None."""
         raise NotImplementedError
 
-    def by_label(self, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> Judgement:
-        """∂L/∂G (B, L), zero but for the labels that are compared."""
+    def by_label(self, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> LossResult:
+        """∂L/∂G (B, L) is 0 except for the labels that are compared."""
         assert wrong_B is not None
         own_B1 = own_B[:, None] if phase != "sleep" else None
         wrong_B1 = wrong_B[:, None] if phase != "wake" else None
@@ -115,9 +125,9 @@ class Contrast(Objective):
         for at_B1, gradient_B in zip((own_B1, wrong_B1), gradients, strict=True):
             if at_B1 is not None and gradient_B is not None:
                 gradient_BL.scatter_(1, at_B1, gradient_B[:, None])
-        return Judgement(gradient_BL, lambda: Outcome(positive_B, negative_B, loss))
+        return LossResult(gradient_BL, lambda: LossStatistics(positive_B, negative_B, loss))
 
-    def by_row(self, G_N: Tensor, positives: int) -> Judgement:
+    def by_row(self, G_N: Tensor, positives: int) -> LossResult:
         """∂L/∂G (N)."""
         positive_B = G_N[:positives] if positives else None
         negative_B = G_N[positives:] if positives < len(G_N) else None
@@ -126,12 +136,12 @@ class Contrast(Objective):
         for rows, gradient_B in zip((gradient_N[:positives], gradient_N[positives:]), gradients, strict=True):
             if gradient_B is not None:
                 rows.copy_(gradient_B)
-        return Judgement(gradient_N, lambda: Outcome(positive_B, negative_B, loss))
+        return LossResult(gradient_N, lambda: LossStatistics(positive_B, negative_B, loss))
 
 
 @register
 class Paired(Contrast):
-    """L = mean softplus(−α (G⁺ − G⁻)): a sample's own label must beat its wrong one.
+    """L = mean softplus(−α (G⁺ − G⁻)): the goodness of a sample's own label must exceed that of its wrong label.
 
     ∂L/∂G⁻ = −∂L/∂G⁺ = α σ(α (G⁻ − G⁺)) / B.
     """
@@ -141,19 +151,19 @@ class Paired(Contrast):
     def losses(
         self, positive_B: Tensor | None, negative_B: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Needs both."""
+        """Both kinds of rows are required."""
         assert positive_B is not None
         assert negative_B is not None
-        lag_B = (negative_B - positive_B) * self.alpha
-        gradient_B = lag_B.sigmoid().mul_(self.alpha / len(lag_B))
-        return -gradient_B, gradient_B, softplus(lag_B).mean()
+        deficit_B = (negative_B - positive_B) * self.alpha
+        gradient_B = deficit_B.sigmoid().mul_(self.alpha / len(deficit_B))
+        return -gradient_B, gradient_B, softplus(deficit_B).mean()
 
 
 @register
 class Threshold(Contrast):
-    """L = mean softplus(−α (G⁺ − θ)) + mean softplus(α (G⁻ − θ)) (Hinton 2022, section 2, with the slope α).
+    """L = mean softplus(−α (G⁺ − θ)) + mean softplus(α (G⁻ − θ)) (Hinton 2022, section 2, where α = 1).
 
-    ∂L/∂G⁺ = −α σ(−α (G⁺ − θ)) / B, ∂L/∂G⁻ = α σ(α (G⁻ − θ)) / B. Either kind of row may come alone.
+    ∂L/∂G⁺ = −α σ(−α (G⁺ − θ)) / B, ∂L/∂G⁻ = α σ(α (G⁻ − θ)) / B. Either kind of rows can be learned alone.
     """
 
     kind: Literal["threshold"] = "threshold"
@@ -163,7 +173,7 @@ class Threshold(Contrast):
     def losses(
         self, positive_B: Tensor | None, negative_B: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Of the rows that are given."""
+        """The loss of the rows that are given."""
         gradients: list[Tensor | None] = []
         losses: list[Tensor] = []
         for G_B, sign in ((positive_B, -1.0), (negative_B, 1.0)):

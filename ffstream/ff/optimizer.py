@@ -1,4 +1,4 @@
-"""Options of the optimisers and of the schedule of their step sizes. The steps themselves are in `ff/steps.py`."""
+"""Options of the optimisers and learning rate schedules. `ff/steps.py` computes the optimiser steps."""
 
 import math
 from collections.abc import Callable
@@ -10,26 +10,26 @@ from ffstream.ff.part import Part, register, resolve
 
 
 class Optimizer(Part):
-    """One fused step for all parameters of a layer. `implementation` names its class, which imports torch."""
+    """One fused step for all parameters of a layer. `implementation` names the class that computes it with torch."""
 
     family: ClassVar[str] = "optimizer"
     must_define: ClassVar[tuple[str, ...]] = ("implementation",)
     implementation: ClassVar[str]
 
     def build(self, vector: Any) -> Any:
-        """An `ff.steps.Stepper` for a flat vector."""
+        """An `ff.steps.Stepper` for the flat vector of a layer's parameters."""
         make: Callable[..., Any] = resolve(self.implementation)
         return make(vector, self)
 
 
 @register
 class Adam(Optimizer):
-    """Adam, Kingma and Ba 2015, without weight decay."""
+    """Adam without weight decay (Kingma and Ba 2015)."""
 
     kind: Literal["adam"] = "adam"
     implementation: ClassVar[str] = "ffstream.ff.steps:AdamStepper"
-    beta1: float = Field(0.5, ge=0, lt=1, description="decay of the mean gradient")
-    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the mean squared gradient")
+    beta1: float = Field(0.5, ge=0, lt=1, description="decay of the moving average of the gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the moving average of the squared gradient")
 
 
 @register
@@ -38,38 +38,43 @@ class Sgd(Optimizer):
 
     kind: Literal["sgd"] = "sgd"
     implementation: ClassVar[str] = "ffstream.ff.steps:SgdStepper"
-    momentum: float = Field(0.0, ge=0, lt=1, description="decay of the summed gradient")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum: decay of the sum of gradients")
 
 
 class Schedule(Part):
-    """The share of a layer's learning rate that remains after some samples."""
+    """How a layer's learning rate falls with the number of samples learned."""
 
     family: ClassVar[str] = "schedule"
     must_define: ClassVar[tuple[str, ...]] = ("factor",)
 
     def factor(self, samples: float) -> float:
-        """1 at the start."""
+        """What the learning rate is multiplied by after that many samples. 1 at the start."""
         raise NotImplementedError
 
 
 @register
 class Constant(Schedule):
-    """Steps stay as large as they are."""
+    """The learning rate does not change."""
 
     kind: Literal["constant"] = "constant"
 
     def factor(self, samples: float) -> float:
-        """1."""
+        """Always 1."""
         return 1.0
 
 
 @register
 class InverseSqrt(Schedule):
-    """1 / √(1 + n/samples): large steps while everything is new. A stream has no end, so steps never reach zero:
-    see the layer's `min_learning_rate_ratio`."""
+    """1 / √(1 + n/samples) after n samples. A stream has no end, so the layer's `min_learning_rate_ratio` keeps the
+    learning rate above zero."""
 
     kind: Literal["inverse_sqrt"] = "inverse_sqrt"
-    samples: float = Field(6400.0, gt=0, allow_inf_nan=False, description="samples after which 1/√2 is left")
+    samples: float = Field(
+        6400.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="samples after which the learning rate is 1/√2 of its initial value",
+    )
 
     def factor(self, samples: float) -> float:
         """1 / √(1 + n/samples)."""

@@ -1,10 +1,10 @@
 """A layer's parameters in one flat vector, with the optimiser and the exponential moving average (EMA).
 
-One vector, because then an update, the average, a copy for a snapshot and a copy for a checkpoint are one
-memory-bound pass each. `views` are its parameters by name.
+With one vector, an optimiser step, the EMA, a copy for a snapshot and a copy for a checkpoint are one memory-bound
+pass each. `views` gives the parameters by name.
 
-State, valid if and only if all of it comes from after the same update:
-`parameters`, `ema` (absent without averaging), `samples`, and the optimiser's own vectors.
+The state is `parameters`, `ema` (absent if `ema_samples` is 0), `samples` and the optimiser's vectors. It is valid if
+and only if all of it was taken after the same update.
 """
 
 import math
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ffstream.ff.buffers import CopyPool
+from ffstream.ff.buffers import BufferPool
 from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.maps import WEIGHT
 from ffstream.ff.recipe import Recipe
@@ -21,8 +21,11 @@ from ffstream.ff.steps import Stepper
 
 
 class Parameters:
-    """The learned numbers of one layer: what its connection and its label scheme name. They begin at zero, the weight
-    uniform in ±1/√fan_in."""
+    """The parameters of one layer's connection and label scheme.
+
+    The weight is initialised uniformly in ±1/√fan_in, everything else with zeros unless the label scheme says
+    otherwise.
+    """
 
     def __init__(self, recipe: Recipe, index: int, input_shape: Shape, device: torch.device) -> None:
         options = recipe.layers[index]
@@ -43,7 +46,7 @@ class Parameters:
         self._options, self._recipe = options, recipe
         self._ema = self.flat.clone() if recipe.ema_samples else self.flat
         self._stepper: Stepper = options.optimizer.build(self.flat)
-        self._copies = CopyPool()
+        self._buffer_pool = BufferPool()
 
     def _split(self, flat: Tensor) -> dict[str, Tensor]:
         sizes = [math.prod(shape) for shape in self._shapes.values()]
@@ -51,30 +54,28 @@ class Parameters:
         return {name: part.view(shape) for (name, shape), part in parts}
 
     def update(self, rows: int) -> None:
-        """One step of the optimiser along the gradient that stands in `gradients`.
-
-        `rows` is how many of the recipe's rows the gradient is the mean of.
-        """
+        """One optimiser step along `gradients`, which are means over `rows` rows."""
         recipe = self._recipe
         share = rows / recipe.rows
-        # The fewer rows, the noisier their mean: the step goes with the root of their number.
+        # The mean of fewer rows is noisier, so the step size is proportional to the square root of their number.
         self._stepper.step(self.flat, self.gradient, self.learning_rate * math.sqrt(share))
         fresh = share * recipe.batch_size
         self.samples += fresh
         if recipe.ema_samples:
-            # At first it reaches back over a fifth of what was learned, so that the random weights do not predict.
+            # At first the EMA reaches back over a fifth of the samples, so that the random initialisation does not
+            # dominate.
             reach = min(recipe.ema_samples, self.samples / 5)
             self._ema.lerp_(self.flat, fresh / (fresh + reach))
 
     @property
     def learning_rate(self) -> float:
-        """Of a whole microbatch now."""
+        """The current learning rate of a whole microbatch."""
         options = self._options
         return options.learning_rate * max(options.min_learning_rate_ratio, options.schedule.factor(self.samples))
 
     @property
     def ema(self) -> dict[str, Tensor]:
-        """The parameters that predict: views, to copy before the next update."""
+        """The EMA of the parameters, by name. These are views, which the next update changes."""
         return self._split(self._ema)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -83,14 +84,24 @@ class Parameters:
         if self._recipe.ema_samples:
             vectors["ema"] = self._ema
         vectors |= {f"optimizer.{name}": value for name, value in self._stepper.state.items()}
-        state = {name: self._copies.copy(name, vector) for name, vector in vectors.items()}
+        state = {name: self._buffer_pool.copy(name, vector) for name, vector in vectors.items()}
         return state | {"samples": torch.tensor(self.samples, dtype=torch.float64)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from a state as if the updates since had happened here. Raises KeyError or RuntimeError."""
+        """Continues from a state that `state_dict` returned. Raises KeyError or RuntimeError if it is of another
+        layer."""
         self.flat.copy_(state["parameters"])
         self.samples = float(state["samples"])
         if self._recipe.ema_samples:
             self._ema.copy_(state["ema"])
         for name, value in self._stepper.state.items():
             value.copy_(state[f"optimizer.{name}"])
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Makes these the parameters and the EMA. The optimiser, the schedule and the EMA's reach start over."""
+        for name, view in self.views.items():
+            view.copy_(weights[name])
+        self._ema.copy_(self.flat)
+        self.samples = 0.0
+        for value in self._stepper.state.values():
+            value.zero_()

@@ -1,14 +1,14 @@
-"""What a layer is composed of: parts, each found by its family and its kind.
+"""A layer is composed of parts. A part is found by its family (goodness, say) and its kind (sum_squares, say).
 
-A part is a frozen record of its options. Its formulas are methods of the same class, written with the methods of
-the tensors that they are given, so that options can be checked without importing torch. Parts that hold state
-(connections, optimizers) name the class that does.
+A part is a frozen record of its options. Its formulas are methods of the same class and use only methods of the
+tensors that they are given, so options can be checked without importing torch. A part that holds state (an optimiser,
+say) names the class that does.
 
     [[network.layers]]
     goodness = { kind = "sum_squares", negative = true }     # or, without options, goodness = "sum_squares"
 
-A part from outside the package subclasses its family and is registered by `@register`; its module is named in
-`network.parts`, or by an entry point of the group `ffstream.parts`.
+A part from outside the package subclasses its family's base class and is registered with `@register`.
+`network.parts`, or an entry point of the group `ffstream.parts`, names its module.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,16 +26,16 @@ _Member = TypeVar("_Member", bound="Part")
 
 
 class Options(BaseModel):
-    """Options that are checked when they are made and never change. Unknown names are errors."""
+    """Options that are validated when they are made and then never change. Unknown names are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Part(Options):
-    """Base of all families. A member has the field `kind` with one value, its name in the configuration."""
+    """Base class of all families. A member has a field `kind` with one value: its name in the configuration."""
 
     family: ClassVar[str]
-    must_define: ClassVar[tuple[str, ...]] = ()  # what a member of the family cannot do without
+    must_define: ClassVar[tuple[str, ...]] = ()  # attributes that each member of the family has to define
     kind: str
 
     def __str__(self) -> str:
@@ -46,17 +46,18 @@ _MEMBERS: dict[str, dict[str, type[Part]]] = {}
 
 
 def register(member: type[_Member]) -> type[_Member]:
-    """Makes a member of a family known by its kind. Raises ValueError for a name in use, or an incomplete member."""
+    """Registers a member of a family under its kind. Raises ValueError if the kind is taken or the class
+    incomplete."""
     kind = member.model_fields["kind"].default
     if not isinstance(kind, str):
         raise ValueError(f'{member.__name__} needs a field `kind: Literal["name"] = "name"`')
     base = next(each for each in reversed(member.__mro__) if "family" in vars(each))
-    lacking = [name for name in member.must_define if getattr(member, name, None) is getattr(base, name, None)]
-    if lacking:
-        raise ValueError(f"{member.__name__} must define {', '.join(lacking)}: see {base.__module__}.{base.__name__}")
+    missing = [name for name in member.must_define if getattr(member, name, None) is getattr(base, name, None)]
+    if missing:
+        raise ValueError(f"{member.__name__} must define {', '.join(missing)}: see {base.__module__}.{base.__name__}")
     known = _MEMBERS.setdefault(member.family, {}).setdefault(kind, member)
     if (known.__module__, known.__qualname__) != (member.__module__, member.__qualname__):
-        raise ValueError(f"{member.family} {kind!r} is {known.__module__}.{known.__qualname__} already")
+        raise ValueError(f"{member.family} {kind!r} is already registered by {known.__module__}.{known.__qualname__}")
     _MEMBERS[member.family][kind] = member
     return member
 
@@ -67,9 +68,9 @@ def members(family: str) -> Mapping[str, type[Part]]:
 
 
 def field_of(family: str) -> tuple[Any, Any]:
-    """Annotations of a field that holds a member of `family`, given as its kind or as a table with a `kind`.
+    """Annotations for a field that holds a member of `family`, written as its kind or as a table with a `kind`.
 
-    Errors say what follows the name of the field: ".alpha = -1: expected …", or " = \"cubes\": expected one of …".
+    Error messages begin after the name of the field: ".alpha = -1: expected …", or " = \"cubes\": expected one of …".
     """
 
     def find(given: Any) -> Any:
@@ -89,7 +90,7 @@ def field_of(family: str) -> tuple[Any, Any]:
 
 
 def make(model: type[_Options], table: Mapping[str, Any], prefix: str = "") -> _Options:
-    """The options in a table. Raises OptionError in plain words, with `prefix` before the name of the option."""
+    """Validates the options in a table. Raises OptionError, which names the option with `prefix` before its name."""
     check_numbers(model, table, prefix)
     try:
         return model.model_validate(table)
@@ -99,16 +100,16 @@ def make(model: type[_Options], table: Mapping[str, Any], prefix: str = "") -> _
 
 
 def check_numbers(model: type[Options], table: Mapping[str, Any], prefix: str) -> None:
-    """Raises OptionError for true and false where a number belongs: in Python they are 1 and 0."""
+    """Raises OptionError for true or false where a number is expected: Python would take them as 1 and 0."""
     for key, option in options_of(model).items():
         if option.is_number and isinstance(value := table.get(key), bool):
             raise OptionError(wrong(f"{prefix}{key}", value, option.expected()))
 
 
 def _explain(model: type[Options], table: Mapping[str, Any], first: Mapping[str, Any], prefix: str) -> OptionError:
-    cause = first.get("ctx", {}).get("error")  # what a validator of ours raised
+    cause = first.get("ctx", {}).get("error")  # an error that one of our validators raised
     loc, value = list(first["loc"]), first["input"]
-    while loc and isinstance(loc[-1], int):  # an element: the option is the list
+    while loc and isinstance(loc[-1], int):  # an element of a list: the option is the list
         loc.pop()
         value = reduce(getitem, loc, table)
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
@@ -128,7 +129,7 @@ def _explain(model: type[Options], table: Mapping[str, Any], first: Mapping[str,
 
 
 def _owner(model: type[Options], loc: list[Any]) -> dict[str, Option]:
-    """The options among which the last name of an error's location is, or should be."""
+    """The options of the table that an error's location ends in."""
     names = [part for part in loc if isinstance(part, str)][:-1]
     for name in names:
         inner = [each for each in get_args(model.model_fields[name].annotation) if isinstance(each, type)]
@@ -137,7 +138,7 @@ def _owner(model: type[Options], loc: list[Any]) -> dict[str, Option]:
 
 
 def resolve(name: str) -> Callable[..., Any]:
-    """The class or function that "package.module:name" names."""
+    """Imports the class or function that "package.module:name" names."""
     module, _, attribute = name.partition(":")
     found: Callable[..., Any] = getattr(import_module(module), attribute)
     return found

@@ -1,6 +1,6 @@
-"""Options of the preprocessing of images, before the first layer; `ff/input.py` computes it.
+"""Options of the preprocessing of images before the first layer. `ff/input.py` computes it.
 
-What is fitted to the stream (a mean) is part of the state that a checkpoint holds and of the weights that predict.
+What is fitted to the stream (a mean, say) is part of the state in a checkpoint and of the weights that predict.
 """
 
 from collections.abc import Callable
@@ -13,25 +13,25 @@ from ffstream.ff.part import Part, register, resolve
 
 
 class Preprocessing(Part):
-    """Pixels in, pixels out."""
+    """Turns images into the first layer's input."""
 
     family: ClassVar[str] = "preprocessing"
     must_define: ClassVar[tuple[str, ...]] = ("implementation",)
     implementation: ClassVar[str]
 
     def output_shape(self, image_shape: Shape) -> Shape:
-        """Shape of what the first layer gets."""
+        """The shape of the first layer's input rows."""
         return image_shape
 
     def build(self, image_shape: Shape, device: Any) -> Any:
-        """An `ff.input.Preprocessor`."""
+        """An `ff.input.Preprocessor` for images of this shape."""
         make: Callable[..., Any] = resolve(self.implementation)
         return make(self, image_shape, device)
 
 
 @register
 class Unchanged(Preprocessing):
-    """Pixels between 0 and 1."""
+    """Pixels between 0 and 1, as they are."""
 
     kind: Literal["none"] = "none"
     implementation: ClassVar[str] = "ffstream.ff.input:Unchanging"
@@ -39,10 +39,10 @@ class Unchanged(Preprocessing):
 
 @register
 class RunningMean(Preprocessing):
-    """Images are shifted by the mean of all images seen: a pixel that is always bright tells nothing."""
+    """Subtracts the mean of all images seen so far, because a pixel that is always bright carries no information."""
 
     kind: Literal["running_mean"] = "running_mean"
     implementation: ClassVar[str] = "ffstream.ff.input:Centering"
     min_weight: float = Field(
-        1e-3, gt=0, le=1, description="least weight of a microbatch in the mean: so it follows a drift"
+        1e-3, gt=0, le=1, description="smallest weight of a microbatch in the mean, so that the mean follows a drift"
     )

@@ -1,4 +1,4 @@
-"""The recipes that ship, by name. Each is what a person would write in [network]."""
+"""Presets: the recipes that ship with ffstream, by name. Each is written as in [network]."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -7,7 +7,7 @@ from ffstream.ff.recipe import Recipe, load_parts, make_recipe
 from ffstream.util.option_errors import Option, OptionError, wrong
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The best one-pass recipe that we measured; see the README's results.
+    # The recipe with the lowest error in one pass that we measured; see "Results" in the README.
     "stream": {
         "preprocessing": "running_mean",
         "layers": [
@@ -15,7 +15,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             {"connection": {"kind": "dense", "units": 512}},
         ],
     },
-    # Several times the samples a second: large microbatches, no replay.
+    # Several times the throughput: large microbatches and no replay.
     "fast": {
         "preprocessing": "running_mean",
         "batch_size": 256,
@@ -26,7 +26,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             {"connection": {"kind": "dense", "units": 512}},
         ],
     },
-    # Hinton's supervised FF as it is usually re-implemented: the label overlaid on the image's first pixels.
+    # Supervised FF as it is usually re-implemented: the label overlaid on the first pixels of the image.
     "overlay": {
         "preprocessing": "running_mean",
         "activities": "label_conditioned",
@@ -56,9 +56,9 @@ PRESET = Option(Literal[tuple(PRESETS)], "stream")
 
 
 def recipe(given: Mapping[str, Any] | str = "stream", **options: Any) -> Recipe:
-    """The recipe that a [network] section means, or the preset of that name, with options changed.
+    """The recipe for a [network] section, or for the name of a preset, with `options` changed.
 
-    Raises OptionError, a ValueError that names the option, its value and what is expected.
+    Raises OptionError (a ValueError), which names the option, its value and what is expected.
 
     >>> recipe("fast", widths=[1000, 1000], learning_rate=2e-3).layers[1].connection
     Dense(kind='dense', units=1000)

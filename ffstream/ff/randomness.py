@@ -1,4 +1,4 @@
-"""Random numbers that a replay draws again."""
+"""Random numbers that depend on the seed and the position in the stream only, so recovery draws the same again."""
 
 import zlib
 
@@ -6,5 +6,6 @@ import torch
 
 
 def generator_for(purpose: str, seed: int, position: int) -> torch.Generator:
-    """Its own generator for each purpose, seed and position in the stream; torch looks at 32 bits of a seed."""
+    """A generator for one purpose, seed and position in the stream. torch uses 32 bits of a seed, hence the
+    CRC-32."""
     return torch.Generator().manual_seed(zlib.crc32(f"{purpose} {seed} {position}".encode()))

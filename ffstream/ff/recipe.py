@@ -1,18 +1,18 @@
-"""Recipes: everything that decides which weights a stream leads to.
+"""Recipes: everything that determines the weights that a stream leads to.
 
-A recipe is a frozen record of the network's own options and, for each layer, of its parts. Written down, options of a
-layer may also stand in [network] itself; there they hold for every layer that does not say otherwise:
+A recipe is a frozen record of the network's options and the parts of each layer. In a file, options of layers may
+also be written in [network] itself. They then apply to every layer that does not override them:
 
     [network]
-    preset = "fast"              # what follows overrides it
-    learning_rate = 2e-3         # of all layers
-    [[network.layers]]           # layers, if there are any, replace the preset's
+    preset = "fast"              # the options below override it
+    learning_rate = 2e-3         # for all layers
+    [[network.layers]]           # if there are layers, they replace the preset's
     connection = { kind = "dense", units = 1000 }
     [[network.layers]]
     connection = { kind = "dense", units = 500 }
-    learning_rate = 1e-3         # of this layer
+    learning_rate = 1e-3         # for this layer
 
-`widths = [1000, 500]` is short for dense layers of these sizes that are otherwise like the preset's.
+`widths = [1000, 500]` is a shorthand for dense layers of these widths that are otherwise like the preset's.
 """
 
 import re
@@ -26,40 +26,50 @@ from pydantic import Field, model_validator
 from ffstream.ff.activation import Activation
 from ffstream.ff.connection import Connection, Shape, size_of
 from ffstream.ff.goodness import Goodness
-from ffstream.ff.label_scheme import LabelScheme, Place
+from ffstream.ff.label_scheme import LabelScheme, LayerContext
 from ffstream.ff.negatives import Negatives
 from ffstream.ff.normalization import Normalization
 from ffstream.ff.objective import Objective
 from ffstream.ff.optimizer import Optimizer, Schedule
 from ffstream.ff.part import Options, check_numbers, field_of, make
 from ffstream.ff.preprocessing import Preprocessing
-from ffstream.util.option_errors import OptionError, wrong
+from ffstream.util.option_errors import OptionError, show, wrong
 
 
 class LayerOptions(Options):
     """One layer: its parts, and how fast it learns."""
 
-    connection: Annotated[Connection, *field_of("connection")] = Field(description="how inputs lead to units")
-    activation: Annotated[Activation, *field_of("activation")] = Field(description="of the units")
-    normalization: Annotated[Normalization, *field_of("normalization")] = Field(description="of the layer's input")
-    goodness: Annotated[Goodness, *field_of("goodness")] = Field(description="one number from the activities")
-    label_scheme: Annotated[LabelScheme, *field_of("label_scheme")] = Field(description="how labels meet the layer")
+    connection: Annotated[Connection, *field_of("connection")] = Field(
+        description="how the inputs are connected to the units"
+    )
+    activation: Annotated[Activation, *field_of("activation")] = Field(description="activation function of the units")
+    normalization: Annotated[Normalization, *field_of("normalization")] = Field(
+        description="how the layer's input is normalised"
+    )
+    goodness: Annotated[Goodness, *field_of("goodness")] = Field(
+        description="the number computed from the activities"
+    )
+    label_scheme: Annotated[LabelScheme, *field_of("label_scheme")] = Field(
+        description="how a label enters the layer"
+    )
     objective: Annotated[Objective, *field_of("objective")] = Field(description="the loss on goodness")
     negatives: Annotated[Negatives, *field_of("negatives")] = Field(
-        description="wrong labels, for objectives that look at one a sample"
+        description="how wrong labels are chosen, for objectives that compare with one wrong label"
     )
-    optimizer: Annotated[Optimizer, *field_of("optimizer")] = Field(description="the step along the gradient")
-    schedule: Annotated[Schedule, *field_of("schedule")] = Field(description="how steps become smaller")
-    learning_rate: float = Field(4e-3, ge=0, description="step size of a whole microbatch at the stream's start")
+    optimizer: Annotated[Optimizer, *field_of("optimizer")] = Field(description="the optimiser")
+    schedule: Annotated[Schedule, *field_of("schedule")] = Field(description="how the learning rate falls")
+    learning_rate: float = Field(
+        4e-3, ge=0, description="learning rate of a whole microbatch at the start of the stream"
+    )
     min_learning_rate_ratio: float = Field(
-        0.1, ge=0, le=1, description="share of the learning rate that the schedule never falls below"
+        0.1, ge=0, le=1, description="the schedule never falls below this share of the learning rate"
     )
     score_weight: float = Field(
-        1.0, allow_inf_nan=False, description="of the layer's goodness in predictions; 0: left out"
+        1.0, allow_inf_nan=False, description="weight of the layer's goodness in predictions; 0: not used"
     )
 
 
-# What a layer is when neither the preset nor anybody says otherwise.
+# The parts of a layer unless the preset or the options say otherwise.
 LAYER_DEFAULTS: Mapping[str, Any] = {
     "connection": "dense",
     "activation": "relu",
@@ -76,48 +86,62 @@ _SHORTHANDS = {"preset", "widths"}
 
 
 class Recipe(Options):
-    """What is learned and how. Lengths are counts, reaches are in samples."""
+    """All options of [network]: what is learned and how."""
 
-    parts: tuple[str, ...] = Field((), description="modules with parts of your own")
+    parts: tuple[str, ...] = Field((), description="Python modules that register parts of your own")
     image_shape: Annotated[Shape, Field(min_length=1, max_length=4)] = Field(
-        (28, 28), description="of one image: [height, width], [height, width, channels], or [numbers]"
+        (28, 28), description="shape of one image: [height, width], [height, width, channels] or [length]"
     )
-    labels: int = Field(10, ge=2, le=65_535, description="number of classes; labels are 0 to labels-1")
-    batch_size: int = Field(128, ge=1, description="samples in a microbatch, one update of every layer")
-    warmup_batch_size: int = Field(32, ge=1, description="the same during warm-up: many small steps learn faster")
-    warmup_samples: int = Field(8192, ge=0, description="samples for which warm-up lasts")
-    replay: int = Field(
-        128, ge=0, description="samples of the replay buffer learned beside a microbatch's fresh ones"
+    labels: int = Field(10, ge=2, le=65_535, description="number of labels; they are 0 to labels-1")
+    batch_size: int = Field(128, ge=1, description="samples in a microbatch, which updates each layer once")
+    warmup_batch_size: int = Field(
+        32, ge=1, description="samples in a microbatch during warm-up, when many small steps learn faster"
     )
-    replay_jitter: int = Field(1, ge=0, description="pixels that a replayed image is shifted by, at most, each way")
-    replay_buffer: int = Field(10_000, ge=1, description="recent samples kept, for replay and for sleep")
-    preprocessing: Annotated[Preprocessing, *field_of("preprocessing")] = Field(description="of images")
+    warmup_samples: int = Field(8192, ge=0, description="length of the warm-up in samples; 0: no warm-up")
+    replay: int = Field(128, ge=0, description="samples of the replay buffer that are learned with each microbatch")
+    replay_jitter: int = Field(
+        1, ge=0, description="pixels by which a replayed image is shifted, at most, in each direction"
+    )
+    replay_buffer: int = Field(
+        10_000, ge=1, description="recent samples in the replay buffer, for replay and sleep phases"
+    )
+    preprocessing: Annotated[Preprocessing, *field_of("preprocessing")] = Field(
+        description="preprocessing of images before the first layer"
+    )
     activities: Literal["label_free", "label_conditioned"] = Field(
-        "label_free", description="what a layer passes on: of a pass without a label, or of rows with one each"
+        "label_free", description="what layers pass on: rows that hold no label, or rows that hold one each"
     )
     ema_samples: float = Field(
-        50_000.0, ge=0, description="reach of the averaged weights that predict; 0: the newest weights predict"
+        50_000.0, ge=0, description="reach of the EMA weights that predict, in samples; 0: the newest weights predict"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="of the first weights, of random wrong labels and of replay")
-    layers: tuple[LayerOptions, ...] = Field(min_length=1, description="first layer first")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="random seed of the initial weights, random wrong labels and replay"
+    )
+    layers: tuple[LayerOptions, ...] = Field(min_length=1, description="the layers, first layer first")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check(self) -> Self:
         if min(self.image_shape) < 1:
-            raise OptionError(wrong("image_shape", self.image_shape, "sizes are at least 1"))
+            raise OptionError(wrong("image_shape", self.image_shape, "each size must be at least 1"))
         batch = f"network.batch_size = {self.batch_size}"
         if self.warmup_samples % self.batch_size:
             raise OptionError(wrong("warmup_samples", self.warmup_samples, f"expected a multiple of {batch}, or 0"))
         if self.warmup_samples and self.batch_size % self.warmup_batch_size:
             raise OptionError(wrong("warmup_batch_size", self.warmup_batch_size, f"expected a divisor of {batch}"))
         if self.replay_buffer < self.batch_size:
-            raise OptionError(wrong("replay_buffer", self.replay_buffer, f"must hold a microbatch: {batch}"))
+            raise OptionError(wrong("replay_buffer", self.replay_buffer, f"must be at least {batch}"))
         if len(self.image_shape) in (2, 3) and self.replay_jitter >= min(self.image_shape[:2]):
-            raise OptionError(wrong("replay_jitter", self.replay_jitter, "nothing of an image would be left"))
+            raise OptionError(
+                wrong(
+                    "replay_jitter",
+                    self.replay_jitter,
+                    f"must be smaller than the image: network.image_shape = {show(self.image_shape)}",
+                )
+            )
         for index, (layer, inputs) in enumerate(zip(self.layers, self.input_shapes(), strict=True)):
             self._check_layer(index, layer, inputs)
         if not any(layer.score_weight for layer in self.layers):
-            raise OptionError(wrong("score_weight", 0, "at least one layer must count in predictions"))
+            raise OptionError(wrong("score_weight", 0, "at least one layer needs another score_weight than 0"))
         return self
 
     def _check_layer(self, index: int, layer: LayerOptions, inputs: Shape) -> None:
@@ -130,54 +154,64 @@ class Recipe(Options):
         conditioned = self.activities == "label_conditioned"
         weight_shape = layer.connection.parameters(inputs)["weight"]
         label_free = not (conditioned and index)
-        reason = scheme.misfit(Place(index, size_of(inputs), units, weight_shape, self.labels, label_free))
+        reason = scheme.incompatibility(
+            LayerContext(index, size_of(inputs), units, weight_shape, self.labels, label_free)
+        )
         if not reason and conditioned and not index and not scheme.conditions_rows:
-            reason = "network.activities must be label_free: with it, a row with a label is like one without"
+            reason = "network.activities must be label_free, because this scheme does not add labels to rows"
         if reason:
             raise OptionError(wrong(f"{at}.label_scheme", scheme.kind, reason))
         if conditioned and not objective.needs_wrong_labels:
             reason = "compares all labels of a sample, so network.activities must be label_free"
             raise OptionError(wrong(f"{at}.objective", objective.kind, reason))
+        if not objective.needs_wrong_labels and layer.negatives.kind != LAYER_DEFAULTS["negatives"]:
+            reason = f'has no effect, because objective = "{objective.kind}" compares all labels of a sample'
+            raise OptionError(wrong(f"{at}.negatives", layer.negatives.kind, reason), hint="leave negatives out")
 
     def input_shapes(self) -> Iterator[Shape]:
-        """Of each layer's input."""
+        """The shape of each layer's input rows."""
         shape = self.preprocessing.output_shape(self.image_shape)
         for layer in self.layers:
             yield shape
             shape = layer.connection.output_shape(shape)
 
     def change(self, **options: Any) -> "Recipe":
-        """The recipe with options changed, written as in [network]. Raises ValueError.
+        """The recipe with `options` changed, which are written as in [network]. Raises OptionError.
+
+        Options of layers change every layer. `layers` replaces all layers by new ones, which inherit nothing from
+        those of this recipe: what they leave out has the default value.
 
         >>> recipe("stream").change(goodness="mean_squares", objective={"alpha": 10.0})
         """
         if "preset" in options:
-            raise OptionError(wrong("preset", options["preset"], "a recipe that exists is not of a preset any more"))
+            raise OptionError(
+                wrong("preset", options["preset"], "cannot change an existing recipe; begin with a preset")
+            )
         return make_recipe(options, self.model_dump())
 
     # --- sizes ---------------------------------------------------------------------------------------------------
 
     @property
     def inputs(self) -> int:
-        """Numbers in an image."""
+        """How many numbers an image has."""
         return size_of(self.image_shape)
 
     @property
     def has_phases(self) -> bool:
-        """Whether wake and sleep may come apart."""
+        """Whether every layer can learn positive and negative rows in separate phases."""
         return all(layer.objective.has_phases for layer in self.layers)
 
     @property
     def rows(self) -> int:
-        """Samples in a microbatch at most, replayed ones included."""
+        """The largest number of samples in a microbatch, including replayed ones."""
         return self.batch_size + self.replay
 
     def whole_up_to(self, seq: int) -> int:
-        """The last sample of whole microbatches up to `seq`: microbatches lie on a fixed grid."""
+        """The last `seq` at or before `seq` at which a whole microbatch ends. Microbatches lie on a fixed grid."""
         return seq - seq % self._batch_size_after(seq)
 
     def batch_end(self, seq: int) -> int:
-        """The last sample of the microbatch that `seq` + 1 belongs to."""
+        """The `seq` of the last sample in the microbatch that contains sample `seq` + 1."""
         return self.whole_up_to(seq) + self._batch_size_after(seq)
 
     def _batch_size_after(self, seq: int) -> int:
@@ -185,27 +219,27 @@ class Recipe(Options):
 
 
 def load_parts(modules: Any) -> None:
-    """Imports outside parts, so that they register: entry points, and these modules. Raises OptionError."""
+    """Imports the parts of entry points and of these modules, which registers them. Raises OptionError."""
     for point in entry_points(group="ffstream.parts"):
         try:
             point.load()
-        except Exception as error:  # it is another's code
+        except Exception as error:  # code from outside may raise anything
             raise OptionError(
                 f"entry point {point.name} of the group ffstream.parts ({point.value}) cannot be loaded: {error!r}",
-                hint="mend or uninstall the package that it belongs to",
+                hint="repair or uninstall the package that defines it",
             ) from error
     if not isinstance(modules, list | tuple) or not all(isinstance(module, str) for module in modules):
         raise OptionError(wrong("parts", modules, 'expected a list of modules, for example ["my_parts"]'))
     for module in modules:
         try:
             import_module(module)
-        except Exception as error:  # it is another's code
-            hint = "it must be importable where the daemon runs: install it, or set PYTHONPATH"
+        except Exception as error:  # code from outside may raise anything
+            hint = "the daemon must be able to import it: install it, or set PYTHONPATH"
             raise OptionError(wrong("parts", modules, f"cannot import {module}: {error!r}"), hint=hint) from error
 
 
 def make_recipe(given: Mapping[str, Any], preset: Mapping[str, Any]) -> Recipe:
-    """The recipe that a [network] section and the preset that it changes mean. Raises OptionError."""
+    """The recipe for the options `given` in a [network] section, on top of a preset. Raises OptionError."""
     try:
         completed = complete(given, preset)
         for index, layer in enumerate(completed["layers"]):
@@ -216,7 +250,7 @@ def make_recipe(given: Mapping[str, Any], preset: Mapping[str, Any]) -> Recipe:
 
 
 def _as_written(error: OptionError, given: Mapping[str, Any]) -> OptionError:
-    """An error about a layer, when what is wrong was written for all layers."""
+    """Takes `layers[0].` off the name of an option that was written for all layers."""
     layer, separator, rest = str(error).partition("].")
     key = re.split(r"\W", rest, maxsplit=1)[0]
     own = given.get("layers", ())
@@ -226,9 +260,9 @@ def _as_written(error: OptionError, given: Mapping[str, Any]) -> OptionError:
 
 
 def complete(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `Recipe`, from what was written and the preset that it changes. Raises OptionError.
+    """The fields of a `Recipe`, from the options `given` and the preset that they change. Raises OptionError.
 
-    Tables merge, unless the kind of a part changes: options of one kind mean nothing to another.
+    Tables are merged, unless the kind of a part changes: then the options of the old kind do not apply.
     """
     written = {key: value for key, value in given.items() if key not in _SHORTHANDS}
     tree = merge(preset, {key: value for key, value in written.items() if key != "layers"})
@@ -240,7 +274,7 @@ def complete(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, A
         layers = _dense(given["widths"], layers)
     if not isinstance(layers, list | tuple) or not all(isinstance(layer, Mapping) for layer in layers):
         raise OptionError(wrong("layers", layers, "expected one table [[network.layers]] for each layer"))
-    # What was written for all layers wins over what the preset says of one.
+    # Options given for all layers override what the preset says about a single layer.
     for_all = {key: written[key] for key in _LAYER_KEYS & written.keys()}
     own = [layer if "layers" in written else merge(layer, for_all) for layer in layers]
     return tree | {"layers": [merge(shared, layer) for layer in own]}
@@ -251,7 +285,7 @@ def _dense(widths: Any, layers: Any) -> list[dict[str, Any]]:
     if not is_list or not all(type(width) is int and width >= 1 for width in widths):
         raise OptionError(wrong("widths", widths, "expected a list of whole numbers from 1, for example [512, 512]"))
     first, *later = layers
-    # A second layer for a preset of one: label pixels are for the first alone.
+    # For a preset with one layer: label pixels are for the first layer only.
     repeated = later[-1] if later else {key: value for key, value in first.items() if key != "label_scheme"}
     like = [first, *later, *(repeated for _ in widths)]
     dense = [{"kind": "dense", "units": width} for width in widths]
@@ -259,7 +293,7 @@ def _dense(widths: Any, layers: Any) -> list[dict[str, Any]]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, table by table. A part that is given by its kind alone is {"kind": kind}."""
+    """Merges `over` into `base`, table by table. A part that is given as a kind becomes {"kind": kind}."""
     merged = dict(base)
     for key, value in over.items():
         before, after = _as_table(merged.get(key), key), _as_table(value, key)

@@ -1,6 +1,7 @@
-"""torch's fused Adam and SGD on one flat vector, called as functions.
+"""torch's fused Adam and SGD on one flat vector.
 
-The functions, not the classes: those spend as long on looking after parameter groups as a small layer's step takes.
+The functional versions are used because for a small layer the optimiser classes spend as much time on their parameter
+groups as the step itself takes.
 """
 
 from typing import Protocol
@@ -14,12 +15,13 @@ from ffstream.ff.optimizer import Adam, Sgd
 
 
 class Stepper(Protocol):
-    """Changes a vector along its gradient. `state` holds, by name, all that later steps depend on."""
+    """Changes a vector along its gradient. `state` holds, by name, everything that later steps depend on. It is zero
+    before the first step."""
 
     state: dict[str, Tensor]
 
     def step(self, vector: Tensor, gradient: Tensor, learning_rate: float) -> None:
-        """One step, in place."""
+        """One step, which changes `vector` in place."""
         ...
 
 
@@ -35,7 +37,7 @@ class AdamStepper:
         }
 
     def step(self, vector: Tensor, gradient: Tensor, learning_rate: float) -> None:
-        """One step, in place."""
+        """One step, which changes `vector` in place."""
         state = self.state
         adam(
             [vector],
@@ -63,7 +65,7 @@ class SgdStepper:
         self.state = {"momentum_buffer": torch.zeros_like(vector)}
 
     def step(self, vector: Tensor, gradient: Tensor, learning_rate: float) -> None:
-        """One step, in place."""
+        """One step, which changes `vector` in place."""
         sgd(
             [vector],
             [gradient],

@@ -110,8 +110,8 @@ def normalized(options: Any, x_NI: Tensor, extra_squares: float = 0.0) -> Tensor
         return x_NI / (squares_N1 / x_NI.shape[1] + 1e-8).sqrt()
     if options.kind == "unit":
         return x_NI / (squares_N1.sqrt() + 1e-4)
-    factor_N: Tensor = options.factor(squares_N1[:, 0], x_NI.shape[1])
-    return x_NI * factor_N[:, None]
+    inverse_norm_N: Tensor = options.inverse_norm(squares_N1[:, 0], x_NI.shape[1])
+    return x_NI * inverse_norm_N[:, None]
 
 
 def preactivation(layer: LayerOptions, own: Leaves, x_NI: Tensor, shape: tuple[int, ...], labels: int) -> Tensor:
@@ -171,7 +171,7 @@ def label_loss(options: Any, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None
     if options.kind == "softmax":
         return cross_entropy(options.alpha * G_BL, own_B, label_smoothing=options.smoothing)
     if options.kind not in ("paired", "threshold"):
-        own: Tensor = options.by_label(G_BL, own_B, wrong_B, phase).outcome().loss
+        own: Tensor = options.by_label(G_BL, own_B, wrong_B, phase).statistics().loss
         return own
     assert wrong_B is not None
     positive_B = None if phase == "sleep" else G_BL.gather(1, own_B[:, None])[:, 0]
@@ -191,7 +191,7 @@ def layer_loss(
     positive_B = G_N[: given.positives] if given.positives else None
     negative_B = G_N[given.positives :] if given.positives < len(G_N) else None
     if layer.objective.kind not in ("paired", "threshold"):
-        outside: Tensor = layer.objective.by_row(G_N, given.positives).outcome().loss
+        outside: Tensor = layer.objective.by_row(G_N, given.positives).statistics().loss
         return outside
     return contrast(layer.objective, positive_B, negative_B)
 

@@ -1,10 +1,10 @@
 import torch
 
-from ffstream.ff.buffers import Buffers, CopyPool, KeptBuffers
+from ffstream.ff.buffers import BufferPool, Buffers, ReusedBuffers
 
 
 def test_kept_buffers_are_the_same_memory_and_grow_when_they_must() -> None:
-    buffers, like = KeptBuffers(), torch.empty(0)
+    buffers, like = ReusedBuffers(), torch.empty(0)
     first = buffers.get("a", like, 4, 3)
     assert first.shape == (4, 3)
     assert buffers.get("a", like, 2, 3).data_ptr() == first.data_ptr()
@@ -20,7 +20,7 @@ def test_plain_buffers_are_new_memory() -> None:
 
 
 def test_a_copy_keeps_its_memory_while_it_is_held() -> None:
-    copies = CopyPool()
+    copies = BufferPool()
     source = torch.arange(4.0)
     held = copies.copy("x", source)
     source.add_(1)
@@ -31,7 +31,7 @@ def test_a_copy_keeps_its_memory_while_it_is_held() -> None:
 
 
 def test_the_memory_of_a_copy_that_nobody_holds_serves_the_next() -> None:
-    copies = CopyPool()
+    copies = BufferPool()
     source = torch.arange(4.0)
     held = copies.copy("x", source)
     where = held.data_ptr()

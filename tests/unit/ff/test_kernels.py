@@ -53,14 +53,16 @@ def test_a_subclass_of_a_part_is_computed_by_its_own_formulas() -> None:
             return 2 * super()._gradient(h)
 
     class Shifted(Vectors):
-        def expand(self, z_NF: Tensor, gain_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
-            return super().expand(z_NF, gain_N, parameters, labels) + 1
+        def expand(
+            self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int
+        ) -> Tensor:
+            return super().expand(z_NF, label_scale_N, parameters, labels) + 1
 
-    z_NF, gain_N, weights = torch.ones(3, 5), torch.ones(3), {"label_vectors": torch.zeros(4, 5)}
+    z_NF, label_scale_N, weights = torch.ones(3, 5), torch.ones(3), {"label_vectors": torch.zeros(4, 5)}
     for goodness, scheme, factor in (
         (SumSquares(), Vectors(), 5),
         (Doubled(), Vectors(), 10),
         (SumSquares(), Shifted(), 20),
     ):
         fast = fastest(LabelFormulas(Relu(), goodness, scheme, 4), torch.device("cpu"))
-        assert fast.by_label(z_NF, gain_N, weights).tolist() == [[factor] * 4] * 3
+        assert fast.by_label(z_NF, label_scale_N, weights).tolist() == [[factor] * 4] * 3

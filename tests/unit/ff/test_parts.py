@@ -14,7 +14,7 @@ from ffstream.ff import goodness as goodness_module
 from ffstream.ff.formulas import sum_squares
 from ffstream.ff.kernels import fastest_objective
 from ffstream.ff.negatives import Draw, HardestLabel, RandomLabel
-from ffstream.ff.objective import Objective, Outcome, Paired, Phase, Softmax, Threshold
+from ffstream.ff.objective import LossStatistics, Objective, Paired, Phase, Softmax, Threshold
 from ffstream.ff.part import members
 from ffstream.ff.randomness import generator_for
 from tests.unit.ff import formulas
@@ -63,11 +63,11 @@ def test_a_normalised_row_has_its_length_whatever_it_was_before(kind: str) -> No
     part = members("normalization")[kind](kind=kind)
     row = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)) + 1
     rows = torch.cat((row * 10, row, row * 1000))
-    scaled = rows * part.factor(sum_squares(rows), 50)[:, None]  # type: ignore[attr-defined]
+    scaled = rows * part.inverse_norm(sum_squares(rows), 50)[:, None]  # type: ignore[attr-defined]
     length = scaled.square().mean(1) if kind == "rms" else scaled.square().sum(1)
     assert torch.allclose(length, torch.ones(3), atol=1e-3)
     assert torch.allclose(scaled, scaled[:1].expand(3, -1), rtol=1e-3)
-    assert part.factor(torch.zeros(1), 50).isfinite().all()  # type: ignore[attr-defined]
+    assert part.inverse_norm(torch.zeros(1), 50).isfinite().all()  # type: ignore[attr-defined]
 
 
 # --- objectives --------------------------------------------------------------------------------------------------
@@ -86,9 +86,9 @@ def test_gradient_by_label(objective: Objective) -> None:
     for phase in phases(objective):
         want = formulas.label_loss(objective, G_BL, own_B, wrong_B, phase)
         (gradient_BL,) = torch.autograd.grad(want, G_BL)
-        judgement = objective.by_label(G_BL.detach(), own_B, wrong_B, phase)
-        assert torch.allclose(judgement.outcome().loss, want, rtol=1e-12)
-        assert torch.allclose(judgement.gradient, gradient_BL, rtol=1e-10, atol=1e-14)
+        result = objective.by_label(G_BL.detach(), own_B, wrong_B, phase)
+        assert torch.allclose(result.statistics().loss, want, rtol=1e-12)
+        assert torch.allclose(result.goodness_gradient, gradient_BL, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES[1:], ids=str)
@@ -99,12 +99,12 @@ def test_gradient_by_row(objective: Objective) -> None:
         positive_B, negative_B = G_N[:positives], G_N[positives:]
         want = formulas.contrast(objective, positive_B if positives else None, negative_B if positives < B else None)
         (gradient_N,) = torch.autograd.grad(want, G_N)
-        judgement = objective.by_row(G_N.detach(), positives)
-        assert torch.allclose(judgement.outcome().loss, want, rtol=1e-12)
-        assert torch.allclose(judgement.gradient, gradient_N, rtol=1e-10, atol=1e-14)
-        outcome: Outcome = judgement.outcome()
-        assert (outcome.positive_B is None) == (positives == 0)
-        assert (outcome.negative_B is None) == (positives == B)
+        result = objective.by_row(G_N.detach(), positives)
+        assert torch.allclose(result.statistics().loss, want, rtol=1e-12)
+        assert torch.allclose(result.goodness_gradient, gradient_N, rtol=1e-10, atol=1e-14)
+        statistics: LossStatistics = result.statistics()
+        assert (statistics.positive_B is None) == (positives == 0)
+        assert (statistics.negative_B is None) == (positives == B)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 0.99])
@@ -114,18 +114,18 @@ def test_the_compiled_softmax_is_the_formula(smoothing: float) -> None:
     (gradient_BL,) = torch.autograd.grad(want, G_BL)
     compiled = fastest_objective(Softmax(alpha=0.3, smoothing=smoothing), CPU)
     assert type(compiled) is not Softmax
-    judgement = compiled.by_label(G_BL.detach().float(), own_B, None, "interleaved")
-    assert torch.allclose(judgement.outcome().loss.double(), want, rtol=1e-5)
-    assert torch.allclose(judgement.gradient.double(), gradient_BL, rtol=1e-4, atol=1e-6)
+    result = compiled.by_label(G_BL.detach().float(), own_B, None, "interleaved")
+    assert torch.allclose(result.statistics().loss.double(), want, rtol=1e-5)
+    assert torch.allclose(result.goodness_gradient.double(), gradient_BL, rtol=1e-4, atol=1e-6)
 
 
 def test_losses_survive_huge_goodness() -> None:
     G_BL = torch.tensor([[0.0, 1e6], [0.0, 1e6]])
     own_B, wrong_B = torch.tensor([0, 0]), torch.tensor([1, 1])
     for objective in (*OBJECTIVES, fastest_objective(OBJECTIVES[0], CPU)):
-        judgement = objective.by_label(G_BL, own_B, wrong_B, "interleaved")
-        assert judgement.gradient.isfinite().all()
-        assert judgement.outcome().loss.isfinite()
+        result = objective.by_label(G_BL, own_B, wrong_B, "interleaved")
+        assert result.goodness_gradient.isfinite().all()
+        assert result.statistics().loss.isfinite()
 
 
 # --- negatives ---------------------------------------------------------------------------------------------------

@@ -88,15 +88,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"layers": 3}, "layers = 3: expected one table [[network.layers]] for each layer"),
     ({"layers": [{"learning_rate": -1}]}, "layers[0].learning_rate = -1: expected a number, at least 0"),
     ({"label_scheme": "pixels"}, 'label_scheme = "pixels": only the first layer sees pixels'),
-    ({"label_scheme": "groups"}, 'label_scheme = "groups": 512 units cannot be divided among 10 labels'),
+    ({"label_scheme": "groups"}, 'label_scheme = "groups": 512 units cannot be divided equally among 10 labels'),
     ({"label_scheme": "none"}, "the layer would learn nothing about labels"),
-    ({"labels": 1000}, 'layers[0].label_scheme = "pixels": 1000 labels need as many inputs, and there are 784'),
+    ({"labels": 1000}, 'layers[0].label_scheme = "pixels": 1000 labels need 1000 inputs, but the image has 784'),
     ({"activities": "label_conditioned"}, "network.activities must be label_free"),
     ({"image_shape": []}, "image_shape = []"),
-    ({"image_shape": [0, 28]}, "image_shape = [0, 28]: sizes are at least 1"),
+    ({"image_shape": [0, 28]}, "image_shape = [0, 28]: each size must be at least 1"),
     ({"warmup_samples": 100}, "warmup_samples = 100: expected a multiple of network.batch_size = 128"),
     ({"warmup_batch_size": 48}, "warmup_batch_size = 48: expected a divisor of network.batch_size = 128"),
-    ({"replay_buffer": 100}, "replay_buffer = 100: must hold a microbatch: network.batch_size = 128"),
+    ({"replay_buffer": 100}, "replay_buffer = 100: must be at least network.batch_size = 128"),
     ({"learning_rate": -1.0}, "learning_rate = -1.0: expected a number, at least 0"),
     ({"learning_rate": float("nan")}, "learning_rate = nan: expected a number"),
     ({"parts": ["no.such.module"]}, 'parts = ["no.such.module"]: cannot import no.such.module'),
@@ -105,10 +105,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"alpha": True}}, "objective.alpha = true: expected a number"),
     ({"layers": [{"learning_rate": True}]}, "layers[0].learning_rate = true: expected a number"),
     ({"learning_rate": 1e-3, "layers": [{"learning_rate": -1}]}, "layers[0].learning_rate = -1: expected a number"),
-    ({"replay_jitter": 28}, "replay_jitter = 28: nothing of an image would be left"),
-    ({"score_weight": 0}, "score_weight = 0: at least one layer must count in predictions"),
+    ({"replay_jitter": 28}, "replay_jitter = 28: must be smaller than the image: network.image_shape = [28, 28]"),
+    ({"score_weight": 0}, "score_weight = 0: at least one layer needs another score_weight than 0"),
     ({**CONDITIONED, "layers": [{"label_scheme": "groups"}]}, "network.activities must be label_free"),
     ({**CONDITIONED, "layers": [{"label_scheme": "none"}]}, "the layer would learn nothing about labels"),
+    ({"negatives": "random"}, 'negatives = "random": has no effect, because objective = "softmax"'),
+    ({"layers": [{"objective": "paired"}, {"negatives": "random"}]}, 'layers[1].negatives = "random": has no effect'),
     ({"preset": "best"}, 'preset = "best": expected one of stream, fast, overlay'),
 ]
 
@@ -130,8 +132,8 @@ def test_every_family_has_members() -> None:
     assert {"softmax", "paired", "threshold"} <= members("objective").keys()
 
 
-def test_a_recipe_that_exists_takes_no_preset() -> None:
-    with pytest.raises(OptionError, match='preset = "overlay": a recipe that exists'):
+def test_an_existing_recipe_does_not_accept_a_preset() -> None:
+    with pytest.raises(OptionError, match='preset = "overlay": cannot change an existing recipe'):
         recipe("stream").change(preset="overlay")
 
 
@@ -169,5 +171,5 @@ def test_two_parts_cannot_have_one_name() -> None:
         def gradient(self, z: Any) -> Any:
             return z
 
-    with pytest.raises(ValueError, match=r"activation .relu. is ffstream\.ff\.activation\.Relu already"):
+    with pytest.raises(ValueError, match=r"activation .relu. is already registered by ffstream\."):
         register(Relu)

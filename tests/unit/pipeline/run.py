@@ -37,10 +37,11 @@ RECIPE = make_recipe(
     warmup_samples=0,
     replay=0,
     replay_buffer=20,
-    negatives="random",
     learning_rate=0.01,
 )
-CONDITIONED = RECIPE.change(activities="label_conditioned", objective={"kind": "threshold", "alpha": 0.05})
+CONDITIONED = RECIPE.change(
+    activities="label_conditioned", objective={"kind": "threshold", "alpha": 0.05}, negatives="random"
+)
 
 
 @dataclass(frozen=True)
