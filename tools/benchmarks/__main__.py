@@ -1,12 +1,17 @@
 """`tools/bench`: one command a measurement."""
 
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import click
 import torch
 
 from ffstream.data import load
-from tools.benchmarks import accuracy, checkpoint, ingest, learn, predict, recovery, security
+from tools.benchmarks import accuracy, checkpoint, compare, ingest, learn, predict, recovery, security
 from tools.benchmarks.report import Report
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -17,6 +22,20 @@ _rounds = click.option("--rounds", default=3, show_default=True, help="Repetitio
 def main() -> None:
     """Measure ffstream, each figure beside its peer in the same run."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, _exit)  # so that what a measurement started is ended
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _report(seeds: Sequence[int] = (0,)) -> Report:
+    """Of the command that is running. Where no seeds are named, weights and samples are made with seed 0."""
+    options = dict(click.get_current_context().params)
+    as_json = options.pop("as_json")
+    typed = [argument for argument in sys.argv[1:] if argument != "--json"]
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return Report(as_json, f"tools/bench {shlex.join(typed)}", given, seeds)
 
 
 @main.command("learn")
@@ -24,7 +43,7 @@ def main() -> None:
 @_rounds
 def learn_command(as_json: bool, rounds: int) -> None:
     """Learning speed: serial reference, the machine's matrix products, the seed method, backpropagation."""
-    learn.run(Report(as_json), rounds)
+    learn.run(_report(), rounds)
 
 
 @main.command("accuracy")
@@ -38,7 +57,7 @@ def accuracy_command(
     dataset: str, data: Path | None, seeds: int, settings: tuple[str, ...], updates: int, as_json: bool
 ) -> None:
     """Test and prequential error of one pass through the daemon."""
-    report, loaded = Report(as_json), load(dataset, data)
+    report, loaded = _report(range(seeds)), load(dataset, data)
     accuracy.run(report, loaded, seeds, settings)
     if updates:
         accuracy.seed_method(report, loaded, updates)
@@ -50,7 +69,7 @@ def accuracy_command(
 @_rounds
 def ingest_command(long: bool, as_json: bool, rounds: int) -> None:
     """Acked and learned samples a second, from a producer in another process; the daemon's memory."""
-    ingest.run(Report(as_json), rounds, long=long)
+    ingest.run(_report(), rounds, long=long)
 
 
 @main.command("checkpoint")
@@ -58,7 +77,7 @@ def ingest_command(long: bool, as_json: bool, rounds: int) -> None:
 @click.option("--rounds", default=9, show_default=True, help="Pairs of spans; medians are of these.")
 def checkpoint_command(as_json: bool, rounds: int) -> None:
     """Learning speed while a checkpoint of 784-2000x4 is taken and written."""
-    checkpoint.run(Report(as_json), rounds)
+    checkpoint.run(_report(), rounds)
 
 
 @main.command("recovery")
@@ -66,7 +85,7 @@ def checkpoint_command(as_json: bool, rounds: int) -> None:
 @_rounds
 def recovery_command(as_json: bool, rounds: int) -> None:
     """From kill -9 with 60,000 samples behind the last checkpoint to ready, and to all of them learned."""
-    recovery.run(Report(as_json), rounds)
+    recovery.run(_report(), rounds)
 
 
 @main.command("predict")
@@ -74,7 +93,7 @@ def recovery_command(as_json: bool, rounds: int) -> None:
 @_rounds
 def predict_command(as_json: bool, rounds: int) -> None:
     """Latency of predictions at the client, idle and while learning at full speed."""
-    predict.run(Report(as_json), rounds)
+    predict.run(_report(), rounds)
 
 
 @main.command("security")
@@ -82,7 +101,34 @@ def predict_command(as_json: bool, rounds: int) -> None:
 @_rounds
 def security_command(as_json: bool, rounds: int) -> None:
     """What encryption costs: acked samples a second with CURVE, beside the same without."""
-    security.run(Report(as_json), rounds)
+    security.run(_report(), rounds)
+
+
+@main.command("compare")
+@click.argument("base", metavar="COMMIT")
+@click.option("--pairs", default=20, show_default=True, help="Pairs of measurements; the verdict is on their ratios.")
+@click.option(
+    "--what", default=",".join(compare.WHAT), show_default=True, help="What to measure, separated by commas."
+)
+@click.option("--seconds", default=3.0, show_default=True, help="Length of one measurement, about.")
+@_json
+def compare_command(base: str, pairs: int, what: str, seconds: float, as_json: bool) -> None:
+    """Compare the speed of this tree with that of COMMIT; exit code 1 if it is slower.
+
+    Each pair gives the ratio of this tree's speed to that of COMMIT. Printed are the median ratio and its 95 %
+    bootstrap interval; a measurement passes if the interval reaches 0.98.
+    """
+    names = what.split(",")
+    unknown = set(names) - set(compare.WHAT)
+    if unknown:
+        raise click.BadParameter(
+            f"{', '.join(sorted(unknown))}; known are {', '.join(compare.WHAT)}", param_hint="--what"
+        )
+    try:
+        passed = compare.run(_report(compare.SEEDS), base, pairs=pairs, what=names, seconds=seconds)
+    except compare.Failed as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

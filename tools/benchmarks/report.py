@@ -1,43 +1,142 @@
-"""What a measurement prints, and how rates are taken on a noisy machine."""
+"""What a measurement prints, where it comes from, and how rates are taken on a noisy machine.
 
+A row is one JSON object: `name value unit`, where there is a peer `peer peer_value ratio`, what else the measurement
+says, and its origin: the command with its options and seeds, the commit, versions, processor and date. So a row can
+be judged without knowing who ran it.
+"""
+
+import functools
+import importlib.metadata
 import json
+import os
+import platform
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+# Results recorded one after another must not mark those that follow.
+_RECORDED = (":!tools/benchmarks/results.jsonl", ":!tools/README.md")
+_VERSIONS = {"torch": "torch", "numpy": "numpy", "pyzmq": "pyzmq", "ffstream": "ffstream"}
+# Those that change which kernels torch and numpy choose.
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
+NOT_RECORDED = "not recorded"
+
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Line:
-    """`name value unit`, and the peer measured beside it with their ratio."""
+@functools.cache
+def origin() -> Row:
+    """Commit, versions and machine. What cannot be found out is "not recorded"."""
+    commit, dirty = _commit()
+    processor, flags = _processor()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        **{key: _version(package) for key, package in _VERSIONS.items()},
+        "processor": processor,
+        "flags": flags,
+        "cores": len(os.sched_getaffinity(0)),
+    }
 
-    name: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
+
+def _commit() -> tuple[str, bool | str]:
+    """This tree's commit, and whether files differ from it."""
+    given = os.environ.get("FFSTREAM_COMMIT")  # for a copy of the tree without its repository
+    if given:
+        return given, NOT_RECORDED
+    try:
+        changed = _git("status", "--porcelain", "--", ".", *_RECORDED)
+        return _git("rev-parse", "--short=12", "HEAD"), bool(changed)
+    except (OSError, subprocess.SubprocessError):
+        return NOT_RECORDED, NOT_RECORDED
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return NOT_RECORDED
+
+
+def _processor() -> tuple[str, list[str]]:
+    """Its name, and those of its flags that matter."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or NOT_RECORDED, []
+    pairs = (line.partition(":") for line in text.splitlines())
+    facts = {key.strip(): value.strip() for key, _, value in pairs}
+    known = facts.get("flags", facts.get("Features", "")).split()
+    return facts.get("model name", platform.machine()), [flag for flag in _FLAGS if flag in known]
 
 
 class Report:
-    """Prints lines as they come: for people, or one JSON object a line."""
+    """Prints rows as they come: for people, or one JSON object a line."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(
+        self, as_json: bool, command: str, options: Mapping[str, Any] | None = None, seeds: Sequence[int] = ()
+    ) -> None:
+        """`command` and `options` are what a person types to get the same rows; `seeds` are all that were used."""
         self._as_json = as_json
+        self._ends_with: Row = {"command": command, "options": dict(options or {}), "seeds": list(seeds)}
+        self._said_origin = False
 
-    def add(self, name: str, value: float, unit: str, peer: str | None = None, peer_value: float = 0.0) -> None:
-        """Prints one line."""
-        if peer is None:
-            line = Line(name, value, unit)
-        else:
-            line = Line(name, value, unit, peer, peer_value, value / peer_value)
+    def add(
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        peer: str | None = None,
+        peer_value: float = 0.0,
+        **more: float | int | str | bool,
+    ) -> None:
+        """Prints one row."""
+        row: Row = {"name": name, "value": value, "unit": unit}
+        if peer is not None:
+            row |= {"peer": peer, "peer_value": peer_value, "ratio": value / peer_value}
+        row |= more
         if self._as_json:
-            print(json.dumps({key: item for key, item in asdict(line).items() if item is not None}), flush=True)
+            print(json.dumps({**row, **self._ends_with, **origin(), "measured": _today()}), flush=True)
             return
-        text = f"{name:52} {value:12,.4g} {unit:16}" if value < 100 else f"{name:52} {value:12,.0f} {unit:16}"
-        if line.peer is not None:
-            text += f" {line.peer} {line.peer_value:,.5g} ratio {line.ratio:.2f}"
-        print(text, flush=True)
+        if not self._said_origin:
+            self._said_origin = True
+            print(describe_origin(origin()), flush=True)
+        print(_as_text(row), flush=True)
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def describe_origin(row: Mapping[str, Any]) -> str:
+    """One line for a person."""
+    dirty = " with changes" if row["dirty"] is True else ""
+    versions = ", ".join(f"{key} {row[key]}" for key in ("python", *_VERSIONS))
+    machine = f"{row['processor']} ({' '.join(row['flags'])}), {row['cores']} cores"
+    return f"commit {row['commit']}{dirty}; {versions}; {machine}"
+
+
+def _as_text(row: Row) -> str:
+    value = row["value"]
+    shown = f"{value:12,.4g}" if value < 100 else f"{value:12,.0f}"
+    text = f"{row['name']:52} {shown} {row['unit']:16}"
+    if "peer" in row:
+        text += f" {row['peer']} {row['peer_value']:,.5g} ratio {row['ratio']:.3f}"
+    if "low" in row:
+        text += f" 95 % {row['low']:.3f} to {row['high']:.3f} {'ok' if row['passed'] else 'SLOWER'}"
+    return text
 
 
 def in_turn(rounds: int, *runs: Callable[[], float]) -> list[float]:
