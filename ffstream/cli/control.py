@@ -41,6 +41,7 @@ def _facts(result: dict[str, Any]) -> Table:
     rows = {
         "state": f"{result['state']}, {result['phase']}"
         + (f", refuses samples: {result['refusing']}" if result["refusing"] else ""),
+        "network": f"images of shape {result['image_shape']}, labels 0 to {result['labels'] - 1}",
         "samples": f"{result['accepted']:,} accepted, {result['learned']:,} learned, {result['backlog']:,} waiting"
         + (f", {result['skipped']:,} skipped" if result["skipped"] else ""),
         "prequential error": prequential_error(result),

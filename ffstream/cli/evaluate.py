@@ -7,9 +7,9 @@ import click
 import numpy as np
 
 from ffstream.cli import options
+from ffstream.cli.compatibility import fitted, shifted
 from ffstream.cli.datasets import load_dataset
 from ffstream.cli.output import print_json, progress_bar
-from ffstream.cli.stream_check import shifted
 from ffstream.client import CurveKeys, Predictor
 from ffstream.data import Split
 from ffstream.wire.messages import DEFAULT_PREDICT
@@ -46,6 +46,9 @@ def evaluate(
     test = shifted(load_dataset(dataset, data, quiet=as_json).test, label_offset)
     n = min(len(test), limit or len(test))
     with Predictor(endpoint, keys=keys) as predictor:
+        welcome = predictor.hello(timeout_s)
+        test = fitted(test, welcome)
+        _warn_about_labels(test, welcome.labels)
         wrong, seconds = _ask(predictor, test, n, batch, timeout_s, quiet=as_json)
     p50_ms, p99_ms = (float(np.percentile(seconds, which)) * 1e3 for which in (50, 99))
     if as_json:
@@ -67,14 +70,12 @@ def _ask(
             start = time.perf_counter()
             answer = predictor.predict(test.images[window], timeout_s)
             seconds.append(time.perf_counter() - start)
-            if first == 0:
-                _check_labels(test, answer.goodness.shape[1])
             wrong += int((answer.labels != test.labels[window]).sum())
             bar.update(task, completed=window.stop)
     return wrong, seconds
 
 
-def _check_labels(test: Split, known: int) -> None:
+def _warn_about_labels(test: Split, known: int) -> None:
     low, high = int(test.labels.min()), int(test.labels.max())
     if high >= known:
         click.echo(

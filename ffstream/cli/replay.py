@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from ffstream.cli import options
+from ffstream.cli.compatibility import check_labels, fitted, shifted, suspicions
 from ffstream.cli.datasets import load_dataset
 from ffstream.cli.output import print_json, progress_bar
 from ffstream.cli.resuming import SPAN, Batches, Place, fingerprint, make_whole, place
-from ffstream.cli.stream_check import check, shifted
 from ffstream.client import Control, CurveKeys, Producer
 from ffstream.client.producer import Refused
 from ffstream.data import DRIFTS, Order, UInt8Array, batches
@@ -216,11 +216,13 @@ def replay(
     train = shifted(load_dataset(dataset, data, quiet=as_json).train, label_offset)
     classes = max(2, int(train.labels.max()) + 1)
     change = None if drift is None else DRIFTS[drift](drift_at, classes=classes, seed=seed)
-    stream = partial(batches, train, batch, passes=passes, seed=seed, limit=limit, order=order, drift=change)
     total = min(passes * len(train), limit or passes * len(train))
     with Producer(endpoint, client=client, on_waiting=_tell, keys=keys) as asking:
-        warnings = check(train, asking.welcome, label_offset)
+        train = fitted(train, asking.welcome)
+        check_labels(train, asking.welcome, label_offset)
         daemon_next = asking.daemon_next
+    stream = partial(batches, train, batch, passes=passes, seed=seed, limit=limit, order=order, drift=change)
+    warnings = suspicions(train, label_offset)
     if drift_at is not None and drift_at >= total:
         warnings.append(f"--drift-at {drift_at:,} is behind the last of {total:,} samples: nothing drifts")
     for warning in warnings:

@@ -220,6 +220,11 @@ class Connection:
         """Sends if there is a connection. Whether it did."""
         return self._try_send(message, ())
 
+    def hello(self, timeout_s: float, *, patience_s: float) -> Welcome:
+        """The welcome over the connection that is up, or a new one's. Raises as `greet`."""
+        self.welcome = self._welcome_of_connection(time.monotonic() + timeout_s, patience_s)
+        return self.welcome
+
     def ask(
         self,
         id: int,

@@ -1,6 +1,6 @@
-"""Images and labels as callers have them, made into what a header and a frame carry.
+"""Images and labels as callers have them, checked against the daemon's `welcome` and encoded for a message.
 
-Everything that the daemon would refuse for good is refused here, before it is sent: against its `welcome`.
+Everything that the daemon would reject for good is rejected here, before it is sent.
 """
 
 import math
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffstream.errors import BadDtype, BadShape, LabelOutOfRange, TooLarge
-from ffstream.wire import codec
-from ffstream.wire.messages import ImageHeader, Welcome
+from ffstream.wire.images import ImageChecker, shape_hint
+from ffstream.wire.messages import LABEL_DTYPE, ImageHeader, Welcome
 
 
-class Prepared(NamedTuple):
-    """Images as they travel: `frame` holds `samples` images of `shape`."""
+class EncodedImages(NamedTuple):
+    """What a message says about its images, and the payload frame that holds them."""
 
     samples: int
     dtype: str
@@ -23,28 +23,32 @@ class Prepared(NamedTuple):
     frame: bytes
 
 
-class Preparer:
-    """Holds images and labels against one `welcome`."""
+class Encoder:
+    """Checks and encodes images and labels for the network and the limits in one `welcome`."""
 
     def __init__(self, welcome: Welcome) -> None:
-        self._limits = welcome
-        self._checker = codec.ImageChecker(welcome.inputs, welcome.labels, welcome.max_samples)
+        self._welcome = welcome
+        self._checker = ImageChecker(welcome.image_shape, welcome.labels, welcome.max_samples)
 
-    def images(self, images: Any) -> Prepared:
-        """Images (B, …), or a single one, of uint8, float or bool. Raises BadDtype, BadShape, TooLarge,
-        NotFinite, ValueOutOfRange."""
+    def images(self, images: Any) -> EncodedImages:
+        """Encodes images (B, …), or a single one, of uint8, float or bool.
+
+        Raises BadDtype, BadShape, TooLarge, NotFinite or ValueOutOfRange.
+        """
         array = _as_array(images)
-        self._check_size(array.nbytes)
-        array = self._with_count(array)
+        self._check_bytes(array.nbytes)
+        array = self._with_batch_axis(array)
         self._check_count(len(array))
-        dtype, shape, frame = codec.array_to_images(array)
-        if dtype != "uint8":  # the range of its numbers matters
-            self._checker.check_images(ImageHeader.model_construct(count=len(array), dtype=dtype, shape=shape), frame)
-        return Prepared(len(array), dtype, shape, frame)
+        shape, frame = list(array.shape[1:]), array.tobytes()
+        if array.dtype == np.uint8:
+            return EncodedImages(len(array), "uint8", shape, frame)
+        header = ImageHeader.model_construct(count=len(array), dtype="float32", shape=shape)
+        frame = self._checker.check_images(header, frame)
+        return EncodedImages(len(array), "float32", shape, frame)
 
     def labels(self, labels: Any, count: int) -> bytes:
-        """Labels (B), or a number for a single image. Raises LabelOutOfRange, BadShape."""
-        highest = self._limits.labels - 1
+        """Encodes labels (B), or a number for a single image. Raises LabelOutOfRange or BadShape."""
+        highest = self._welcome.labels - 1
         if type(labels) is int and count == 1:  # the common single sample, without numpy
             if not 0 <= labels <= highest:
                 raise LabelOutOfRange(f"label {labels}", hint=f"labels are 0 to {highest}")
@@ -55,7 +59,7 @@ class Preparer:
             raise LabelOutOfRange(f"labels of type {type(labels).__name__}: {error}", hint="send numbers") from error
         if array.shape != (count,):
             raise BadShape(
-                f"labels of shape {array.shape} for {count} images", hint="one label for each image, in one dimension"
+                f"labels of shape {array.shape} for {count} images", hint="send one label for each image, as a list"
             )
         if array.dtype.kind not in "iu":
             raise LabelOutOfRange(
@@ -68,52 +72,45 @@ class Preparer:
                 f"label {wrong[0]}" + (f" and {wrong.size - 1} more" if wrong.size > 1 else ""),
                 hint=f"labels are 0 to {highest}",
             )
-        return codec.labels_to_bytes(array, count)
+        return array.astype(LABEL_DTYPE).tobytes()
 
-    def _with_count(self, array: NDArray[Any]) -> NDArray[Any]:
-        inputs = self._limits.inputs
-        if array.ndim > 1 and math.prod(array.shape[1:]) == inputs:
-            return array.reshape(len(array), inputs) if array.ndim > _DIMENSIONS_MAX else array
-        if array.size == inputs:
+    def _with_batch_axis(self, array: NDArray[Any]) -> NDArray[Any]:
+        shape = list(array.shape)
+        if self._checker.takes(shape):
             return array[None]
-        raise BadShape(
-            f"images of shape {array.shape}",
-            hint=f"the network takes {inputs} numbers an image: send an array (count, …), or one image",
-        )
+        if self._checker.takes(shape[1:]):
+            return array
+        of_one = shape if math.prod(shape) == self._checker.inputs else shape[1:]
+        hint = shape_hint(of_one, self._checker.image_shape)
+        raise BadShape(f"images of shape {array.shape}", hint=f"{hint}; several images go along a first axis")
 
-    def _check_size(self, size: int) -> None:
-        # The daemon cannot answer a message over its byte limit: the connection breaks, and would again and again.
-        most = self._limits.max_bytes
+    def _check_bytes(self, size: int) -> None:
+        # The daemon does not answer a frame far over its limit: the connection breaks, and would break again.
+        most = self._welcome.max_bytes
         if size > most:
             raise TooLarge(
                 f"{size} bytes of images", hint=f"the daemon takes at most {most} bytes; send fewer at a time"
             )
 
     def _check_count(self, count: int) -> None:
-        most = self._limits.max_samples
+        most = self._welcome.max_samples
         if not count:
-            raise BadShape("no images", hint="send one at least")
+            raise BadShape("no images", hint="send at least one")
         if count > most:
             raise TooLarge(f"{count} images", hint=f"the daemon takes at most {most}; send fewer at a time")
 
 
-_DIMENSIONS_MAX = 5  # with that of the images
-
-
 def _as_array(images: Any) -> NDArray[Any]:
+    """The images as uint8 or little-endian float32. Raises BadDtype."""
     try:
         array: NDArray[Any] = np.asarray(images)
-    except (
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # lists of lists that are not equally long, a tensor on a GPU
+    except (ValueError, TypeError, RuntimeError) as error:  # a ragged list; a tensor on a GPU
         raise BadDtype(f"images of type {type(images).__name__}: {error}", hint="send a numpy array") from error
     kind = array.dtype.kind
     if kind == "b":
         return array * np.uint8(255)
     if kind == "f":
-        with np.errstate(over="ignore"):  # what is infinite then is refused
+        with np.errstate(over="ignore"):  # infinity is rejected later
             return array.astype("<f4", copy=False)
     if array.dtype != np.uint8:
         raise BadDtype(

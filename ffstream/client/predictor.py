@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ffstream.client.connection import Connection, seconds
-from ffstream.client.images import Preparer
+from ffstream.client.images import Encoder
 from ffstream.client.keys import CurveKeys
 from ffstream.errors import BadSize
 from ffstream.wire import codec
@@ -41,6 +41,14 @@ class Predictor:
         self._patience_s = seconds(connect_timeout_s, "connect_timeout_s")
         self._connection = Connection(endpoint, "predict", (Prediction,), keys=keys)
         self._id = 0
+
+    def hello(self, timeout_s: float = 10.0) -> Welcome:
+        """Returns what the daemon says of itself: its limits, and the images and labels of its network.
+
+        Raises RequestRefused, and DeadlineExceeded (Unreachable without a connection).
+        """
+        self._connection.owner.check()
+        return self._connection.hello(seconds(timeout_s, "timeout_s"), patience_s=self._patience_s)
 
     def predict(self, images: ArrayLike, timeout_s: float = 10.0) -> Labels:
         """Labels of images (B, …), uint8 0 to 255, float 0.0 to 1.0, or bool, all from one snapshot.
@@ -84,5 +92,5 @@ class _Query:
 
     def build(self, welcome: Welcome) -> tuple[Message, tuple[bytes, ...]]:
         """The header and its payload. Raises BadDtype, BadShape, NotFinite, ValueOutOfRange, TooLarge."""
-        self.count, dtype, shape, frame = Preparer(welcome).images(self._images)
+        self.count, dtype, shape, frame = Encoder(welcome).images(self._images)
         return Predict(id=self._id, count=self.count, dtype=dtype, shape=shape), (frame,)

@@ -25,7 +25,7 @@ import zmq
 from numpy.typing import ArrayLike
 
 from ffstream.client.connection import Connection, duration, seconds
-from ffstream.client.images import Preparer
+from ffstream.client.images import Encoder
 from ffstream.client.keys import CurveKeys
 from ffstream.errors import ConfigError, DeadlineExceeded, Reason, RequestRefused, Unauthorized
 from ffstream.wire.messages import (
@@ -158,7 +158,7 @@ class Producer:
 
     def _welcomed(self, welcome: Welcome) -> None:
         self._limits = welcome
-        self._preparer = Preparer(welcome)
+        self._encoder = Encoder(welcome)
         self._is_greeted = True
         self._heard(welcome.credit)
         self._note_refusal(welcome)
@@ -203,9 +203,9 @@ class Producer:
         sent.
         """
         self._owner.check()
-        prepared = self._preparer.images(images)
-        label_bytes = self._preparer.labels(labels, prepared.samples)
-        self._await_window(len(prepared.frame), timeout_s)
+        encoded = self._encoder.images(images)
+        label_bytes = self._encoder.labels(labels, encoded.samples)
+        self._await_window(len(encoded.frame), timeout_s)
         n = self._next_n
         self._next_n += 1
         header = {
@@ -213,15 +213,15 @@ class Producer:
             "type": "samples",
             "client": self.client,
             "n": n,
-            "count": prepared.samples,
-            "dtype": prepared.dtype,
-            "shape": prepared.shape,
+            "count": encoded.samples,
+            "dtype": encoded.dtype,
+            "shape": encoded.shape,
             "labels": label_bytes,
         }
-        message = _Message(prepared.samples, header, prepared.frame)
+        message = _Message(encoded.samples, header, encoded.frame)
         self._unanswered[n] = message
-        self._unanswered_bytes += len(prepared.frame)
-        self.counts.sent += prepared.samples
+        self._unanswered_bytes += len(encoded.frame)
+        self.counts.sent += encoded.samples
         if len(self._unanswered) == 1:
             self._heard_at = self._worked_at  # an answer is due from now on
         self._transmit(message)

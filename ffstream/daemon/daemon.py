@@ -45,7 +45,7 @@ from ffstream.serving.predictor import Predictor
 from ffstream.util.durable import fsync_entry, fsync_tree
 from ffstream.util.os_errors import as_start_errors, path_error
 from ffstream.util.threads import name_of_stuck, use_one_core
-from ffstream.wire.codec import ImageChecker
+from ffstream.wire.images import ImageChecker
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class Daemon:
 
     def _open_sockets(self) -> None:
         config, limits, recipe = self.config, self.config.limits, self.config.network
-        checker = ImageChecker(recipe.inputs, recipe.labels, limits.message_max_samples)
+        checker = ImageChecker(recipe.image_shape, recipe.labels, limits.message_max_samples)
         boot = secrets.token_hex(8)
         check_free_files()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -336,6 +336,8 @@ class Daemon:
             "state": "paused" if paused else self.state,
             "refusing": self._refusing(),
             "version": __version__,
+            "image_shape": list(self.config.network.image_shape),
+            "labels": self.config.network.labels,
             **self.learner.status(),
             **self.admission.status(),
             "endpoints": {

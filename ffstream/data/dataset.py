@@ -17,7 +17,10 @@ UInt8Array = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (N, H, W) and their labels (N,), both uint8. Raises DataError when they do not fit together."""
+    """Images and their labels (N,), both uint8. Raises DataError when they do not fit together.
+
+    Images are (N, H, W), (N, H, W, C) with the channels last, or (N, V) for values without a layout.
+    """
 
     images: UInt8Array
     labels: UInt8Array
@@ -25,8 +28,10 @@ class Split:
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.labels.dtype != np.uint8:
             raise DataError(f"images are {self.images.dtype} and labels {self.labels.dtype}, expected uint8")
-        if self.images.ndim != 3:
-            raise DataError(f"images have {self.images.ndim} dimensions, expected 3 (N, H, W)")
+        if not 2 <= self.images.ndim <= 4:
+            raise DataError(
+                f"images have {self.images.ndim} dimensions, expected 3 (N, H, W), 4 (N, H, W, C) or 2 (N, values)"
+            )
         if self.labels.ndim != 1:
             raise DataError(f"labels have {self.labels.ndim} dimensions, expected 1 (N)")
         if len(self.images) != len(self.labels):
@@ -35,10 +40,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image."""
+        return self.images.shape[1:]
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split with images of one size. Raises DataError when the sizes differ.
+    """A training and a test split with images of one shape. Raises DataError when the shapes differ.
 
     `folder`: where the files lie. `notes`: what a user should know about them.
     """
@@ -50,9 +60,9 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        train_HW, test_HW = self.train.images.shape[1:], self.test.images.shape[1:]
-        if train_HW != test_HW:
-            raise DataError(f"{self.name}: training images are {train_HW} pixels, test images {test_HW}")
+        train, test = self.train.image_shape, self.test.image_shape
+        if train != test:
+            raise DataError(f"{self.name}: training images have the shape {train}, test images {test}")
 
 
 def load_folder(folder: Path, name: str) -> Dataset:
@@ -87,7 +97,11 @@ def _read_split(collection: Collection, prefix: str, *, transpose: bool) -> Spli
         split = Split(pixels, classes)
     except DataError as error:
         raise DataError(f"{images_path} and {labels_path.name}: {error.message}", hint=HINT) from error
-    return Split(np.ascontiguousarray(split.images.swapaxes(1, 2)), split.labels) if transpose else split
+    if not transpose:
+        return split
+    if split.images.ndim < 3:
+        raise DataError(f"{images_path}: the images have no rows and columns", hint=HINT)
+    return Split(np.ascontiguousarray(split.images.swapaxes(1, 2)), split.labels)
 
 
 def _pixels(images: IdxArray, path: Path) -> UInt8Array:

@@ -51,7 +51,7 @@ def batches(
     drift: Drift | None = None,
     skip: int = 0,
 ) -> Iterator[tuple[UInt8Array, UInt8Array]]:
-    """Yield images (n, H, W) and labels (n,), contiguous copies, in the order of `stream`.
+    """Yield images (n, …) in the shape of the split and labels (n,), contiguous copies, in the order of `stream`.
 
     n = batch, and less only in the last one: a batch may straddle two passes. The first `skip` batches are left out.
     Raises ValueError for batch < 1 or skip < 0.

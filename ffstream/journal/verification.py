@@ -24,7 +24,7 @@ from ffstream.journal.inspection import (
     reading,
     told,
 )
-from ffstream.wire.codec import ImageChecker
+from ffstream.wire.images import ImageChecker
 from ffstream.wire.messages import Samples
 
 _ROWS = 256  # of a transaction
@@ -66,7 +66,7 @@ class Verification:
         self._checker = None
         inputs, labels = self._meta.get("inputs"), self._meta.get("labels")
         if is_number(inputs) and is_number(labels):
-            self._checker = ImageChecker(inputs, labels, schema.SEQ_MAX)
+            self._checker = ImageChecker([inputs], labels, schema.SEQ_MAX)
 
     def held(self) -> int:
         """About how many samples there are to look at."""

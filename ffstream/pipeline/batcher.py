@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ffstream.ff.recipe import Recipe
 from ffstream.journal.reader import Reader
-from ffstream.wire.codec import bytes_to_labels, images_to_array
+from ffstream.wire.images import bytes_to_labels, images_to_array
 
 _READ_AHEAD = 8  # microbatches
 

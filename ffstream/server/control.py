@@ -11,6 +11,7 @@ from ffstream.metrics import Metrics
 from ffstream.server.router import Received, RouterLoop
 from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
+from ffstream.wire.images import ImageChecker
 from ffstream.wire.messages import Hello, Reply, Request
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class ControlLoop(RouterLoop):
         metrics: Metrics,
         on_failure: OnFailure,
         *,
-        checker: codec.ImageChecker,
+        checker: ImageChecker,
         boot: str,
         waits: Collection[str] = (),
     ) -> None:
@@ -43,7 +44,7 @@ class ControlLoop(RouterLoop):
             limits,
             metrics,
             on_failure,
-            checker=codec.ImageChecker(checker.inputs, checker.labels, 0),  # it takes no samples
+            checker=ImageChecker(checker.image_shape, checker.labels, 0),  # it takes no samples
             boot=boot,
             payload_max_bytes=0,  # no command has one
             batch_messages=64,

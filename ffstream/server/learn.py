@@ -25,6 +25,7 @@ from ffstream.server.router import Received, RouterLoop
 from ffstream.util import failpoints
 from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
+from ffstream.wire.images import ImageChecker
 from ffstream.wire.messages import Ack, Bye, Hello, Samples
 
 _GREETED_MAX = 20_000
@@ -45,7 +46,7 @@ class LearnLoop(RouterLoop):
     def __init__(
         self,
         journal: Journal,
-        checker: codec.ImageChecker,
+        checker: ImageChecker,
         admission: Admission,
         housekeeping: Housekeeping,
         limits: Limits,

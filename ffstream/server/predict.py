@@ -11,6 +11,7 @@ from ffstream.server.router import Received, RouterLoop
 from ffstream.serving.predictor import Answer, Predictor
 from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
+from ffstream.wire.images import ImageChecker, images_to_array
 from ffstream.wire.messages import Hello, Predict, Prediction
 
 
@@ -20,7 +21,7 @@ class PredictLoop(RouterLoop):
     def __init__(
         self,
         predictor: Predictor,
-        checker: codec.ImageChecker,
+        checker: ImageChecker,
         limits: Limits,
         *,
         is_behind: Callable[[], bool] = lambda: False,
@@ -74,7 +75,7 @@ class PredictLoop(RouterLoop):
             except FFStreamError as error:
                 self.refuse(peer, error, sender=received.sender(), id=message.id)
                 continue
-            queries.append(codec.images_to_array(message.dtype, message.count, images))
+            queries.append(images_to_array(message.dtype, message.count, images))
             good.append((peer, message.id))
         if not good:
             return

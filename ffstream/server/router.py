@@ -27,6 +27,7 @@ from ffstream.util.endpoints import listens_on_ipv6
 from ffstream.util.os_errors import listen_error
 from ffstream.util.threads import OnFailure, Worker
 from ffstream.wire import codec
+from ffstream.wire.images import ImageChecker
 from ffstream.wire.messages import MAX_HEADER_BYTES, SENT_TO, ErrorReply, Message, Ping, Pong, Welcome
 
 _LINGER_MS = 1000  # for replies under way when the socket closes
@@ -94,7 +95,7 @@ class RouterLoop(ABC):
         metrics: Metrics,
         on_failure: OnFailure,
         *,
-        checker: codec.ImageChecker,
+        checker: ImageChecker,
         boot: str,
         payload_max_bytes: int,
         batch_messages: int,
@@ -350,6 +351,7 @@ class RouterLoop(ABC):
             max_samples=checker.max_samples,
             max_bytes=self._payload_max_bytes,
             inputs=checker.inputs,
+            image_shape=checker.image_shape,
             labels=checker.labels,
             next=next,
             credit=self.credit(),

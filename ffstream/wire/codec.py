@@ -8,34 +8,16 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgpack
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ffstream.errors import (
-    BadDtype,
-    BadFrames,
-    BadHeader,
-    BadShape,
-    BadSize,
-    LabelOutOfRange,
-    NotFinite,
-    TooLarge,
-    UnknownType,
-    UnsupportedVersion,
-    ValueOutOfRange,
-)
-from ffstream.wire.messages import LABEL_DTYPE, MAX_HEADER_BYTES, SENT_TO, VERSION, ImageHeader, Message, Samples
+from ffstream.errors import BadFrames, BadHeader, TooLarge, UnknownType, UnsupportedVersion
+from ffstream.wire.messages import MAX_HEADER_BYTES, SENT_TO, VERSION, Message
 
 # Entries of a list or map. msgpack makes room for as many as are announced, at every level.
 _LIST_MAX = 64
 _MAP_MAX = 64
 _UNREADABLE = (ValueError, RecursionError, msgpack.UnpackException)  # what msgpack raises
 _NAME_MAX = 100  # characters of a field's name, which may come from the sender, in an error
-
-FLOAT_TOLERANCE = 1e-6  # so far outside 0 to 1, rounding may have taken a number: it is clipped
-DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
-_NAMES = {(dtype.kind, dtype.itemsize): name for name, dtype in DTYPES.items()}
 
 
 def table(*types: type[Message]) -> dict[str, type[Message]]:
@@ -173,95 +155,3 @@ def expect_payload(frames: Sequence[bytes], count: int) -> Sequence[bytes]:
     if len(frames) != count:
         raise BadFrames(f"{len(frames)} payload frames", hint=f"this message has {count}")
     return frames
-
-
-class ImageChecker:
-    """Holds images and labels against the network that they are for and the limits of a socket."""
-
-    def __init__(self, inputs: int, labels: int, max_samples: int) -> None:
-        self.inputs = inputs
-        self.labels = labels
-        self.max_samples = max_samples
-
-    def check_images(self, header: ImageHeader, frame: bytes) -> bytes:
-        """The frame, with floats a hair outside 0 to 1 clipped.
-
-        Raises the ProtocolError that fits when it is not what the header says or the network takes.
-        """
-        dtype = DTYPES.get(header.dtype)
-        if dtype is None:
-            raise BadDtype("images of an unknown dtype", hint="send uint8 or float32")
-        if header.count > self.max_samples:
-            raise TooLarge(f"{header.count} samples in a message", hint=f"at most {self.max_samples}")
-        size = 1
-        for dimension in header.shape:
-            size *= dimension
-        if size != self.inputs:
-            raise BadShape(
-                f"images of shape {header.shape}", hint=f"the network takes {self.inputs} numbers an image"
-            )
-        expected = header.count * size * dtype.itemsize
-        if len(frame) != expected:
-            raise BadSize(f"{len(frame)} bytes of images", hint=f"the header promises {expected}")
-        return _clip(frame, dtype) if dtype.kind == "f" else frame
-
-    def check_samples(self, header: Samples, frame: bytes) -> bytes:
-        """The same for labelled images."""
-        frame = self.check_images(header, frame)
-        if len(header.labels) != 2 * header.count:
-            raise BadSize(f"{len(header.labels)} bytes of labels", hint=f"{header.count} uint16 numbers are needed")
-        if header.count == 1:  # numpy costs more than the rest of the check for a single label
-            highest = int.from_bytes(header.labels, "little")
-        else:
-            highest = int(np.frombuffer(header.labels, LABEL_DTYPE).max())
-        if highest >= self.labels:
-            raise LabelOutOfRange(f"label {highest}", hint=f"labels are 0 to {self.labels - 1}")
-        return frame
-
-
-def _clip(frame: bytes, dtype: np.dtype[Any]) -> bytes:
-    """The same frame when all its floats are within 0 to 1, else a copy with those a hair outside clipped."""
-    # One huge number would make every weight NaN, for everybody and for good.
-    numbers = np.frombuffer(frame, dtype)
-    low, high = numbers.min(), numbers.max()  # NaN if any number is
-    if not np.isfinite(low) or not np.isfinite(high):
-        raise NotFinite("an image holds NaN or infinity", hint="send finite numbers, 0.0 to 1.0")
-    if low >= 0.0 and high <= 1.0:
-        return frame
-    if float(low) < -FLOAT_TOLERANCE or float(high) > 1.0 + FLOAT_TOLERANCE:
-        raise ValueOutOfRange(f"an image holds numbers from {low!s} to {high!s}", hint="scale them to 0.0 to 1.0")
-    return numbers.clip(0.0, 1.0).tobytes()
-
-
-def images_to_array(dtype: str, count: int, frame: bytes) -> NDArray[Any]:
-    """Checked images as a (count, inputs) array that shares the frame's memory."""
-    return np.frombuffer(frame, DTYPES[dtype]).reshape(count, -1)
-
-
-def array_to_images(images: NDArray[Any]) -> tuple[str, list[int], bytes]:
-    """dtype, shape of one image, and frame of images (count, …). Raises BadDtype or BadShape."""
-    if not 2 <= images.ndim <= 5 or not images.size:
-        raise BadShape(f"images of shape {images.shape}", hint="send an array (count, …) of one image at least")
-    if images.dtype == np.float64:
-        images = images.astype("<f4")
-    name = _NAMES.get((images.dtype.kind, images.dtype.itemsize))
-    if name is None:
-        raise BadDtype(f"images of dtype {images.dtype}", hint="use uint8 or float32")
-    return name, list(images.shape[1:]), images.astype(DTYPES[name], copy=False).tobytes()  # little-endian
-
-
-def labels_to_bytes(labels: Any, count: int) -> bytes:
-    """Labels as the header carries them. Raises LabelOutOfRange or BadShape."""
-    if type(labels) is int and count == 1 and 0 <= labels < 2**16:  # the common single sample, without numpy
-        return labels.to_bytes(2, "little")
-    array = np.atleast_1d(np.asarray(labels))
-    if array.shape != (count,):
-        raise BadShape(f"labels of shape {array.shape} for {count} images", hint="one label an image")
-    if array.dtype.kind not in "iu" or (count and not 0 <= array.min() <= array.max() < 2**16):
-        raise LabelOutOfRange("labels must be whole numbers from 0 to 65535", hint="send class numbers")
-    return array.astype(LABEL_DTYPE).tobytes()
-
-
-def bytes_to_labels(labels: bytes) -> NDArray[Any]:
-    """Checked labels as an array."""
-    return np.frombuffer(labels, LABEL_DTYPE)

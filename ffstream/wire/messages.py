@@ -52,7 +52,7 @@ class Hello(Message):
 
 
 class Welcome(Message):
-    """Any socket: which socket this is, the limits of its messages, and the shape of what the network takes.
+    """Any socket: which socket this is, the limits of its messages, and the images and labels that the network takes.
 
     `boot` is another string after each start of the daemon. `next` and `credit` are 0 but on the learn socket,
     `max_samples` and `max_bytes`, of a payload frame, are 0 on the control socket. While samples are refused,
@@ -65,6 +65,7 @@ class Welcome(Message):
     max_samples: Count
     max_bytes: Count
     inputs: Positive
+    image_shape: Dimensions
     labels: Positive
     next: Count = 0
     credit: Count = 0

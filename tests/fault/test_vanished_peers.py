@@ -23,7 +23,7 @@ import zmq
 from ffstream.config import Limits
 from ffstream.metrics import Metrics
 from ffstream.server.control import ControlLoop
-from ffstream.wire.codec import ImageChecker
+from ffstream.wire.images import ImageChecker
 from tests.in_process import Peer
 from tests.support import wait_until
 
@@ -35,7 +35,7 @@ def hold():
     return {"answer": "x" * 1000}
 
 loop = ControlLoop({"hold": lambda arguments: hold}, Limits(heartbeat_s=1), metrics, sys.exit,
-                   checker=ImageChecker(16, 4, 10), boot="boot")
+                   checker=ImageChecker([16], 4, 10), boot="boot")
 loop.bind(zmq.Context(), "tcp://127.0.0.1:*")
 loop.start()
 peer = Peer(loop.endpoint)

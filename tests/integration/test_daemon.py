@@ -274,6 +274,8 @@ BAD: list[tuple[str, list[bytes]]] = [
     ("unsupported_version", [_good(v=2), IMAGE]),
     ("bad_dtype", [_good(dtype="float64"), bytes(8 * INPUTS)]),
     ("bad_shape", [_good(shape=[15]), bytes(15)]),
+    ("bad_shape", [_good(shape=[2, 8]), IMAGE]),
+    ("bad_shape", [_good(shape=[1, 4, 4]), IMAGE]),
     ("bad_shape", [_good(shape=[2**31, 2**31, 2**31, 16]), IMAGE]),
     ("bad_size", [_good(), IMAGE[:-1]]),
     ("bad_size", [_good(labels=b"\0"), IMAGE]),
@@ -450,13 +452,13 @@ def test_a_bad_query_is_refused_and_the_next_one_answered(daemon: Running, query
     assert len(predictor.predict(images(1)).labels) == 1
 
 
-@pytest.mark.parametrize("shape", [(INPUTS,), (4, 4), (1, 1, 1, 1, 1, 4, 4)])
-def test_one_image_is_answered_whatever_its_dimensions(daemon: Running, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(INPUTS,), (4, 4), (1, 4, 4), (1, INPUTS)])
+def test_one_image_is_answered_with_and_without_a_batch_axis(daemon: Running, shape: tuple[int, ...]) -> None:
     answer = daemon.predictor().predict(images(1).reshape(shape))
     assert (answer.labels.shape, answer.goodness.shape) == ((1,), (1, 4))
 
 
-@pytest.mark.parametrize("shape", [(0, INPUTS), (1, 0), ()])
+@pytest.mark.parametrize("shape", [(0, INPUTS), (1, 0), (), (1, 2, 8), (1, 1, 4, 4)])
 def test_a_query_that_cannot_travel_is_not_sent(daemon: Running, shape: tuple[int, ...]) -> None:
     predictor = daemon.predictor()
     with pytest.raises(BadShape) as caught:

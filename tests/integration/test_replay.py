@@ -30,14 +30,21 @@ SAMPLES = 600
 NAME = "camera"
 
 
-def write_folder(folder: Path, *, first_label: int = 0, classes: int = 4, brightest: int = 255) -> Split:
-    """A data set of 4 x 4 images with those labels, shuffled; returns its training split."""
+def write_folder(
+    folder: Path,
+    *,
+    first_label: int = 0,
+    classes: int = 4,
+    brightest: int = 255,
+    shape: tuple[int, ...] = (4, 4),
+) -> Split:
+    """A data set of images with those labels, shuffled; returns its training split."""
     folder.mkdir()
     rng = np.random.default_rng(1)
     for prefix in ("train", "t10k"):
         labels = (rng.permutation(SAMPLES) % classes + first_label).astype(np.uint8)
-        pixels = rng.integers(0, brightest, (SAMPLES, 4, 4), np.uint8, endpoint=True)
-        write_idx(folder / f"{prefix}-images-idx3-ubyte", pixels)
+        pixels = rng.integers(0, brightest, (SAMPLES, *shape), np.uint8, endpoint=True)
+        write_idx(folder / f"{prefix}-images-idx{pixels.ndim}-ubyte", pixels)
         write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels)
     return load(str(folder)).train
 
@@ -67,6 +74,14 @@ def stored(running: Running) -> list[tuple[int, list[int]]]:
     finally:
         connection.close()
     return [(n, np.frombuffer(labels, "<u2").tolist()) for n, labels in rows]
+
+
+def stored_images(running: Running) -> bytes:
+    connection = sqlite3.connect(running.state / "journal.sqlite")
+    try:
+        return b"".join(row for (row,) in connection.execute("SELECT images FROM messages ORDER BY first_seq"))
+    finally:
+        connection.close()
 
 
 def stored_labels(running: Running) -> list[int]:
@@ -113,11 +128,40 @@ def test_an_offset_that_leaves_the_range_of_labels(replay: Callable[..., Result]
     assert "--label-offset 0 makes the lowest one 0" in refused.stderr
 
 
-def test_images_of_another_size(running: Running, replay: Callable[..., Result]) -> None:
-    refused = CliRunner().invoke(main, ["replay", "embedded", "--to", running.daemon.learn.endpoint])
-    assert refused.exit_code == 1
-    assert "28 x 28 = 784 pixels, the daemon's network takes 16" in refused.stderr
+@pytest.mark.parametrize("shape", [(5, 5), (2, 8), (1, 4, 4), (4, 4, 1), (15,)])
+def test_images_of_another_shape_are_an_error_before_anything_is_sent(
+    running: Running, replay: Callable[..., Result], tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    write_folder(tmp_path / "data", shape=shape)
+    at = ["evaluate", str(tmp_path / "data"), "--at", running.daemon.predict.endpoint]
+    for failed in (replay(tmp_path / "data"), CliRunner().invoke(main, at)):
+        assert failed.exit_code == 1
+        error, hint = failed.stderr.splitlines()
+        assert error == (
+            f"error: the data set's images have the shape {list(shape)}, the daemon takes [4, 4]; nothing was sent "
+            "[bad_shape]"
+        )
+        assert hint.startswith("hint: the network takes [4, 4], or flat [16]")
+        assert f"network.image_shape={list(shape)}" in hint
     assert stored(running) == []
+    assert running.metric("predictions_total") == 0
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "shape"),
+    [([4, 4], (4, 4)), ([4, 4], (16,)), ([16], (4, 4)), ([4, 2, 2], (4, 2, 2)), ([4, 2, 2], (16,))],
+)
+def test_images_travel_in_their_shape_or_flat(tmp_path: Path, image_shape: list[int], shape: tuple[int, ...]) -> None:
+    split = write_folder(tmp_path / "data", shape=shape)
+    with Running(tmp_path / "state", f"network.image_shape={image_shape}") as daemon:
+        daemon.control().request("pause")
+        to = ["replay", str(tmp_path / "data"), "--to", daemon.daemon.learn.endpoint, "--order", "as_is"]
+        assert CliRunner().invoke(main, to, catch_exceptions=False).exit_code == 0
+        at = ["evaluate", str(tmp_path / "data"), "--at", daemon.daemon.predict.endpoint]
+        assert CliRunner().invoke(main, at, catch_exceptions=False).exit_code == 0
+        status = daemon.control().status()
+        assert (status["image_shape"], status["labels"], status["accepted"]) == (image_shape, 4, SAMPLES)
+        assert stored_images(daemon) == split.images.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +173,7 @@ def test_images_of_another_size(running: Running, replay: Callable[..., Result])
     ],
 )
 def test_what_is_suspicious_is_a_warning(
-    replay: Callable[..., Result], tmp_path: Path, data: dict[str, int], warning: str
+    replay: Callable[..., Result], tmp_path: Path, data: dict[str, Any], warning: str
 ) -> None:
     write_folder(tmp_path / "data", **data)
     done = replay(tmp_path / "data", "--limit", "8")

@@ -29,10 +29,11 @@ def codec(folder: Path) -> Prepared:
     """A header and a payload, for each socket's table and for a client's."""
     from ffstream.errors import FFStreamError
     from ffstream.wire import codec, messages
+    from ffstream.wire.images import ImageChecker
 
     kinds = [each for each in vars(messages).values() if isinstance(each, type) and hasattr(each, "type")]
     table = codec.table(*kinds)
-    checker = codec.ImageChecker(6, 10, 100)
+    checker = ImageChecker([2, 3], 10, 100)
 
     def run(data: bytes) -> None:
         size, header, payload = data[0] if data else 0, data[1:], b""

@@ -12,6 +12,7 @@ import msgpack
 
 from ffstream.errors import FFStreamError
 from ffstream.wire import codec
+from ffstream.wire.images import ImageChecker
 from ffstream.wire.messages import MAX_HEADER_BYTES, Ping, Predict, Request, Samples
 from tests.harness.load.peer import INPUTS, LABELS, SHAPE, header
 
@@ -55,7 +56,7 @@ _GOOD: dict[str, tuple[Callable[..., Frames], type[Samples] | type[Predict] | ty
     "predict": (_predict, Predict),
     "control": (_request, Request),
 }
-_CHECKER = codec.ImageChecker(INPUTS, LABELS, _MAX_SAMPLES)
+_CHECKER = ImageChecker(SHAPE, LABELS, _MAX_SAMPLES)
 
 
 def is_good(socket: str, frames: Frames) -> bool:

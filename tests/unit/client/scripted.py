@@ -15,6 +15,7 @@ WELCOME = {
     "max_samples": 10,
     "max_bytes": 600,
     "inputs": 6,
+    "image_shape": [2, 3],
     "labels": 10,
 }
 

@@ -36,7 +36,12 @@ GOOD_IMAGES = [
     pytest.param(np.arange(6, dtype=np.uint8), "uint8", [6], bytes(range(6)), id="one flat image"),
     pytest.param(np.arange(6, dtype=np.uint8).reshape(2, 3), "uint8", [2, 3], bytes(range(6)), id="one image"),
     pytest.param(np.arange(12, dtype=np.uint8)[None, ::2], "uint8", [6], bytes(range(0, 12, 2)), id="a slice"),
-    pytest.param(np.zeros((1, 1, 1, 1, 1, 2, 3), np.uint8), "uint8", [6], bytes(6), id="seven dimensions"),
+    pytest.param(
+        np.arange(6, dtype=np.uint8).reshape(3, 2).T, "uint8", [2, 3], b"\0\2\4\1\3\5", id="not in row-major order"
+    ),
+    pytest.param(
+        np.arange(6, dtype=np.uint8).reshape(1, 2, 3), "uint8", [2, 3], bytes(range(6)), id="a batch of one"
+    ),
 ]
 
 
@@ -66,6 +71,9 @@ BAD_IMAGES = [
     pytest.param(np.full((1, 6), 255.0), ValueOutOfRange, "255", id="floats of 0 to 255"),
     pytest.param(np.full((1, 6), -0.5), ValueOutOfRange, "-0.5", id="negative floats"),
     pytest.param(np.zeros((2, 5), np.uint8), BadShape, r"\(2, 5\)", id="another size"),
+    pytest.param(np.zeros((2, 3, 2), np.uint8), BadShape, r"\(2, 3, 2\)", id="rows and columns exchanged"),
+    pytest.param(np.zeros((3, 2), np.uint8), BadShape, r"\(3, 2\)", id="one image, rows and columns exchanged"),
+    pytest.param(np.zeros((1, 1, 2, 3), np.uint8), BadShape, r"\(1, 1, 2, 3\)", id="one axis too many"),
     pytest.param(np.uint8(3), BadShape, r"\(\)", id="one number"),
     pytest.param(np.zeros((0, 6), np.uint8), BadShape, "no images", id="no images"),
     pytest.param(np.zeros((11, 6), np.uint8), TooLarge, "11 images", id="too many"),
@@ -89,6 +97,17 @@ def test_images_that_are_refused_before_they_are_sent(
     producer.flush(10)
     assert daemon.numbers == [1]
     assert asked.of_type("predict") == []
+
+
+@pytest.mark.parametrize("images", [np.zeros((5, 3, 4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)])
+def test_images_with_channels_first_are_rejected_with_the_transposition(
+    scripted: Script, connect: Connect, images: Any
+) -> None:
+    producer = connect(scripted(inputs=48, image_shape=[4, 4, 3]))
+    with pytest.raises(BadShape) as caught:
+        producer.send(images, [1] * 5)
+    assert "the network takes [4, 4, 3], or flat [48]" in caught.value.hint
+    assert "images.transpose(0, 2, 3, 1)" in caught.value.hint
 
 
 @pytest.mark.parametrize(

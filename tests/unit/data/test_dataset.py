@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from ffstream.data.dataset import Dataset, Split, load_folder
 from ffstream.data.idx import read_idx, write_idx
+from ffstream.data.streams import batches
 from ffstream.errors import DataError
 
 
@@ -50,11 +52,13 @@ def test_a_missing_file_is_named(tiny_folder: Path, name: str) -> None:
             "train-images.* and train-labels.*7 images but 6 labels",
         ),
         ("train-labels-idx1", np.zeros((7, 1), np.uint8), "labels have 2 dimensions"),
-        ("t10k-images-idx3", np.zeros((4, 6), np.uint8), "images have 2 dimensions"),
+        ("t10k-images-idx3", np.zeros(4, np.uint8), "images have 1 dimensions"),
+        ("t10k-images-idx3", np.zeros((4, 6), np.uint8), r"training images .* \(3, 2\).*test images \(6,\)"),
+        ("t10k-images-idx3", np.zeros((4, 3, 2, 1), np.uint8), r"\(3, 2\), test images \(3, 2, 1\)"),
         (
             "t10k-images-idx3",
             np.zeros((4, 2, 3), np.uint8),
-            r"training images are \(3, 2\).*test images \(2, 3\)",
+            r"training images have the shape \(3, 2\), test images \(2, 3\)",
         ),
         ("t10k-images-idx3", np.zeros((4, 3, 0), np.uint8), "holds no pixels"),
     ],
@@ -77,3 +81,16 @@ def test_a_dataset_without_samples_is_refused(tiny_folder: Path) -> None:
 def test_a_split_holds_bytes_only() -> None:
     with pytest.raises(DataError, match="int64, expected uint8"):
         Split(np.zeros((2, 3, 2), np.uint8), np.zeros(2, np.int64))
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4), (6,)], ids=["grey", "colour", "flat"])
+def test_images_keep_the_shape_that_they_have_in_the_files(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images = np.arange(5 * math.prod(shape), dtype=np.uint8).reshape(5, *shape)
+    for prefix in "train", "t10k":
+        write_idx(tmp_path / f"{prefix}-images-idx{images.ndim}-ubyte", images)
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.arange(5, dtype=np.uint8))
+    read = load_folder(tmp_path, "any")
+    assert read.train.image_shape == shape
+    assert np.array_equal(read.train.images, images)
+    sent, _ = next(batches(read.test, 5, order="as_is"))
+    assert np.array_equal(sent, images)

@@ -16,7 +16,7 @@ from ffstream.server.admission import Admission
 from ffstream.server.housekeeping import Housekeeping
 from ffstream.server.learn import LearnLoop
 from ffstream.server.resources import Resources
-from ffstream.wire.codec import ImageChecker
+from ffstream.wire.images import ImageChecker
 from tests.in_process import INPUTS, Peer
 
 MESSAGE_MAX_BYTES = 1 << 16
@@ -58,7 +58,7 @@ class Ingest:
         )
         self.loop = LearnLoop(
             self.journal,
-            ImageChecker(INPUTS, 4, 10),
+            ImageChecker([INPUTS], 4, 10),
             self.admission,
             self.housekeeping,
             wanted,

@@ -13,7 +13,7 @@ from ffstream.config import Limits
 from ffstream.errors import ConfigError, SequenceUnknown, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.control import Command, ControlLoop
-from ffstream.wire.codec import ImageChecker
+from ffstream.wire.images import ImageChecker
 from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
 
@@ -34,7 +34,7 @@ class Desk:
             Limits(),
             self.metrics,
             self.failures.append,
-            checker=ImageChecker(INPUTS, 4, 10),
+            checker=ImageChecker([INPUTS], 4, 10),
             boot="boot",
             waits={"hold"},
         )
@@ -181,6 +181,7 @@ def test_a_hello_is_answered_with_the_limits_of_this_socket(desk: Desk) -> None:
         "max_samples": 0,
         "max_bytes": 0,
         "inputs": INPUTS,
+        "image_shape": [INPUTS],
         "labels": 4,
         "next": 0,
         "credit": 0,
@@ -203,10 +204,10 @@ import sys, zmq
 from ffstream.config import Limits
 from ffstream.metrics import Metrics
 from ffstream.server.control import ControlLoop
-from ffstream.wire.codec import ImageChecker
+from ffstream.wire.images import ImageChecker
 from tests.in_process import Peer
 
-loop = ControlLoop({}, Limits(), Metrics(), sys.exit, checker=ImageChecker(16, 4, 10), boot="boot")
+loop = ControlLoop({}, Limits(), Metrics(), sys.exit, checker=ImageChecker([16], 4, 10), boot="boot")
 loop.reply = lambda peer, *message: print(peer.hex(), flush=True)
 loop.bind(zmq.Context(), "tcp://127.0.0.1:*")
 loop.start()

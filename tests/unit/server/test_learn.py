@@ -20,7 +20,7 @@ from ffstream.metrics import Metrics
 from ffstream.server import admission, housekeeping
 from ffstream.server.control import ControlLoop
 from ffstream.server.router import Received
-from ffstream.wire.codec import ImageChecker
+from ffstream.wire.images import ImageChecker
 from ffstream.wire.messages import Bye, Hello, Pong, Samples
 from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
@@ -74,6 +74,7 @@ def test_a_welcome_says_what_the_daemon_takes(ingest: Ingest) -> None:
         "max_samples": 10,
         "max_bytes": MESSAGE_MAX_BYTES,
         "inputs": INPUTS,
+        "image_shape": [INPUTS],
         "labels": 4,
     }
 
@@ -684,7 +685,7 @@ def test_an_option_that_the_socket_refuses_leaves_no_socket(limits: dict[str, An
         Limits.model_construct(**limits),
         Metrics(),
         lambda error: None,
-        checker=ImageChecker(INPUTS, 4, 10),
+        checker=ImageChecker([INPUTS], 4, 10),
         boot="boot",
     )
     with pytest.raises(ConfigError, match="cannot listen on"):

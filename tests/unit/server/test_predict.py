@@ -16,7 +16,7 @@ from ffstream.server import pacing
 from ffstream.server.predict import PredictLoop
 from ffstream.serving.predictor import Predictor
 from ffstream.serving.snapshot import Snapshot
-from ffstream.wire.codec import ImageChecker
+from ffstream.wire.images import ImageChecker
 from tests.in_process import INPUTS, SMALL, Peer, images
 from tests.support import wait_until
 from tests.unit.serving.answers import begun_with
@@ -32,7 +32,7 @@ class Oracle:
         self.failures: list[Exception] = []
         self.loop = PredictLoop(
             Predictor(self.snapshots),
-            ImageChecker(INPUTS, 4, 50),
+            ImageChecker([INPUTS], 4, 50),
             Limits(
                 message_max_bytes=1 << 20,
                 reply_queue_messages=100,
@@ -70,7 +70,7 @@ def oracle() -> Iterator[Oracle]:
 @pytest.mark.parametrize("count", [1, 5, 50])
 def test_an_answer_is_what_the_classifier_says(oracle: Oracle, dtype: str, count: int) -> None:
     query = images(count) if dtype == "uint8" else (images(count) / 255).astype("<f4")
-    oracle.peer.send("predict", query.tobytes(), id=9, count=count, dtype=dtype, shape=[4, 4])
+    oracle.peer.send("predict", query.tobytes(), id=9, count=count, dtype=dtype, shape=[INPUTS])
     header, (goodness,) = oracle.peer.hear()
     labels_B, goodness_BL = oracle.classifier.predict(torch.from_numpy(query))
     assert header == {
@@ -155,6 +155,7 @@ def test_a_hello_is_answered_with_the_limits_of_this_socket(oracle: Oracle) -> N
         "max_samples": 50,
         "max_bytes": 1 << 20,
         "inputs": INPUTS,
+        "image_shape": [INPUTS],
         "labels": 4,
         "next": 0,
         "credit": 0,

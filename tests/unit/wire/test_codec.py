@@ -1,41 +1,14 @@
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgpack
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from ffstream.errors import (
-    BadDtype,
-    BadFrames,
-    BadHeader,
-    BadShape,
-    BadSize,
-    LabelOutOfRange,
-    NotFinite,
-    ProtocolError,
-    TooLarge,
-    UnknownType,
-    UnsupportedVersion,
-    ValueOutOfRange,
-)
-from ffstream.wire.codec import (
-    ImageChecker,
-    array_to_images,
-    bytes_to_labels,
-    decode,
-    encode,
-    expect_payload,
-    images_to_array,
-    labels_to_bytes,
-    subject,
-    table,
-)
+from ffstream.errors import BadFrames, BadHeader, ProtocolError, TooLarge, UnknownType, UnsupportedVersion
+from ffstream.wire.codec import decode, encode, expect_payload, subject, table
 from ffstream.wire.messages import (
     MAX_HEADER_BYTES,
     SENT_TO,
@@ -80,6 +53,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         max_samples=counts,
         max_bytes=positives,
         inputs=positives,
+        image_shape=shapes,
         labels=positives,
     ),
     st.builds(
@@ -403,168 +377,9 @@ def test_the_largest_header_is_judged_quickly(name: str) -> None:
     assert time.process_time() - start < 2.0
 
 
-# --- frames and images ---------------------------------------------------------------------------------------------
-
-CHECKER = ImageChecker(inputs=6, labels=10, max_samples=100)
-
-
-def samples(**other: Any) -> Samples:
-    fields: dict[str, Any] = {
-        "client": "a",
-        "n": 1,
-        "base": 1,
-        "count": 2,
-        "dtype": "uint8",
-        "shape": [2, 3],
-        "labels": b"\1\0\2\0",
-    }
-    return Samples(**(fields | other))
-
-
 @pytest.mark.parametrize(("there", "wanted"), [(0, 1), (2, 1), (1, 0), (100, 1)])
 def test_frames_are_counted(there: int, wanted: int) -> None:
     with pytest.raises(BadFrames, match=str(there)) as caught:
         expect_payload([b""] * there, wanted)
     assert str(wanted) in caught.value.hint
     assert expect_payload([b"x"] * wanted, wanted) == [b"x"] * wanted
-
-
-@pytest.mark.parametrize("shape", [[2, 3], [6], [1, 6, 1], [3, 2, 1, 1]])
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_images_of_any_shape_with_as_many_numbers_are_taken(shape: list[int], dtype: str) -> None:
-    CHECKER.check_samples(samples(shape=shape, dtype=dtype), bytes(12 if dtype == "uint8" else 48))
-
-
-def floats(*values: float) -> bytes:
-    return np.array([*values, *[0.5] * (12 - len(values))], "<f4").tobytes()
-
-
-BAD_IMAGES: dict[str, tuple[dict[str, Any], bytes, type[ProtocolError]]] = {
-    "dtype unknown": ({"dtype": "float64"}, bytes(96), BadDtype),
-    "dtype empty": ({"dtype": ""}, bytes(12), BadDtype),
-    "dtype in numpy's short form": ({"dtype": "<f4"}, bytes(48), BadDtype),
-    "dtype of the other byte order": ({"dtype": ">f4"}, bytes(48), BadDtype),
-    "101 samples": ({"count": 101, "labels": bytes(202)}, bytes(606), TooLarge),
-    "2^63-1 samples": ({"count": 2**63 - 1}, bytes(12), TooLarge),
-    "five numbers": ({"shape": [5]}, bytes(10), BadShape),
-    "seven numbers": ({"shape": [7]}, bytes(14), BadShape),
-    "a product that wraps at 64 bits": ({"shape": [2**31, 2**31, 4, 3]}, bytes(12), BadShape),
-    "a product of 6 modulo 2^32": ({"shape": [2**31, 2, 1, 6]}, bytes(12), BadShape),
-    "no bytes": ({}, b"", BadSize),
-    "a byte short": ({}, bytes(11), BadSize),
-    "a byte more": ({}, bytes(13), BadSize),
-    "uint8 said, float32 sent": ({}, bytes(48), BadSize),
-    "float32 said, uint8 sent": ({"dtype": "float32"}, bytes(12), BadSize),
-    "NaN": ({"dtype": "float32"}, floats(float("nan")), NotFinite),
-    "NaN at the end": ({"dtype": "float32"}, floats(*[0.0] * 11, float("nan")), NotFinite),
-    "infinity": ({"dtype": "float32"}, floats(float("inf")), NotFinite),
-    "minus infinity": ({"dtype": "float32"}, floats(0.0, float("-inf")), NotFinite),
-    "the largest float": ({"dtype": "float32"}, floats(3.4e38), ValueOutOfRange),
-    "over one": ({"dtype": "float32"}, floats(0.0, 1.0000011), ValueOutOfRange),
-    "below zero": ({"dtype": "float32"}, floats(0.0, -1.1e-6), ValueOutOfRange),
-    "a byte of labels short": ({"labels": bytes(3)}, bytes(12), BadSize),
-    "a label short": ({"labels": bytes(2)}, bytes(12), BadSize),
-    "a label more": ({"labels": bytes(6)}, bytes(12), BadSize),
-    "no labels": ({"labels": b""}, bytes(12), BadSize),
-    "label 10 of 10": ({"labels": b"\0\0\x0a\0"}, bytes(12), LabelOutOfRange),
-    "label 256: the second byte counts": ({"labels": b"\0\0\0\1"}, bytes(12), LabelOutOfRange),
-    "label 65535": ({"labels": b"\xff\xff\0\0"}, bytes(12), LabelOutOfRange),
-    "label 10, alone": ({"count": 1, "labels": b"\x0a\0"}, bytes(6), LabelOutOfRange),
-    "label 256, alone": ({"count": 1, "labels": b"\0\1"}, bytes(6), LabelOutOfRange),
-}
-
-
-@pytest.mark.parametrize("name", BAD_IMAGES)
-def test_bad_images_and_labels_get_the_error_that_fits(name: str) -> None:
-    fields, frame, kind = BAD_IMAGES[name]
-    with pytest.raises(ProtocolError) as caught:
-        CHECKER.check_samples(samples(**fields), frame)
-    assert type(caught.value) is kind
-    assert caught.value.hint
-
-
-def test_values_at_the_limits_are_taken() -> None:
-    CHECKER.check_samples(samples(dtype="float32"), floats(0.0, -0.0, 1.0, np.nextafter(np.float32(0), 1)))
-    CHECKER.check_samples(samples(labels=b"\x09\0\0\0"), b"\xff" * 12)
-    CHECKER.check_samples(samples(count=1, labels=b"\x09\0"), bytes(6))
-    CHECKER.check_samples(samples(count=100, labels=bytes(200)), bytes(600))
-
-
-def test_floats_a_hair_outside_are_clipped() -> None:
-    above, below = np.nextafter(np.float32(1), np.float32(2)), -1e-9
-    for outside, clipped in (
-        ((above, 0.25), (1.0, 0.25)),
-        ((0.5, below), (0.5, 0.0)),
-        ((1 + 9e-7, -1e-6), (1.0, 0.0)),
-    ):
-        header, frame = samples(dtype="float32"), floats(*outside)
-        assert CHECKER.check_samples(header, frame) == floats(*clipped)
-        assert CHECKER.check_images(header, frame) == floats(*clipped)
-
-
-def test_floats_in_range_are_not_copied() -> None:
-    frame = floats(0.0, 1.0)
-    assert CHECKER.check_samples(samples(dtype="float32"), frame) is frame
-
-
-@pytest.mark.parametrize(("value", "shown"), [(1.0000011, "1.0000011"), (-1.1e-6, "-1.1e-06"), (255.0, "255.0")])
-def test_a_float_outside_is_shown_with_all_its_digits(value: float, shown: str) -> None:
-    with pytest.raises(ValueOutOfRange, match=re.escape(shown)):
-        CHECKER.check_samples(samples(dtype="float32"), floats(0.0, value))
-
-
-@given(
-    hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(2), st.just(3)))
-    | hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.just(6)), elements=st.floats(0, 1, width=32))
-)
-def test_images_come_back_as_they_were(images: Any) -> None:
-    dtype, shape, frame = array_to_images(images)
-    CHECKER.check_images(Predict(id=1, count=len(images), dtype=dtype, shape=shape), frame)
-    assert shape == list(images.shape[1:])
-    again = images_to_array(dtype, len(images), frame)
-    assert again.dtype == images.dtype
-    assert np.array_equal(again, images.reshape(len(images), -1))
-
-
-def test_arrays_that_are_not_laid_out_in_row_order_travel_in_row_order() -> None:
-    images = np.arange(12, dtype=np.uint8).reshape(2, 2, 3).transpose(0, 2, 1)
-    _, shape, frame = array_to_images(images)
-    assert shape == [3, 2]
-    assert list(frame) == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
-
-
-def test_big_endian_floats_travel_little_endian() -> None:
-    dtype, _, frame = array_to_images(np.array([[0.5]], ">f4"))
-    assert (dtype, frame) == ("float32", np.array([0.5], "<f4").tobytes())
-
-
-def test_doubles_are_rounded_and_other_dtypes_refused() -> None:
-    assert array_to_images(np.array([[0.1]]))[2] == np.array([0.1], "<f4").tobytes()
-    for dtype in (np.int64, np.float16, np.bool_, np.complex64, np.str_, object):
-        with pytest.raises(BadDtype) as caught:
-            array_to_images(np.zeros((1, 6), dtype))
-        assert caught.value.hint
-
-
-@given(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=50))
-def test_labels_come_back_as_they_were(labels: list[int]) -> None:
-    packed = labels_to_bytes(labels, len(labels))
-    assert len(packed) == 2 * len(labels)
-    assert bytes_to_labels(packed).tolist() == labels
-
-
-@pytest.mark.parametrize("labels", [[-1], [2**16], [0.5], ["1"], [None], [True], [1j]])
-def test_labels_that_are_none(labels: list[Any]) -> None:
-    with pytest.raises(LabelOutOfRange) as caught:
-        labels_to_bytes(labels, 1)
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize(("labels", "count"), [([1, 2], 1), ([1], 2), ([[1]], 1), ([], 1)])
-def test_as_many_labels_as_images(labels: list[int], count: int) -> None:
-    with pytest.raises(BadShape):
-        labels_to_bytes(labels, count)
-
-
-def test_a_plain_number_is_one_label() -> None:
-    assert labels_to_bytes(7, 1) == b"\7\0"
