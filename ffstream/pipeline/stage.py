@@ -99,11 +99,11 @@ class Stage:
         for layer in self.layers:
             layer.update()
         self._stream.settle()
-        self.last_seq = output.seq
         self._step_seconds.observe(time.perf_counter() - start - waited)
         if self._outbox is None:
             failpoints.reached("learned")
             self._metrics.samples_learned.inc(output.fresh)
+        self.last_seq = output.seq
 
     def _forward(self, item: MicroBatch | StageOutput) -> StageOutput:
         if isinstance(item, MicroBatch):
