@@ -79,7 +79,7 @@ class CheckpointWriter:
         with self._changed:
             self._hurry()
             settled = self._changed.wait_for(
-                lambda: self._ended or (self._waiting is None and not self.thread.busy), timeout_s
+                lambda: self._ended or (self._waiting is None and not self.thread.is_busy), timeout_s
             )
             self._hurries = False
             return settled and not self._ended
@@ -93,7 +93,7 @@ class CheckpointWriter:
         with self._changed:
             self._stopping = True
             self._hurry()
-        return self.thread.ends(timeout_s)
+        return self.thread.join(timeout_s)
 
     def _work(self) -> None:
         try:

@@ -44,7 +44,7 @@ from ffstream.server.router import RouterLoop
 from ffstream.serving.predictor import Predictor
 from ffstream.util.durable import fsync_entry, fsync_tree
 from ffstream.util.os_errors import as_start_errors, path_error
-from ffstream.util.threads import name_of_stuck, use_one_core
+from ffstream.util.threads import find_stuck, use_one_core
 from ffstream.wire.images import ImageChecker
 
 log = logging.getLogger(__name__)
@@ -371,7 +371,7 @@ class Daemon:
         """Names a thread that has had the same work in hand for that long."""
         zap = self._access.zap
         served = [each.thread for each in (self.learn, self.predict, self.control, self.http, zap) if each]
-        return name_of_stuck([*served, *self.learner.threads], limit_s)
+        return find_stuck([*served, *self.learner.threads], limit_s)
 
     def _is_woken(self, timeout_s: float) -> bool:
         """Whether a stop was requested before the timeout."""

@@ -142,7 +142,7 @@ class Pipeline:
         """Feeds no more, lets the stages learn what was fed, sends a last barrier. False if the deadline passed."""
         deadline = time.monotonic() + timeout_s
         self._feeder.stop(save=save)
-        ended = [thread.ends(max(0.0, deadline - time.monotonic())) for thread in reversed(self.threads)]
+        ended = [thread.join(max(0.0, deadline - time.monotonic())) for thread in reversed(self.threads)]
         if all(ended):
             self._reader.close()
         return all(ended)

@@ -275,7 +275,7 @@ class HttpServer:
     def stop(self, timeout_s: float) -> bool:
         """Closes the listener; requests under way get the time to finish."""
         self._server.should_exit = True
-        ended = self.thread.ends(timeout_s)
+        ended = self.thread.join(timeout_s)
         self._listener.close()
         if self._refusals is not None:
             self._refusals.say(everything=True)

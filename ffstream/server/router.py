@@ -200,9 +200,9 @@ class RouterLoop(ABC):
     def stop(self, timeout_s: float) -> bool:
         """Ends the loop after the batch in hand, and closes the socket. False if the deadline passed."""
         self._stopping.set()
-        if self.thread.ident is None:
+        if not self.thread.was_started:
             self._close()  # bound, never started
-        return self.thread.ends(timeout_s)
+        return self.thread.join(timeout_s)
 
     def _serve(self) -> None:
         try:

@@ -44,7 +44,7 @@ class Zap:
     def stop(self, timeout_s: float) -> bool:
         """Ends the thread; from then on nobody gets in. False if the deadline passed."""
         self._stopping.set()
-        return self.thread.ends(timeout_s)
+        return self.thread.join(timeout_s)
 
     def _serve(self) -> None:
         refreshed_at = time.monotonic()

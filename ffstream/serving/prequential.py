@@ -136,7 +136,7 @@ class Prequential:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        return self.thread.ends(timeout_s)
+        return self.thread.join(timeout_s)
 
     def observe(self, images: Tensor, labels: Tensor, version: int, *, behind: bool = False) -> None:
         """Takes a microbatch that is about to be learned; `version` is the last one sent before it.

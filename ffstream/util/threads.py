@@ -1,4 +1,4 @@
-"""Our threads: each reports its death and says since when it is at the same work; and cores are few."""
+"""The daemon's threads. A worker reports its failure, and others can tell whether it is idle, busy or stuck."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from ffstream.errors import FFStreamError, StageFailed
 
 log = logging.getLogger(__name__)
 
-# An ack or a prediction takes microseconds; behind a learning thread of equal rank it would wait milliseconds.
+# An ack or a prediction takes microseconds. Behind a learning thread of the same priority it would wait milliseconds.
 LEARNING_NICENESS = 15
 EVALUATION_NICENESS = 19
 WRITING_NICENESS = 19  # a checkpoint may take longer, learning should not
@@ -19,79 +19,92 @@ WRITING_NICENESS = 19  # a checkpoint may take longer, learning should not
 OnFailure = Callable[[FFStreamError], None]
 
 
-class Worker(threading.Thread):
-    """A thread that does `work` until that returns. What it raises is logged with its traceback, and reported.
+class Worker:
+    """A thread that runs `work` once. An exception in it is logged with its traceback and passed to `on_failure`.
 
-    `work` says `with waiting():` where it waits for more, and `progressed()` where it goes on with what it has; in
-    between it has the same work in hand, and may be stuck.
+    `work` marks with `with waiting():` where it waits for something to do, and calls `progressed()` when it begins a
+    piece of work or advances. A worker that does neither for a long time is stuck.
     """
 
     def __init__(
         self, name: str, work: Callable[[], None], on_failure: OnFailure, *, niceness: int | None = None
     ) -> None:
-        super().__init__(name=name, daemon=True)
+        self.name = name
         self._work = work
         self._on_failure = on_failure
         self._niceness = niceness
         self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def run(self) -> None:
-        """The thread."""
+    def start(self) -> None:
+        """Returns once the thread runs."""
+        self._thread.start()
+
+    @property
+    def was_started(self) -> bool:
+        """Whether `start` was called."""
+        return self._thread.ident is not None
+
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits for the end of the thread. False if the deadline passed; True if it was never started."""
+        if self.was_started:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
         try:
             use_one_core()
             if self._niceness is not None:
                 lower_priority(self._niceness)
             self._work()
-        except BaseException as error:  # SystemExit, too: `threading` drops it without a word
+        except BaseException as error:  # SystemExit, too: `threading` ignores it silently
             log.exception("thread failed name=%s", self.name)
             if not isinstance(error, FFStreamError):
                 error = StageFailed(f"{self.name}: {error!r}", hint="see the traceback in the log")
             self._on_failure(error)
         finally:
-            self._busy_since = None  # what has ended is not stuck
+            self._busy_since = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """In this block it has nothing in hand; after it, something new."""
+        """The worker is idle within this block, and begins a new piece of work after it."""
         self._busy_since = None
         yield
         self.progressed()
 
     def progressed(self) -> None:
-        """What it has in hand from now on is new, or goes on."""
+        """The worker begins a new piece of work, or advances with a long one."""
         self._busy_since = time.monotonic()
 
     @property
-    def busy(self) -> bool:
-        """Whether it has something in hand."""
+    def is_busy(self) -> bool:
+        """Whether the worker has a piece of work to finish."""
         return self._busy_since is not None
 
     def is_stuck(self, limit_s: float) -> bool:
-        """Whether it has had the same work in hand for that long."""
+        """Whether the worker has been busy for that long without progress."""
         since = self._busy_since
         return since is not None and time.monotonic() - since > limit_s
 
-    def ends(self, timeout_s: float) -> bool:
-        """Waits for its end; one that was never started has nothing to end. False if the deadline passed."""
-        if self.ident is not None:
-            self.join(timeout_s)
-        return not self.is_alive()
 
-
-def name_of_stuck(workers: Iterable[Worker], limit_s: float) -> str | None:
-    """The first of them that is; None if none is."""
+def find_stuck(workers: Iterable[Worker], limit_s: float) -> str | None:
+    """The name of the first worker that is stuck, or None."""
     return next((worker.name for worker in workers if worker.is_stuck(limit_s)), None)
 
 
 def use_one_core() -> None:
-    """One intra-op thread: stages are the parallelism, and sums then have one order."""
-    import torch  # here: to look at the options needs none of it
+    """Sets one intra-op thread: the stages are the parallelism, and sums then have a fixed order."""
+    import torch  # here, because commands that only read options do not need it
 
     torch.set_num_threads(1)
 
 
 def lower_priority(niceness: int) -> None:
-    """Lets predictions and acks go first when cores are scarce. Linux gives each thread its own niceness."""
+    """Lets predictions and acks run first when cores are scarce. On Linux each thread has its own niceness."""
     try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
     except (AttributeError, OSError):

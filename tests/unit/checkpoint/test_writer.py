@@ -90,7 +90,7 @@ def test_a_dead_writer_settles_nothing_and_lets_nobody_wait(tmp_path: Path, monk
     writer.submit(Checkpoint(1, {"x": torch.zeros(1)}, {}))
     writer.start()
     assert not writer.settle(10 * DEADLINE_S)  # longer than a test may take
-    assert writer.thread.ends(DEADLINE_S)
+    assert writer.thread.join(DEADLINE_S)
     assert "ZeroDivisionError" in failures[0].message
 
 

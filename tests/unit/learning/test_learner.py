@@ -18,7 +18,7 @@ from ffstream.journal import events
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learning.learner import Learner
 from ffstream.metrics import Metrics
-from ffstream.util.threads import name_of_stuck
+from ffstream.util.threads import find_stuck
 from tests.support import Watch, hold_at, wait_until
 
 DEADLINE_S = 30.0
@@ -616,15 +616,13 @@ def test_a_writer_or_an_evaluator_that_is_stuck_is_named(
     bench: Bench, watched: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.learn(10)
-    wait_until(lambda: name_of_stuck(bench.learner.threads, 0.0) is None, DEADLINE_S, "nobody has anything in hand")
+    wait_until(lambda: find_stuck(bench.learner.threads, 0.0) is None, DEADLINE_S, "nobody has anything in hand")
     inside, go_on = hold_at("checkpoint.write.after", watched, DEADLINE_S)
     bench.learner.run.pipeline.request_checkpoint()
     assert inside.wait(DEADLINE_S)
-    wait_until(
-        lambda: name_of_stuck(bench.learner.threads, 0.01) == "ff-checkpoint", DEADLINE_S, "the writer is named"
-    )
+    wait_until(lambda: find_stuck(bench.learner.threads, 0.01) == "ff-checkpoint", DEADLINE_S, "the writer is named")
     go_on.set()
-    wait_until(lambda: name_of_stuck(bench.learner.threads, 0.0) is None, DEADLINE_S, "it has written")
+    wait_until(lambda: find_stuck(bench.learner.threads, 0.0) is None, DEADLINE_S, "it has written")
 
     add, seen = bench.learner.run.prequential.record.add, threading.Event()
 
@@ -635,7 +633,7 @@ def test_a_writer_or_an_evaluator_that_is_stuck_is_named(
     monkeypatch.setattr(bench.learner.run.prequential.record, "add", add_late)
     bench.learn(1)
     wait_until(
-        lambda: name_of_stuck(bench.learner.threads, 0.01) == "ff-prequential", DEADLINE_S, "the evaluator is named"
+        lambda: find_stuck(bench.learner.threads, 0.01) == "ff-prequential", DEADLINE_S, "the evaluator is named"
     )
     seen.set()
 

@@ -12,7 +12,7 @@ import torch
 from ffstream.errors import ConfigError, JournalDamaged
 from ffstream.pipeline import feeder
 from ffstream.pipeline.device import choose_device, choose_product_dtype
-from ffstream.util.threads import name_of_stuck
+from ffstream.util.threads import find_stuck
 from tests.support import wait_until
 from tests.unit.pipeline.run import (
     BATCH,
@@ -132,7 +132,7 @@ def test_a_stop_that_is_not_in_time_says_so_and_can_be_repeated(store: Store) ->
     gate.open()
     last = run.stop()
     assert_same(last.tensors, Serial(RECIPE, stream).states[last.step])
-    assert name_of_stuck(run.pipeline.threads, 0.0) is None, (
+    assert find_stuck(run.pipeline.threads, 0.0) is None, (
         "what has ended is not stuck, in the midst of the stream or not"
     )
 
@@ -172,19 +172,19 @@ def test_a_stuck_stage_is_named(store: Store) -> None:
     first, second, third = run.pipeline.stages
     wait_until(lambda: len(first.inbox) == len(second.inbox) == 2, DEADLINE_S, "all queues before it are full")
     # It has handed on its first microbatch, which the stage after it may have in hand for a while.
-    wait_until(lambda: third.steps and not third.thread.busy, DEADLINE_S, "the stage after it waits")
+    wait_until(lambda: third.steps and not third.thread.is_busy, DEADLINE_S, "the stage after it waits")
     # Waited for: the stage before it may be on its way to the full queue still.
     wait_until(
-        lambda: name_of_stuck(run.pipeline.threads, 0.05) == "ff-stage-1",
+        lambda: find_stuck(run.pipeline.threads, 0.05) == "ff-stage-1",
         DEADLINE_S,
         "the stuck stage is named, not the one that waits for it",
     )
-    assert name_of_stuck(run.pipeline.threads, 600) is None
+    assert find_stuck(run.pipeline.threads, 600) is None
     gate.open()
     run.wait_applied(STEPS * BATCH)
-    wait_until(lambda: name_of_stuck(run.pipeline.threads, 0.0) is None, DEADLINE_S, "idle")
+    wait_until(lambda: find_stuck(run.pipeline.threads, 0.0) is None, DEADLINE_S, "idle")
     run.stop()
-    assert name_of_stuck(run.pipeline.threads, 0.0) is None
+    assert find_stuck(run.pipeline.threads, 0.0) is None
 
 
 def test_phases_can_be_turned_off_between_two_runs(store: Store) -> None:

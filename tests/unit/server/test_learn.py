@@ -712,7 +712,7 @@ def test_an_error_that_nobody_foresaw_ends_the_loop_and_is_told(tmp_path: Path) 
     ingest.loop.journal.append = fail  # type: ignore[method-assign,assignment]
     ingest.peer().samples(1)
     wait_until(lambda: ingest.failures, 10, "the failure is told")
-    assert ingest.loop.thread.ends(10)
+    assert ingest.loop.thread.join(10)
     (failure,) = ingest.failures
     assert "ff-learn: RuntimeError('nobody foresaw this')" in str(failure)
     ingest.failures.clear()

@@ -1,4 +1,4 @@
-"""A worker: its death is reported once, and since when it is at the same work can be asked."""
+"""A worker reports its failure once, and tells whether it is idle, busy or stuck."""
 
 import logging
 import sys
@@ -14,23 +14,25 @@ from tests.support import wait_until
 DEADLINE_S = 30.0
 
 
-def test_what_it_raises_is_reported_once_under_its_name_with_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_is_reported_once_with_the_name_of_the_worker_and_logged_with_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     failures: list[FFStreamError] = []
 
     def work() -> None:
-        raise ZeroDivisionError("by nothing")
+        raise ZeroDivisionError("by zero")
 
     worker = Worker("ff-test", work, failures.append)
     worker.start()
-    assert worker.ends(DEADLINE_S)
+    assert worker.join(DEADLINE_S)
     (failure,) = failures
     assert isinstance(failure, StageFailed)
     assert "ff-test" in failure.message
-    assert "by nothing" in failure.message
+    assert "by zero" in failure.message
     assert "in work" in caplog.text
 
 
-def test_an_error_that_says_what_to_do_is_reported_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_ffstream_error_is_reported_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     damaged = JournalDamaged("a row", hint="put it back")
     failures: list[FFStreamError] = []
 
@@ -39,21 +41,21 @@ def test_an_error_that_says_what_to_do_is_reported_as_it_is(caplog: pytest.LogCa
 
     worker = Worker("ff-test", work, failures.append)
     worker.start()
-    assert worker.ends(DEADLINE_S)
+    assert worker.join(DEADLINE_S)
     assert failures == [damaged]
     assert "name=ff-test" in caplog.text
 
 
-def test_an_exit_on_a_thread_is_a_death_like_any_other() -> None:
+def test_sys_exit_on_a_worker_is_reported_as_a_failure() -> None:
     failures: list[FFStreamError] = []
     worker = Worker("ff-test", sys.exit, failures.append)
     worker.start()
-    assert worker.ends(DEADLINE_S)
+    assert worker.join(DEADLINE_S)
     (failure,) = failures
     assert "SystemExit" in failure.message
 
 
-def test_it_is_stuck_with_the_same_work_and_never_while_it_waits_or_goes_on() -> None:
+def test_a_worker_is_stuck_when_it_does_not_progress_and_never_while_it_waits() -> None:
     steps = [threading.Event() for _ in range(4)]
     reached = threading.Semaphore(0)
 
@@ -81,32 +83,32 @@ def test_it_is_stuck_with_the_same_work_and_never_while_it_waits_or_goes_on() ->
     until(0)
     assert not worker.is_stuck(0)
     until(1)
-    wait_until(lambda: worker.is_stuck(0.05), DEADLINE_S, "it has had the same work in hand")
+    wait_until(lambda: worker.is_stuck(0.05), DEADLINE_S, "it has not progressed")
     assert not worker.is_stuck(DEADLINE_S)
     until(2)
     assert not worker.is_stuck(DEADLINE_S)
     until(3)
     assert not worker.is_stuck(0)
     steps[3].set()
-    assert worker.ends(DEADLINE_S)
+    assert worker.join(DEADLINE_S)
 
 
-def test_what_has_ended_is_not_stuck_however_it_ended() -> None:
+def test_a_worker_that_has_failed_is_not_stuck() -> None:
     def work() -> None:
         worker.progressed()
         raise ValueError
 
     worker = Worker("ff-test", work, lambda error: None)
     worker.start()
-    assert worker.ends(DEADLINE_S)
+    assert worker.join(DEADLINE_S)
     assert not worker.is_stuck(0)
 
 
-def test_the_end_of_one_that_was_never_started_is_not_waited_for() -> None:
-    assert Worker("ff-test", lambda: None, lambda error: None).ends(0)
+def test_joining_a_worker_that_was_never_started_returns_at_once() -> None:
+    assert Worker("ff-test", lambda: None, lambda error: None).join(0)
 
 
-def test_an_end_that_does_not_come_is_waited_for_no_longer_than_said() -> None:
+def test_join_returns_false_when_the_deadline_passes() -> None:
     goes_on = threading.Event()
 
     def work() -> None:
@@ -115,15 +117,15 @@ def test_an_end_that_does_not_come_is_waited_for_no_longer_than_said() -> None:
     worker = Worker("ff-test", work, lambda error: None)
     worker.start()
     try:
-        assert not worker.ends(0.01)
+        assert not worker.join(0.01)
     finally:
         goes_on.set()
-    assert worker.ends(DEADLINE_S)
+    assert worker.join(DEADLINE_S)
 
 
-def test_it_computes_on_one_core_whatever_others_do() -> None:
+def test_a_worker_computes_on_one_core() -> None:
     counts: list[int] = []
     worker = Worker("ff-test", lambda: counts.append(torch.get_num_threads()), logging.error)
     worker.start()
-    assert worker.ends(DEADLINE_S)
+    assert worker.join(DEADLINE_S)
     assert counts == [1]
