@@ -11,7 +11,7 @@ import click
 import torch
 
 from ffstream.data import load
-from tools.benchmarks import accuracy, checkpoint, compare, ingest, learn, predict, recovery, security
+from tools.benchmarks import accuracy, checkpoint, compare, ingest, learn, predict, recovery, results, security
 from tools.benchmarks.report import Report
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -22,6 +22,7 @@ _rounds = click.option("--rounds", default=3, show_default=True, help="Repetitio
 def main() -> None:
     """Measure ffstream, each figure beside its peer in the same run."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     signal.signal(signal.SIGTERM, _exit)  # so that what a measurement started is ended
 
 
@@ -29,12 +30,17 @@ def _exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _report(seeds: Sequence[int] = (0,)) -> Report:
-    """Of the command that is running. Where no seeds are named, weights and samples are made with seed 0."""
+def _report(seeds: Sequence[int] = (0,), settings: Sequence[str] = ()) -> Report:
+    """Of the command that is running. `settings` are the daemon's, beside those that a person gave.
+
+    Where no seeds are named, weights and samples are made with seed 0.
+    """
     options = dict(click.get_current_context().params)
     as_json = options.pop("as_json")
     typed = [argument for argument in sys.argv[1:] if argument != "--json"]
     given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    if settings:
+        given["daemon"] = list(settings)
     return Report(as_json, f"tools/bench {shlex.join(typed)}", given, seeds)
 
 
@@ -42,7 +48,7 @@ def _report(seeds: Sequence[int] = (0,)) -> Report:
 @_json
 @_rounds
 def learn_command(as_json: bool, rounds: int) -> None:
-    """Learning speed: serial reference, the machine's matrix products, the seed method, backpropagation."""
+    """Learning speed, beside the serial reference, matrix products, the label-in-pixels method, backpropagation."""
     learn.run(_report(), rounds)
 
 
@@ -51,16 +57,21 @@ def learn_command(as_json: bool, rounds: int) -> None:
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="Folder of the data set.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--set", "settings", multiple=True, help="An option of the daemon, as in `ffstream serve`.")
-@click.option("--seed-method", "updates", default=0, help="Also run the seed method for so many full-batch updates.")
+@click.option(
+    "--overlay-method",
+    "updates",
+    default=0,
+    help="Also run the label-in-pixels method for so many full-batch updates.",
+)
 @_json
 def accuracy_command(
     dataset: str, data: Path | None, seeds: int, settings: tuple[str, ...], updates: int, as_json: bool
 ) -> None:
     """Test and prequential error of one pass through the daemon."""
-    report, loaded = _report(range(seeds)), load(dataset, data)
+    report, loaded = _report(range(seeds), accuracy.SETTINGS), load(dataset, data)
     accuracy.run(report, loaded, seeds, settings)
     if updates:
-        accuracy.seed_method(report, loaded, updates)
+        accuracy.overlay_method(report, loaded, updates)
 
 
 @main.command("ingest")
@@ -69,7 +80,7 @@ def accuracy_command(
 @_rounds
 def ingest_command(long: bool, as_json: bool, rounds: int) -> None:
     """Acked and learned samples a second, from a producer in another process; the daemon's memory."""
-    ingest.run(_report(), rounds, long=long)
+    ingest.run(_report(settings=ingest.SETTINGS), rounds, long=long)
 
 
 @main.command("checkpoint")
@@ -85,7 +96,7 @@ def checkpoint_command(as_json: bool, rounds: int) -> None:
 @_rounds
 def recovery_command(as_json: bool, rounds: int) -> None:
     """From kill -9 with 60,000 samples behind the last checkpoint to ready, and to all of them learned."""
-    recovery.run(_report(), rounds)
+    recovery.run(_report(settings=recovery.SETTINGS), rounds)
 
 
 @main.command("predict")
@@ -93,7 +104,7 @@ def recovery_command(as_json: bool, rounds: int) -> None:
 @_rounds
 def predict_command(as_json: bool, rounds: int) -> None:
     """Latency of predictions at the client, idle and while learning at full speed."""
-    predict.run(_report(), rounds)
+    predict.run(_report(settings=predict.SETTINGS), rounds)
 
 
 @main.command("security")
@@ -101,7 +112,42 @@ def predict_command(as_json: bool, rounds: int) -> None:
 @_rounds
 def security_command(as_json: bool, rounds: int) -> None:
     """What encryption costs: acked samples a second with CURVE, beside the same without."""
-    security.run(_report(), rounds)
+    security.run(_report(settings=security.SETTINGS), rounds)
+
+
+@main.command("record", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "--file", type=click.Path(exists=True, path_type=Path), help="Rows that `tools/bench` or `tools/gpu` printed."
+)
+@click.argument("command", nargs=-1)
+def record_command(file: Path | None, command: tuple[str, ...]) -> None:
+    """Run COMMAND and keep what it prints with --json, or keep the rows of a file; then write the tables.
+
+    tools/bench record tools/crash --kills 100 --json
+    """
+    if bool(command) == bool(file):
+        raise click.UsageError("either COMMAND or --file")
+    try:
+        new = results.parse(file.read_text(encoding="utf-8"), str(file)) if file else results.run(command)
+    except results.Failed as error:
+        raise click.ClickException(str(error)) from error
+    results.save(results.merge(results.load(), new))
+    _write_tables()
+
+
+@main.command("report")
+@click.option("--write", is_flag=True, help="Write them into tools/README.md.")
+def report_command(write: bool) -> None:
+    """Make the tables of tools/README.md from the rows that are kept; without --write, print that page."""
+    if write:
+        _write_tables()
+    else:
+        click.echo(results.render(results.README.read_text(encoding="utf-8"), results.load()), nl=False)
+
+
+def _write_tables() -> None:
+    text = results.README.read_text(encoding="utf-8")
+    results.README.write_text(results.render(text, results.load()), encoding="utf-8")
 
 
 @main.command("compare")

@@ -14,6 +14,8 @@ from tools.benchmarks import peers
 from tools.benchmarks.report import Report
 from tools.benchmarks.served import served
 
+# Every microbatch is to be predicted first, so the evaluator may queue as many as the pass has.
+SETTINGS = ("prequential.busy_fraction=1", "prequential.queue_depth=100000")
 _WIDTHS = (784, 512, 512)
 
 
@@ -38,21 +40,19 @@ def run(report: Report, dataset: Dataset, seeds: int, settings: tuple[str, ...] 
     )
 
 
-def seed_method(report: Report, dataset: Dataset, updates: int) -> None:
-    """The seed article's method on the same data: full batch, many updates."""
+def overlay_method(report: Report, dataset: Dataset, updates: int) -> None:
+    """The label-in-pixels method on the same data: full batch, many updates."""
     torch.manual_seed(0)
     images, labels = _tensors(dataset.train.images, dataset.train.labels)
-    method = peers.SeedMethod(_WIDTHS)
+    method = peers.OverlayMethod(_WIDTHS)
     for _ in range(updates):
         method.update(images, labels)
     error = method.error(*_tensors(dataset.test.images, dataset.test.labels))
-    report.add(f"accuracy/{dataset.name}/seed_method/{updates}_updates", 100 * error, "%")
+    report.add(f"accuracy/{dataset.name}/overlay_method/{updates}_updates", 100 * error, "%")
 
 
 def _daemon(dataset: Dataset, seed: int, settings: tuple[str, ...]) -> tuple[float, float]:
-    # Every microbatch is to be predicted first, so the evaluator may queue as many as the pass has.
-    every = ("prequential.busy_fraction=1", "prequential.queue_depth=100000")
-    with served(f"network.seed={seed}", *every, *settings) as daemon:
+    with served(f"network.seed={seed}", *SETTINGS, *settings) as daemon:
         with Producer(daemon.endpoints["learn"]) as producer:
             for images, labels in batches(dataset.train, 64, seed=seed):
                 producer.send(images, labels)

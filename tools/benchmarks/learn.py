@@ -140,7 +140,7 @@ class _Learned:
 
 
 def _overlay_rate(widths: tuple[int, ...], samples: int = 50_000, updates: int = 2) -> float:
-    method = peers.SeedMethod(widths)
+    method = peers.OverlayMethod(widths)
     images, labels = torch.rand(samples, widths[0]), torch.randint(0, 10, (samples,))
     method.update(images, labels)
     return rate(samples * updates, _repeat(updates, lambda: method.update(images, labels)))

@@ -63,9 +63,9 @@ def flops(widths: tuple[int, ...]) -> float:
     return 4.0 * sum(a * b for a, b in itertools.pairwise(widths))
 
 
-class SeedMethod:
-    """The seed article's method: autograd, full batch, layer after layer; label in the first ten pixels,
-    unit-length input, mean goodness, θ = 3, Adam 0.03."""
+class OverlayMethod:
+    """The widely copied label-in-pixels method: autograd, full batch, layer after layer; label in the first ten
+    pixels, unit-length input, mean goodness, θ = 3, Adam 0.03."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         self.layers = [nn.Linear(i, o) for i, o in itertools.pairwise(widths)]

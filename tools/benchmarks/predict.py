@@ -17,6 +17,7 @@ from tools.benchmarks.ingest import PRODUCER
 from tools.benchmarks.report import Report
 from tools.benchmarks.served import served
 
+SETTINGS = ("network.preset=fast",)
 _QUERIES = 2000
 
 
@@ -24,7 +25,7 @@ def run(report: Report, rounds: int) -> None:
     """Single-image queries, one at a time."""
     for _ in range(rounds):
         alone = _percentile(_times_alone(), 50)
-        with served("network.preset=fast") as daemon, Control(daemon.endpoints["control"]) as control:
+        with served(*SETTINGS) as daemon, Control(daemon.endpoints["control"]) as control:
             endpoints = daemon.endpoints
             _times(endpoints["predict"], 100)
             idle = _times(endpoints["predict"], _QUERIES)

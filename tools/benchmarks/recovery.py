@@ -17,10 +17,10 @@ from ffstream.client import Control, Predictor, Producer
 from tools.benchmarks.report import Report
 from tools.benchmarks.served import Served
 
+SETTINGS = ("network.preset=fast", "checkpoint.every_s=0", "checkpoint.every_samples=0")
 _SAMPLES = 60_000
 _BATCH = 100
 _DEADLINE_S = 300.0
-_SETTINGS = ("network.preset=fast", "checkpoint.every_s=0", "checkpoint.every_samples=0")
 
 
 def run(report: Report, rounds: int) -> None:
@@ -29,13 +29,13 @@ def run(report: Report, rounds: int) -> None:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             state = Path(folder, "state")
-            daemon = Served(state, _SETTINGS)
+            daemon = Served(state, SETTINGS)
             try:
                 learning.append(_learn(daemon))
             finally:
                 daemon.kill()
             start = time.perf_counter()
-            again = Served(state, _SETTINGS)
+            again = Served(state, SETTINGS)
             try:
                 ready.append(time.perf_counter() - start)
                 first_answer.append(_ask(again) - start)
@@ -62,7 +62,7 @@ def _ask(daemon: Served) -> float:
 
 def _take_over(state: Path, daemon: Served) -> float:
     """Seconds from its kill until another one serves that stood by."""
-    other = Served(state, _SETTINGS, standby=True)
+    other = Served(state, SETTINGS, standby=True)
     try:
         start = time.perf_counter()
         daemon.kill()

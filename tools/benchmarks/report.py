@@ -108,7 +108,7 @@ class Report:
             row |= {"peer": peer, "peer_value": peer_value, "ratio": value / peer_value}
         row |= more
         if self._as_json:
-            print(json.dumps({**row, **self._ends_with, **origin(), "measured": _today()}), flush=True)
+            print(json.dumps({**row, **self._ends_with, **origin(), "measured": today()}), flush=True)
             return
         if not self._said_origin:
             self._said_origin = True
@@ -116,7 +116,8 @@ class Report:
         print(_as_text(row), flush=True)
 
 
-def _today() -> str:
+def today() -> str:
+    """The date in UTC, as rows have it."""
     return datetime.now(UTC).date().isoformat()
 
 

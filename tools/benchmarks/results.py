@@ -1,0 +1,212 @@
+"""Results that are kept: rows in results.jsonl, and the tables of tools/README.md, which are made of them.
+
+results.jsonl has one JSON object a line. Valid if and only if each has `name`, `command` and the keys of an origin
+(`report.origin`). It is a measurement (`value unit`, perhaps with `low` and `high` instead of a value, perhaps with
+`peer peer_value ratio`), or has a `result`: what a tool printed as JSON, or text. A figure whose origin nobody wrote
+down says "not recorded", and `entered` is the commit that put it into the documentation. `note` is for readers.
+
+The tables stand between `<!-- results NAME -->` and `<!-- end -->`, NAME being a section's or `machines`.
+"""
+
+import json
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.benchmarks.report import NOT_RECORDED, ROOT, Row, origin, today
+
+ROWS = ROOT / "tools" / "benchmarks" / "results.jsonl"
+README = ROOT / "tools" / "README.md"
+# What the names of a section's rows begin with.
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "accuracy": ("accuracy",),
+    "learning": ("learn",),
+    "serving": ("ingest", "predict"),
+    "operation": ("checkpoint", "recovery", "security"),
+    "faults": ("crash", "soak", "fuzz"),
+    "cuda": ("gpu",),
+}
+_VERSIONS = ("python", "torch", "numpy", "pyzmq")
+_BLOCK = re.compile(r"(<!-- results (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+class Failed(Exception):
+    """Nothing was recorded. `str` says why."""
+
+
+def load(path: Path = ROWS) -> list[Row]:
+    """All rows, in order."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def save(rows: Iterable[Row], path: Path = ROWS) -> None:
+    """Writes all rows."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+# --- recording ---------------------------------------------------------------------------------------------------
+
+
+def run(command: Sequence[str]) -> list[Row]:
+    """Runs a tool with `--json` and returns its rows. Its output passes through. Raises Failed."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    sys.stdout.write(done.stdout)
+    if done.returncode:
+        raise Failed(f"{shlex.join(command)} ended with exit code {done.returncode}: not recorded")
+    return parse(done.stdout, shlex.join(each for each in command if each != "--json"))
+
+
+def parse(output: str, command: str) -> list[Row]:
+    """The rows of a tool's output: its JSON lines. A line that is not a row becomes the result of one."""
+    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    if not found:
+        raise Failed(f"{command} printed no JSON: does it need --json?")
+    name = Path(shlex.split(command)[0]).name
+    return [
+        each
+        if "name" in each and "command" in each
+        else {"name": name, "result": each, "command": command, **origin(), "measured": today()}
+        for each in found
+    ]
+
+
+def merge(rows: Iterable[Row], new: Sequence[Row]) -> list[Row]:
+    """The rows with the new ones, which replace those of the same commands on the same processor or of unrecorded
+    origin."""
+    replaced = {(row["command"], row["processor"]) for row in new}
+    commands = {row["command"] for row in new}
+    kept = [
+        row
+        for row in rows
+        if (row["command"], row["processor"]) not in replaced
+        and not (row["command"] in commands and row["commit"] == NOT_RECORDED)
+    ]
+    return kept + list(new)
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def render(text: str, rows: Sequence[Row]) -> str:
+    """The text with all tables made of these rows. Raises ValueError for an unknown section."""
+    machines = _Machines(rows)
+
+    def block(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        if name == "machines":
+            return f"{begin}{machines.table()}\n{end}"
+        if name not in SECTIONS:
+            raise ValueError(f"{name}: not a section of results; these are {', '.join(SECTIONS)}")
+        own = [row for row in rows if row["name"].partition("/")[0] in SECTIONS[name]]
+        return f"{begin}{_section(own, machines)}\n{end}"
+
+    return _BLOCK.sub(block, text)
+
+
+class _Machines:
+    """Letters for the machines, with what was installed, that rows were measured on."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._letters: dict[str, str] = {}
+        for row in rows:
+            self._letters.setdefault(_machine(row), chr(ord("A") + len(self._letters)))
+
+    def letter(self, row: Row) -> str:
+        return self._letters[_machine(row)]
+
+    def table(self) -> str:
+        return "\n".join(f"- {letter}: {machine}" for machine, letter in self._letters.items())
+
+
+def _machine(row: Row) -> str:
+    flags = [f"flags {' '.join(row['flags'])}"] if isinstance(row["flags"], list) else []
+    device = [f"GPU {row['device']}"] if "device" in row else []
+    versions = [f"{key} {row[key]}" for key in _VERSIONS if row[key] != NOT_RECORDED]
+    return "; ".join([row["processor"], *flags, f"{row['cores']} cores", *device, ", ".join(versions)])
+
+
+def _section(rows: Sequence[Row], machines: _Machines) -> str:
+    if not rows:
+        return "\nNothing measured yet.\n"
+    results = [row for row in rows if "result" in row]
+    lines = [""]
+    for command, own in _grouped((row for row in rows if "result" not in row), "command"):
+        lines += [f"`{command}` ({_source(own[0], machines)}):", "", "| figure | value | beside | ratio |"]
+        lines += ["|---|---|---|---|", *(_figure(name, same) for name, same in _grouped(own, "name")), ""]
+    if results:
+        lines += ["| command | result | from |", "|---|---|---|"]
+        lines += [
+            f"| `{row['command']}`{_note(row)} | {_result(row['result'])} | {_source(row, machines)} |"
+            for row in results
+        ]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _grouped(rows: Iterable[Row], key: str) -> Iterator[tuple[str, list[Row]]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    yield from groups.items()
+
+
+def _source(row: Row, machines: _Machines) -> str:
+    commit = f"`{row['commit']}`" if row["commit"] != NOT_RECORDED else f"commit {NOT_RECORDED}"
+    if "entered" in row:
+        commit += f", entered by `{row['entered']}`"
+    dirty = " with changes" if row["dirty"] is True else ""
+    date = f"; {row['measured']}" if row["measured"] != NOT_RECORDED else ""
+    seeds = f"; seeds {', '.join(map(str, row['seeds']))}" if isinstance(row["seeds"], list) and row["seeds"] else ""
+    return f"{commit}{dirty}; machine {machines.letter(row)}{date}{seeds}"
+
+
+def _figure(name: str, rows: Sequence[Row]) -> str:
+    """One line of a table. Rows of one name are repetitions: their median and range."""
+    unit = rows[0].get("unit", "")
+    cells = [
+        f"`{name}`{_note(rows[0])}",
+        f"{_spread(rows, 'value')} {unit}".strip(),
+        f"{rows[0].get('peer', '')} {_spread(rows, 'peer_value')}".strip(),
+        _spread(rows, "ratio"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _note(row: Row) -> str:
+    return f" ({row['note']})" if "note" in row else ""
+
+
+def _spread(rows: Sequence[Row], key: str) -> str:
+    values = [row[key] for row in rows if key in row]
+    if not values:
+        return f"{number(rows[0]['low'])} to {number(rows[0]['high'])}" if key == "value" and "low" in rows[0] else ""
+    if len(values) == 1:
+        return number(values[0])
+    return f"{number(statistics.median(values))} ({number(min(values))} to {number(max(values))})"
+
+
+def number(value: float) -> str:
+    """Three significant digits; whole numbers as they are."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    shown = float(f"{value:.3g}")
+    return f"{shown:,.0f}" if abs(shown) >= 100 else f"{shown:.3g}"
+
+
+def _result(result: Mapping[str, Any] | str) -> str:
+    """What a tool printed, without lists and tables."""
+    if isinstance(result, str):
+        return result
+    plain = {key: value for key, value in result.items() if isinstance(value, bool | int | float | str)}
+    return ", ".join(f"{key} {_plain(value)}" for key, value in plain.items())
+
+
+def _plain(value: float | str | bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else number(value)
