@@ -1,7 +1,9 @@
-"""What holds for every test."""
+"""Settings and fixtures of all tests."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -9,20 +11,32 @@ import pytest
 from ffstream.util import failpoints
 from tests.support import Watch
 
-# Before torch is imported: tests run side by side already, and the order of a sum must not hang on how many
-# cores there are. Daemons that a test starts inherit it.
+if TYPE_CHECKING:
+    from tests.harness.daemon import Daemons
+
+# Set before torch is imported. Tests already run in parallel, and the order in which a sum is computed must not
+# depend on the number of cores. Daemons that a test starts inherit the variable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A noisy machine is no failure; pytest-timeout stops what hangs.
+# No deadline per example: a slow machine is not a failure, and pytest-timeout ends a test that hangs.
 hypothesis.settings.register_profile("ffstream", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("ffstream")
 
 
 @pytest.fixture
 def watched() -> Iterator[Watch]:
-    """`failpoints.watch` for one test."""
+    """`failpoints.watch`; the watcher is removed at the end of the test."""
     yield failpoints.watch
     failpoints.watch(None)
+
+
+@pytest.fixture
+def daemons(tmp_path: Path) -> "Iterator[Daemons]":
+    """Starts daemons as processes. Those that still run at the end of the test are killed."""
+    from tests.harness.daemon import Daemons  # imports numpy, so not before the environment is set
+
+    with Daemons(tmp_path) as started:
+        yield started
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

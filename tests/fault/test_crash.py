@@ -1,7 +1,8 @@
-"""kill -9 and power loss, in short: `tools/crash` does the same a thousand times.
+"""SIGKILL and power loss on a small scale; `tools/crash` runs the same harness for thousands of kills.
 
-Nothing acked is lost, nothing is learned twice, and the state at the end is bit for bit that of a daemon that nobody
-harmed. And what says so can say otherwise.
+No acked sample is lost or learned twice, and the state at the end is bit-equal to that of a daemon that was never
+interrupted. The second half tests the harness: the audit reports each kind of broken promise, and the model of the
+disk loses what was not fsynced.
 """
 
 import random
@@ -18,11 +19,12 @@ from ffstream.client import Control
 from ffstream.errors import DeadlineExceeded
 from ffstream.util.failpoints import FAILPOINTS
 from tests.harness.crashing import disk, power, trace
-from tests.harness.crashing.accounts import Account, Remains, settle
-from tests.harness.crashing.killing import Killing, end_in_order, never_killed, reason_to_pass_over
-from tests.harness.crashing.lives import ForkServer, Home
-from tests.harness.crashing.stream import CHECKPOINT_SAMPLES, Heard, connect, send_all, sizes
-from tests.harness.crashing.victim import Death
+from tests.harness.crashing.audit import Audit, FinalState, audit
+from tests.harness.crashing.fork_server import CrashDirectory, ForkServer, stop_cleanly
+from tests.harness.crashing.instrumented import Instrumentation
+from tests.harness.crashing.killing import KillRun, reason_to_leave_out, run_without_kills
+from tests.harness.crashing.stream import CHECKPOINT_SAMPLES, StoredMessage, connect, message_sizes, send_all
+from tests.harness.daemon import DaemonProcess
 
 DEADLINE_S = 60.0
 
@@ -34,48 +36,51 @@ def forks() -> Iterator[ForkServer]:
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_every_failpoint_it_learns_each_sample_once_and_in_order(tmp_path: Path, forks: ForkServer) -> None:
-    wanted = {each for each in FAILPOINTS if reason_to_pass_over(each) is None}
+def test_a_daemon_killed_at_every_failpoint_learns_each_sample_once_and_in_order(
+    tmp_path: Path, forks: ForkServer
+) -> None:
+    wanted = {each for each in FAILPOINTS if reason_to_leave_out(each) is None}
     kills = len(wanted) + len(wanted) // 2 + 1
-    killed = Killing(tmp_path, 1, forks).run(kills, lambda way: None)
+    killed = KillRun(tmp_path, 1, forks).run(kills, lambda place: None)
 
-    assert killed.account == Account(acked=killed.account.acked, lost=0, twice=0, in_order=True)
-    assert killed.different == [], "bit for bit"
+    assert killed.audit == Audit(acked=killed.audit.acked, lost=0, twice=0, in_order=True)
+    assert killed.different == []
     assert set(killed.by_failpoint) >= wanted
-    assert set(killed.passed_over) == set(FAILPOINTS) - wanted, "each failpoint that nothing reaches has a reason"
+    assert set(killed.not_reached) == set(FAILPOINTS) - wanted, "every other failpoint was reached"
     assert killed.by_failpoint.total() == kills
-    assert killed.starts["real"] > 1
+    assert killed.starts["as_user"] > 1
     assert killed.starts["standby"] > 0
     assert killed.before_first_checkpoint > 0
-    assert killed.resent > 0, "no kill met a message under way: this run proves little"
+    assert killed.resent > 0, "no message was unacked at a kill, so this run proves little"
 
 
 @pytest.mark.timeout(600)
-def test_killed_in_a_rollback_it_skips_all_that_came_later_or_nothing(tmp_path: Path, forks: ForkServer) -> None:
-    skipped = rolled_back(tmp_path / "alive", forks)
-    learned = never_killed(tmp_path / "never", 1, SENT, forks)
-    assert "layers.0.parameters" in skipped.differs_from(learned)
+def test_a_rollback_interrupted_by_a_kill_skips_all_later_samples_or_none(tmp_path: Path, forks: ForkServer) -> None:
+    skipped = state_after_rollback(tmp_path / "not-killed", forks)
+    learned = run_without_kills(tmp_path / "no-rollback", 1, STREAM, forks)
+    assert "layers.0.parameters" in skipped.differences(learned)
 
     expected_after = {"rollback.before": learned, "rollback.skipped": skipped, "rollback.discarded": skipped}
     for failpoint, expected in expected_after.items():
-        killed = rolled_back(tmp_path / failpoint, forks, failpoint)
-        assert set(killed.differs_from(expected)) <= {"progress.version"}, (
-            failpoint
-        )  # a rollback counts as a snapshot
+        killed = state_after_rollback(tmp_path / failpoint, forks, failpoint)
+        # A rollback publishes a snapshot, which changes this counter.
+        assert set(killed.differences(expected)) <= {"progress.version"}, failpoint
 
 
-SENT = sizes(120)
+STREAM = message_sizes(120)
 
 
-def rolled_back(folder: Path, forks: ForkServer, failpoint: str | None = None) -> Remains:
-    """What is left after a rollback in mid-stream that skips what came later; it dies of `failpoint`, if of any."""
+def state_after_rollback(folder: Path, forks: ForkServer, failpoint: str | None = None) -> FinalState:
+    """The state after a stream in whose middle a rollback skips later samples.
+
+    With a failpoint, the daemon is killed there during the rollback, and another one learns the rest of the stream.
+    """
     folder.mkdir()
-    home = Home(folder / "state")
-    life = forks.start(home, Death(failpoint))
-    with life.or_dies():
-        life.await_ready()
-        with connect(home.learn) as producer, Control(home.control) as control:
-            send_all(producer, 1, SENT, end=60)
+    directory = CrashDirectory(folder / "state")
+    with forks.start(directory, Instrumentation(failpoint)) as daemon:
+        daemon.await_ready()
+        with connect(directory.learn) as producer, Control(daemon.control) as control:
+            send_all(producer, 1, STREAM, end=60)
             control.wait_idle(DEADLINE_S)
             arguments = {"to": CHECKPOINT_SAMPLES + 50, "later": "skip"}
             if failpoint is None:
@@ -83,165 +88,184 @@ def rolled_back(folder: Path, forks: ForkServer, failpoint: str | None = None) -
             else:
                 with pytest.raises(DeadlineExceeded):
                     control.request("rollback", arguments, 1.0)
-    if failpoint is not None:
-        assert life.ended(DEADLINE_S)
-        assert life.end() == -signal.SIGKILL
-        life = forks.start(home)
-    with life.or_dies():
-        life.await_ready()
-        with connect(home.learn) as producer:
-            producer.resume_at(61)
-            send_all(producer, 1, SENT, begin=60)
-        end_in_order(home, life)
-    return Remains.of(home.state)
+        if failpoint is None:
+            return state_after_rest_of_stream(directory, daemon)
+        assert daemon.wait() == -signal.SIGKILL
+    with forks.start(directory) as daemon:
+        daemon.await_ready()
+        return state_after_rest_of_stream(directory, daemon)
+
+
+def state_after_rest_of_stream(directory: CrashDirectory, daemon: DaemonProcess) -> FinalState:
+    with connect(directory.learn) as producer:
+        producer.resume_at(61)
+        send_all(producer, 1, STREAM, begin=60)
+    stop_cleanly(daemon)
+    return FinalState.read(directory.state)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> power.Recording:
+    folder = tmp_path_factory.mktemp("recording")
+    unavailable = trace.unavailable(folder)
+    if unavailable:
+        pytest.skip(unavailable)
+    return power.record(folder, 1)
 
 
 @pytest.mark.timeout(600)
-def test_without_power_it_keeps_what_it_acked_and_a_disk_that_lies_is_found_out(
-    tmp_path: Path, forks: ForkServer
+def test_no_acked_sample_is_lost_or_learned_twice_after_power_loss(
+    recording: power.Recording, tmp_path: Path, forks: ForkServer
 ) -> None:
-    why_not = trace.why_not(tmp_path)
-    if why_not is not None:
-        pytest.skip(why_not)
-    recording = power.record(tmp_path, 1)
-    assert list(power.unsafe(tmp_path, recording)) == []
-    flushes_what_it_finds(recording)
-    points = power.points(recording, 5, random.Random(1))
-    honest = list(power.lose_power(tmp_path, recording, points, forks))
-    assert len(honest) == 5
-    assert [each for each in honest if each.broken] == []
+    assert list(power.missing_when_only_fsynced(tmp_path, recording)) == []
+    points = power.choose_points(recording, 5, random.Random(1))
+    losses = list(power.lose_power(tmp_path, recording, points, forks))
+    assert len(losses) == 5
+    assert [each for each in losses if each.broken] == []
 
-    (lied_to,) = power.lose_power(tmp_path, recording, [len(recording.operations)], forks, honest=False)
-    assert lied_to.account.lost == sum(recording.sizes)
 
-    # Clients read where it listens before it serves again.
+@pytest.mark.timeout(600)
+def test_the_audit_reports_every_sample_on_a_disk_that_ignores_fsync(
+    recording: power.Recording, tmp_path: Path, forks: ForkServer
+) -> None:
+    end = len(recording.operations)
+    (loss,) = power.lose_power(tmp_path, recording, [end], forks, honors_fsync=False)
+    assert loss.audit.lost == sum(recording.sizes)
+
+
+def test_endpoints_json_is_complete_or_absent_after_power_loss(recording: power.Recording, tmp_path: Path) -> None:
+    """Clients read it to find the daemon, also before the next daemon has replaced it."""
     state = disk.Disk(recording.root)
     renamed = 0
     for operation in recording.operations:
-        state.do(operation)
+        state.apply(operation)
         if isinstance(operation, disk.Rename) and operation.to.endswith("endpoints.json"):
             renamed += 1
             for seed in range(8):
                 folder = tmp_path / f"endpoints-{renamed}-{seed}"
                 state.write_after_power_loss(folder, "anything", random.Random(seed))
-                there = folder / "state" / "endpoints.json"
-                assert not there.exists() or there.read_text().endswith("}\n")
+                endpoints = folder / "state" / "endpoints.json"
+                assert not endpoints.exists() or endpoints.read_text().endswith("}\n")
     assert renamed == 3
 
 
-def flushes_what_it_finds(recording: power.Recording) -> None:
-    """Each life but the first flushes all that is there before it writes: the one before may not have come to it."""
+def test_a_daemon_fsyncs_the_files_it_finds_before_it_writes(recording: power.Recording) -> None:
+    """The daemon before it may have ended before its own fsync."""
     state = disk.Disk(recording.root)
-    unflushed: set[Path] = set()
+    not_fsynced: set[Path] = set()
     for at, operation in enumerate(recording.operations):
-        if at in recording.births[1:]:
-            unflushed = {Path(each) for each in state.files()}
-            unflushed |= {parent for each in unflushed for parent in each.parents if recording.root in parent.parents}
-        if at >= recording.births[1]:
-            if isinstance(operation, disk.SyncBegins):
-                unflushed.discard(Path(operation.path))
-            elif isinstance(operation, disk.Write | disk.Make | disk.Rename | disk.Remove):
-                assert unflushed == set(), f"before {type(operation).__name__} {operation.path}"
-        state.do(operation)
+        if at in recording.starts[1:]:
+            not_fsynced = {Path(each) for each in state.files()}
+            not_fsynced |= {
+                folder for each in not_fsynced for folder in each.parents if recording.root in folder.parents
+            }
+        if at >= recording.starts[1]:
+            if isinstance(operation, disk.FsyncBegins):
+                not_fsynced.discard(Path(operation.path))
+            elif isinstance(operation, disk.Write | disk.Create | disk.Rename | disk.Remove):
+                assert not_fsynced == set(), f"before {type(operation).__name__} {operation.path}"
+        state.apply(operation)
 
 
-# --- the accounts -------------------------------------------------------------------------------------------------
+# --- the audit ----------------------------------------------------------------------------------------------------
 
 SIZES = [1, 8, 3, 5, 7]
 
 
-def told(sizes: Sequence[int] = SIZES) -> list[Heard]:
-    """The acks of a stream where all is well."""
-    return [Heard(n, *each) for n, each in enumerate(zip(accumulate(sizes, initial=1), sizes, strict=False), 1)]
+def good_acks(sizes: Sequence[int] = SIZES) -> list[StoredMessage]:
+    return [
+        StoredMessage(n, *each) for n, each in enumerate(zip(accumulate(sizes, initial=1), sizes, strict=False), 1)
+    ]
 
 
-def remains(rows: Sequence[Heard], *, oldest: int = 9, learned: int = 24, went_by: int = 24) -> Remains:
-    """A journal that was trimmed up to sample 9, and all is learned."""
-    return Remains(rows, [oldest, learned], {}, {"replay.added": went_by})
+def final_state(rows: Sequence[StoredMessage], *, oldest: int = 9, learned: int = 24, passed: int = 24) -> FinalState:
+    """By default everything is learned, and the journal was trimmed up to sample 9."""
+    return FinalState(rows, [oldest, learned], {}, {"replay.added": passed})
 
 
-def test_good_accounts() -> None:
-    assert settle(SIZES, told(), remains(told()[2:])) == Account(24, 0, 0, True)
+def test_an_audit_of_a_complete_state_finds_nothing() -> None:
+    assert audit(SIZES, good_acks(), final_state(good_acks()[2:])) == Audit(24, 0, 0, True)
 
 
-def test_a_row_that_is_gone_is_lost() -> None:
-    rows = told()[2:]
-    assert settle(SIZES, told(), remains([rows[0], rows[2]])).lost == 5
-    assert settle(SIZES, told(), remains([])).lost == 3 + 5 + 7
+def test_samples_of_a_missing_journal_row_are_lost() -> None:
+    rows = good_acks()[2:]
+    assert audit(SIZES, good_acks(), final_state([rows[0], rows[2]])).lost == 5
+    assert audit(SIZES, good_acks(), final_state([])).lost == 3 + 5 + 7
 
 
-def test_a_row_that_is_there_again_is_twice() -> None:
-    rows = told()[2:]
-    assert settle(SIZES, told(), remains([*rows, Heard(4, 25, 5)], learned=29, went_by=29)).twice == 5
+def test_a_message_in_two_journal_rows_is_stored_twice() -> None:
+    rows = [*good_acks()[2:], StoredMessage(4, 25, 5)]
+    assert audit(SIZES, good_acks(), final_state(rows, learned=29, passed=29)).twice == 5
 
 
-def test_an_ack_for_what_was_not_learned_is_lost() -> None:
-    assert settle(SIZES, told(), remains(told()[2:], learned=22, went_by=22)).lost == 2
-    assert settle(SIZES, told(), remains(told()[2:], went_by=23)).lost == 1
-    assert settle(SIZES, told(), remains([], oldest=0, learned=0, went_by=0)).lost == 24
+def test_acked_samples_that_are_not_learned_are_lost() -> None:
+    rows = good_acks()[2:]
+    assert audit(SIZES, good_acks(), final_state(rows, learned=22, passed=22)).lost == 2
+    assert audit(SIZES, good_acks(), final_state(rows, passed=23)).lost == 1
+    assert audit(SIZES, good_acks(), final_state([], oldest=0, learned=0, passed=0)).lost == 24
 
 
-def test_learning_again_is_twice() -> None:
-    assert settle(SIZES, told(), remains(told()[2:], went_by=32)).twice == 8
+def test_more_samples_passed_than_were_sent_means_learned_twice() -> None:
+    assert audit(SIZES, good_acks(), final_state(good_acks()[2:], passed=32)).twice == 8
 
 
-def test_acks_that_contradict_each_other_are_twice() -> None:
-    elsewhere = [*told(), Heard(2, 30, 8)]
-    assert settle(SIZES, elsewhere, remains(told()[2:])).twice == 8
-    overlapping = [*told()[:2], Heard(3, 8, 3), *told()[3:]]
-    assert settle(SIZES, overlapping, remains(told()[3:], oldest=12)) == Account(24, 0, 2, False)
+def test_contradicting_acks_mean_stored_twice() -> None:
+    two_places = [*good_acks(), StoredMessage(2, 30, 8)]
+    assert audit(SIZES, two_places, final_state(good_acks()[2:])).twice == 8
+    overlapping = [*good_acks()[:2], StoredMessage(3, 8, 3), *good_acks()[3:]]
+    assert audit(SIZES, overlapping, final_state(good_acks()[3:], oldest=12)) == Audit(24, 0, 2, False)
 
 
-def test_one_bit_is_a_difference() -> None:
-    one = replace(remains([]), tensors={"w": np.zeros(2, np.float32)})
-    assert one.differs_from(replace(one, tensors={"w": np.zeros(2, np.float32)})) == []
-    assert one.differs_from(replace(one, tensors={"w": np.array([0, -0.0], np.float32)})) == ["w"]
-    assert one.differs_from(replace(one, tensors={})) == ["w"]
-    assert one.differs_from(replace(one, progress={"replay.added": 23})) == ["progress.replay.added"]
+def test_states_that_differ_in_one_bit_are_reported_as_different() -> None:
+    one = replace(final_state([]), tensors={"w": np.zeros(2, np.float32)})
+    assert one.differences(replace(one, tensors={"w": np.zeros(2, np.float32)})) == []
+    assert one.differences(replace(one, tensors={"w": np.array([0, -0.0], np.float32)})) == ["w"]
+    assert one.differences(replace(one, tensors={})) == ["w"]
+    assert one.differences(replace(one, progress={"replay.added": 23})) == ["progress.replay.added"]
 
 
-# --- the disk -----------------------------------------------------------------------------------------------------
+# --- the model of the disk ----------------------------------------------------------------------------------------
 
 
-def after(kept: disk.Kept, *operations: disk.Operation, folder: Path, seed: int = 0) -> dict[str, bytes]:
-    """Names and bytes after power loss."""
+def after_power_loss(kept: disk.Kept, *operations: disk.Operation, folder: Path, seed: int = 0) -> dict[str, bytes]:
+    """Name and content of each file."""
     state = disk.Disk(Path("/d"))
     for each in operations:
-        state.do(each)
+        state.apply(each)
     target = folder / f"after-{seed}"
     state.write_after_power_loss(target, kept, random.Random(seed))
-    there = {path.name: path.read_bytes() for path in target.iterdir()}
+    found = {path.name: path.read_bytes() for path in target.iterdir()}
     target.rename(folder / f"{len(list(folder.iterdir()))}")
-    return there
+    return found
 
 
-def flush(path: str, ticket: int) -> tuple[disk.SyncBegins, disk.SyncEnds]:
-    return disk.SyncBegins(path, ticket), disk.SyncEnds(ticket)
+def fsync(path: str, ticket: int) -> tuple[disk.FsyncBegins, disk.FsyncEnds]:
+    return disk.FsyncBegins(path, ticket), disk.FsyncEnds(ticket)
 
 
-MADE = (disk.Make("/d/a", folder=False), disk.Write("/d/a", 0, b"old"), *flush("/d/a", 1), *flush("/d", 2))
+CREATED = (disk.Create("/d/a", folder=False), disk.Write("/d/a", 0, b"old"), *fsync("/d/a", 1), *fsync("/d", 2))
 
 
-def test_only_what_is_flushed_is_safe(tmp_path: Path) -> None:
-    written = disk.Write("/d/a", 0, b"new")
-    assert after("nothing", *MADE[:4], folder=tmp_path) == {}, "the bytes are safe, the name is not"
-    assert after("nothing", *MADE, written, folder=tmp_path) == {"a": b"old"}
-    assert after("everything", *MADE, written, folder=tmp_path) == {"a": b"new"}
-    assert after("nothing", *MADE, written, *flush("/d/a", 3), folder=tmp_path) == {"a": b"new"}
+def test_only_fsynced_bytes_and_names_survive_power_loss(tmp_path: Path) -> None:
+    write = disk.Write("/d/a", 0, b"new")
+    assert after_power_loss("nothing", *CREATED[:4], folder=tmp_path) == {}, "the bytes are durable, the name is not"
+    assert after_power_loss("nothing", *CREATED, write, folder=tmp_path) == {"a": b"old"}
+    assert after_power_loss("everything", *CREATED, write, folder=tmp_path) == {"a": b"new"}
+    assert after_power_loss("nothing", *CREATED, write, *fsync("/d/a", 3), folder=tmp_path) == {"a": b"new"}
 
 
-def test_a_flush_covers_what_was_written_before_it_began_once_it_has_ended(tmp_path: Path) -> None:
-    begins, ends = flush("/d/a", 3)
-    written = disk.Write("/d/a", 0, b"new")
-    assert after("nothing", *MADE, begins, written, ends, folder=tmp_path) == {"a": b"old"}
-    assert after("nothing", *MADE, written, begins, folder=tmp_path) == {"a": b"old"}
+def test_an_fsync_covers_only_earlier_writes_and_only_once_it_has_returned(tmp_path: Path) -> None:
+    begins, ends = fsync("/d/a", 3)
+    write = disk.Write("/d/a", 0, b"new")
+    assert after_power_loss("nothing", *CREATED, begins, write, ends, folder=tmp_path) == {"a": b"old"}
+    assert after_power_loss("nothing", *CREATED, write, begins, folder=tmp_path) == {"a": b"old"}
 
 
-def test_anything_may_become_of_the_rest(tmp_path: Path) -> None:
-    operations = (*MADE, disk.Write("/d/a", 0, b"x" * 2000), disk.Rename("/d/a", "/d/b"))
-    seen = [after("anything", *operations, folder=tmp_path, seed=seed) for seed in range(100)]
-    assert all(len(each) == 1 for each in seen), "a rename is whole"
-    assert {name for each in seen for name in each} == {"a", "b"}
-    contents = {content for each in seen for content in each.values()}
+def test_writes_that_are_not_fsynced_may_be_there_absent_torn_or_length_only(tmp_path: Path) -> None:
+    operations = (*CREATED, disk.Write("/d/a", 0, b"x" * 2000), disk.Rename("/d/a", "/d/b"))
+    found = [after_power_loss("anything", *operations, folder=tmp_path, seed=seed) for seed in range(100)]
+    assert all(len(each) == 1 for each in found), "a rename is atomic"
+    assert {name for each in found for name in each} == {"a", "b"}
+    contents = {content for each in found for content in each.values()}
     assert {b"old", b"x" * 2000, b"old" + bytes(1997)} <= contents, "absent, there, length only"
     assert any(each[:512] == b"x" * 512 and each != b"x" * 2000 for each in contents), "torn"

@@ -1,7 +1,6 @@
 """A daemon that stands by takes over when the one that serves ends, however it ends."""
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +8,12 @@ import pytest
 
 from ffstream.client import Producer
 from ffstream.daemon.daemon import Daemon
-from tests.daemons import COMMAND_S, Daemons, daemons_below, run_cli, run_json
-from tests.harness.daemon_process import free_port, serve_arguments
+from tests.harness.commands import COMMAND_S, run_cli, run_json
+from tests.harness.daemon import Daemons
+from tests.harness.daemon_directory import free_port, serve_arguments
 from tests.in_process import config
 
 SIZE = 32
-
-
-@pytest.fixture
-def daemons(tmp_path: Path) -> Iterator[Daemons]:
-    with daemons_below(tmp_path) as started:
-        yield started
 
 
 def send(producer: Producer, messages: int) -> int:

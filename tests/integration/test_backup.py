@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from ffstream.checkpoint import manifest
-from tests.daemons import COMMAND_S, Daemons, run_cli, run_json
-from tests.harness.crashing.accounts import rows_of
+from tests.harness.commands import COMMAND_S, run_cli, run_json
+from tests.harness.crashing.audit import journal_rows
 from tests.harness.crashing.stream import CHECKPOINT_SAMPLES, SETTINGS, Sender
+from tests.harness.daemon import Daemons
 from tests.support import wait_until
 
 RATE = 300.0  # messages a second
@@ -19,7 +20,7 @@ RATE = 300.0  # messages a second
 
 def wait_for_more(sender: Sender, seen: int) -> None:
     wait_until(
-        lambda: bool(sender.heard) and sender.heard[-1].first_seq > seen + 3 * CHECKPOINT_SAMPLES,
+        lambda: bool(sender.acks) and sender.acks[-1].first_seq > seen + 3 * CHECKPOINT_SAMPLES,
         2 * COMMAND_S,
         "a few checkpoints' worth of samples is acked",
     )
@@ -39,7 +40,7 @@ def test_backup_holds_everything_acked_before_it_began(daemons: Daemons, tmp_pat
         wait_for_more(sender, acked[-1] if acked else 0)
         sender.check()
         wait_until(lambda: first_seq_of(daemon.state) > 1, COMMAND_S, "the journal was trimmed")
-        acked.append(max(each.first_seq + each.samples - 1 for each in list(sender.heard)))
+        acked.append(max(each.last_seq for each in list(sender.acks)))
         made = run_json("backup", str(tmp_path / f"backup-{number}"), "--state", str(daemon.state))
         assert made["last_seq"] >= acked[-1]
         assert 1 < made["first_seq"] <= made["checkpoint_seq"] + 1, "it was trimmed, and goes on from the checkpoint"
@@ -47,13 +48,13 @@ def test_backup_holds_everything_acked_before_it_began(daemons: Daemons, tmp_pat
     daemon.kill()
     shutil.rmtree(daemon.state)
 
-    heard = set(sender.heard)
+    heard = set(sender.acks)
     for number, before in enumerate(acked):
         folder = tmp_path / f"backup-{number}"
         for command in ("journal", "checkpoint"):
             assert run_cli(command, "verify", "--state", str(folder)).returncode == 0
         said = json.loads((folder / "backup.json").read_text())
-        rows = rows_of(folder / "journal.sqlite")
+        rows = journal_rows(folder / "journal.sqlite")
         assert sum(row.samples for row in rows) == said["last_seq"] - said["first_seq"] + 1
         assert [row for row in rows if row.first_seq <= before and row not in heard] == []
         shutil.copytree(folder, tmp_path / f"state-{number}")

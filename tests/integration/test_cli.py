@@ -17,8 +17,9 @@ from ffstream import __version__
 from ffstream.client import Control
 from ffstream.client.connection import Connection
 from ffstream.wire.messages import ErrorReply, Hello, Reply, Request
-from tests.daemons import COMMAND_S, DaemonProcess, Daemons, run_cli, run_json
-from tests.harness.daemon_process import CLI, serve_arguments
+from tests.harness.commands import CLI, COMMAND_S, run_cli, run_json
+from tests.harness.daemon import DaemonProcess, Daemons, start_daemon
+from tests.harness.daemon_directory import DaemonDirectory, serve_arguments
 from tests.support import picture, wait_until
 
 NOBODY = "tcp://127.0.0.1:1"
@@ -84,7 +85,7 @@ def test_a_restarted_daemon_goes_on_where_it_stopped(daemons: Daemons) -> None:
     assert second.returncode == 75
     assert f"error: {first.state} is in use by another daemon [start_blocked]\nhint: " in second.stderr
     assert "Traceback" not in second.stderr
-    assert json.loads((first.state / "endpoints.json").read_text())["pid"] == first.process.pid
+    assert json.loads((first.state / "endpoints.json").read_text())["pid"] == first.pid
     assert first.status()["state"] == "ready"
 
     assert first.terminate() == 0
@@ -118,26 +119,21 @@ def test_sighup_reloads_and_a_service_manager_hears_of_the_stop_only(
 
 def test_a_stop_is_heard_before_it_serves(tmp_path: Path) -> None:
     """Also as the first process of a container, which ignores what it does not handle."""
-    os.mkfifo(tmp_path / "config")
-    starting = subprocess.Popen([*CLI, "serve", "--config", str(tmp_path / "config")])
-    try:
-        with (tmp_path / "config").open("w"):  # returns once it reads its options
-            starting.terminate()
-            assert starting.wait(COMMAND_S) == 0
-    finally:
-        starting.kill()
+    config = tmp_path / "config"
+    os.mkfifo(config)
+    # The pipe is open for writing once the daemon reads its options.
+    with start_daemon(DaemonDirectory(tmp_path / "state"), config=config) as daemon, config.open("w"):
+        assert daemon.terminate() == 0
 
 
 def test_sighup_before_it_serves_does_not_stop_it(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "config")
-    starting = subprocess.Popen([*CLI, "serve", "--config", str(tmp_path / "config")])
-    try:
-        with (tmp_path / "config").open("w") as file:  # returns once it reads its options
-            starting.send_signal(signal.SIGHUP)
+    config = tmp_path / "config"
+    os.mkfifo(config)
+    with start_daemon(DaemonDirectory(tmp_path / "state"), config=config) as daemon:
+        with config.open("w") as file:  # open once the daemon reads its options
+            daemon.process.send_signal(signal.SIGHUP)
             file.write("unknown = 1")
-        assert starting.wait(COMMAND_S) == 2, "it went on to read its options"
-    finally:
-        starting.kill()
+        assert daemon.wait() == 2, "it continued to read its options"
 
 
 def test_a_stop_is_heard_wherever_it_comes_in_the_imports(tmp_path: Path) -> None:
@@ -195,8 +191,8 @@ def test_a_daemon_that_was_frozen_is_not_stuck(daemons: Daemons) -> None:
 
 
 def _replay_until_ctrl_c(daemon: DaemonProcess) -> int:
-    command = [sys.executable, "-m", "ffstream.cli", "replay", "embedded", "--to", daemon.learn]
-    replaying = subprocess.Popen([*command, "--rate", "200", "--json"], stdout=subprocess.PIPE, text=True)
+    command = [*CLI, "replay", "embedded", "--to", daemon.learn, "--rate", "200", "--json"]
+    replaying = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         with Control(daemon.control) as control:
             wait_until(lambda: control.status(COMMAND_S)["accepted"] > 0, COMMAND_S, "the replay has begun")

@@ -37,7 +37,7 @@ from ffstream.errors import (
 from ffstream.metrics import Gauge
 from ffstream.server.http import HttpServer
 from tests import wire_spec
-from tests.harness.daemon_process import free_port
+from tests.harness.daemon_directory import free_port
 from tests.in_process import INPUTS, Peer, Running, config, images, labels
 from tests.support import Watch, hold_at, wait_until
 

@@ -14,7 +14,7 @@ import ffstream
 from ffstream.client import Producer
 from ffstream.ff.presets import recipe
 from tests import battery
-from tests.daemons import Daemons
+from tests.harness.daemon import Daemons
 from tests.unit.ff.formulas import SMALL
 
 README = Path(ffstream.__file__).parent.joinpath("README.md").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from ffstream.cli.resuming import SPAN, fingerprint, place
 from ffstream.client import Producer
 from ffstream.data import Split, batches, label_permutation_at, load
 from ffstream.data.idx import write_idx
-from tests.harness.daemon_process import CLI
+from tests.harness.commands import CLI
 from tests.in_process import Running
 from tests.support import wait_until
 from tests.unit.client.scripted import Scripted

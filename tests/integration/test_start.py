@@ -14,8 +14,9 @@ import pytest
 from ffstream.daemon.daemon import Daemon
 from ffstream.daemon.state import StateLock
 from ffstream.errors import StartBlocked
-from tests.daemons import Daemons, run_cli
-from tests.harness.daemon_process import CLI, serve_arguments
+from tests.harness.commands import CLI, run_cli
+from tests.harness.daemon import Daemons
+from tests.harness.daemon_directory import serve_arguments
 from tests.in_process import Running, config, images, labels
 from tests.support import wait_until
 

@@ -1,90 +1,68 @@
-"""A daemon whose standard streams are closed, full or read by nobody serves, learns and stops like any other."""
+"""A daemon serves, learns and stops as usual when its standard streams are closed, full, or not read."""
 
 import fcntl
 import os
 import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ffstream.client import Producer
-from tests.daemons import COMMAND_S, run_json
-from tests.harness.daemon_process import CLI, START_S, await_endpoints, serve_arguments
+from tests.harness.commands import CLI
+from tests.harness.daemon import DaemonProcess, start_daemon
+from tests.harness.daemon_directory import DaemonDirectory
 
 
-@contextmanager
-def serving(state: Path, redirections: str = "", output: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A daemon that a shell started with these redirections, ready."""
-    command = [*CLI, *serve_arguments(state, ["network.widths=[20]"])]
-    process = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" {redirections}', "sh", *command],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(COMMAND_S)
+def start(state: Path, redirections: str = "", output: int | None = None) -> DaemonProcess:
+    """A daemon that a shell starts with these redirections."""
+    shell = ("sh", "-c", f'exec "$@" {redirections}', "sh")
+    return start_daemon(DaemonDirectory(state, ["network.widths=[20]"]), program=[*shell, *CLI], output=output)
 
 
-def prove_it_serves(state: Path, process: subprocess.Popen[bytes]) -> None:
-    """It learns what it is sent, and stops in order."""
-
-    def check() -> None:
-        assert process.poll() is None, f"it ended with exit code {process.returncode}"
-
-    endpoints = await_endpoints(state, process.pid, check, START_S)
-    with Producer(endpoints["learn"]) as producer:
+def assert_it_learns_and_stops(daemon: DaemonProcess) -> None:
+    daemon.await_ready()
+    with Producer(daemon.learn) as producer:
         producer.send(np.zeros((32, 784), np.uint8), np.arange(32) % 10)
-    assert run_json("status", "--at", endpoints["control"], "--wait-idle", str(COMMAND_S))["learned"] == 32
-    process.send_signal(signal.SIGHUP)  # a line for the log
-    process.terminate()
-    assert process.wait(COMMAND_S) == 0
+    assert daemon.status(idle=True)["learned"] == 32
+    daemon.process.send_signal(signal.SIGHUP)  # writes a log line
+    assert daemon.terminate() == 0
 
 
 @pytest.mark.parametrize("redirections", ["0<&- 1>&- 2>&-", ">/dev/full 2>&1"])
-def test_streams_that_take_nothing(tmp_path: Path, redirections: str) -> None:
-    state = tmp_path / "state"
-    with serving(state, redirections) as process:
-        prove_it_serves(state, process)
-    assert (state / "lock").read_bytes() == b"", "no message went into a file of the state"
+def test_closed_and_full_standard_streams_do_not_stop_a_daemon(tmp_path: Path, redirections: str) -> None:
+    with start(tmp_path / "state", redirections) as daemon:
+        assert_it_learns_and_stops(daemon)
+    assert (daemon.state / "lock").read_bytes() == b"", "no log line was written into a state file"
 
 
-def test_a_pipe_whose_reader_has_ended(tmp_path: Path) -> None:
+def test_a_pipe_without_a_reader_does_not_stop_a_daemon(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     try:
-        with serving(tmp_path / "state", output=write) as process:
-            prove_it_serves(tmp_path / "state", process)
+        with start(tmp_path / "state", output=write) as daemon:
+            assert_it_learns_and_stops(daemon)
     finally:
         os.close(write)
 
 
-def test_a_full_pipe_that_nobody_reads(tmp_path: Path) -> None:
+def test_a_full_pipe_that_is_not_read_does_not_stop_a_daemon(tmp_path: Path) -> None:
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
     os.write(write, bytes(4096))
     try:
-        with serving(tmp_path / "state", output=write) as process:
-            prove_it_serves(tmp_path / "state", process)
+        with start(tmp_path / "state", output=write) as daemon:
+            assert_it_learns_and_stops(daemon)
     finally:
         os.close(read)
         os.close(write)
 
 
-def test_a_forced_exit_writes_to_no_file_and_waits_for_nobody(tmp_path: Path) -> None:
-    """Its message is written by the signal handler itself."""
-    state = tmp_path / "state"
-    with serving(state, "2>&-") as process:
-        endpoints = await_endpoints(state, process.pid, lambda: None, START_S)
-        assert endpoints["pid"] == process.pid
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(COMMAND_S) in (0, 1), "0: it was faster than the second one"
-    assert (state / "lock").read_bytes() == b""
+def test_a_forced_exit_with_closed_stderr_does_not_hang_or_write_into_a_state_file(tmp_path: Path) -> None:
+    """The signal handler itself writes the message about the forced exit."""
+    with start(tmp_path / "state", "2>&-") as daemon:
+        daemon.await_ready()
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(signal.SIGINT)
+        assert daemon.wait() in (0, 1), "0: it stopped before the second signal"
+    assert (daemon.state / "lock").read_bytes() == b""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ffstream.config import load
-from tests.daemons import COMMAND_S
+from tests.harness.commands import COMMAND_S
 from tests.in_process import Running
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ import torch
 
 from ffstream.client import Control, Predictor, Producer
 from ffstream.data import Dataset, batches
+from tests.harness.daemon import temporary_daemon
 from tools.benchmarks import peers
 from tools.benchmarks.report import Report
-from tools.benchmarks.served import served
 
 # Every microbatch is to be predicted first, so the evaluator may queue as many as the pass has.
 SETTINGS = ("prequential.busy_fraction=1", "prequential.queue_depth=100000")
@@ -52,7 +52,7 @@ def overlay_method(report: Report, dataset: Dataset, updates: int) -> None:
 
 
 def _daemon(dataset: Dataset, seed: int, settings: tuple[str, ...]) -> tuple[float, float]:
-    with served(f"network.seed={seed}", *SETTINGS, *settings) as daemon:
+    with temporary_daemon(f"network.seed={seed}", *SETTINGS, *settings) as daemon:
         with Producer(daemon.endpoints["learn"]) as producer:
             for images, labels in batches(dataset.train, 64, seed=seed):
                 producer.send(images, labels)

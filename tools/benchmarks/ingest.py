@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ffstream.client import Control
 from ffstream.journal.journal import Entry, Journal
+from tests.harness.daemon import temporary_daemon
 from tools.benchmarks.report import Report, rate
-from tools.benchmarks.served import served
 
 SETTINGS = ("network.preset=fast",)
 # A producer in a process of its own. Prints samples acked a second, and when it sent the first.
@@ -57,7 +57,7 @@ def produce(endpoint: str, samples: int, batch: int, keys: tuple[Path, Path] | N
 
 
 def _batches(report: Report, samples: int, batch: int) -> None:
-    with served(*SETTINGS) as daemon, Control(daemon.endpoints["control"]) as control:
+    with temporary_daemon(*SETTINGS) as daemon, Control(daemon.endpoints["control"]) as control:
         produce(daemon.endpoints["learn"], 5_120, batch)  # every thread warm, every buffer there
         control.wait_idle(60)
         acked, began = produce(daemon.endpoints["learn"], samples, batch)
@@ -69,13 +69,13 @@ def _batches(report: Report, samples: int, batch: int) -> None:
 
 
 def _singles(report: Report, samples: int) -> None:
-    with served(*SETTINGS) as daemon:
+    with temporary_daemon(*SETTINGS) as daemon:
         acked, _ = produce(daemon.endpoints["learn"], samples, 1)
         report.add("ingest/single/acked", acked, "samples/s", "journal_alone", _journal_rate(samples, 1))
 
 
 def _memory(report: Report) -> None:
-    with served(*SETTINGS) as daemon, Control(daemon.endpoints["control"]) as control:
+    with temporary_daemon(*SETTINGS) as daemon, Control(daemon.endpoints["control"]) as control:
         produce(daemon.endpoints["learn"], 60_032, 64)
         control.wait_idle(300)
         early = daemon.resident_mb()

@@ -13,9 +13,9 @@ import torch
 from ffstream.client import Control, Predictor
 from ffstream.ff.network import Network
 from ffstream.ff.presets import recipe
+from tests.harness.daemon import temporary_daemon
 from tools.benchmarks.ingest import PRODUCER
 from tools.benchmarks.report import Report
-from tools.benchmarks.served import served
 
 SETTINGS = ("network.preset=fast",)
 _QUERIES = 2000
@@ -25,7 +25,7 @@ def run(report: Report, rounds: int) -> None:
     """Single-image queries, one at a time."""
     for _ in range(rounds):
         alone = _percentile(_times_alone(), 50)
-        with served(*SETTINGS) as daemon, Control(daemon.endpoints["control"]) as control:
+        with temporary_daemon(*SETTINGS) as daemon, Control(daemon.endpoints["control"]) as control:
             endpoints = daemon.endpoints
             _times(endpoints["predict"], 100)
             idle = _times(endpoints["predict"], _QUERIES)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ffstream.client import Control, Predictor, Producer
+from tests.harness.daemon import DaemonProcess, Daemons
 from tools.benchmarks.report import Report
-from tools.benchmarks.served import Served
 
 SETTINGS = ("network.preset=fast", "checkpoint.every_s=0", "checkpoint.every_samples=0")
 _SAMPLES = 60_000
@@ -27,24 +27,18 @@ def run(report: Report, rounds: int) -> None:
     """Medians over so many kills."""
     ready, first_answer, caught_up, taken_over, learning = [], [], [], [], []
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            state = Path(folder, "state")
-            daemon = Served(state, SETTINGS)
-            try:
-                learning.append(_learn(daemon))
-            finally:
-                daemon.kill()
+        with tempfile.TemporaryDirectory() as folder, Daemons(Path(folder)) as daemons:
+            daemon = daemons.start(*SETTINGS)
+            learning.append(_learn(daemon))
+            daemon.kill()
             start = time.perf_counter()
-            again = Served(state, SETTINGS)
-            try:
-                ready.append(time.perf_counter() - start)
-                first_answer.append(_ask(again) - start)
-                with Control(again.control) as control:
-                    assert control.wait_idle(_DEADLINE_S)["learned"] == 2 * _SAMPLES
-                caught_up.append(time.perf_counter() - start - ready[-1])
-                taken_over.append(_take_over(state, again))
-            finally:
-                again.end()
+            again = daemons.start(*SETTINGS)
+            ready.append(time.perf_counter() - start)
+            first_answer.append(_ask(again) - start)
+            with Control(again.control) as control:
+                assert control.wait_idle(_DEADLINE_S)["learned"] == 2 * _SAMPLES
+            caught_up.append(time.perf_counter() - start - ready[-1])
+            taken_over.append(_take_over(daemons, again))
     report.add("recovery/ready", statistics.median(ready), "s")
     report.add("recovery/first_answer", statistics.median(first_answer), "s")
     report.add("recovery/taken_over", statistics.median(taken_over), "s", "ready", statistics.median(ready))
@@ -53,26 +47,23 @@ def run(report: Report, rounds: int) -> None:
     report.add("recovery/catching_up", speed, "samples/s", "learning_as_they_come", statistics.median(learning))
 
 
-def _ask(daemon: Served) -> float:
+def _ask(daemon: DaemonProcess) -> float:
     """When it has answered a query."""
     with Predictor(daemon.predict) as predictor:
         predictor.predict(np.zeros((1, 784), np.uint8))
     return time.perf_counter()
 
 
-def _take_over(state: Path, daemon: Served) -> float:
-    """Seconds from its kill until another one serves that stood by."""
-    other = Served(state, SETTINGS, standby=True)
-    try:
-        start = time.perf_counter()
-        daemon.kill()
-        other.await_ready()
-        return _ask(other) - start
-    finally:
-        other.end()
+def _take_over(daemons: Daemons, daemon: DaemonProcess) -> float:
+    """Seconds from the kill of `daemon` until a standby serves."""
+    standby = daemons.start(*SETTINGS, standby=True)
+    start = time.perf_counter()
+    daemon.kill()
+    standby.await_ready()
+    return _ask(standby) - start
 
 
-def _learn(daemon: Served) -> float:
+def _learn(daemon: DaemonProcess) -> float:
     """60,000 samples, a checkpoint, and another 60,000 behind it. Returns how fast these were learned."""
     images = np.random.default_rng(0).integers(0, 256, (_SAMPLES, 784), dtype=np.uint8)
     labels = np.random.default_rng(1).integers(0, 10, _SAMPLES)

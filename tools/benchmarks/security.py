@@ -5,9 +5,9 @@ import tempfile
 from pathlib import Path
 
 from ffstream.security import keys
+from tests.harness.daemon import temporary_daemon
 from tools.benchmarks.ingest import produce
 from tools.benchmarks.report import Report
-from tools.benchmarks.served import served
 
 SETTINGS = ("network.preset=fast",)
 _SAMPLES = 240_000
@@ -39,6 +39,6 @@ def _settings(root: Path) -> list[str]:
 
 def _acked(*settings: str, own: tuple[Path, Path] | None = None) -> float:
     """Samples acked a second, while the daemon learns as it always does."""
-    with served(*SETTINGS, *settings) as daemon:
+    with temporary_daemon(*SETTINGS, *settings) as daemon:
         produce(daemon.endpoints["learn"], 5_120, _BATCH, own)
         return produce(daemon.endpoints["learn"], _SAMPLES, _BATCH, own)[0]

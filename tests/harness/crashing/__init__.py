@@ -1,1 +1,1 @@
-"""`tools/crash`: kills a daemon again and again, takes its power away, and proves what it promised."""
+"""`tools/crash`: kills daemons, simulates power loss, and checks that no promise was broken."""

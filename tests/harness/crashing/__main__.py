@@ -1,4 +1,4 @@
-"""`tools/crash`: the command."""
+"""The command `tools/crash`."""
 
 import json
 import random
@@ -17,43 +17,44 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ffstream.errors import FFStreamError
 from tests.harness.crashing import power, trace
-from tests.harness.crashing.killing import Killed, Killing
-from tests.harness.crashing.lives import ForkServer
-from tests.harness.daemon_process import DaemonFailed
+from tests.harness.crashing.fork_server import ForkServer
+from tests.harness.crashing.killing import KillResult, KillRun
+from tests.harness.daemon import DaemonFailed
 
 screen = Console(stderr=True)
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @click.command()
-@click.option("--kills", type=click.IntRange(1), default=100, show_default=True, help="kill -9, so many times.")
+@click.option("--kills", type=click.IntRange(1), default=100, show_default=True, help="Number of kills (SIGKILL).")
 @click.option(
     "--power-losses",
     type=click.IntRange(0),
-    help="Power losses, where strace can run.  [default: kills / 10, 8 at least]",
+    help="Number of power losses; needs strace.  [default: kills / 10, at least 8]",
 )
-@click.option("--seed", default=1, show_default=True, help="Of the stream and of chance.")
-@click.option("--json", "as_json", is_flag=True, help="No picture; one line of JSON in the end.")
+@click.option("--seed", default=1, show_default=True, help="Random seed of the stream and of the kills.")
+@click.option("--json", "as_json", is_flag=True, help="Show no progress and print one line of JSON at the end.")
 def main(kills: int, power_losses: int | None, seed: int, as_json: bool) -> None:
-    """Kill a daemon again and again, take its power away, and prove what it promised.
+    """Kill a daemon again and again, simulate power loss, and check that no promise was broken.
 
-    A producer sends numbered samples; the daemon dies at failpoints and at random times, during start
-    and recovery too, and starts again on the same state. In the end every acked sample must have been learned once
-    and in order: `lost` and `twice` count samples that the acks, the journal and the last state do not agree on,
-    `weights_equal` says that every tensor and count of the last checkpoint is equal, bit for bit, to that of a run
-    that nobody killed.
+    A producer sends numbered samples. The daemon is killed at failpoints and at random times, also during start and
+    recovery, and is started again on the same state. At the end every acked sample must have been learned once and in
+    order: `lost` and `twice` count samples on which the acks, the journal and the last checkpoint disagree.
+    `weights_equal` says whether every tensor and counter of the last checkpoint is bit-equal to that of a run without
+    kills.
 
-    For power loss, what a daemon did to its folder is recorded, and folders are made as a disk may hold them at
-    points of that record: what was not flushed is absent, torn, there as length only, or whole.
+    For power loss, the tool records what a daemon does to its state folder. For points of this recording it creates
+    folders as a disk may hold them after power loss: data that was not fsynced is absent, torn, there as length only,
+    or complete.
 
-    What this cannot show: disks that acknowledge a flush and do not do it, rot, a sector that is lost while its
-    neighbour is written, file systems that reorder the names in one folder; other failpoints than were met; several
-    producers, a GPU, `partial = flush` and `overflow = skip`, where equal weights are not promised. The power
-    losses come between system calls of one recorded run, with SQLite's log folded early.
+    Not covered: disks that acknowledge an fsync without doing it, bit rot, a sector that is lost while its neighbour
+    is written, and file systems that reorder the names in one folder; failpoints that the run did not reach; several
+    producers, a GPU, and `partial = flush` and `overflow = skip`, where equal weights are not promised. The power
+    losses come between the system calls of one recorded run, in which SQLite checkpoints its WAL early.
 
-    Exit code 1: a promise is broken, or something failed; the folders stay, and their place is printed.
+    Exit code 1: a promise is broken, or something failed. The folders are then kept and their path is printed.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons are ended all the same
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so the daemons are stopped
     losses = max(8, kills // 10) if power_losses is None else power_losses
     folder = Path(tempfile.mkdtemp(prefix="ffstream-crash-"))
     start = time.monotonic()
@@ -65,22 +66,18 @@ def main(kills: int, power_losses: int | None, seed: int, as_json: bool) -> None
     try:
         with progress, ForkServer() as forks:
             task = progress.add_task("starting", total=kills + losses)
-            crash(
-                folder,
-                kills,
-                losses,
-                seed,
-                forks,
-                result,
-                lambda what: progress.update(task, advance=1, description=what),
-            )
-    except (FFStreamError, DaemonFailed, trace.TraceUnclear) as error:
+
+            def report(what: str) -> None:
+                progress.update(task, advance=1, description=what)
+
+            crash(folder, kills, losses, seed, forks, result, report)
+    except (FFStreamError, DaemonFailed, trace.TraceError) as error:
         result["failure"] = str(error)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
-        screen.print("tools/crash: interrupted; its daemons are ended")
+        screen.print("tools/crash: interrupted; its daemons are stopped")
         sys.exit(130)
-    good = holds(result)
+    good = all_promises_kept(result)
     result["seconds"] = round(time.monotonic() - start, 1)
     if good:
         shutil.rmtree(folder)
@@ -93,77 +90,77 @@ def main(kills: int, power_losses: int | None, seed: int, as_json: bool) -> None
     sys.exit(0 if good else 1)
 
 
-def holds(result: dict[str, Any]) -> bool:
-    """Whether every promise was kept."""
-    kept = result["lost"] == 0 and result["twice"] == 0 and result["weights_equal"] and result["in_order"]
-    return bool("failure" not in result and kept and not result.get("unsafe"))
+def all_promises_kept(result: dict[str, Any]) -> bool:
+    """Whether the run succeeded and no promise is broken."""
+    if "failure" in result or result.get("not_durable"):
+        return False
+    return bool(result["lost"] == 0 and result["twice"] == 0 and result["weights_equal"] and result["in_order"])
 
 
 def crash(
-    folder: Path, kills: int, losses: int, seed: int, forks: ForkServer, result: dict[str, Any], tell: Tell
+    folder: Path, kills: int, losses: int, seed: int, forks: ForkServer, result: dict[str, Any], report: Report
 ) -> None:
-    """Everything; fills `result`."""
+    """Runs the kills and the power losses, and fills `result`."""
     start = time.monotonic()
-    killed = Killing(folder, seed, forks).run(kills, tell)
-    report(killed, result)
+    add_kills(KillRun(folder, seed, forks).run(kills, report), result)
     result["kill_seconds"] = round(time.monotonic() - start, 1)
-    why_not = trace.why_not(folder)
-    result["power_losses"] = None if why_not else 0
-    if why_not:
-        result["power_note"] = f"power loss was not tried: {why_not}"
+    unavailable = trace.unavailable(folder)
+    result["power_losses"] = None if unavailable else 0
+    if unavailable:
+        result["power_note"] = f"power loss was not tested: {unavailable}"
         return
     if not losses:
         return
     start = time.monotonic()
     recording = power.record(folder, seed)
-    result["unsafe"] = list(power.unsafe(folder, recording))
-    points = power.points(recording, losses, random.Random(seed))
-    for lost in power.lose_power(folder, recording, points, forks, tell):
+    result["not_durable"] = list(power.missing_when_only_fsynced(folder, recording))
+    points = power.choose_points(recording, losses, random.Random(seed))
+    for loss in power.lose_power(folder, recording, points, forks, report):
         result["power_losses"] += 1
-        result["lost"] += lost.account.lost
-        result["twice"] += lost.account.twice
-        result["weights_equal"] &= not lost.different
-        result["in_order"] &= lost.account.in_order
-        if lost.broken:
-            result.setdefault("power_broken", []).append([lost.point, lost.kept, lost.different])
+        result["lost"] += loss.audit.lost
+        result["twice"] += loss.audit.twice
+        result["weights_equal"] &= not loss.different
+        result["in_order"] &= loss.audit.in_order
+        if loss.broken:
+            result.setdefault("power_broken", []).append([loss.point, loss.kept, loss.different])
     result["power_seconds"] = round(time.monotonic() - start, 1)
 
 
-def report(killed: Killed, result: dict[str, Any]) -> None:
-    """What the kills led to."""
-    account = killed.account
+def add_kills(killed: KillResult, result: dict[str, Any]) -> None:
+    """Adds the outcome of the kills to the result."""
     result |= {
         "kills": killed.by_failpoint.total(),
-        "acked": account.acked,
-        "lost": account.lost,
-        "twice": account.twice,
+        "acked": killed.audit.acked,
+        "lost": killed.audit.lost,
+        "twice": killed.audit.twice,
         "weights_equal": not killed.different,
-        "in_order": account.in_order,
+        "in_order": killed.audit.in_order,
         "different": killed.different,
         "resent": killed.resent,
         "before_first_checkpoint": killed.before_first_checkpoint,
         "by_failpoint": dict(sorted(killed.by_failpoint.items())),
-        "passed_over": killed.passed_over,
+        "not_reached": killed.not_reached,
         "starts": dict(killed.starts),
     }
 
 
 def show(result: dict[str, Any], *, good: bool) -> None:
-    """The result in words."""
+    """Prints the result for people."""
     if "failure" in result:
-        screen.print(f"tools/crash: {result['failure']}\nEverything is in {result['folder']}.", markup=False)
+        screen.print(f"tools/crash: {result['failure']}\nThe folders are kept in {result['folder']}.", markup=False)
         return
     for failpoint, times in result["by_failpoint"].items():
         screen.print(f"  {times:6}  {failpoint}", highlight=False)
-    for failpoint, why in result["passed_over"].items():
+    for failpoint, why in result["not_reached"].items():
         screen.print(f"       –  {failpoint}: {why}", highlight=False)
+    equal = "bit-equal to" if result["weights_equal"] else "DIFFERENT from"
     lines = [
         f"{result['kills']} kills and {result['power_losses'] or 'no'} power losses in {result['seconds']:.0f} s: "
-        f"{result['acked']:,} samples acked, {result['lost']} lost, {result['twice']} twice.",
-        f"Weights {'equal' if result['weights_equal'] else 'DIFFERENT'}, bit for bit, to those of a run without.",
+        f"{result['acked']:,} samples acked, {result['lost']} lost, {result['twice']} learned or stored twice.",
+        f"Weights are {equal} those of a run without kills.",
         result.get("power_note", ""),
-        *(f"Not safe {each}." for each in result.get("unsafe", [])),
-        "" if good else f"A promise is broken. Everything is in {result['folder']}.",
+        *(f"Not durable {each}." for each in result.get("not_durable", [])),
+        "" if good else f"A promise is broken. The folders are kept in {result['folder']}.",
     ]
     screen.print("\n".join(filter(None, lines)), markup=False, highlight=False)
 

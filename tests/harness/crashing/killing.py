@@ -1,10 +1,11 @@
-"""kill -9, again and again, while a producer sends.
+"""Kills a daemon with SIGKILL again and again while a producer sends.
 
-Two of three kills come at a failpoint (`ffstream.util.failpoints`), each as often as the others, at a passing that
-chance chooses; the rest come at any time: during start and recovery, or while it serves. One life in twenty begins
-as a user's does, and another one stands by while the one before it is killed; the others are forks. The failpoints of
-a rollback are met in one that goes back to anywhere and learns again what came later: whatever becomes of it, the
-state at the end is the same.
+Two of three kills happen at a failpoint (`ffstream.util.failpoints`): all failpoints in turn, each at a randomly
+chosen occurrence. The others happen at a random time, either during start and recovery or while the daemon serves.
+Most daemons are forks; one in twenty is started as a user starts it, and one in twenty-one kills happens while
+another daemon stands by, which then takes over. The failpoints within a rollback are reached by rollbacks to a random
+sequence number that learn later samples again, so the state at the end must be the same whether or not a rollback was
+completed.
 """
 
 import random
@@ -21,96 +22,100 @@ from ffstream.checkpoint import manifest
 from ffstream.client import Control
 from ffstream.errors import FFStreamError
 from ffstream.util.failpoints import FAILPOINTS
-from tests.harness.crashing.accounts import Account, Remains, settle
-from tests.harness.crashing.lives import ForkServer, Home, Life, start_really
-from tests.harness.crashing.stream import KEPT, Sender, connect, send_all
-from tests.harness.crashing.victim import Death
-from tests.harness.daemon_process import DaemonFailed, log_tail
+from tests.harness.crashing.audit import Audit, FinalState, audit
+from tests.harness.crashing.fork_server import CrashDirectory, ForkServer, start_as_user, stop_cleanly
+from tests.harness.crashing.instrumented import Instrumentation
+from tests.harness.crashing.stream import KEPT_CHECKPOINTS, Sender, connect, send_all
+from tests.harness.daemon import START_S, DaemonProcess
 
 _MESSAGES_PER_S = 250.0
-_REACH_S = 60.0  # once it serves: a start takes as long as the machine is slow
+_REACH_S = 60.0  # from when the daemon serves: how long a start takes depends on the machine
 _SERVING_S = 0.4
-_REAL_EVERY = 20
-_HEIR_EVERY = 21  # a multiple of three: the life before it ends at any time
-# Passed with each message or microbatch; the others with each checkpoint.
-_OFTEN = ("commit", "ack", "hand_on", "learned")
+_AS_USER_EVERY = 20
+_STANDBY_EVERY = 21  # a multiple of three, so that the daemon that serves is one that is killed at a random time
+# Reached with each message or microbatch; the others only with each checkpoint.
+_FREQUENT = ("commit", "ack", "hand_on", "learned")
 _ROLLBACK = "rollback."
-_ANSWER_S = 0.5  # who dies does not answer
-_CHANGES_THE_STREAM = {"rollback.skipped": "what is skipped is not learned: another state at the end"}
+_ANSWER_S = 0.5  # a daemon that is killed by the request does not answer
+_POLL_S = 0.01
+_CHANGES_THE_STREAM = {"rollback.skipped": "skipped samples are not learned, so the state at the end differs"}
 
 
 @dataclass
-class Killed:
-    """What came of it."""
+class KillResult:
+    """The outcome of a run."""
 
-    account: Account
-    different: list[str]  # from a run that nobody killed
+    audit: Audit
+    different: list[str]  # from a run that is never killed
     by_failpoint: Counter[str] = field(default_factory=Counter)
-    passed_over: dict[str, str] = field(default_factory=dict)
+    not_reached: dict[str, str] = field(default_factory=dict)  # why, for each failpoint at which no kill happened
     starts: Counter[str] = field(default_factory=Counter)
     before_first_checkpoint: int = 0
     resent: int = 0
 
 
-def reason_to_pass_over(failpoint: str) -> str | None:
-    """Why nothing here reaches that failpoint, if so."""
+def reason_to_leave_out(failpoint: str) -> str | None:
+    """Why no daemon is to be killed at this failpoint; None when it is to be."""
     return _CHANGES_THE_STREAM.get(failpoint)
 
 
-class Killing:
-    """One producer, one state folder, as many kills as wanted."""
+class KillRun:
+    """One producer and one state folder, on which one daemon after another is killed."""
 
     def __init__(self, folder: Path, seed: int, forks: ForkServer) -> None:
         self._folder = folder
         self._seed = seed
         self._forks = forks
-        self._chance = random.Random(seed)
-        self._home = Home(folder / "state")
+        self._random = random.Random(seed)
+        self._directory = CrashDirectory(folder / "state")
         self._start_s = 1.0
-        self._life: Life | None = None
-        self._heir: Life | None = None  # stands by for it
+        self._daemon: DaemonProcess | None = None
+        self._standby: DaemonProcess | None = None
         self.by_failpoint: Counter[str] = Counter()
         self.starts: Counter[str] = Counter()
         self.before_first_checkpoint = 0
-        self.passed_over = {each: why for each in FAILPOINTS if (why := reason_to_pass_over(each))}
+        self.not_reached = {each: why for each in FAILPOINTS if (why := reason_to_leave_out(each))}
 
-    def run(self, kills: int, tell: Callable[[str], None]) -> Killed:
-        """Kills that often, tells each time how, and settles accounts. Raises DaemonFailed."""
-        sender = Sender(self._home.learn, self._seed, _MESSAGES_PER_S)
-        deaths = self._deaths()
-        upcoming = next(deaths)
+    def run(self, kills: int, report: Callable[[str], None]) -> KillResult:
+        """Kills that often, reports the place of each kill, and audits the result. Raises DaemonFailed."""
+        sender = Sender(self._directory.learn, self._seed, _MESSAGES_PER_S)
+        places = self._places()
+        upcoming = next(places)
         try:
             for number in range(kills):
-                failpoint, upcoming = upcoming, next(deaths)
-                heir = self._death(upcoming) if number % _HEIR_EVERY == 8 else None
-                way = self._kill(failpoint, really=number % _REAL_EVERY == _REAL_EVERY - 1, heir=heir)
-                self.by_failpoint[way] += 1
+                failpoint, upcoming = upcoming, next(places)
+                standby = self._instrument(upcoming) if number % _STANDBY_EVERY == 8 else None
+                as_user = number % _AS_USER_EVERY == _AS_USER_EVERY - 1
+                place = self._kill(failpoint, as_user=as_user, standby=standby)
+                self.by_failpoint[place] += 1
                 self.before_first_checkpoint += not self._has_checkpoint()
                 sender.check()
-                tell(way)
-            self._life, self._heir = self._heir or self._start(None, really=True), None
-            self._life.await_ready()
+                report(place)
+            self._daemon, self._standby = self._standby or self._start(None, as_user=True), None
+            self._daemon.await_ready()
             sender.finish()
-            end_in_order(self._home, self._life)
-            self._life = None
+            stop_cleanly(self._daemon)
         finally:
-            for life in (self._life, self._heir):
-                if life is not None:
-                    life.send(signal.SIGKILL)
-        remains = Remains.of(self._home.state)
-        expected = never_killed(self._folder / "alive", self._seed, sender.sizes, self._forks)
-        return Killed(
-            account=settle(sender.sizes, sender.heard, remains),
-            different=remains.differs_from(expected),
+            for daemon in (self._daemon, self._standby):
+                if daemon is not None:
+                    daemon.kill()
+        final = FinalState.read(self._directory.state)
+        expected = run_without_kills(self._folder / "without-kills", self._seed, sender.sizes, self._forks)
+        return KillResult(
+            audit=audit(sender.sizes, sender.acks, final),
+            different=final.differences(expected),
             by_failpoint=self.by_failpoint,
-            passed_over=self.passed_over,
+            not_reached=self.not_reached,
             starts=self.starts,
             before_first_checkpoint=self.before_first_checkpoint,
             resent=sender.resent,
         )
 
-    def _deaths(self) -> Iterator[str | None]:
-        """Two failpoints, then any time, and so on. The first death is at a failpoint, long before a checkpoint."""
+    def _places(self) -> Iterator[str | None]:
+        """Two failpoints, then None for a random time, and so on.
+
+        The first is a failpoint, because the first kill is to happen long before the first checkpoint.
+        """
         for number, failpoint in enumerate(self._failpoints()):
             yield failpoint
             if number % 2:
@@ -118,99 +123,103 @@ class Killing:
 
     def _failpoints(self) -> Iterator[str | None]:
         for failpoint in cycle(FAILPOINTS):
-            if failpoint not in self.passed_over:
+            if failpoint not in self.not_reached:
                 yield failpoint
-            elif len(self.passed_over) == len(FAILPOINTS):
+            elif len(self.not_reached) == len(FAILPOINTS):
                 yield None
 
-    def _kill(self, failpoint: str | None, *, really: bool, heir: Death | None) -> str:
-        """One life; returns how it ended. `heir`: how the one ends that takes over from it."""
-        life, self._heir = self._heir or self._start(self._death(failpoint), really=really), None
-        self._life = life
-        if heir is not None:
-            way = self._await_heir(life, heir)
+    def _kill(self, failpoint: str | None, *, as_user: bool, standby: Instrumentation | None) -> str:
+        """Starts one daemon, unless one stands by, and kills it. Returns the place of the kill.
+
+        `standby`: the instrumentation of a daemon that stands by meanwhile; None for no such daemon.
+        """
+        daemon, self._standby = self._standby or self._start(self._instrument(failpoint), as_user=as_user), None
+        self._daemon = daemon
+        if standby is not None:
+            place = self._wait_with_standby(daemon, standby)
         elif failpoint is None:
-            way = self._await_chance(life, really=really)
-        elif self._meets(failpoint, life):
-            way = failpoint
+            place = self._wait_random_time(daemon, as_user=as_user)
+        elif self._dies_at(failpoint, daemon):
+            place = failpoint
         else:
-            way = "random.serving"
+            place = "random.serving"
             if not self.by_failpoint[failpoint]:
-                self.passed_over[failpoint] = f"not reached in {_REACH_S:g} s"
-        code = life.end(signal.SIGKILL)
-        self._life = None
+                self.not_reached[failpoint] = f"not reached in {_REACH_S:g} s"
+        code = daemon.kill()
+        self._daemon = None
         if code != -signal.SIGKILL:
-            raise DaemonFailed(f"a daemon ended by itself, exit code {code}\n{log_tail(self._home.log)}")
-        return way
+            raise daemon.failure(f"a daemon ended by itself with exit code {code}")
+        return place
 
-    def _death(self, failpoint: str | None) -> Death | None:
-        return None if failpoint is None else Death(failpoint, self._passing(failpoint))
+    def _instrument(self, failpoint: str | None) -> Instrumentation | None:
+        return None if failpoint is None else Instrumentation(failpoint, self._occurrence(failpoint))
 
-    def _meets(self, failpoint: str, life: Life) -> bool:
-        """Whether it dies of that failpoint."""
-        if failpoint.startswith(_ROLLBACK) and not life.ended_serving(0):
-            self._roll_back(life)
-        return life.ended_serving(_REACH_S)
+    def _dies_at(self, failpoint: str, daemon: DaemonProcess) -> bool:
+        """Whether it kills itself there: during its start, or within the deadline after it serves."""
+        if failpoint.startswith(_ROLLBACK) and _serves_before_it_ends(daemon):
+            self._roll_back(daemon)
+        return not _serves_before_it_ends(daemon) or daemon.exits_within(_REACH_S)
 
-    def _roll_back(self, life: Life) -> None:
-        """Asks until it dies of it, for as long as a failpoint may take to come."""
+    def _roll_back(self, daemon: DaemonProcess) -> None:
+        """Requests rollbacks until the daemon ends, or until the deadline."""
         deadline = time.monotonic() + _REACH_S
-        with Control(self._home.control) as control:
-            while not life.ended(0) and time.monotonic() < deadline:
-                oldest = min(manifest.seqs(self._home.state / "checkpoints")[-KEPT:], default=0)
-                with suppress(FFStreamError):  # it may be dead by now, or the oldest checkpoint another one
-                    to = self._chance.randint(oldest, max(oldest, control.status(_ANSWER_S)["applied_seq"]))
+        with Control(daemon.control) as control:
+            while not daemon.exits_within(0) and time.monotonic() < deadline:
+                oldest = min(manifest.seqs(daemon.state / "checkpoints")[-KEPT_CHECKPOINTS:], default=0)
+                with suppress(FFStreamError):  # the daemon may be dead, or the oldest checkpoint deleted
+                    to = self._random.randint(oldest, max(oldest, control.status(_ANSWER_S)["applied_seq"]))
                     control.request("rollback", {"to": to, "later": "relearn"}, _ANSWER_S)
 
-    def _passing(self, failpoint: str) -> int:
-        if not self.by_failpoint[failpoint]:
+    def _occurrence(self, failpoint: str) -> int:
+        if not self.by_failpoint[failpoint] or failpoint.startswith(_ROLLBACK):
             return 1
-        if failpoint.startswith(_ROLLBACK):
-            return 1
-        often = failpoint.startswith(_OFTEN)
-        return self._chance.randint(1, 40 if often else 3)
+        return self._random.randint(1, 40 if failpoint.startswith(_FREQUENT) else 3)
 
-    def _await_chance(self, life: Life, *, really: bool) -> str:
-        if self._chance.random() < 0.5:
-            life.ended(self._chance.uniform(0, self._start_s * (8 if really else 1)))
+    def _wait_random_time(self, daemon: DaemonProcess, *, as_user: bool) -> str:
+        if self._random.random() < 0.5:
+            daemon.exits_within(self._random.uniform(0, self._start_s * (8 if as_user else 1)))
             return "random.starting"
-        ready_s = life.await_ready()
-        if not really:
+        ready_s = daemon.await_ready()
+        if not as_user:
             self._start_s = ready_s
-        life.ended(self._chance.uniform(0, _SERVING_S))
+        daemon.exits_within(self._random.uniform(0, _SERVING_S))
         return "random.serving"
 
-    def _await_heir(self, life: Life, death: Death) -> str:
-        life.await_ready()
+    def _wait_with_standby(self, daemon: DaemonProcess, instrumentation: Instrumentation) -> str:
+        daemon.await_ready()
         self.starts["standby"] += 1
-        self._heir = start_really(self._home, death, standby=True)
-        self._heir.await_standing_by()
-        life.ended(self._chance.uniform(0, _SERVING_S))
+        self._standby = start_as_user(self._directory, instrumentation, standby=True)
+        self._standby.await_standby()
+        daemon.exits_within(self._random.uniform(0, _SERVING_S))
         return "random.serving"
 
-    def _start(self, death: Death | None, *, really: bool) -> Life:
-        self.starts["real" if really else "fork"] += 1
-        return start_really(self._home, death) if really else self._forks.start(self._home, death or Death())
+    def _start(self, instrumentation: Instrumentation | None, *, as_user: bool) -> DaemonProcess:
+        self.starts["as_user" if as_user else "fork"] += 1
+        if as_user:
+            return start_as_user(self._directory, instrumentation)
+        return self._forks.start(self._directory, instrumentation or Instrumentation())
 
     def _has_checkpoint(self) -> bool:
-        return any((self._home.state / "checkpoints").glob("*/manifest.json"))
+        return any((self._directory.state / "checkpoints").glob("*/manifest.json"))
 
 
-def end_in_order(home: Home, life: Life) -> None:
-    """Lets it learn what it has, checkpoint and stop. Raises DaemonFailed when it does not leave with 0."""
-    home.settle()
-    code = life.end(signal.SIGTERM)
-    if code:
-        raise DaemonFailed(f"a daemon that was asked to stop left with exit code {code}\n{log_tail(home.log)}")
+def _serves_before_it_ends(daemon: DaemonProcess) -> bool:
+    """Waits until it serves or has ended. Raises DaemonFailed when neither happens."""
+    deadline = time.monotonic() + START_S
+    while not daemon.is_serving():
+        if daemon.exits_within(_POLL_S):
+            return False
+        if time.monotonic() > deadline:
+            raise daemon.failure(f"a daemon does not serve after {START_S:g} s")
+    return True
 
 
-def never_killed(state: Path, seed: int, sizes: Sequence[int], forks: ForkServer) -> Remains:
-    """What is left of a life on the same stream that nobody ended."""
-    home = Home(state)
-    life = forks.start(home)
-    with life.or_dies():
-        life.await_ready()
-        with connect(home.learn) as producer:
+def run_without_kills(state: Path, seed: int, sizes: Sequence[int], forks: ForkServer) -> FinalState:
+    """What a daemon leaves that learns the same stream and is never killed."""
+    directory = CrashDirectory(state)
+    with forks.start(directory) as daemon:
+        daemon.await_ready()
+        with connect(directory.learn) as producer:
             send_all(producer, seed, sizes)
-        end_in_order(home, life)
-    return Remains.of(state)
+        stop_cleanly(daemon)
+    return FinalState.read(state)

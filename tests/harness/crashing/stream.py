@@ -1,6 +1,7 @@
-"""The stream that every daemon here learns, and a producer that keeps every ack it hears.
+"""The stream that every daemon of `tools/crash` learns, and producers that keep every ack they receive.
 
-Message `at` (0, 1, 2 …) is number `at` + 1 of its client. What is in it depends on the seed and `at` alone.
+Messages are counted from 0; the client numbers message `at` as `at` + 1. The content of a message depends only on the
+seed and `at`, so a run that is never killed can learn the same stream for comparison.
 """
 
 import threading
@@ -21,11 +22,11 @@ INPUTS = 16
 LABELS = 4
 _BATCH = 8
 CHECKPOINT_SAMPLES = 19 * _BATCH
-KEPT = 3
-LADDER = Ladder(KEPT, (1.0, 5.0, 60.0), 1 << 30)  # old checkpoints come and go all the time
-_SIZES = (1, 8, 3, 5)  # samples in a message: microbatches begin and end anywhere in one
+KEPT_CHECKPOINTS = 3
+LADDER = Ladder(KEPT_CHECKPOINTS, (1.0, 5.0, 60.0), 1 << 30)  # so short that old checkpoints are deleted all the time
+_SIZES = (1, 8, 3, 5)  # samples in a message; microbatches start and end at any place within a message
 _ANSWER_S = 120.0
-_GREETING_S = 2.0
+_CONNECT_S = 2.0
 
 SETTINGS = (
     f"network.image_shape=[{INPUTS}]",
@@ -34,111 +35,117 @@ SETTINGS = (
     f"network.batch_size={_BATCH}",
     "network.warmup_batch_size=4",
     "network.warmup_samples=32",
-    "network.replay=4",  # what the replay buffer holds matters to the weights
+    "network.replay=4",  # so the weights depend on what the replay buffer holds
     "network.replay_jitter=0",
     "network.replay_buffer=100",
     "network.seed=3",
     "pipeline.device=cpu",
     "pipeline.precision=fp32",
     "learning.partial=wait",
-    "learning.publish_every=1",  # a snapshot published when idle would count in the progress
+    "learning.publish_every=1",  # a snapshot published because the daemon is idle would change `progress.version`
     "checkpoint.every_s=0",
     f"checkpoint.every_samples={CHECKPOINT_SAMPLES}",
-    f"checkpoint.keep={KEPT}",  # the journal is trimmed all the time
+    f"checkpoint.keep={KEPT_CHECKPOINTS}",  # so few that the journal is trimmed all the time
     f"checkpoint.ladder_s={list(LADDER.steps_s)}",
     f"checkpoint.max_bytes={LADDER.max_bytes}",
     "limits.window_messages=32",
-    "prequential.busy_fraction=1",  # every sample is predicted: the record is part of what must be equal
+    "prequential.busy_fraction=1",  # predict every sample: the prequential record is compared, too
     "prequential.queue_depth=1000000",
     "shutdown.drain_timeout_s=60",
 )
 
 
-class Heard(NamedTuple):
-    """One entry of an ack: message number, sequence number of its first sample, samples."""
+class StoredMessage(NamedTuple):
+    """What one entry of an ack promises, and what one row of the journal says: message `n` has these samples."""
 
     n: int
     first_seq: int
     samples: int
 
+    @property
+    def last_seq(self) -> int:
+        """Sequence number of its last sample."""
+        return self.first_seq + self.samples - 1
 
-def size(at: int) -> int:
+
+def message_size(at: int) -> int:
     """Samples in message `at`."""
     return _SIZES[at % len(_SIZES)]
 
 
 def message(seed: int, at: int, samples: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images and labels of message `at`."""
-    chance = np.random.default_rng((seed, at))
-    return chance.integers(0, 256, (samples, INPUTS), np.uint8), chance.integers(0, LABELS, samples)
+    rng = np.random.default_rng((seed, at))
+    return rng.integers(0, 256, (samples, INPUTS), np.uint8), rng.integers(0, LABELS, samples)
 
 
-def sizes(messages: int) -> list[int]:
-    """Samples in each of so many messages; the last is as large as makes the whole end with a full microbatch.
+def message_sizes(messages: int) -> list[int]:
+    """Samples in each message of a stream. The last message completes the last microbatch.
 
-    But not where a checkpoint is due anyway: chance would say which of the two, equal but for their number, is kept.
+    The stream does not end where a checkpoint is due. Otherwise the checkpoint of the stop would have the same
+    sequence number as a regular one, and which of the two is kept would vary from run to run.
     """
-    plain = [size(at) for at in range(messages - 1)]
-    last = _BATCH - sum(plain) % _BATCH
-    return [*plain, last if (sum(plain) + last) % CHECKPOINT_SAMPLES else last + _BATCH]
+    sizes = [message_size(at) for at in range(messages - 1)]
+    last = _BATCH - sum(sizes) % _BATCH
+    return [*sizes, last if (sum(sizes) + last) % CHECKPOINT_SAMPLES else last + _BATCH]
 
 
-class Witness(Producer):
-    """A producer that keeps what it was told."""
+class RecordingProducer(Producer):
+    """A producer that keeps every ack that it receives."""
 
     def __init__(self, endpoint: str) -> None:
-        self.heard: list[Heard] = []
-        super().__init__(endpoint, client=CLIENT, ack_timeout_s=5.0, connect_timeout_s=_GREETING_S)
+        self.acks: list[StoredMessage] = []
+        super().__init__(endpoint, client=CLIENT, ack_timeout_s=5.0, connect_timeout_s=_CONNECT_S)
 
     def resume_at(self, n: int) -> None:
-        """Goes on with message n, as a producer does that has heard acks for all below and for nothing else."""
+        """Continues with message `n`, as a producer that has received acks for all messages below `n` only."""
         self._next_n = self._base = n
 
-    def listen(self, seconds: float) -> None:
-        """Reads answers as they come: what lies unread when a connection breaks was never heard."""
+    def receive(self, seconds: float) -> None:
+        """Reads answers for that long. An answer that is not read before the connection breaks is lost."""
         deadline = time.monotonic() + seconds
         while (left_s := deadline - time.monotonic()) > 0:
             self._work(left_s)
 
     def _take(self, answer: Any) -> None:
         if isinstance(answer, Ack):
-            self.heard += (Heard(*each) for each in answer.acks)
+            self.acks += (StoredMessage(*each) for each in answer.acks)
         super()._take(answer)
 
 
-def connect(endpoint: str) -> Witness:
-    """A producer, once a daemon has lived for long enough to greet it."""
+def connect(endpoint: str) -> RecordingProducer:
+    """A connected producer. Tries again while daemons are killed before they greet it. Raises DeadlineExceeded."""
     deadline = time.monotonic() + _ANSWER_S
     while True:
         try:
-            return Witness(endpoint)
+            return RecordingProducer(endpoint)
         except DeadlineExceeded:
             if time.monotonic() > deadline:
                 raise
 
 
 def send_all(
-    producer: Witness,
+    producer: RecordingProducer,
     seed: int,
-    counts: Sequence[int],
+    sizes: Sequence[int],
     *,
     begin: int = 0,
     end: int | None = None,
     pause_s: float = 0.0,
 ) -> None:
-    """Sends messages from `begin` on (to before `end`) and returns once all are acked."""
-    for at in range(begin, len(counts) if end is None else end):
-        producer.send(*message(seed, at, counts[at]), timeout_s=_ANSWER_S)
+    """Sends messages `begin` to `end` - 1 and returns once all are acked."""
+    for at in range(begin, len(sizes) if end is None else end):
+        producer.send(*message(seed, at, sizes[at]), timeout_s=_ANSWER_S)
         time.sleep(pause_s)
     producer.flush(_ANSWER_S)
 
 
 class Sender:
-    """A thread that sends at a steady pace, whatever becomes of the daemon, until it is told to finish."""
+    """A thread that sends at a steady rate while daemons are killed and restarted, until `finish` is called."""
 
     def __init__(self, endpoint: str, seed: int, messages_per_s: float) -> None:
         self.sizes: list[int] = []
-        self.heard: list[Heard] = []
+        self.acks: list[StoredMessage] = []
         self.resent = 0
         self._endpoint = endpoint
         self._seed = seed
@@ -151,30 +158,30 @@ class Sender:
     def _run(self) -> None:
         try:
             producer = connect(self._endpoint)
-            self.heard = producer.heard
-            for at in self._numbers():
+            self.acks = producer.acks
+            for at in self._messages():
                 producer.send(*message(self._seed, at, self.sizes[at]), timeout_s=_ANSWER_S)
-                producer.listen(self._pause_s)
+                producer.receive(self._pause_s)
             producer.flush(_ANSWER_S)
             self.resent = producer.counts.resent
             producer.close()
         except Exception as error:
             self._error = error
 
-    def _numbers(self) -> Iterator[int]:
+    def _messages(self) -> Iterator[int]:
         while not self._finishing.is_set():
-            self.sizes.append(size(len(self.sizes)))
+            self.sizes.append(message_size(len(self.sizes)))
             yield len(self.sizes) - 1
-        self.sizes = sizes(len(self.sizes) + 1)
+        self.sizes = message_sizes(len(self.sizes) + 1)
         yield len(self.sizes) - 1
 
     def check(self) -> None:
-        """Raises what ended the thread before its time."""
+        """Raises the error that has ended the thread, if any."""
         if self._error is not None:
             raise self._error
 
     def finish(self) -> None:
-        """Sends the last message and returns once everything is acked."""
+        """Sends the last message and returns once everything is acked. Raises DeadlineExceeded."""
         self._finishing.set()
         self._thread.join(2 * _ANSWER_S)
         self.check()

@@ -1,13 +1,13 @@
-"""What a process did to a folder, and what it sent, as strace saw it.
+"""Reads what strace has recorded: what a process did to a folder, and which acks it sent.
 
-Calls of several threads overlap. An fsync covers what was written before it began, from when it has returned; a write
-or a change of names is there when it has returned; what is sent counts as heard when the sending begins. Each choice
-is the one that is harder on whoever was traced.
+Calls of several threads overlap, so every ambiguity is resolved against the traced process. An fsync covers what was
+written before it began, and only once it has returned. A write or a change of names takes effect when it returns. An
+ack counts as received when the call that sends it begins.
 
-No guesses: a call that could change a file in a way that is not understood here raises TraceUnclear, and so does a
-folder that is not, byte for byte, what the calls explain (as if something had written through mapped memory).
-SQLite's -shm file is left out: it is mapped memory, never synced, and made anew by whoever opens the journal after a
-crash.
+Nothing is guessed. A call that may change a file in a way that is not modelled raises TraceError, and so does a
+folder whose content differs from what the recorded calls explain, as after a write through mapped memory. SQLite's
+-shm file is ignored: it is mapped memory that is never fsynced and is created again by the first process that opens
+the journal after a crash.
 """
 
 import re
@@ -22,14 +22,14 @@ from typing import NamedTuple
 import msgpack
 
 from tests.harness.crashing import disk
-from tests.harness.crashing.stream import Heard
+from tests.harness.crashing.stream import StoredMessage
 
 _CALLS = (
     "openat,open,creat,write,pwrite64,writev,pwritev,pwritev2,lseek,ftruncate,truncate,fallocate,"
     "fsync,fdatasync,sync_file_range,msync,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,"
     "link,linkat,symlink,symlinkat,copy_file_range,sendfile,splice,sendto,sendmsg,io_uring_setup"
 )
-_PROMISES_NOTHING = ("sync_file_range", "msync")
+_NOT_DURABLE = ("sync_file_range", "msync")
 _LINE = re.compile(r"^(\d+) +(.*)$")
 _UNFINISHED = " <unfinished ...>"
 _RESUMED = re.compile(r"^<\.\.\. \w+ resumed>(.*)$")
@@ -39,24 +39,21 @@ _PATH = re.compile(r"<((?:\\x[0-9a-f]{2})+)>")
 _DESCRIPTOR = re.compile(r"^(\d+)<((?:\\x[0-9a-f]{2})+)>")
 
 
-class TraceUnclear(Exception):
-    """Something was done to the folder that the model does not know."""
+class TraceError(Exception):
+    """The trace cannot be explained by the model of the disk."""
 
 
-class Event(NamedTuple):
-    """Something happened to the folder (an operation), or an ack went out."""
-
-    what: "disk.Operation | Heard"
+Event = disk.Operation | StoredMessage  # an operation on the folder, or an entry of an ack that was sent
 
 
 def command(output: Path) -> list[str]:
-    """What to put before a command so that it is traced into a file."""
+    """The command line that runs another command under strace and writes the trace to a file."""
     return ["strace", "-f", "-y", "-xx", "-s", str(1 << 26), "--seccomp-bpf", "-e", f"trace={_CALLS}",
             "-e", "signal=none", "-o", str(output)]  # fmt: skip
 
 
-def why_not(folder: Path) -> str | None:
-    """Why nothing can be traced on this machine; None when it can."""
+def unavailable(folder: Path) -> str | None:
+    """Why strace cannot be used on this machine; None when it can."""
     if shutil.which("strace") is None:
         return "strace is not installed"
     trial = subprocess.run([*command(folder / "trial"), "true"], capture_output=True, encoding="utf-8", check=False)
@@ -73,23 +70,23 @@ class _Call(NamedTuple):
         """All string arguments."""
         found = _STRING.findall(self.arguments)
         if any(cut for _, cut in found):
-            raise TraceUnclear(f"{self.name}: strace cut a string short")
+            raise TraceError(f"{self.name}: strace has truncated a string")
         return [_bytes(text) for text, _ in found]
 
     @property
     def data(self) -> bytes:
-        """What was written: as much as the call says it took."""
+        """The bytes that were written: as many as the call returned."""
         return b"".join(self.strings)[: self.result]
 
     @property
     def descriptor(self) -> tuple[int, str]:
-        """Its first argument: number, and path or what else it is."""
+        """The number of its first argument, and the path or other name of what that is."""
         found = _DESCRIPTOR.match(self.arguments)
         return (int(found[1]), _text(found[2])) if found else (-1, "")
 
     @property
     def paths(self) -> list[str]:
-        """String arguments as absolute paths, each relative to the folder before it, if there is one."""
+        """The string arguments as absolute paths. A folder descriptor in front of one says what it is relative to."""
         found, folder = [], ""
         for each in re.finditer(f"{_STRING.pattern}|{_PATH.pattern}", self.arguments):
             if each[3]:
@@ -113,17 +110,18 @@ def _text(text: str) -> str:
 
 
 class _Step(NamedTuple):
-    """A call as it begins (`call` is known all the same), or as it ends; its ticket is the line of its beginning."""
+    """The beginning or the end of a call. Both have the complete call, and as ticket the line where it begins."""
 
     begins: bool
     ticket: int
     call: _Call
 
 
-def by_life(path: Path, pids: Sequence[int]) -> Iterator[list[_Step]]:
-    """The steps of each life, from its first call on; lives of one fork server follow one another.
+def split_by_daemon(path: Path, pids: Sequence[int]) -> Iterator[list[_Step]]:
+    """The steps of each daemon, from its first call on. The daemons of one fork server run one after another.
 
-    Halves of a call are joined before lives are told apart: the server's own may lie across the beginning of a life.
+    The two halves of a call are joined before the trace is split, because a call of the fork server may begin before
+    a daemon and end after its first call.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     begins = [next(at for at, line in enumerate(lines) if line.startswith(f"{pid} ")) for pid in pids]
@@ -149,23 +147,23 @@ def _steps(lines: Sequence[str]) -> list[_Step]:
             text = beginning + resumed[1]
         call = _CALL.match(text)
         if call is None or call[3] == "?":
-            continue  # a signal, an exit, or a call that the end of the process cut off
+            continue  # a signal, an exit, or a call that did not return because the process ended
         whole = _Call(call[1], call[2], int(call[3]))
         steps += [(start, _Step(True, start, whole)), (number, _Step(False, start, whole))]
     return [step for _, step in sorted(steps, key=lambda each: (each[0], not each[1].begins))]
 
 
 class Reader:
-    """Reads the traces of lives that followed one another in one folder."""
+    """Reads the traces of daemons that ran one after another in one folder."""
 
     def __init__(self, root: Path, state: Path) -> None:
         self._state = str(state)
-        self._now = disk.Disk(root)  # to know what is there
+        self._disk = disk.Disk(root)  # tells which files exist
         self._parent = str(root)
         self._ticket = 0
 
     def read(self, steps: Sequence[_Step]) -> Iterator[Event]:
-        """The events of one life. Raises TraceUnclear."""
+        """The events of one daemon. Raises TraceError."""
         offsets: dict[int, int] = {}
         streams: dict[str, _Stream] = defaultdict(_Stream)
         tickets: dict[int, int] = {}
@@ -174,7 +172,7 @@ class Reader:
                 continue
             if call.name in ("sendto", "sendmsg", "write", "writev") and "socket:" in call.descriptor[1]:
                 if begins:
-                    yield from map(Event, streams[call.descriptor[1]].add(call.data))
+                    yield from streams[call.descriptor[1]].add(call.data)
                 continue
             if call.name in ("fsync", "fdatasync"):
                 where = call.descriptor[1]
@@ -183,28 +181,29 @@ class Reader:
                 if begins:
                     self._ticket += 1
                     tickets[ticket] = self._ticket
-                    yield self._did(disk.SyncBegins(where, self._ticket))
+                    yield self._apply(disk.FsyncBegins(where, self._ticket))
                 else:
-                    yield self._did(disk.SyncEnds(tickets.pop(ticket)))
+                    yield self._apply(disk.FsyncEnds(tickets.pop(ticket)))
             elif not begins:
                 for operation in self._operations(call, offsets):
-                    yield self._did(operation)
+                    yield self._apply(operation)
 
     def contents(self) -> dict[str, bytes]:
-        """What really is in the folder now."""
+        """The files that are in the folder now."""
         files = (path for path in Path(self._state).rglob("*") if path.is_file() and self._is_ours(str(path)))
         return {str(path): path.read_bytes() for path in files}
 
-    def check(self, there: Mapping[str, bytes]) -> None:
-        """Raises TraceUnclear when these contents are not what the events led to."""
-        explained = self._now.files()
-        if there != explained:
-            names = [each for each in there.keys() | explained.keys() if there.get(each) != explained.get(each)]
-            raise TraceUnclear(f"the record does not explain {sorted(names)}")
+    def check(self, contents: Mapping[str, bytes]) -> None:
+        """Raises TraceError when the events that were read do not lead to these contents."""
+        explained = self._disk.files()
+        if contents != explained:
+            names = contents.keys() | explained.keys()
+            different = sorted(each for each in names if contents.get(each) != explained.get(each))
+            raise TraceError(f"the trace does not explain the content of {different}")
 
-    def _did(self, operation: disk.Operation) -> Event:
-        self._now.do(operation)
-        return Event(operation)
+    def _apply(self, operation: disk.Operation) -> disk.Operation:
+        self._disk.apply(operation)
+        return operation
 
     def _is_ours(self, path: str) -> bool:
         inside = path == self._state or path.startswith(self._state + "/")
@@ -218,9 +217,9 @@ class Reader:
             yield from self._named(call)
         elif call.name in ("truncate", "link", "linkat", "symlink", "symlinkat"):
             if any(map(self._is_ours, call.paths)):
-                raise TraceUnclear(f"{call.name} {call.paths}")
+                raise TraceError(f"{call.name} {call.paths}")
         elif call.name == "io_uring_setup":
-            raise TraceUnclear("io_uring: what goes through it is not seen")
+            raise TraceError("io_uring: strace does not see what goes through it")
         elif not self._touches_ours(call):
             return
         elif call.name in ("write", "writev"):
@@ -232,8 +231,8 @@ class Reader:
             offsets[number] = call.result
         elif call.name == "ftruncate":
             yield disk.Truncate(path, call.offset)
-        elif call.name not in _PROMISES_NOTHING:
-            raise TraceUnclear(f"{call.name} {path}")
+        elif call.name not in _NOT_DURABLE:
+            raise TraceError(f"{call.name} {path}")
 
     def _touches_ours(self, call: _Call) -> bool:
         return any(self._is_ours(_text(each)) for each in _PATH.findall(call.arguments))
@@ -244,11 +243,11 @@ class Reader:
             return
         offsets[call.result] = 0
         if "O_TMPFILE" in call.arguments or "O_APPEND" in call.arguments:
-            raise TraceUnclear(f"{call.name} {path} {call.arguments}")
-        if not self._now.exists(path):
+            raise TraceError(f"{call.name} {path} {call.arguments}")
+        if not self._disk.exists(path):
             if "O_CREAT" not in call.arguments:
-                raise TraceUnclear(f"{path} is there, and nobody made it")
-            yield disk.Make(path, folder=False)
+                raise TraceError(f"{path} exists, but the trace does not show who created it")
+            yield disk.Create(path, folder=False)
         elif "O_TRUNC" in call.arguments:
             yield disk.Truncate(path, 0)
 
@@ -257,7 +256,7 @@ class Reader:
         if not any(map(self._is_ours, paths)):
             return
         if call.name.startswith("mkdir"):
-            yield disk.Make(paths[0], folder=True)
+            yield disk.Create(paths[0], folder=True)
         elif call.name.startswith("rename"):
             yield disk.Rename(paths[0], paths[1])
         else:
@@ -265,29 +264,29 @@ class Reader:
 
 
 class _Stream:
-    """One connection's bytes, in which ZMTP frames follow a greeting of 64 bytes."""
+    """The bytes sent on one connection: a greeting of 64 bytes, then ZMTP frames."""
 
     def __init__(self) -> None:
         self._bytes = b""
         self._greeted = False
 
-    def add(self, data: bytes) -> list[Heard]:
-        """The entries of acks that are complete with these bytes."""
+    def add(self, data: bytes) -> list[StoredMessage]:
+        """Returns the ack entries that these bytes complete."""
         self._bytes += data
         if not self._greeted:
             if len(self._bytes) < 64 or self._bytes[0] != 0xFF:
                 return []
             self._bytes, self._greeted = self._bytes[64:], True
-        heard: list[Heard] = []
+        acks: list[StoredMessage] = []
         while (frame := self._frame()) is not None:
             is_command, body = frame
             if not is_command and b"\xa3ack" in body:
                 header = msgpack.unpackb(body)
-                heard += (Heard(*each) for each in header["acks"])
-        return heard
+                acks += (StoredMessage(*each) for each in header["acks"])
+        return acks
 
     def _frame(self) -> tuple[bool, bytes] | None:
-        """flags (1: more, 2: long, 4: command), length in 1 or 8 bytes, body."""
+        """The next complete frame: flags (1: more, 2: long, 4: command), length in 1 or 8 bytes, body."""
         if not self._bytes:
             return None
         flags = self._bytes[0]

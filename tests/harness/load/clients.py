@@ -14,13 +14,13 @@ from typing import Any
 import zmq
 
 from ffstream.client import Control
+from tests.harness.daemon import DaemonProcess, temporary_daemon
 from tests.harness.load.figures import Figures, Tolerance, Watcher, at_rest, judge, look, until_level
 from tests.harness.load.peer import INPUTS, SHAPE, Peer, samples
 from tests.harness.load.polite import WARM_SAMPLES, warm_up
 from tests.harness.load.report import grown
 from tests.harness.load.timeline import Timeline
 from tests.harness.load.workers import Worker, shared_count
-from tools.benchmarks.served import Served, served
 
 SETTINGS = ("network.preset=fast", "checkpoint.every_s=5", "checkpoint.keep=2")
 MESSAGES = 5
@@ -190,17 +190,17 @@ def run(
     timeout_s: float = 120.0,
 ) -> dict[str, Any]:
     """The whole measurement. Its `broken` lists what went wrong."""
-    with served(*SETTINGS, *settings) as daemon:
+    with temporary_daemon(*SETTINGS, *settings) as daemon:
         warm_up(daemon.endpoints, warm_samples)
         # A crowd leaves behind what any crowd needs: buffers, allocator arenas. The next ones must do with it.
-        _round(daemon, clients, "warm", look(daemon.process.pid), 0.0, timeout_s)
-        started = at_rest(daemon.process.pid, seconds=rest_s)
+        _round(daemon, clients, "warm", look(daemon.pid), 0.0, timeout_s)
+        started = at_rest(daemon.pid, seconds=rest_s)
         done = [_round(daemon, clients, f"round{at}", started, rest_s, timeout_s) for at in range(rounds)]
         alive = daemon.process.poll() is None
     expected = clients * MESSAGES * SAMPLES
     broken = [error for each in done for error in each.seen.errors[:_WORST]]
-    if not alive or daemon.process.returncode:
-        broken.append(f"the daemon ended with {daemon.process.returncode}")
+    if not alive or daemon.wait():
+        broken.append(f"the daemon ended with exit code {daemon.wait()}")
     for at, each in enumerate(done):
         if each.seen.served != clients or each.seen.acked != expected:
             broken.append(
@@ -225,8 +225,10 @@ def run(
     }
 
 
-def _round(daemon: Served, clients: int, name: str, started: Figures, rest_s: float, timeout_s: float) -> Round:
-    pid = daemon.process.pid
+def _round(
+    daemon: DaemonProcess, clients: int, name: str, started: Figures, rest_s: float, timeout_s: float
+) -> Round:
+    pid = daemon.pid
     names = [f"{name}-{at}" for at in range(clients)]
     shares = [names[at : at + _PER_PROCESS] for at in range(0, clients, _PER_PROCESS)]
     before = look(pid)

@@ -17,6 +17,7 @@ from typing import Any
 import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.harness.daemon import DaemonProcess, temporary_daemon
 from tests.harness.load import polite, rude
 from tests.harness.load.figures import Figures, Tolerance, Verdict, at_rest, judge, look, until_level
 from tests.harness.load.malformed import KINDS, Frames, Kind
@@ -24,7 +25,6 @@ from tests.harness.load.peer import Peer
 from tests.harness.load.report import grown
 from tests.harness.load.timeline import Timeline
 from tests.harness.load.workers import Worker
-from tools.benchmarks.served import Served, served
 
 MESSAGE_MAX_BYTES = 1 << 20  # a smaller limit than the default: what is over it is quicker to send
 SETTINGS = (
@@ -177,12 +177,12 @@ def _oversize(endpoints: list[str], messages: int, poured: Poured, ending: threa
     return sent
 
 
-def rejected(daemon: Served) -> int:
+def rejected(daemon: DaemonProcess) -> int:
     """Messages that the daemon says it answered with an error."""
     return _counted(daemon, "messages_rejected_total")
 
 
-def _counted(daemon: Served, name: str) -> int:
+def _counted(daemon: DaemonProcess, name: str) -> int:
     text = polite.scrape(f"http://{daemon.endpoints['http']}/metrics")
     return int(
         sum(
@@ -194,7 +194,7 @@ def _counted(daemon: Served, name: str) -> int:
     )
 
 
-def _await_acks(daemon: Served, since: int) -> None:
+def _await_acks(daemon: DaemonProcess, since: int) -> None:
     """Returns once others were acked enough since so many samples were. Raises RuntimeError."""
     deadline = time.monotonic() + _ACKS_S
     # One more: the last ack that is counted may still be on its way.
@@ -215,8 +215,8 @@ def run(
     rest_s: float = 2.0,
 ) -> dict[str, Any]:
     """The whole measurement. Its `broken` lists what went wrong."""
-    with served(*SETTINGS, *settings) as daemon:
-        pid = daemon.process.pid
+    with temporary_daemon(*SETTINGS, *settings) as daemon:
+        pid = daemon.pid
         warmed = polite.warm_up(daemon.endpoints, warm_samples)
         with Worker(polite.serve_all, daemon.endpoints, "polite", 0.005) as others:
             _await_acks(daemon, warmed)
@@ -244,8 +244,8 @@ def run(
     quiet, busy = _latencies(seen, begun, flooded), _latencies(seen, flooded, ended)
     verdicts = verdicts_of(before, after)
     broken = [*grown(verdicts), *poured.complaints, *seen.errors[:_WORST]]
-    if not alive or daemon.process.pid != pid or daemon.process.returncode:
-        broken.append(f"the daemon ended with {daemon.process.returncode}")
+    if not alive or daemon.wait():
+        broken.append(f"the daemon ended with exit code {daemon.wait()}")
     if counted != poured.answerable:
         broken.append(f"{poured.answerable} messages were answered with an error, {counted} were counted")
     if seen.acked != seen.sent:
@@ -285,15 +285,15 @@ def verdicts_of(before: Figures, after: Figures) -> list[Verdict]:
     ]
 
 
-def _poured(daemon: Served, messages: int, seed: int, *, old: bool) -> Poured:
+def _poured(daemon: DaemonProcess, messages: int, seed: int, *, old: bool) -> Poured:
     with Worker(pour, daemon.endpoints, messages, seed, old) as flood:
         poured: Poured = flood.result(timeout_s=_SILENCE_S + messages / 100)
     return poured
 
 
-def _await_quiet(daemon: Served, before: Figures, rest_s: float) -> Figures:
+def _await_quiet(daemon: DaemonProcess, before: Figures, rest_s: float) -> Figures:
     """A look once the flood's connections are gone, or the time for that is over."""
-    pid = daemon.process.pid
+    pid = daemon.pid
     until_level(
         pid,
         descriptors=DESCRIPTORS.allows(before.descriptors),

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ffstream.client import Control
+from tests.harness.daemon import DaemonProcess, temporary_daemon
 from tests.harness.load import flood, polite, rude
 from tests.harness.load.figures import Figures, Tolerance, Verdict, Watcher, judge_series
 from tests.harness.load.peer import next_number, settle
 from tests.harness.load.report import grown
 from tests.harness.load.workers import Worker, shared_count
-from tools.benchmarks.served import Served, served
 
 # Checkpoints so often that rows are deleted from the journal all the time, and its files reach their full size soon.
 SETTINGS = (
@@ -79,10 +79,10 @@ def run(
     gap_max_s: float = GAP_MAX_S,
 ) -> dict[str, Any]:
     """The whole run. Its `broken` lists what went wrong; so is a time of `gap_max_s` without a prediction."""
-    with served(*SETTINGS, *settings) as daemon:
+    with temporary_daemon(*SETTINGS, *settings) as daemon:
         warmed = polite.warm_up(daemon.endpoints, warm_samples)
         killed = _Killed("killed")
-        with Watcher(daemon.process.pid, daemon.state, every_s=max(0.25, seconds / _LOOKS)) as watcher:
+        with Watcher(daemon.pid, daemon.state, every_s=max(0.25, seconds / _LOOKS)) as watcher:
             seen = _everybody(daemon, killed, seconds, random.Random(seed))
         account = _account(daemon, seen, killed, warmed)
         alive = daemon.process.poll() is None
@@ -92,8 +92,8 @@ def run(
     errors = [error for each in seen.steady for error in each.errors]
     broken = [*grown(verdicts), *errors[:_WORST], *account.complaints]
     broken += [complaint for each in seen.poured for complaint in each.complaints][:_WORST]
-    if not alive or daemon.process.returncode:
-        broken.append(f"the daemon ended with {daemon.process.returncode}")
+    if not alive or daemon.wait():
+        broken.append(f"the daemon ended with exit code {daemon.wait()}")
     if not predictions.ended_s or gap_s > gap_max_s:
         broken.append(f"{gap_s:.1f} s without a prediction")
     figures: dict[str, Any] = {}
@@ -125,7 +125,7 @@ def judge_all(figures: list[Figures]) -> list[Verdict]:
     ]
 
 
-def _everybody(daemon: Served, killed: _Killed, seconds: float, chance: random.Random) -> _Run:
+def _everybody(daemon: DaemonProcess, killed: _Killed, seconds: float, chance: random.Random) -> _Run:
     """All loads for that long, from when the last has begun; returns when all have ended."""
     endpoints = daemon.endpoints
     seen = _Run()
@@ -190,7 +190,7 @@ class _Account:
         return {"accepted": self.accepted, "learned": self.learned, "accounted": self.known}
 
 
-def _account(daemon: Served, seen: _Run, killed: _Killed, warmed: int) -> _Account:
+def _account(daemon: DaemonProcess, seen: _Run, killed: _Killed, warmed: int) -> _Account:
     """Holds what the clients know against what the daemon says, when all is learned."""
     account, learn = _Account(acked_polite=warmed), daemon.endpoints["learn"]
     for each in seen.steady:

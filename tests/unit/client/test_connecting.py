@@ -22,7 +22,7 @@ from ffstream.client import Control, CurveKeys, Predictor, Producer
 from ffstream.client.probe import probe
 from ffstream.errors import ConfigError, Reason, RequestRefused, Unreachable
 from ffstream.security.keys import KeyPair
-from tests.harness.daemon_process import free_port
+from tests.harness.daemon_directory import free_port
 from tests.support import wait_until
 from tests.unit.client.scripted import Scripted
 

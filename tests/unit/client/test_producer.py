@@ -22,7 +22,7 @@ from ffstream.errors import (
     Unreachable,
 )
 from ffstream.wire.messages import NAMELESS_PREFIX
-from tests.harness.daemon_process import free_port
+from tests.harness.daemon_directory import free_port
 from tests.support import wait_until
 from tests.unit.client.scripted import Scripted, ack_all
 

@@ -20,7 +20,7 @@ from ffstream.errors import (
     UnknownType,
     Unreachable,
 )
-from tests.harness.daemon_process import free_port
+from tests.harness.daemon_directory import free_port
 from tests.unit.client.scripted import Scripted
 
 Script = Callable[..., Scripted]

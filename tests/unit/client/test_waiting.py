@@ -12,7 +12,7 @@ import zmq
 from ffstream.client import Producer
 from ffstream.client.producer import _READ_S, Refused
 from ffstream.errors import DeadlineExceeded, LabelOutOfRange, Reason, RequestRefused
-from tests.harness.daemon_process import free_port
+from tests.harness.daemon_directory import free_port
 from tests.support import wait_until
 from tests.unit.client.scripted import Scripted
 

@@ -17,7 +17,7 @@ from ffstream.daemon import preflight
 from ffstream.errors import CheckpointIncompatible, ConfigError, JournalIncompatible
 from ffstream.journal.journal import Journal
 from ffstream.security import keys
-from tests.daemons import COMMAND_S
+from tests.harness.commands import COMMAND_S
 from tests.support import given_away, picture
 
 TOKEN = "a-token-of-enough-letters"
