@@ -54,7 +54,7 @@ def verify(context: click.Context, file: Path | None, state: Path | None, as_jso
     path = folder / "journal.sqlite"
     with inspection.opened(path) as connection, progress_bar(quiet=as_json) as bar:
         verification = Verification(connection)
-        task = bar.add_task("verifying samples", total=verification.held())
+        task = bar.add_task("verifying samples", total=verification.estimate())
         verification.run(lambda samples: bar.update(task, completed=samples), bar.refresh)
     _look_for_log(path, verification.findings)
     findings, newest = verification.findings, _newest(folder)

@@ -35,7 +35,7 @@ from ffstream import __version__
 from ffstream.checkpoint import manifest as manifests
 from ffstream.checkpoint.manifest import MANIFEST, folder_of
 from ffstream.errors import CheckpointDamaged, ConfigError, DiskFull, JournalDamaged, Unavailable
-from ffstream.journal import clean_close, inspection, schema, skips
+from ffstream.journal import clean_close, database, inspection, schema, skips
 from ffstream.journal.verification import Verification
 from ffstream.util.durable import fsync, fsync_tree, make_folder
 
@@ -181,8 +181,8 @@ class _View:
             (stored,) = source.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
             end = last[0] if last else stored
             return cls(first or end, end - 1, skips.read(source, path), skips.unfinished(source))
-        except (*schema.UNREADABLE, TypeError) as error:
-            raise schema.unusable(path, error) from error
+        except (*database.UNREADABLE, TypeError) as error:
+            raise database.unusable(path, error) from error
 
     def goes_on_from(self, seq: int) -> bool:
         """Whether a daemon can go on from that checkpoint."""
@@ -252,7 +252,7 @@ def _copy_journal(source: sqlite3.Connection, path: Path, on_pages: OnPages) -> 
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
             raise DiskFull(f"{path.parent.parent}: {error}", hint="free disk space, or use another disk") from error
-        raise schema.unusable(path, error) from error
+        raise database.unusable(path, error) from error
 
 
 def _verify(copy: Path, original: Path) -> None:

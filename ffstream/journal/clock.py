@@ -1,23 +1,23 @@
-"""How long daemons have run on a journal, in seconds. The ages of clients are measured on this clock.
+"""How long daemons have run on a journal, in seconds. The time since a client was last seen is measured on this
+clock.
 
-The time of day may jump by decades, between two runs and within one; then clients would be forgotten too early and
-their messages stored twice, or never be forgotten. This clock advances with the monotonic clock while a daemon runs.
-Time during which no daemon runs, or the machine sleeps, does not count.
+The time of day may jump by decades, between two runs and during one. Clients would then be forgotten too early, so
+that their messages could be stored twice, or never. This clock advances with the monotonic clock while a daemon runs.
+Time during which no daemon runs, or during which the machine is suspended, does not count.
 
-`clock_s` in the table meta is saved about every minute, so that a kill loses at most that: clients then seem younger
-than they are.
+`clock_s` in the table meta is saved about once a minute. A kill loses at most that much, which keeps clients longer.
 """
 
 import time
 
-BEGIN_S = 1  # 0 in the table clients marks a client that has ended
+BEGIN_S = 1  # in the table clients, 0 marks a client that will not use its name again
 _SAVE_S = 60.0
 
 
 class RunningTime:
-    """Continues where `saved_s` says, or at the newest time in the file where that was written after it.
+    """Continues from `saved_s`, or from the newest time in the file if that was written after `saved_s`.
 
-    A time further ahead than a daemon may have run since it saved the clock is damage, and counts as that limit.
+    A time later than a daemon can have reached since it saved the clock is damage, and is limited accordingly.
     """
 
     def __init__(self, saved_s: int, newest_s: float) -> None:
@@ -25,17 +25,17 @@ class RunningTime:
         self._began = self._saved_at = time.monotonic()
 
     def now(self) -> float:
-        """Seconds."""
+        """The current time on this clock, in seconds."""
         return self._begin_s + time.monotonic() - self._began
 
     def unsaved_s(self) -> float:
-        """Seconds since it was saved last."""
+        """Seconds since the clock was last saved."""
         return time.monotonic() - self._saved_at
 
     def is_due(self) -> bool:
-        """Whether it is time to save it."""
+        """Whether the clock should be saved now."""
         return self.unsaved_s() >= _SAVE_S
 
     def saved(self) -> None:
-        """What `now` said is on disk."""
+        """Call this when the clock has been saved."""
         self._saved_at = time.monotonic()

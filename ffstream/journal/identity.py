@@ -1,42 +1,43 @@
-"""Who a client is: the key with which it sends, and its name. Without keys the name alone, which belongs to nobody.
+"""How the journal names a client: by the key it sends with and by its name.
 
-In a journal's `client` that is one text: with a key, the key, a separator and the name.
+With a key, the column `client` holds the key, a separator and the name. Without keys it holds the name alone, which
+is not authenticated: any client can use it.
 """
 
 from ffstream.wire.messages import NAMELESS_PREFIX, SEPARATOR
 
 
 def join(key: str, name: str) -> str:
-    """What stands in the journal; `key` is empty without keys."""
+    """The client as the journal stores it. `key` is empty without keys."""
     return f"{key}{SEPARATOR}{name}" if key else name
 
 
 def split(client: str) -> tuple[str, str]:
-    """Its key, or nothing, and its name."""
+    """The key of a client, empty without keys, and its name."""
     key, separator, name = client.partition(SEPARATOR)
     return (key, name) if separator else ("", client)
 
 
 def owner(client: str) -> str:
-    """Whom limits hold: the same for all clients of a key. Without keys each client is its own."""
+    """What limits apply to: the key, which all its clients share. Without keys, each client is its own owner."""
     return client[: client.find(SEPARATOR) + 1] or client
 
 
 def has_key(owner: str) -> bool:
-    """Whether that owner is a key, and not a client without one."""
+    """Whether an owner is a key."""
     return owner.endswith(SEPARATOR)
 
 
 def is_nameless(client: str) -> bool:
-    """Whether its name was made up for one producer and is not used again after it."""
+    """Whether the name was generated for one producer, so that nobody uses it again later."""
     return split(client)[1].startswith(NAMELESS_PREFIX)
 
 
 def show(key: str, name: str) -> str:
-    """For people. Strangers choose their names: none may end a line or move a cursor."""
+    """A client for display. Control characters are escaped, because clients choose their names."""
     return f"{name!r} of key {key!r}" if key else repr(name)
 
 
 def describe(client: str) -> str:
-    """The same, for what stands in the journal."""
+    """The same, for a client as the journal stores it."""
     return show(*split(client))

@@ -1,14 +1,15 @@
-"""Looking at a journal without touching it: for whoever wants to know what is in it, and whether it is whole.
+"""Reads a journal without changing it: what it holds, and whether it is whole.
 
-Works beside a daemon, after one was killed, on a copy, and on a damaged file. Nothing is created, changed or locked
-in the journal's folder:
+This works while a daemon runs, after one was killed, on a copy and on a damaged file. It creates, changes and locks
+nothing in the journal's folder:
 
-    -wal and -shm are there   a daemon runs or was killed: read with the shared memory opened read-only
-    neither, or an empty log  closed in good order: the file alone is everything, and it does not change
-    a log without -shm        a copy taken while a daemon ran: read from a temporary copy, which may have an index
+    -wal and -shm files        a daemon runs or was killed: opened with read-only shared memory neither, or an empty
+    -wal  closed cleanly: the main file is the whole journal and does not change -wal without -shm          a copy
+    that was made while a daemon ran: a temporary copy is opened, beside which SQLite
+                               can create the -shm file
 
-Reads are short transactions, so that the log of a daemon that runs can be folded into the file in between; only
-SQLite's own check is one long one. Rows that are trimmed meanwhile are not missing.
+Reads are short transactions, so that a running daemon can fold its log in between. Only SQLite's integrity check is
+one long transaction. Rows that are trimmed during a read do not count as missing.
 """
 
 import shutil
@@ -22,13 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from ffstream.errors import ConfigError, FFStreamError, JournalDamaged
-from ffstream.journal import schema
+from ffstream.journal import database, schema
 
-NAMED_MAX = 20  # problems that are told one by one; the rest is counted
+NAMED_MAX = 20  # problems that are listed; the others are only counted
 
 
 class Problem(NamedTuple):
-    """What is wrong, and with which samples (0, 0 when with none in particular)."""
+    """What is wrong, and with which samples (0, 0 if not with particular samples)."""
 
     what: str
     first_seq: int = 0
@@ -37,14 +38,14 @@ class Problem(NamedTuple):
 
 @dataclass
 class Findings:
-    """Problems: the first ones by name, all by number."""
+    """Problems that were found: the first ones in a list, and how many there are."""
 
     named: list[Problem] = field(default_factory=list)
     count: int = 0
     samples: int = 0
 
     def add(self, what: str, first_seq: int = 0, last_seq: int = 0) -> None:
-        """One more."""
+        """Adds a problem."""
         self.count += 1
         if last_seq:
             self.samples += last_seq - first_seq + 1
@@ -53,7 +54,7 @@ class Findings:
 
 
 class Gap(NamedTuple):
-    """Samples that are missing between others, first and last."""
+    """Samples that are missing between others: the first and the last."""
 
     first_seq: int
     last_seq: int
@@ -61,12 +62,12 @@ class Gap(NamedTuple):
 
 @dataclass
 class Summary:
-    """What is in a journal, without a look at the images."""
+    """What a journal holds. The images are not read."""
 
     meta: dict[str, Any]
     messages: int = 0
     samples: int = 0
-    first_seq: int = 0  # 0 when nothing is held
+    first_seq: int = 0  # 0 if there are no samples
     last_seq: int = 0
     next_seq: int = 1
     used_bytes: int = 0
@@ -79,32 +80,32 @@ class Summary:
 
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that changes nothing. Raises ConfigError (no file, no access) or JournalDamaged (no journal)."""
+    """A connection that changes nothing. Raises ConfigError (no file, no access) or JournalDamaged."""
     if not path.is_file():
-        raise ConfigError(f"no journal at {path}", hint="--state names a daemon's state folder")
+        raise ConfigError(f"no journal at {path}", hint="--state must name the state folder of a daemon")
     with _readable(path) as (file, options):
         try:
             connection = sqlite3.connect(
                 f"{file.absolute().as_uri()}?{options}", uri=True, isolation_level=None, timeout=10.0
             )
-        except schema.UNREADABLE as error:
+        except database.UNREADABLE as error:
             raise _unreadable(path, error) from error
         try:
             connection.text_factory = _text
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             yield connection
-        except schema.UNREADABLE as error:
+        except database.UNREADABLE as error:
             raise _unreadable(path, error) from error
         finally:
             connection.close()
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """What the table meta says; nothing where no journal is, or none that can be read in place."""
+    """The table meta; empty if there is no journal, or none that can be read without a temporary copy."""
     log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
     try:
         if log.exists() and log.stat().st_size and not index.exists():
-            return {}  # only a copy could be read, and it may be large
+            return {}  # needs a temporary copy, which may be large
         with opened(path) as connection:
             return dict(connection.execute("SELECT key, value FROM meta"))
     except (OSError, FFStreamError):
@@ -113,7 +114,7 @@ def peek(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[tuple[Path, str]]:
-    """A file that SQLite can open without writing beside it, and how."""
+    """A file that SQLite can open without writing beside it, and the options to open it with."""
     log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
     if log.exists() and index.exists():
         yield path, "mode=ro&readonly_shm=1"
@@ -127,41 +128,43 @@ def _readable(path: Path) -> Iterator[tuple[Path, str]]:
                 shutil.copyfile(log, copy.with_name(log.name))
             except OSError as error:
                 raise ConfigError(
-                    f"{path} cannot be copied to be looked at: {error}",
-                    hint="TMPDIR names a folder with room for it; a copy with its -shm file needs none",
+                    f"{path} cannot be copied to a temporary folder: {error}",
+                    hint="set TMPDIR to a folder with enough room, or copy the journal again with its -shm file",
                 ) from error
             yield copy, "mode=ro"
 
 
 def _text(raw: bytes) -> str:
-    """A name that is no UTF-8 is still to be shown."""
+    """Decodes text; bytes that are not UTF-8 are escaped, so that damaged names can be shown."""
     return raw.decode(errors="backslashreplace")
 
 
-def raise_if_not_its_fault(error: Exception) -> None:
-    """Raises what says nothing about the journal."""
-    if schema.is_not_its_fault(error):
+def raise_if_environment_error(error: Exception) -> None:
+    """Raises an error again that says nothing about the journal's content."""
+    if database.is_environment_error(error):
         raise error
 
 
 def _unreadable(path: Path, error: Exception) -> JournalDamaged | ConfigError:
-    if schema.is_not_its_fault(error):
-        return ConfigError(f"{path} cannot be read: {error}", hint="may this user read it, and the files beside it?")
-    return schema.damaged(path, str(error))
+    if database.is_environment_error(error):
+        return ConfigError(
+            f"{path} cannot be read: {error}", hint="check that this user may read it and the files beside it"
+        )
+    return database.damaged(path, str(error))
 
 
 def summarize(connection: sqlite3.Connection) -> Summary:
-    """What `ffstream journal stat` tells."""
+    """What `ffstream journal stat` shows."""
     summary = Summary(read_meta(connection))
     findings = summary.findings
     check_meta(summary.meta, findings)
-    with told(findings, "its size"):
-        summary.used_bytes = schema.bytes_used(connection)
-    with told(findings, "receipts"):
+    with recorded(findings, "its size"):
+        summary.used_bytes = database.bytes_used(connection)
+    with recorded(findings, "receipts"):
         (summary.receipts,) = connection.execute("SELECT count(*) FROM receipts").fetchone()
-    with told(findings, "clients"):
+    with recorded(findings, "clients"):
         (summary.clients,) = connection.execute("SELECT count(*) FROM clients").fetchone()
-    with told(findings, "messages"):
+    with recorded(findings, "messages"):
         _count(connection, summary)
     stored = summary.meta.get("next_seq")
     summary.next_seq = max(stored if is_number(stored) else 1, summary.last_seq + 1)
@@ -170,7 +173,7 @@ def summarize(connection: sqlite3.Connection) -> Summary:
 
 
 def _count(connection: sqlite3.Connection, summary: Summary) -> None:
-    # The columns before the images: their overflow pages are not read.
+    # Only columns before the images are read, so that their overflow pages are not.
     with reading(connection):
         for first_seq, count, client in connection.execute(
             "SELECT first_seq, count, client FROM messages ORDER BY first_seq"
@@ -184,42 +187,43 @@ def _count(connection: sqlite3.Connection, summary: Summary) -> None:
                 if len(summary.gaps) < NAMED_MAX:
                     summary.gaps.append(gap)
             elif summary.messages and first_seq <= summary.last_seq:
-                summary.findings.add("are there twice", first_seq, summary.last_seq)
+                summary.findings.add("are stored twice", first_seq, summary.last_seq)
             summary.first_seq = summary.first_seq or first_seq
             summary.last_seq = first_seq + count - 1
             summary.messages += 1
             summary.samples += count
-            summary.by_client[str(client)] += count  # damaged, it may be anything
+            summary.by_client[str(client)] += count  # in a damaged row, it may have any type
 
 
 def read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
     """The table meta, as far as it can be read."""
     try:
         return dict(connection.execute("SELECT key, value FROM meta"))
-    except schema.UNREADABLE as error:
-        raise_if_not_its_fault(error)
+    except database.UNREADABLE as error:
+        raise_if_environment_error(error)
         return {}
 
 
 def check_meta(meta: dict[str, Any], findings: Findings) -> None:
-    """Finds what is missing in it."""
-    since_3 = ("clock_s",) if meta.get("version") == schema.VERSION else ()
-    for key in ("version", "inputs", "labels", "next_seq", *since_3):
+    """Adds what is missing in the table meta to the findings."""
+    for key in schema.META:
         if not is_number(meta.get(key)):
             findings.add(f"the table meta has no {key}")
-    # What is read here stands in every version alike.
-    if is_number(meta.get("version")) and not 1 <= meta["version"] <= schema.VERSION:
-        findings.add(f"version is {meta['version']}, this program reads 1 to {schema.VERSION}")
+    if is_number(meta.get("version")) and meta["version"] != schema.VERSION:
+        findings.add(
+            f"this is a journal of version {meta['version']}, and this ffstream reads version {schema.VERSION}"
+        )
 
 
 def check_end(connection: sqlite3.Connection, stored: Any, findings: Findings) -> None:
-    """Trimming stores the next number and takes rows from the front: rows that are left reach up to it at least."""
+    """Adds samples that are missing at the end. Trimming stores the next number, and the remaining rows must reach
+    it."""
     if not is_number(stored):
         return
     if not 0 < stored <= schema.SEQ_MAX:
         findings.add(f"next_seq is {stored}")
         return
-    with told(findings, "messages"):
+    with recorded(findings, "messages"):
         last = connection.execute(schema.LAST).fetchone()
         if last and is_number(last[0]) and last[0] < stored:
             findings.add("are missing at the end", last[0], stored - 1)
@@ -227,25 +231,25 @@ def check_end(connection: sqlite3.Connection, stored: Any, findings: Findings) -
 
 @contextmanager
 def reading(connection: sqlite3.Connection) -> Iterator[None]:
-    """One consistent state of the file."""
+    """A read transaction: the block sees one consistent state of the file."""
     connection.execute("BEGIN")
     try:
         yield
     finally:
-        with suppress(*schema.UNREADABLE):
+        with suppress(*database.UNREADABLE):
             connection.execute("ROLLBACK")
 
 
 @contextmanager
-def told(findings: Findings, what: str) -> Iterator[None]:
-    """What SQLite cannot read is a problem among others."""
+def recorded(findings: Findings, what: str) -> Iterator[None]:
+    """Adds it to the findings if SQLite cannot read something in the block."""
     try:
         yield
-    except schema.UNREADABLE as error:
-        raise_if_not_its_fault(error)
+    except database.UNREADABLE as error:
+        raise_if_environment_error(error)
         findings.add(f"{what} cannot be read: {error}")
 
 
 def is_number(value: Any) -> TypeGuard[int]:
-    """Whether SQLite gave a whole number."""
+    """Whether a value that SQLite returned is a whole number."""
     return type(value) is int

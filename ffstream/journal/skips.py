@@ -1,10 +1,10 @@
-"""Samples that are on disk and are never learned, because a rollback said so.
+"""Samples that are on disk but are never learned, because a rollback skipped them.
 
-They keep their numbers and stay in the journal until rows that old are deleted. The ranges in the table may overlap;
-what counts is their union. They are read once, when a learner is built: a rollback builds another one.
+They keep their numbers and stay in the journal until rows of that age are deleted. The ranges in the table may
+overlap; their union counts. They are read once, when a training run is built: a rollback builds a new one.
 
-`rollback_to` in the table meta is there from the commit of a skip until the checkpoints beyond that sample are gone.
-These have learned what is to be skipped, so whoever recovers meanwhile removes them first.
+`rollback_to` in the table meta is present from the commit of a skip until the checkpoints after that sample are
+removed. Those have learned what is to be skipped, so recovery removes them first.
 """
 
 import sqlite3
@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream.journal import schema
+from ffstream.journal.database import UNREADABLE, Transaction, connect, damaged, unusable
 
 _ROLLBACK_TO = "rollback_to"
 
 
 class Skip(NamedTuple):
-    """Samples first … last."""
+    """The samples first … last."""
 
     first: int
     last: int
 
 
 class Skips:
-    """Disjoint ranges in order."""
+    """Disjoint ranges, in order."""
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         self.ranges: list[Skip] = []
@@ -38,12 +39,12 @@ class Skips:
                 self.ranges.append(Skip(first, last))
 
     def after(self, seq: int) -> Skip | None:
-        """The first range that ends beyond `seq`."""
+        """The first range that ends after `seq`."""
         at = bisect_right(self.ranges, seq, key=lambda skip: skip.last)
         return self.ranges[at] if at < len(self.ranges) else None
 
     def next_wanted(self, seq: int) -> int:
-        """The first sample beyond `seq` that is to be learned, whether it is there yet or not."""
+        """The number of the first sample after `seq` that is not skipped, whether it exists yet or not."""
         skip = self.after(seq)
         return skip.last + 1 if skip is not None and skip.first <= seq + 1 else seq + 1
 
@@ -53,25 +54,28 @@ class Skips:
 
 
 def read(connection: sqlite3.Connection, path: Path) -> Skips:
-    """Those in a journal. Raises JournalDamaged for ranges that no rollback could have written, or Unavailable."""
+    """The skips in a journal. Raises JournalDamaged for an invalid range, or Unavailable."""
     try:
         end = schema.end_of_samples(connection)
         ranges = connection.execute("SELECT first_seq, last_seq FROM skips").fetchall()
         for first, last_seq in ranges:
-            # A rollback skips samples that are on disk, and rows go from the front.
+            # A rollback skips samples that are on disk, and rows are deleted from the front.
             if not (type(first) is type(last_seq) is int and 0 < first <= last_seq < end):
-                raise schema.damaged(path, f"samples {first} to {last_seq} are to be skipped, and end before {end}")
-    except (*schema.UNREADABLE, TypeError) as error:
-        raise schema.unusable(path, error) from error
+                raise damaged(
+                    path, f"samples {first} to {last_seq} are marked as skipped, but samples end before {end}"
+                )
+    except (*UNREADABLE, TypeError) as error:
+        raise unusable(path, error) from error
     return Skips(ranges)
 
 
 def add(journal: Path, skip: Skip) -> None:
-    """Makes a range durable, and that learning goes back to before it. Beside whoever writes messages.
+    """Makes a skip durable, and the fact that learning goes back to the sample before it. May run while another
+    thread writes messages.
 
-    Raises DiskFull; then nothing has changed.
+    Raises Unavailable; then nothing has changed.
     """
-    with closing(schema.connect(journal)) as connection, schema.Transaction(connection, journal):
+    with closing(connect(journal)) as connection, Transaction(connection, journal):
         connection.execute(
             "INSERT INTO skips VALUES (?, ?) ON CONFLICT (first_seq) DO UPDATE"
             " SET last_seq = max(last_seq, excluded.last_seq)",
@@ -81,12 +85,12 @@ def add(journal: Path, skip: Skip) -> None:
 
 
 def unfinished(connection: sqlite3.Connection) -> int | None:
-    """The sample beyond which checkpoints are to be removed, if a rollback was cut short."""
+    """The sample after which an interrupted rollback still has to remove checkpoints; None if there is none."""
     row = connection.execute("SELECT value FROM meta WHERE key = ?", (_ROLLBACK_TO,)).fetchone()
     return int(row[0]) if row else None
 
 
 def finish(journal: Path) -> None:
-    """The checkpoints are removed. Raises DiskFull."""
-    with closing(schema.connect(journal)) as connection, schema.Transaction(connection, journal):
+    """Notes that the rollback has removed the checkpoints. Raises Unavailable."""
+    with closing(connect(journal)) as connection, Transaction(connection, journal):
         connection.execute("DELETE FROM meta WHERE key = ?", (_ROLLBACK_TO,))

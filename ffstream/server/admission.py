@@ -101,7 +101,7 @@ class Admission:
         measured = self._housekeeping
         return {
             "journal": {"used_bytes": measured.journal_bytes, "log_bytes": measured.log_bytes},
-            "clients": {"known": self._journal.clients, "max": self._limits.clients_max},
+            "clients": {"known": len(self._journal.clients), "max": self._limits.clients_max},
             "warnings": measured.warnings.active,
         }
 
@@ -119,7 +119,7 @@ class Admission:
         """
         self._check_room()
         client, owner = entry.client, identity.owner(entry.client)
-        is_new = not self._journal.knows(client) and client not in self._new
+        is_new = client not in self._journal.clients and client not in self._new
         if is_new:
             self._check_names(client, owner)
         self._check_unresolved(entry, owner)
@@ -145,13 +145,13 @@ class Admission:
 
     def _check_names(self, client: str, owner: str) -> None:
         limits = self._limits
-        clients = self._journal.clients + len(self._new)
+        clients = len(self._journal.clients) + len(self._new)
         if clients >= limits.clients_max:
             raise TooManyClients(
                 f"{clients} clients are known, as many as may be",
                 hint="limits.clients_max; they are forgotten after limits.client_forget_after_s",
             )
-        names = self._journal.names(owner) + self._new_names[owner]
+        names = self._journal.clients.names(owner) + self._new_names[owner]
         if names >= limits.client_names_max:
             raise TooManyClients(
                 f"{identity.describe(client)} would be one name too many: {names} are known",
@@ -160,11 +160,11 @@ class Admission:
 
     def _check_unresolved(self, entry: Entry, owner: str) -> None:
         limits, most = self._limits, self._limits.client_unresolved_max_messages
-        stored = self._journal.unresolved(owner)
+        stored = self._journal.clients.unresolved(owner)
         if (
             stored >= most
             # Whoever is gone leaves up to a window behind: that must not hold back a key's next producer.
-            and self._journal.unresolved_of(entry.client) >= min(limits.window_messages, most)
+            and self._journal.clients.unresolved_of(entry.client) >= min(limits.window_messages, most)
             # The lowest unanswered one is let in: without an answer to it, `base` could never be raised.
             and entry.n > entry.base
         ):

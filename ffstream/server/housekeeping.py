@@ -106,7 +106,7 @@ class Housekeeping:
         self.journal_bytes = self._journal.bytes_used()
         self._metrics.journal_bytes.set(self.journal_bytes)
         self._metrics.journal_log_bytes.set(self.log_bytes)
-        self._metrics.clients.set(self._journal.clients)
+        self._metrics.clients.set(len(self._journal.clients))
 
     def _probe(self) -> None:
         """After a failed commit, unless a shortage is known: whether commits succeed again."""
@@ -142,16 +142,18 @@ class Housekeeping:
         near_names = math.ceil(_NEAR_SHARE * limits.client_names_max)
         try:
             journal.forget_clients(limits.client_forget_after_s)
-            if journal.clients >= near:
+            if len(journal.clients) >= near:
                 journal.forget_nameless(limits.client_nameless_forget_after_s)
-            if journal.most_names() >= near_names:
+            if journal.clients.most_names() >= near_names:
                 journal.forget_nameless(limits.client_nameless_forget_after_s, names_at_least=near_names)
         finally:
             text = None
-            if journal.clients >= near:
-                text = f"{journal.clients} clients are known; at {limits.clients_max} no new one is accepted"
+            if len(journal.clients) >= near:
+                text = f"{len(journal.clients)} clients are known; at {limits.clients_max} no new one is accepted"
                 text += " (limits.clients_max, limits.client_forget_after_s)"
-            elif journal.most_names() >= near_names:
-                text = f"a key has {journal.most_names()} names; at {limits.client_names_max} it gets no new one"
+            elif journal.clients.most_names() >= near_names:
+                text = (
+                    f"a key has {journal.clients.most_names()} names; at {limits.client_names_max} it gets no new one"
+                )
                 text += " (limits.client_names_max, limits.client_forget_after_s)"
             self.warnings.set("clients_near_limit", text)

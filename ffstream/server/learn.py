@@ -17,7 +17,8 @@ from ffstream.errors import (
     Unavailable,
 )
 from ffstream.journal import identity
-from ffstream.journal.journal import Entry, Journal, Receipt
+from ffstream.journal.clients import Receipt
+from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission
 from ffstream.server.housekeeping import Housekeeping
@@ -107,7 +108,7 @@ class LearnLoop(RouterLoop):
         self._commit(group)
         for peer, client in greetings:
             # After the commit: `next` must be above all that came before.
-            self.welcome(peer, next=self.journal.next_n(client))
+            self.welcome(peer, next=self.journal.clients.next_n(client))
         self._end(ended)
         credit = self.credit()
         for peer, receipts in group.acks.items():
@@ -160,7 +161,7 @@ class LearnLoop(RouterLoop):
         images = self._checker.check_samples(message, images)
         self._metrics.samples_received.inc(message.count)
         entry = Entry(client, message.n, message.base, message.count, message.dtype, message.labels, images)
-        return self.journal.receipt(client, message.n), entry
+        return self.journal.clients.receipt(client, message.n), entry
 
     def _commit(self, group: _Group) -> None:
         """One transaction. After it has returned, and only then, the messages appear among the acks."""

@@ -17,7 +17,8 @@ import pytest
 from ffstream.client.producer import Producer
 from ffstream.config import Config, Limits
 from ffstream.errors import DiskFull, RequestRefused, Unavailable
-from ffstream.journal.journal import Entry, Journal, Receipt
+from ffstream.journal.clients import Receipt
+from ffstream.journal.journal import Entry, Journal
 from ffstream.learning.checkpoints import Checkpoints
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission
@@ -145,10 +146,10 @@ def test_a_start_on_a_full_disk_is_no_damage(small_disk: Path, tmp_path: Path, e
     filler = fill(small_disk)
     with pytest.raises(Unavailable, match=r"journal\.sqlite") as caught:
         Journal(path, inputs=INPUTS, labels=4)
-    assert "room on the disk" in caught.value.hint
+    assert "free disk space" in caught.value.hint
     filler.unlink()
     with closing(Journal(path, inputs=INPUTS, labels=4)) as again:
-        assert again.receipt("a", 1) == Receipt(1, 1, 1)
+        assert again.clients.receipt("a", 1) == Receipt(1, 1, 1)
 
 
 def test_a_disk_that_a_burst_has_filled(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

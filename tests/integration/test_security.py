@@ -351,7 +351,9 @@ def test_producers_without_a_name_come_and_go_as_often_as_they_like(tmp_path: Pa
         for seed in range(6):
             with house.running.producer(keys=house.keys("anna")) as producer:
                 producer.send(images(4, seed=seed), labels(4, seed=seed))
-            wait_until(lambda: house.running.daemon.journal.unresolved_of(producer.client) == 0, SOON_S, "it is gone")
+            wait_until(
+                lambda: house.running.daemon.journal.clients.unresolved_of(producer.client) == 0, SOON_S, "it is gone"
+            )
         assert house.running.control(keys=house.keys("anna")).wait_idle(SOON_S)["learned"] == 24
 
 

@@ -53,9 +53,9 @@ class Instrumentation:
         failpoints.watch(watcher)
 
     def _checkpoint_wal_early(self) -> None:
-        from ffstream.journal import schema
+        from ffstream.journal import database
 
-        connect = schema.connect
+        connect = database.connect
 
         def connect_with_pragma(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             connection = connect(path, read_only=read_only)
@@ -63,7 +63,7 @@ class Instrumentation:
                 connection.execute(f"PRAGMA wal_autocheckpoint = {self.wal_pages}")
             return connection
 
-        schema.connect = connect_with_pragma
+        database.connect = connect_with_pragma
 
 
 def serve(arguments: list[str]) -> None:

@@ -132,7 +132,7 @@ def test_a_state_of_another_network_is_refused(site: Site) -> None:
             site.check("network.labels=11")
         assert picture(site.state) == before
     assert caught.value.message.startswith("network.labels = 11: the journal ")
-    assert caught.value.message.endswith("was begun with network.labels = 10")
+    assert caught.value.message.endswith("was created with network.labels = 10")
     assert "network.labels=10" in caught.value.hint
     with pytest.raises(JournalIncompatible, match=r"network\.image_shape: its images have 900 numbers, .* have 784"):
         site.check("network.image_shape=[30,30]")

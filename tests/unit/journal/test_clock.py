@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ffstream.errors import JournalDamaged
-from ffstream.journal.journal import Journal, Receipt
+from ffstream.journal.clients import Receipt
+from ffstream.journal.journal import Journal
 from tests.unit.journal.conftest import Clocks
 from tests.unit.journal.entries import crash_image, entry
 
@@ -17,7 +18,7 @@ WEEK_S = 7 * 86_400.0
 
 
 def known(journal: Journal) -> set[str]:
-    return {name for name in ("early", *"abc") if journal.knows(name)}
+    return {name for name in ("early", *"abc") if name in journal.clients}
 
 
 @pytest.mark.parametrize("jump", [(0.0, 1.7e9), (1.7e9, 0.0), (1.7e9, 4e9)])
@@ -30,7 +31,7 @@ def test_a_clock_that_jumps_within_a_run_forgets_nobody(
     journal.trim(1)
     clocks.today = after
     assert journal.forget_clients(3600) == 0
-    assert journal.receipt("a", 1) == Receipt(1, 1, 1), "sent again, it is acked and not stored again"
+    assert journal.clients.receipt("a", 1) == Receipt(1, 1, 1), "sent again, it is acked and not stored again"
     clocks.go_on(3600)
     assert journal.forget_clients(3600) == 1
 
@@ -48,7 +49,7 @@ def test_a_clock_that_jumps_between_two_runs_forgets_nobody(
     clocks.today, clocks.now = after, 3.0
     again = open_journal()
     assert again.forget_clients(WEEK_S) == 0
-    assert again.receipt("a", 1) == Receipt(1, 1, 1)
+    assert again.clients.receipt("a", 1) == Receipt(1, 1, 1)
     clocks.go_on(WEEK_S)
     assert again.forget_clients(WEEK_S) == 1
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ffstream.errors import BelowBase, FFStreamError, JournalDamaged, JournalIncompatible
+from ffstream.journal import schema
 from ffstream.journal.inspection import opened, summarize
 from ffstream.journal.journal import Entry, Journal
 from ffstream.journal.reader import Reader, Row
@@ -68,9 +69,9 @@ def read_all(path: Path) -> tuple[int, list[Row]]:
             rows += more
             beyond = more[-1].first_seq + more[-1].samples - 1
         for client in ("a", "b", "c"):
-            for n in range(0, journal.next_n(client) + 2 if journal.next_n(client) < 300 else 0, 7):
+            for n in range(0, journal.clients.next_n(client) + 2 if journal.clients.next_n(client) < 300 else 0, 7):
                 with suppress(BelowBase):
-                    journal.receipt(client, n)
+                    journal.clients.receipt(client, n)
         end = journal.head.seq
         journal.trim(TRIMMED + 5)
         journal.append([Entry("c", 1, 1, 1, "uint8", b"\0\0", bytes(INPUTS))])
@@ -177,7 +178,7 @@ def test_any_value_in_any_column(copies: Copies, which: str, column: tuple[str, 
     check(copies)
 
 
-@pytest.mark.parametrize("table", ["messages", "receipts", "clients", "meta"])
+@pytest.mark.parametrize("table", schema.TABLES)
 def test_a_table_that_is_lost_is_not_made_anew(copies: Copies, table: str) -> None:
     connection = sqlite3.connect(copies.take("closed"))
     connection.execute(f"DROP TABLE {table}")
@@ -186,7 +187,7 @@ def test_a_table_that_is_lost_is_not_made_anew(copies: Copies, table: str) -> No
         read_all(copies.path)
 
 
-@pytest.mark.parametrize("key", ["version", "inputs", "labels", "next_seq"])
+@pytest.mark.parametrize("key", schema.META)
 def test_what_the_journal_knows_of_itself_is_not_made_anew(copies: Copies, key: str) -> None:
     connection = sqlite3.connect(copies.take("closed"))
     connection.execute("DELETE FROM meta WHERE key = ?", (key,))
@@ -212,7 +213,7 @@ def test_an_end_that_is_lost_is_noticed_where_a_number_vouches_for_it(copies: Co
     connection.execute(statement)
     connection.commit()
     connection.close()
-    with pytest.raises(JournalDamaged, match="was to be the next"):
+    with pytest.raises(JournalDamaged, match="but next_seq is"):
         read_all(path)
 
 

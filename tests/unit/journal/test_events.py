@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ffstream.errors import JournalDamaged, Unavailable
-from ffstream.journal import events, schema
+from ffstream.journal import database, events
 from ffstream.journal.events import Event
 from ffstream.journal.inspection import opened
 from ffstream.journal.journal import Journal
@@ -31,7 +31,7 @@ def test_events_take_no_room_however_many_there_were(journal: Journal) -> None:
         journal.append([entry("a", n)])
         events.add(journal.path, Event("pause", n - 1))
         events.add(journal.path, Event("resume", n))
-    with closing(schema.connect(journal.path, read_only=True)) as connection:
+    with closing(database.connect(journal.path, read_only=True)) as connection:
         assert events.read(connection, journal.path) == [Event("resume", 19)]
 
 

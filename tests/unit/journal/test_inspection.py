@@ -14,7 +14,7 @@ from ffstream.journal.inspection import Findings, Summary, opened, summarize
 from ffstream.journal.journal import Journal
 from ffstream.journal.verification import Verification
 from tests.support import picture
-from tests.unit.journal.entries import crash_image, entry, write_version_1
+from tests.unit.journal.entries import crash_image, entry
 
 OpenJournal = Callable[..., Journal]
 
@@ -61,7 +61,7 @@ def test_what_a_journal_holds(ten: Journal) -> None:
     ten.append([entry("a", 11, base=1)])
     ten.trim(6)
     summary = stat(ten.path)
-    assert summary.meta == {"version": 3, "inputs": 4, "labels": 11, "next_seq": 32, "clock_s": 1, "closed": 0}
+    assert summary.meta == {"version": 4, "inputs": 4, "labels": 11, "next_seq": 32, "clock_s": 1, "closed": 0}
     assert (summary.messages, summary.samples) == (9, 25)
     assert (summary.first_seq, summary.last_seq, summary.next_seq) == (7, 31, 32)
     assert (summary.clients, summary.by_client) == (2, {"a": 13, "b": 12})
@@ -76,16 +76,6 @@ def test_an_empty_journal_is_whole(tmp_path: Path) -> None:
     summary = stat(tmp_path / "journal.sqlite")
     assert (summary.messages, summary.samples, summary.next_seq) == (0, 0, 1)
     assert told(summary.findings) == told(verify(tmp_path / "journal.sqlite").findings) == []
-
-
-def test_one_of_version_1_is_whole_and_stays_what_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "journal.sqlite"
-    write_version_1(path)
-    before = picture(tmp_path)
-    summary = stat(path)
-    assert (summary.meta["version"], summary.samples, summary.receipts) == (1, 2, 1)
-    assert told(summary.findings) == told(verify(path).findings) == []
-    assert picture(tmp_path) == before
 
 
 def test_one_that_was_trimmed_away_is_whole_and_knows_its_next_number(ten: Journal) -> None:
@@ -188,15 +178,15 @@ DAMAGES: dict[str, tuple[str, list[tuple[str, int, int]]]] = {
         [("message 3 of 'b' is stored twice", 13, 13)],
     ),
     "a receipt for a row": (
-        "INSERT INTO receipts VALUES ('b', 3, 7, 3, NULL)",
+        "INSERT INTO receipts VALUES ('b', 3, 7, 3, 0)",
         [
             ("message 3 of 'b' is stored and has a receipt", 7, 7),
-            ("the receipt of message 3 of 'b' names samples it cannot have", 0, 0),
+            ("the receipt of message 3 of 'b' has impossible sample numbers", 0, 0),
         ],
     ),
     "a receipt beyond": (
-        "INSERT INTO receipts VALUES ('c', 1, 700, 3, NULL)",
-        [("the receipt of message 1 of 'c' names samples it cannot have", 0, 0)],
+        "INSERT INTO receipts VALUES ('c', 1, 700, 3, 0)",
+        [("the receipt of message 1 of 'c' has impossible sample numbers", 0, 0)],
     ),
     "a message number": (
         "UPDATE messages SET n = -1 WHERE n = 10",
@@ -205,7 +195,7 @@ DAMAGES: dict[str, tuple[str, list[tuple[str, int, int]]]] = {
     "next_seq": ("UPDATE meta SET value = 40 WHERE key = 'next_seq'", [("are missing at the end", 31, 39)]),
     "version": (
         "UPDATE meta SET value = 9 WHERE key = 'version'",
-        [("version is 9, this program reads 1 to 3", 0, 0)],
+        [("this is a journal of version 9, and this ffstream reads version 4", 0, 0)],
     ),
     "no inputs": ("DELETE FROM meta WHERE key = 'inputs'", [("the table meta has no inputs", 0, 0)]),
 }

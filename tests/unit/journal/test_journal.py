@@ -1,14 +1,16 @@
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ffstream.errors import BelowBase, DiskFull, JournalDamaged, JournalIncompatible, Unavailable
-from ffstream.journal import identity, schema, skips
-from ffstream.journal.journal import Head, Journal, Receipt
+from ffstream.journal import database, identity, schema, skips
+from ffstream.journal.clients import Receipt
+from ffstream.journal.journal import Head, Journal
 from ffstream.journal.reader import Reader
 from ffstream.journal.skips import Skip
 from tests.support import wait_until
@@ -20,16 +22,16 @@ OpenReader = Callable[[Path], Reader]
 
 def remembered(journal: Journal) -> dict[str, Any]:
     """Everything that a journal says of itself."""
-    names = sorted(journal._clients)
-    clients = [journal._clients[name] for name in names]
+    names = sorted(journal.clients._clients)
+    clients = [journal.clients._clients[name] for name in names]
     return {
         "head": journal.head.seq,
         "backlog": journal.backlog(0),
         "clients": names,
-        "next": [journal.next_n(name) for name in names],
+        "next": [journal.clients.next_n(name) for name in names],
         "base": [client.base for client in clients],
-        "names": dict(journal._names),
-        "unresolved": dict(journal._unresolved),
+        "names": dict(journal.clients._names),
+        "unresolved": dict(journal.clients._unresolved),
         "receipts": [
             [receipt for n, receipt in sorted(client.receipts.items()) if n >= client.base] for client in clients
         ],
@@ -48,12 +50,12 @@ def test_samples_are_numbered_from_one_without_a_gap(journal: Journal) -> None:
 
 
 def test_what_was_stored_has_a_receipt_and_what_was_not_has_none(journal: Journal) -> None:
-    assert journal.receipt("a", 1) is None
+    assert journal.clients.receipt("a", 1) is None
     journal.append([entry("a", 1, samples=3, base=1), entry("a", 3, base=1)])
-    assert journal.receipt("a", 1) == Receipt(1, 1, 3)
-    assert journal.receipt("a", 2) is None, "skipped, and may still come"
-    assert journal.receipt("a", 3) == Receipt(3, 4, 1)
-    assert journal.receipt("b", 1) is None, "another client's numbers are its own"
+    assert journal.clients.receipt("a", 1) == Receipt(1, 1, 3)
+    assert journal.clients.receipt("a", 2) is None, "skipped, and may still come"
+    assert journal.clients.receipt("a", 3) == Receipt(3, 4, 1)
+    assert journal.clients.receipt("b", 1) is None, "another client's numbers are its own"
 
 
 def test_below_its_base_a_message_is_stale(journal: Journal) -> None:
@@ -61,9 +63,9 @@ def test_below_its_base_a_message_is_stale(journal: Journal) -> None:
     journal.append([entry("a", 4, base=3)])
     for n in (1, 2):
         with pytest.raises(BelowBase, match=f"message {n} of client 'a' is below its base 3") as caught:
-            journal.receipt("a", n)
+            journal.clients.receipt("a", n)
         assert caught.value.hint
-    assert journal.receipt("a", 3) == Receipt(3, 3, 1)
+    assert journal.clients.receipt("a", 3) == Receipt(3, 3, 1)
 
 
 def test_a_base_never_goes_back(journal: Journal, open_journal: OpenJournal) -> None:
@@ -72,34 +74,34 @@ def test_a_base_never_goes_back(journal: Journal, open_journal: OpenJournal) -> 
     journal.close()
     for each in (journal, open_journal()):
         with pytest.raises(BelowBase):
-            each.receipt("a", 4)
+            each.clients.receipt("a", 4)
 
 
 def test_the_next_number_is_above_every_one_that_was_used(journal: Journal) -> None:
-    assert journal.next_n("a") == 1
+    assert journal.clients.next_n("a") == 1
     journal.append([entry("a", 7, base=1), entry("a", 3, base=1)])
-    assert journal.next_n("a") == 8
+    assert journal.clients.next_n("a") == 8
     journal.append([entry("a", 8, base=8)])
-    assert journal.next_n("a") == 9
-    assert journal.unresolved("a") == 1
-    assert not journal.knows("b")
-    assert journal.next_n("b") == 1
-    assert journal.clients == 1
+    assert journal.clients.next_n("a") == 9
+    assert journal.clients.unresolved("a") == 1
+    assert "b" not in journal.clients
+    assert journal.clients.next_n("b") == 1
+    assert len(journal.clients) == 1
 
 
 def test_receipts_below_the_base_are_forgotten(journal: Journal) -> None:
     for n in range(1, 200):
         journal.append([entry("a", n, base=max(1, n - 3))])
-    assert sorted(journal._clients["a"].receipts) == [196, 197, 198, 199]
+    assert sorted(journal.clients._clients["a"].receipts) == [196, 197, 198, 199]
 
 
 def test_receipts_below_the_base_are_forgotten_in_whatever_order_they_came(journal: Journal) -> None:
     for n in (5, 1, 2):
         journal.append([entry("a", n, base=1)])
     journal.append([entry("a", 6, base=5)])
-    assert journal.unresolved("a") == 2
+    assert journal.clients.unresolved("a") == 2
     journal.append([entry("a", 2**40, base=2**40)])
-    assert journal.unresolved("a") == 1
+    assert journal.clients.unresolved("a") == 1
 
 
 def test_whoever_waits_for_more_is_woken_by_the_commit(journal: Journal) -> None:
@@ -146,8 +148,8 @@ def test_a_full_disk_leaves_memory_and_file_as_they_were_and_later_it_works(
     assert caught.value.code == "disk_full"
     assert remembered(journal) == before
     assert stored(journal.path) == file_before
-    assert not journal.knows("new")
-    assert journal.receipt("b", 2) is None, "the small message of the group went with it"
+    assert "new" not in journal.clients
+    assert journal.clients.receipt("b", 2) is None, "the small message of the group went with it"
     journal._db.execute("PRAGMA max_page_count = 1073741823")
     assert journal.append([entry("b", 2, base=2), *group])[0] == Receipt(2, 3, 1), "no number was lost"
     assert [row.first_seq for row in open_reader(journal.path).read(0, 1000)] == [1, 2, 3, 4, 104, 204]
@@ -230,7 +232,7 @@ def test_a_torn_end_of_the_log_loses_only_what_was_not_committed(
         file.truncate((whole + torn) // 2)
     again = open_journal(image)
     assert again.head.seq == 50
-    assert again.receipt("a", 2) is None
+    assert again.clients.receipt("a", 2) is None
     assert again.append([entry("a", 2)]) == [Receipt(2, 51, 1)]
 
 
@@ -287,9 +289,9 @@ def test_deleting_takes_little_log(journal: Journal) -> None:
 def test_a_log_that_a_long_read_let_grow_becomes_small_again(
     tmp_path: Path, open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "_LOG_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(database, "_LOG_MAX_BYTES", 1 << 20)
     journal = open_journal()
-    reader = schema.connect(journal.path, read_only=True)
+    reader = database.connect(journal.path, read_only=True)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM messages").fetchall()
     for n in range(1, 4):
@@ -306,10 +308,14 @@ def test_a_trimmed_message_may_still_be_asked_for(journal: Journal, open_journal
     journal.append([entry("a", 6, base=4)])
     journal.trim(11)
     for each in (journal, open_journal(journal.path)):
-        assert [each.receipt("a", n) for n in (4, 5, 6)] == [Receipt(4, 7, 2), Receipt(5, 9, 2), Receipt(6, 11, 1)]
+        assert [each.clients.receipt("a", n) for n in (4, 5, 6)] == [
+            Receipt(4, 7, 2),
+            Receipt(5, 9, 2),
+            Receipt(6, 11, 1),
+        ]
         with pytest.raises(BelowBase):
-            each.receipt("a", 3)
-        assert each.next_n("a") == 7
+            each.clients.receipt("a", 3)
+        assert each.clients.next_n("a") == 7
 
 
 def test_what_was_in_a_trimmed_message_can_still_be_told(journal: Journal, open_journal: OpenJournal) -> None:
@@ -318,7 +324,7 @@ def test_what_was_in_a_trimmed_message_can_still_be_told(journal: Journal, open_
     journal.trim(2)
     for each in (journal, open_journal(journal.path)):
         for n in (1, 2, 3):
-            receipt = each.receipt("a", n)
+            receipt = each.clients.receipt("a", n)
             assert receipt is not None
             assert each.holds(receipt, entry("a", n))
             assert not each.holds(receipt, entry("a", n)._replace(labels=b"\x09\0"))
@@ -405,7 +411,7 @@ def test_a_reader_does_not_make_a_journal(tmp_path: Path) -> None:
     ("other", "named"),
     [
         ({"inputs": 5}, r"network\.image_shape: its images have 5 numbers, .* have 4"),
-        ({"labels": 3}, r"network\.labels = 3: .* begun with network\.labels = 10"),
+        ({"labels": 3}, r"network\.labels = 3: .* created with network\.labels = 10"),
     ],
 )
 def test_a_journal_of_another_network(journal: Journal, other: dict[str, int], named: str) -> None:
@@ -415,11 +421,22 @@ def test_a_journal_of_another_network(journal: Journal, other: dict[str, int], n
     assert "network" in caught.value.hint
 
 
-def test_a_journal_of_another_version(journal: Journal, open_journal: OpenJournal) -> None:
-    journal._db.execute("UPDATE meta SET value = 4 WHERE key = 'version'")
+@pytest.mark.parametrize(
+    ("version", "hint"), [(schema.VERSION + 1, "use the newer ffstream"), (3, "use the development version"), (1, "")]
+)
+def test_a_journal_of_another_version_is_rejected_and_not_changed(
+    journal: Journal, open_journal: OpenJournal, version: int, hint: str
+) -> None:
     journal.close()
-    with pytest.raises(JournalIncompatible, match="version 4, and this ffstream reads versions up to 3"):
+    with closing(sqlite3.connect(journal.path)) as connection:
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'version'", (version,))
+        connection.execute("DROP TABLE origin")  # other versions may lack tables
+        connection.commit()
+    before = stored(journal.path)
+    with pytest.raises(JournalIncompatible, match=f"version {version}, and this ffstream reads version 4") as caught:
         open_journal()
+    assert hint in caught.value.hint
+    assert stored(journal.path) == before
 
 
 def test_odd_names_of_clients(journal: Journal, open_journal: OpenJournal) -> None:
@@ -427,8 +444,10 @@ def test_odd_names_of_clients(journal: Journal, open_journal: OpenJournal) -> No
     journal.append([entry(name, 1) for name in names])
     journal.close()
     again = open_journal()
-    assert again.clients == len(names)
-    assert [again.receipt(name, 1) for name in names] == [Receipt(1, seq, 1) for seq in range(1, len(names) + 1)]
+    assert len(again.clients) == len(names)
+    assert [again.clients.receipt(name, 1) for name in names] == [
+        Receipt(1, seq, 1) for seq in range(1, len(names) + 1)
+    ]
 
 
 # --- clients that are not seen any more ---------------------------------------------------------------------------
@@ -444,13 +463,13 @@ def test_clients_are_forgotten_oldest_first_once_their_rows_are_gone(
     assert not journal.trim(2)
     assert journal.forget_clients(3600) == 0, "they were seen"
     assert journal.forget_clients(0, at_most=1) == 1
-    assert [journal.unresolved(client) for client in ("a", "b", "c")] == [2, 0, 1]
+    assert [journal.clients.unresolved(client) for client in ("a", "b", "c")] == [2, 0, 1]
     assert journal.forget_clients(0) == 0, "c and a have rows"
     journal.close()
     again = open_journal()
-    assert [again.unresolved(client) for client in ("a", "b", "c")] == [2, 0, 1]
-    assert not again.knows("b")
-    assert again.next_n("b") == 1
+    assert [again.clients.unresolved(client) for client in ("a", "b", "c")] == [2, 0, 1]
+    assert "b" not in again.clients
+    assert again.clients.next_n("b") == 1
 
 
 def test_a_client_that_comes_back_after_it_was_forgotten_begins_anew(journal: Journal) -> None:
@@ -458,7 +477,7 @@ def test_a_client_that_comes_back_after_it_was_forgotten_begins_anew(journal: Jo
     journal.trim(1)
     assert journal.forget_clients(0) == 1
     assert journal.append([entry("a", 1)]) == [Receipt(1, 2, 1)]
-    assert journal.receipt("a", 1) == Receipt(1, 2, 1)
+    assert journal.clients.receipt("a", 1) == Receipt(1, 2, 1)
 
 
 def test_a_client_that_has_ended_is_forgotten_with_its_last_row(
@@ -468,24 +487,24 @@ def test_a_client_that_has_ended_is_forgotten_with_its_last_row(
         journal.append([entry("a", n, base=1), entry("b", n, base=1)])
     journal.end("a")
     journal.end("nobody")
-    assert (journal.unresolved("a"), journal.names("a"), journal.clients) == (0, 0, 2)
+    assert (journal.clients.unresolved("a"), journal.clients.names("a"), len(journal.clients)) == (0, 0, 2)
     assert journal.forget_clients(3600) == 0, "its rows are there, and would be taken for another's"
     with pytest.raises(BelowBase):
-        journal.receipt("a", 2)
+        journal.clients.receipt("a", 2)
     journal.close()
     again = open_journal()
-    assert (again.unresolved("a"), again.names("a"), again.next_n("a")) == (0, 0, 4)
+    assert (again.clients.unresolved("a"), again.clients.names("a"), again.clients.next_n("a")) == (0, 0, 4)
     again.trim(6)
     assert again.forget_clients(3600) == 1
-    assert not again.knows("a")
-    assert (again.unresolved("b"), again.next_n("b")) == (3, 4), "who has not ended is remembered"
+    assert "a" not in again.clients
+    assert (again.clients.unresolved("b"), again.clients.next_n("b")) == (3, 4), "who has not ended is remembered"
 
 
 def test_a_client_that_has_ended_and_comes_back_goes_on_while_its_rows_are_there(journal: Journal) -> None:
     journal.append([entry("a", 1), entry("a", 2)])
     journal.end("a")
-    journal.append([entry("a", journal.next_n("a"))])
-    assert (journal.names("a"), journal.unresolved("a")) == (1, 1)
+    journal.append([entry("a", journal.clients.next_n("a"))])
+    assert (journal.clients.names("a"), journal.clients.unresolved("a")) == (1, 1)
     journal.trim(3)
     assert journal.forget_clients(3600) == 0
 
@@ -496,7 +515,7 @@ def test_an_end_that_cannot_be_stored_changes_nothing(journal: Journal) -> None:
     with pytest.raises((Unavailable, sqlite3.OperationalError)):
         journal.end("a")
     journal._db.execute("PRAGMA query_only = OFF")
-    assert (journal.names("a"), journal.unresolved("a")) == (1, 1)
+    assert (journal.clients.names("a"), journal.clients.unresolved("a")) == (1, 1)
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------
@@ -511,10 +530,13 @@ def test_the_same_name_under_two_keys_is_two_clients(journal: Journal, open_jour
     journal.append([entry(clients[1], 3)])
     journal.close()
     again = open_journal()
-    assert [again.next_n(client) for client in clients] == [3, 4, 3]
-    assert [again.receipt(client, 2) for client in (clients[0], clients[2])] == [Receipt(2, 4, 1), Receipt(2, 6, 1)]
+    assert [again.clients.next_n(client) for client in clients] == [3, 4, 3]
+    assert [again.clients.receipt(client, 2) for client in (clients[0], clients[2])] == [
+        Receipt(2, 4, 1),
+        Receipt(2, 6, 1),
+    ]
     with pytest.raises(BelowBase, match=f"client 'anna' of key '{KEYS[0]}' is below its base 3"):
-        again.receipt(clients[1], 2)
+        again.clients.receipt(clients[1], 2)
 
 
 def test_what_a_key_has_is_counted_over_its_names(journal: Journal, open_journal: OpenJournal) -> None:
@@ -525,7 +547,11 @@ def test_what_a_key_has_is_counted_over_its_names(journal: Journal, open_journal
     assert identity.owner(KEYS[0]) != owner, "a name that looks like a key is none"
 
     def counted(journal: Journal) -> list[int]:
-        return [journal.names(owner), journal.unresolved(owner), journal.names(identity.owner(other))]
+        return [
+            journal.clients.names(owner),
+            journal.clients.unresolved(owner),
+            journal.clients.names(identity.owner(other)),
+        ]
 
     journal.append([entry(one, n, base=1) for n in (1, 2, 3)] + [entry(two, 1), entry(other, 1)])
     assert counted(journal) == counted(open_journal()) == [2, 4, 1]
@@ -576,7 +602,7 @@ def test_a_journal_that_another_program_has_is_not_damaged(tmp_path: Path, monke
     Journal(path, inputs=INPUTS, labels=LABELS).close()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    monkeypatch.setattr(schema, "_BUSY_MS", 10)
+    monkeypatch.setattr(database, "_BUSY_MS", 10)
     with pytest.raises(Unavailable, match="locked") as caught:
         Journal(path, inputs=INPUTS, labels=LABELS)
     assert caught.value.hint

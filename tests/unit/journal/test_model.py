@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ffstream.errors import BelowBase, DiskFull
 from ffstream.journal import identity
-from ffstream.journal.journal import Entry, Journal, Receipt
+from ffstream.journal.clients import Receipt
+from ffstream.journal.journal import Entry, Journal
 from ffstream.journal.reader import Reader
 from tests.unit.journal.entries import INPUTS, LABELS, crash_image, entry
 
@@ -158,19 +159,19 @@ class JournalMachine(RuleBasedStateMachine):
         if not hasattr(self, "model"):
             return
         assert self.journal.head.seq == self.model.seq
-        assert self.journal.clients == len(self.model.base)
+        assert len(self.journal.clients) == len(self.model.base)
         for owner in OWNERS:
-            assert self.journal.names(owner) == self.model.names(owner)
-            assert self.journal.unresolved(owner) == self.model.unresolved(owner)
+            assert self.journal.clients.names(owner) == self.model.names(owner)
+            assert self.journal.clients.unresolved(owner) == self.model.unresolved(owner)
         for client in CLIENTS:
-            assert self.journal.next_n(client) == self.model.next_n(client)
+            assert self.journal.clients.next_n(client) == self.model.next_n(client)
             for n in range(1, self.model.next_n(client) + 2):
                 expected = self.model.receipt(client, n)
                 if expected is BelowBase:
                     with pytest.raises(BelowBase):
-                        self.journal.receipt(client, n)
+                        self.journal.clients.receipt(client, n)
                 else:
-                    assert self.journal.receipt(client, n) == expected
+                    assert self.journal.clients.receipt(client, n) == expected
                 if isinstance(expected, Receipt):
                     sent = self.model.entries[client, n]
                     assert self.journal.holds(expected, sent)

@@ -75,7 +75,7 @@ class Bench:
         count = microbatches * SIZE
         images = rng.integers(0, 256, (count, 16), np.uint8).tobytes()
         labels = rng.integers(0, 4, count).astype("<u2").tobytes()
-        n = self.journal.next_n("test")
+        n = self.journal.clients.next_n("test")
         self.journal.append([Entry("test", n, n, count, "uint8", labels, images)])
 
     def learn(self, microbatches: int, seed: int = 0) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ffstream.errors import BacklogFull, JournalFull, Unavailable
-from ffstream.journal import schema
+from ffstream.journal import database
 from ffstream.journal.journal import Entry, Journal
 from ffstream.server.admission import Admission
 from ffstream.wire.messages import NAMELESS_PREFIX
@@ -122,7 +122,7 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Journal], sqli
 
 def grow(ingest: Ingest, mib: int) -> None:
     """The log by that much, however little of it is in use afterwards."""
-    n = ingest.journal.next_n("a")
+    n = ingest.journal.clients.next_n("a")
     for at in range(mib):
         ingest.journal.append([message(n + at, size=MIB)])
         ingest.journal.trim(ingest.journal.head.seq)
@@ -182,12 +182,12 @@ def test_a_foreign_reader_in_a_transaction_does_not_keep_messages_waiting(
 ) -> None:
     """Folding the log gives up at once: a wait would be as long as the read."""
     ingest = make(journal_max_bytes=16 * MIB, backlog_max_samples=10**6)
-    monkeypatch.setattr(schema, "_BUSY_MS", 3_600_000)
+    monkeypatch.setattr(database, "_BUSY_MS", 3_600_000)
     store(ingest, [message(1)])
     pinned(ingest.journal)
     grow(ingest, 10)
     ingest.look()
-    assert ingest.journal.append([message(ingest.journal.next_n("a"))])
+    assert ingest.journal.append([message(ingest.journal.clients.next_n("a"))])
 
 
 # --- a foreign write lock -----------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_a_write_lock_refuses_until_a_commit_succeeds(make: Make, monkeypatch: p
     admission, journal = ingest.admission, ingest.journal
     store(ingest, [message(1)])
     monkeypatch.setattr("ffstream.journal.journal._COMMIT_WAIT_MS", 10)
-    monkeypatch.setattr(schema, "_BUSY_MS", 3_600_000)
+    monkeypatch.setattr(database, "_BUSY_MS", 3_600_000)
     with closing(sqlite3.connect(journal.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Unavailable) as caught:
@@ -263,15 +263,15 @@ def test_idle_nameless_clients_make_room_before_the_limit_is_reached(
     store(ingest, [message(1, "named"), *(message(1, nameless(at)) for at in range(16))])
     now += 3600
     ingest.look()
-    assert journal.clients == 17, "there is room: nobody has to go"
+    assert len(journal.clients) == 17, "there is room: nobody has to go"
     store(ingest, [message(1, nameless(99))])
     ingest.look()
-    assert journal.knows("named")
-    assert journal.knows(nameless(99)), "it was seen a moment ago"
-    assert journal.clients == 2
+    assert "named" in journal.clients
+    assert nameless(99) in journal.clients, "it was seen a moment ago"
+    assert len(journal.clients) == 2
     assert admission.status()["clients"] == {"known": 2, "max": 20}
     journal.trim(18)
-    assert journal.unresolved(nameless(3)) == 0
+    assert journal.clients.unresolved(nameless(3)) == 0
 
 
 def test_nameless_clients_that_may_send_again_are_kept_and_the_limit_is_announced(
@@ -284,9 +284,9 @@ def test_nameless_clients_that_may_send_again_are_kept_and_the_limit_is_announce
     store(ingest, [message(1, nameless(at)) for at in range(20)])
     now += 3599
     ingest.look()
-    assert journal.clients == 20
+    assert len(journal.clients) == 20
     assert admit_all(admission, [message(1, "new")])[1] == {"too_many_clients"}
-    receipt = journal.receipt(nameless(7), 1)
+    receipt = journal.clients.receipt(nameless(7), 1)
     assert receipt is not None
     assert journal.holds(receipt, message(1, nameless(7))), "sent again, it is not stored again"
     assert ingest.metric("warning", reason="clients_near_limit") == 1
@@ -294,7 +294,7 @@ def test_nameless_clients_that_may_send_again_are_kept_and_the_limit_is_announce
     assert caplog.text.count("warning name=clients_near_limit") == 1
     now += 1
     ingest.look()
-    assert journal.clients == 0
+    assert len(journal.clients) == 0
     assert admit_all(admission, [message(1, "new")])[1] == set()
     assert ingest.metric("warning", reason="clients_near_limit") == 0
     assert admission.status()["warnings"] == {}
@@ -311,8 +311,8 @@ def test_nameless_clients_of_one_key_give_way_to_others_of_it(make: Make, monkey
     assert ingest.metric("warning", reason="clients_near_limit") == 1
     now += 3600
     ingest.look()
-    assert journal.names("anna\x1f") == 0
-    assert journal.clients == 2, "nobody else has to go"
+    assert journal.clients.names("anna\x1f") == 0
+    assert len(journal.clients) == 2, "nobody else has to go"
     assert ingest.metric("warning", reason="clients_near_limit") == 0
 
 
@@ -322,10 +322,10 @@ def test_what_is_forgotten_before_its_rows_stays_forgotten_after_a_restart(make:
     store(ingest, [message(1, nameless(1)), message(1, "named")])
     journal.end(nameless(1))
     ingest.look()
-    assert not journal.knows(nameless(1)), "it has said goodbye"
+    assert nameless(1) not in journal.clients, "it has said goodbye"
     journal.close()
     with closing(Journal(journal.path, inputs=INPUTS, labels=4)) as again:
-        assert (again.clients, again.head.seq) == (1, 2)
+        assert (len(again.clients), again.head.seq) == (1, 2)
         assert not again.trim(2)
-        assert again.receipt(nameless(1), 1) is None
-        assert again.receipt("named", 1) is not None
+        assert again.clients.receipt(nameless(1), 1) is None
+        assert again.clients.receipt("named", 1) is not None

@@ -421,7 +421,7 @@ def test_a_client_not_seen_for_long_makes_room_for_another(serve: Serve) -> None
     peer.samples(1, client="c")
     assert refused(peer.answer()) == ("error", "too_many_clients", True), "its samples may still be learned again"
     ingest.trim_to(2)
-    wait_until(lambda: ingest.journal.clients == 0, 20, "both are forgotten")
+    wait_until(lambda: len(ingest.journal.clients) == 0, 20, "both are forgotten")
     peer.samples(1, client="c")
     assert set(peer.acked(1)) == {1}
 
@@ -571,7 +571,7 @@ def test_who_says_goodbye_gives_its_name_up(keys: Callable[..., Keys]) -> None:
     for name in "abcdef":
         assert [each.type for each in served.send(("anna", Hello(client=name)))] == ["welcome"]
         assert served.codes(("anna", samples(1, name)), ("anna", Bye(client=name))) == ["ack"]
-    assert served.ingest.journal.names("anna\x1f") == 0
+    assert served.ingest.journal.clients.names("anna\x1f") == 0
 
 
 def test_only_who_has_said_hello_ends_a_client(keys: Callable[..., Keys]) -> None:
@@ -579,9 +579,9 @@ def test_only_who_has_said_hello_ends_a_client(keys: Callable[..., Keys]) -> Non
     served.send(("anna", Hello(client="a")))
     assert served.codes(("anna", samples(1, "a")), ("anna", samples(2, "a"))) == ["ack", "ack"]
     served.send(("bert", Bye(client="a")), ("", Bye(client="a")), ("anna", Bye(client="b")))
-    assert served.ingest.journal.unresolved("anna\x1f") == 2
+    assert served.ingest.journal.clients.unresolved("anna\x1f") == 2
     served.send(("anna", Bye(client="a")))
-    assert served.ingest.journal.unresolved("anna\x1f") == 0
+    assert served.ingest.journal.clients.unresolved("anna\x1f") == 0
 
 
 def test_names_of_a_key_are_limited_and_those_of_another_are_not_touched(keys: Callable[..., Keys]) -> None:
