@@ -1,4 +1,4 @@
-"""Datasets for producers and evaluation: IDX files, a catalog with a cache, a sample, stream orders."""
+"""Data sets for producers and evaluation: IDX files, a catalog with a cache, embedded digits, stream orders."""
 
 from ffstream.data.catalog import load
 from ffstream.data.dataset import Dataset, Split, UInt8Array, load_folder

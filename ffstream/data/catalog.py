@@ -1,4 +1,4 @@
-"""The datasets known by name, where they come from, and where they are kept."""
+"""The data sets that are known by name: where they are downloaded from, and where they are cached."""
 
 import os
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from ffstream.errors import DataError
 
 @dataclass(frozen=True)
 class Source:
-    """The mirrors (base URLs, tried in order) and the four files of a dataset.
+    """The mirrors (base URLs, tried in order) and the four files of a data set.
 
-    `first_labels`: with which labels the two splits begin, by which files of another data set are recognised, however
-    they are named, packed or cut.
+    `first_labels`: the first labels of the two splits. They tell files of different data sets apart, whatever the
+    files are called and however they are compressed.
     """
 
     mirrors: tuple[str, ...]
     files: tuple[RemoteFile, ...]
     first_labels: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
-    def begins(self, dataset: Dataset) -> tuple[bool, bool]:
-        """Say of each split of `dataset` whether it begins as this one. True when that is not known."""
+    def matches(self, dataset: Dataset) -> tuple[bool, bool]:
+        """Return for each split whether its first labels are those of this source; True if they are not known."""
         train, test = self.first_labels
         return (
             tuple(dataset.train.labels[: len(train)].tolist()) == train,
@@ -35,7 +35,7 @@ class Source:
         )
 
 
-# Two checksums each: the file as the mirrors publish it, and a copy of the same IDX content gzipped anew.
+# Two checksums each: the file as the mirrors publish it, and a copy of the same IDX content that was gzipped again.
 MNIST = Source(
     mirrors=(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -91,7 +91,7 @@ FASHION_MNIST = Source(
 
 SOURCES: Mapping[str, Source] = {"mnist": MNIST, "fashion-mnist": FASHION_MNIST}
 
-# Read from a folder, never fetched: their publishers have them in archives of many files.
+# Read from a folder and never downloaded: their publishers offer them in large archives only.
 ONLY_IN_FOLDERS = (
     *(f"emnist-{split}" for split in ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")),
     "kmnist",
@@ -106,25 +106,25 @@ def load(
     *,
     sources: Mapping[str, Source] = SOURCES,
 ) -> Dataset:
-    """Return the dataset `mnist`, `fashion-mnist` or `embedded`, or the one in a folder of four IDX files.
+    """Return the data set `mnist`, `fashion-mnist` or `embedded`, or the one in a folder of four IDX files.
 
-    With `data`, a named one is looked for in and below that folder (see `ffstream.data.folder`) and nothing is
-    fetched; any name that files there carry will do. Otherwise `mnist` and `fashion-mnist` are read from the cache,
-    which is filled from the mirrors. FFSTREAM_CACHE moves the cache (`$FFSTREAM_CACHE/<name>/`), FFSTREAM_MIRROR
-    replaces the mirrors (`$FFSTREAM_MIRROR/<name>/<file>`).
-    Raises DataError for an unknown name, missing or damaged files, files of another dataset, a failed download, and
+    With `data`, files of that name are searched in and below this folder (see `ffstream.data.folder`) and nothing is
+    downloaded. Otherwise `mnist` and `fashion-mnist` are read from the cache, which is filled from the mirrors.
+    FFSTREAM_CACHE moves the cache (`$FFSTREAM_CACHE/<name>/`), FFSTREAM_MIRROR replaces the mirrors
+    (`$FFSTREAM_MIRROR/<name>/<file>`).
+    Raises DataError for an unknown name, missing or damaged files, files of another data set, a failed download, and
     for `data` where it would be ignored.
     """
     source = sources.get(name_or_dir)
     if data is not None:
         if name_or_dir == "embedded":
             raise DataError(
-                "`embedded` travels with the package and is not read from a folder",
-                hint=f"leave out --data {data}, or name the data set that is there",
+                "`embedded` is part of the package and is not read from a folder",
+                hint=f"leave out --data {data}, or give the name of the data set in that folder",
             )
         if source is None and Path(name_or_dir).is_dir():
             raise DataError(
-                f"{name_or_dir} is a folder itself, --data {data} would be ignored", hint="give one of the two"
+                f"{name_or_dir} is a folder itself, so --data {data} would be ignored", hint="give one of the two"
             )
         return _load_named(name_or_dir, data, sources)
     if name_or_dir == "embedded":
@@ -137,7 +137,7 @@ def load(
 
 
 def cache_folder(name: str) -> Path:
-    """Return where the files of a downloaded dataset are kept."""
+    """Return the folder in which the files of a downloaded data set are cached."""
     root = os.environ.get("FFSTREAM_CACHE")
     return (Path(root) if root else platformdirs.user_cache_path("ffstream")) / name
 
@@ -147,29 +147,29 @@ def _load_named(name: str, data: Path, sources: Mapping[str, Source]) -> Dataset
     dataset = read_collection(collection, name)
     source = sources.get(name)
     if source is None and collection.name == name:
-        return dataset  # QMNIST begins as MNIST does
-    if source is not None and all(source.begins(dataset)):
+        return dataset  # QMNIST has the first labels of MNIST
+    if source is not None and all(source.matches(dataset)):
         return dataset
     for other, its_source in sources.items():
-        if other != name and any(its_source.begins(dataset)):
+        if other != name and any(its_source.matches(dataset)):
             raise DataError(
                 f"{dataset.folder}: the files are those of {other}, not of {name}",
-                hint=f"ask for {other}, or name the folder that holds {name}",
+                hint=f"use the name {other}, or give the folder that contains {name}",
             )
     if source is None:
         return dataset
-    note = f"the files in {dataset.folder} do not begin as those published as {name}"
+    note = f"the first labels in {dataset.folder} are not those of the published {name}"
     return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _load_dir(directory: str, sources: Mapping[str, Source]) -> Dataset:
     folder = Path(directory)
     if directory in ONLY_IN_FOLDERS and not folder.is_dir():
-        raise DataError(f"{directory} is not fetched from anywhere", hint="--data names a folder with its IDX files")
+        raise DataError(f"{directory} cannot be downloaded", hint="give a folder with its IDX files: --data DIR")
     if not folder.is_dir():
         names = ", ".join([*sources, "embedded"])
         raise DataError(
-            f"{directory!r}: no such dataset and no such folder",
+            f"{directory!r}: no such data set and no such folder",
             hint=f"choose one of {names}, or a folder of four IDX files; "
             f"with --data, also one of {', '.join(ONLY_IN_FOLDERS)}",
         )
@@ -186,7 +186,7 @@ def _fill(folder: Path, name: str, source: Source, progress: Progress | None) ->
 
 
 def _is_cached(folder: Path, remote: RemoteFile) -> bool:
-    # Verified at each use, so that a file damaged on disk is fetched again rather than reported.
+    # Verified at each use: a file that was damaged on disk is downloaded again.
     try:
         return remote.matches(folder / remote.name)
     except OSError:

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and how they are read from a folder of IDX files."""
+"""Labelled images in memory, and reading them from a folder of IDX files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ UInt8Array = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels (N,), both uint8. Raises DataError when they do not fit together.
+    """Images and their labels (N,), both uint8. Raises DataError when they do not belong together.
 
-    Images are (N, H, W), (N, H, W, C) with the channels last, or (N, V) for values without a layout.
+    Images are (N, H, W), (N, H, W, C) with the channels last, or (N, V) for V values without rows and columns.
     """
 
     images: UInt8Array
@@ -50,7 +50,7 @@ class Split:
 class Dataset:
     """A training and a test split with images of one shape. Raises DataError when the shapes differ.
 
-    `folder`: where the files lie. `notes`: what a user should know about them.
+    `folder`: where the files are. `notes`: what a user should know about them.
     """
 
     name: str
@@ -66,22 +66,22 @@ class Dataset:
 
 
 def load_folder(folder: Path, name: str) -> Dataset:
-    """Read the four IDX files of the only data set in a folder (see `ffstream.data.folder`), and call it `name`.
+    """Read the four IDX files of the only data set in a folder (see `ffstream.data.folder`), and name it `name`.
 
-    Raises DataError for a missing, damaged or empty file, counts or sizes that do not fit, pixels that are not
-    0 to 255 (or 0.0 to 1.0), and labels that are not 0 to 255.
+    Raises DataError for a missing, damaged or empty file, counts or shapes that do not match, pixels outside 0 to 255
+    (or 0.0 to 1.0), and labels outside 0 to 255.
     """
     return read_collection(folders.choose(folder), name)
 
 
 def read_collection(collection: Collection, name: str) -> Dataset:
-    """Read a complete collection. EMNIST's images, which lie on their side in the files, are turned upright.
+    """Read a complete collection. EMNIST's files hold transposed images, which are transposed back.
 
     Raises DataError as `load_folder` does.
     """
     is_emnist = (collection.name or "").startswith("emnist")
     train, test = (_read_split(collection, prefix, transpose=is_emnist) for prefix in ("train", "t10k"))
-    notes = ("the images of EMNIST are transposed in its files; they are turned upright",) if is_emnist else ()
+    notes = ("the files of EMNIST hold transposed images; they were transposed back",) if is_emnist else ()
     return Dataset(name, train, test, collection.folder, notes)
 
 
@@ -89,9 +89,9 @@ def _read_split(collection: Collection, prefix: str, *, transpose: bool) -> Spli
     images_path, labels_path = (collection.files[f"{prefix}-{what}"] for what in ("images", "labels"))
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.size == 0:
-        raise DataError(f"{images_path}: holds no pixels, shape {images.shape}", hint=HINT)
+        raise DataError(f"{images_path}: contains no pixels, shape {images.shape}", hint=HINT)
     if labels.ndim == 2 and labels.shape[1:] == (8,) and labels.dtype == np.int32:
-        labels = labels[:, 0]  # QMNIST: the class, and seven columns about the writer
+        labels = labels[:, 0]  # QMNIST: the class, followed by seven columns about the writer
     pixels, classes = _pixels(images, images_path), _classes(labels, labels_path)
     try:
         split = Split(pixels, classes)
@@ -105,7 +105,7 @@ def _read_split(collection: Collection, prefix: str, *, transpose: bool) -> Spli
 
 
 def _pixels(images: IdxArray, path: Path) -> UInt8Array:
-    """As uint8: integers from 0 to 255 as they are; floats too, or from 0.0 to 1.0 to the nearest of 256 steps."""
+    """Pixels as uint8. Numbers from 0 to 255 are rounded; floats from 0.0 to 1.0 are scaled to 0 to 255."""
     if images.dtype == np.uint8:
         return images.astype(np.uint8, copy=False)
     low, high = _range(images)
@@ -130,5 +130,5 @@ def _classes(labels: IdxArray, path: Path) -> UInt8Array:
 
 
 def _range(array: npt.NDArray[Any]) -> tuple[float, float]:
-    """The least and the greatest number; NaN is in no range."""
+    """Minimum and maximum. They are NaN if any number is, and NaN passes no comparison."""
     return float(array.min()), float(array.max())

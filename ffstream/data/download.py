@@ -1,7 +1,7 @@
-"""Fetches one file from the first mirror that delivers it whole.
+"""Downloads one file from the first mirror that delivers it completely.
 
-A file stands in the folder under its own name if and only if all its bytes arrived, their checksum was right
-and they were on disk: it is written beside, verified, fsynced and renamed.
+A file has its own name in the folder if and only if it is complete, its checksum is right and its bytes are on disk:
+it is written under a temporary name, verified, fsynced and renamed.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from ffstream.errors import DataError
 from ffstream.util.durable import fsync
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with (file name, bytes so far, bytes in all or None). With the next mirror, a file starts again."""
+"""Called with (file name, bytes so far, bytes in total or None). With the next mirror, a file starts again at 0."""
 
 FILE_MAX_BYTES = 32 << 20
 READ_TIMEOUT_S = 20.0
@@ -34,12 +34,12 @@ class RemoteFile:
     checksums: tuple[str, ...]
 
     def matches(self, path: Path) -> bool:
-        """Say whether the file at `path` has one of the checksums. Raises OSError when it cannot be read."""
+        """Return whether the file at `path` has one of the checksums. Raises OSError when it cannot be read."""
         return any(_checksum(path, known.partition(":")[0]) == known for known in self.checksums)
 
 
 class _MirrorFailed(Exception):
-    """One mirror did not deliver; the next may."""
+    """One mirror failed; the next one may succeed."""
 
 
 def fetch(
@@ -52,10 +52,10 @@ def fetch(
     read_timeout_s: float = READ_TIMEOUT_S,
     file_timeout_s: float = FILE_TIMEOUT_S,
 ) -> Path:
-    """Return `folder / remote.name`, fetched from the first of `mirrors` (base URLs) with the right bytes.
+    """Download `folder / remote.name` from the first of `mirrors` (base URLs) that has it, and return its path.
 
-    `read_timeout_s` bounds the wait for the next bytes, `file_timeout_s` that for one mirror's whole file.
-    Raises DataError when every mirror fails, with what each one did, or when the folder cannot be written.
+    `read_timeout_s` limits the wait for the next bytes, `file_timeout_s` the time for a whole file from one mirror.
+    Raises DataError when every mirror fails, with the reason of each, or when the folder cannot be written.
     """
     failures = []
     for mirror in mirrors:
@@ -70,30 +70,30 @@ def fetch(
                 f"{folder}: cannot be written: {error}", hint="set FFSTREAM_CACHE to a folder with free space"
             ) from error
     raise DataError(
-        f"{remote.name}: no mirror delivered it ({'; '.join(failures)})",
-        hint="name a folder with the four IDX files (--data DIR), or use the dataset `embedded`",
+        f"{remote.name}: download failed from every mirror ({'; '.join(failures)})",
+        hint="give a folder with the four IDX files (--data DIR), or use the data set `embedded`",
     )
 
 
 def _receive(
     url: str, max_bytes: int, read_timeout_s: float, file_timeout_s: float
 ) -> Iterator[tuple[bytes, int | None]]:
-    """Yield chunks, each with the length the server announced. Raises _MirrorFailed, and only that."""
+    """Yield chunks, each with the total length that the server announced. Raises _MirrorFailed and nothing else."""
     deadline = time.monotonic() + file_timeout_s
     try:
         with urllib.request.urlopen(url, timeout=read_timeout_s) as response:
             announced = response.headers["Content-Length"]
             total = None if announced is None else int(announced)
             if total is not None and total > max_bytes:
-                raise _MirrorFailed(f"announces {total} bytes, over the limit of {max_bytes}")
+                raise _MirrorFailed(f"announces {total} bytes, more than the limit of {max_bytes}")
             done = 0
-            # read1 returns what has arrived, so that a trickle cannot outlast the deadline.
+            # read1 returns what has arrived, so the deadline is checked even if bytes arrive one by one.
             while (total is None or done < total) and (chunk := response.read1(_CHUNK_BYTES)):
                 done += len(chunk)
                 if done > max_bytes:
                     raise _MirrorFailed(f"sends more than the limit of {max_bytes} bytes")
                 if time.monotonic() > deadline:
-                    raise _MirrorFailed(f"not done after {file_timeout_s:g} s")
+                    raise _MirrorFailed(f"not finished after {file_timeout_s:g} s")
                 yield chunk, total
             if total is not None and done < total:
                 raise _MirrorFailed(f"ends after {done} of {total} bytes")
@@ -105,7 +105,7 @@ def _store(
     chunks: Iterator[tuple[bytes, int | None]], remote: RemoteFile, folder: Path, progress: Progress | None
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    # A name of its own: two processes may fill one cache at the same time.
+    # A unique name, because two processes may fill one cache at the same time.
     part = folder / f".{remote.name}.{secrets.token_hex(8)}.part"
     try:
         with part.open("xb") as file:

@@ -1,6 +1,6 @@
-"""The sample of MNIST in this package: 10,000 training and 2,000 test digits, for demos and tests offline.
+"""The subset of MNIST in this package: 10,000 training and 2,000 test digits, for demos and tests without a network.
 
-Made by `tools/embed`, which draws them at random from the two MNIST splits.
+`tools/embed` wrote it: a random sample of the two MNIST splits.
 """
 
 from importlib import resources

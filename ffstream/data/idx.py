@@ -1,14 +1,14 @@
-"""IDX files, the format MNIST is published in.
+"""IDX files, the format in which MNIST is published.
 
     offset      bytes  content
     0           2      zero
     2           1      element type, one of `ELEMENT_TYPES`
     3           1      number of dimensions D
     4           4·D    the dimensions, big-endian unsigned 32-bit
-    4 + 4·D     n·s    the elements in C order, big-endian; n = product of the dimensions, s = bytes of an element
+    4 + 4·D     n·s    the elements, row-major and big-endian; n = product of the dimensions, s = bytes per element
 
-A file is valid if and only if its content, after gunzip when it starts with 1f 8b, is such a header with
-1 ≤ D ≤ 4, followed by exactly n elements, where n·s and the header's claim are at most `max_bytes`.
+A file is valid if and only if its content (gunzipped if it starts with 1f 8b) is such a header with 1 ≤ D ≤ 4,
+followed by exactly n elements, and the header announces at most `max_bytes` of elements.
 """
 
 import gzip
@@ -32,16 +32,16 @@ ELEMENT_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4"
 _UNSIGNED_BYTE = 0x08
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 20
-_FETCH_AGAIN = "the file is damaged or not an IDX file: fetch it again"
+_DOWNLOAD_AGAIN = "the file is damaged or not an IDX file: download it again"
 
 IdxArray = npt.NDArray[np.integer[Any] | np.floating[Any]]
 
 
 def read_idx(path: Path, *, max_bytes: int = MAX_BYTES) -> IdxArray:
-    """Return the array in an IDX file, gzipped or not, whatever its name; in the machine's byte order.
+    """Return the array in an IDX file, gzipped or not, in the machine's byte order. The file's name does not matter.
 
-    Never holds more than `max_bytes` of content, whatever the header claims or the gzip stream expands to.
-    Raises DataError for a file that cannot be read or is not valid.
+    Never allocates more than `max_bytes` for the content, whatever the header announces or the gzip stream expands
+    to. Raises DataError for a file that cannot be read or is not valid.
     """
     try:
         with path.open("rb") as file:
@@ -50,20 +50,20 @@ def read_idx(path: Path, *, max_bytes: int = MAX_BYTES) -> IdxArray:
             stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
             return _read(stream, path, max_bytes)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: gzip stream is damaged: {error}", hint=_FETCH_AGAIN) from error
+        raise DataError(f"{path}: gzip stream is damaged: {error}", hint=_DOWNLOAD_AGAIN) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise DataError(f"{path}: cannot be read: {error}", hint="check the path and its permissions") from error
 
 
 def write_idx(path: Path, array: npt.NDArray[np.uint8]) -> None:
-    """Write an array of 1 to 4 dimensions; gzipped when the name ends in `.gz`.
+    """Write an array of 1 to 4 dimensions; gzipped if the name ends in `.gz`.
 
-    The same array gives the same bytes each time (the gzip header holds no time and no name).
-    Raises ValueError for an array the format cannot hold, OSError when writing fails.
+    The same array always gives the same bytes (the gzip header contains no time and no name).
+    Raises ValueError for an array that the format cannot hold, OSError when writing fails.
     """
     if array.dtype != np.uint8 or not 1 <= array.ndim <= MAX_DIMENSIONS:
         raise ValueError(
-            f"IDX holds uint8 arrays of 1 to {MAX_DIMENSIONS} dimensions, not {array.dtype} {array.shape}"
+            f"write_idx writes uint8 arrays of 1 to {MAX_DIMENSIONS} dimensions, not {array.dtype} {array.shape}"
         )
     content = struct.pack(f">HBB{array.ndim}I", 0, _UNSIGNED_BYTE, array.ndim, *array.shape) + array.tobytes()
     path.write_bytes(_gzip(content) if path.name.endswith(".gz") else content)
@@ -78,16 +78,20 @@ def _gzip(content: bytes) -> bytes:
 
 def _read(stream: BinaryIO, path: Path, max_bytes: int) -> IdxArray:
     dtype, shape = _read_header(stream, path)
-    # A zero must not hide its huge neighbours: numpy refuses such shapes too.
+    # Count zeros as ones: numpy rejects a shape like (0, 2**32), too.
     if math.prod(max(size, 1) for size in shape) * dtype.itemsize > max_bytes:
-        raise DataError(f"{path}: header claims {shape}, over the limit of {max_bytes} bytes", hint=_FETCH_AGAIN)
+        raise DataError(
+            f"{path}: header announces {shape}, more than the limit of {max_bytes} bytes", hint=_DOWNLOAD_AGAIN
+        )
     size = math.prod(shape)
     content = _read_up_to(stream, size * dtype.itemsize)
     if len(content) < size * dtype.itemsize:
-        raise DataError(f"{path}: ends after {len(content) // dtype.itemsize} of {size} elements", hint=_FETCH_AGAIN)
-    # This read also reaches the end of a gzip stream, where its checksum is compared.
+        raise DataError(
+            f"{path}: ends after {len(content) // dtype.itemsize} of {size} elements", hint=_DOWNLOAD_AGAIN
+        )
+    # This read also reaches the end of a gzip stream, where its checksum is verified.
     if stream.read(1):
-        raise DataError(f"{path}: more bytes after the {size} elements", hint=_FETCH_AGAIN)
+        raise DataError(f"{path}: more bytes after the {size} elements", hint=_DOWNLOAD_AGAIN)
     array: IdxArray = np.frombuffer(content, dtype).reshape(shape)
     return array.astype(dtype.newbyteorder("="), copy=False)
 
@@ -95,21 +99,23 @@ def _read(stream: BinaryIO, path: Path, max_bytes: int) -> IdxArray:
 def _read_header(stream: BinaryIO, path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
-        raise DataError(f"{path}: does not start with an IDX magic number", hint=_FETCH_AGAIN)
+        raise DataError(f"{path}: does not start with an IDX magic number", hint=_DOWNLOAD_AGAIN)
     element_type, dimensions = magic[2], magic[3]
     if element_type not in ELEMENT_TYPES:
         known = ", ".join(f"0x{each:02x}" for each in ELEMENT_TYPES)
-        raise DataError(f"{path}: element type 0x{element_type:02x} is none of {known}", hint=_FETCH_AGAIN)
+        raise DataError(
+            f"{path}: unknown element type 0x{element_type:02x}, expected one of {known}", hint=_DOWNLOAD_AGAIN
+        )
     if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise DataError(f"{path}: {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}", hint=_FETCH_AGAIN)
+        raise DataError(f"{path}: {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}", hint=_DOWNLOAD_AGAIN)
     sizes = stream.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
-        raise DataError(f"{path}: ends within the header", hint=_FETCH_AGAIN)
+        raise DataError(f"{path}: ends within the header", hint=_DOWNLOAD_AGAIN)
     return np.dtype(ELEMENT_TYPES[element_type]), struct.unpack(f">{dimensions}I", sizes)
 
 
 def _read_up_to(stream: BinaryIO, size: int) -> bytearray:
-    """Read `size` bytes, or fewer at the end. Memory grows with what arrives, not with what is claimed."""
+    """Read `size` bytes, or fewer at the end of the file. Allocates for what is read, not for what was announced."""
     content = bytearray()
     while len(content) < size:
         chunk = stream.read(min(_CHUNK_BYTES, size - len(content)))

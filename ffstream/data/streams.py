@@ -1,7 +1,7 @@
-"""The order in which a split becomes a stream, and changes of concept on the way.
+"""Streams: the order in which the samples of a split are sent, and concept drifts within it.
 
-A stream is a function of its arguments alone: the same split, seed and order give the same samples in every
-process, so that a killed producer can find its place again.
+A stream depends on its arguments only. The same split, seed and order give the same samples in every process, so a
+producer that was killed can continue where it stopped.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ Drift = Callable[[int, UInt8Array], UInt8Array]
 def stream(
     split: Split, *, passes: int = 1, seed: int = 0, limit: int | None = None, order: Order = "shuffled"
 ) -> Iterator[IndexArray]:
-    """Yield for each pass the indices (n,) into the split, in the order they are sent.
+    """Yield for each pass the indices (n,) into the split, in the order in which the samples are sent.
 
     `shuffled`: a new shuffle each pass. `sorted_by_label`: one class after the other, shuffled within each.
     `as_is`: the order of the split. `limit` is the number of samples over all passes.
@@ -53,8 +53,8 @@ def batches(
 ) -> Iterator[tuple[UInt8Array, UInt8Array]]:
     """Yield images (n, …) in the shape of the split and labels (n,), contiguous copies, in the order of `stream`.
 
-    n = batch, and less only in the last one: a batch may straddle two passes. The first `skip` batches are left out.
-    Raises ValueError for batch < 1 or skip < 0.
+    n is `batch`, except in the last batch, which may be smaller; a batch may span two passes. The first `skip`
+    batches are left out. Raises ValueError for batch < 1 or skip < 0.
     """
     if batch < 1:
         raise ValueError(f"batch={batch} must be at least 1")
@@ -65,15 +65,15 @@ def batches(
 
 
 def label_permutation_at(index: int, *, classes: int = 10, seed: int = 0) -> Drift:
-    """Return a drift that renames the classes from sample `index` of the stream on.
+    """Return a drift that permutes the labels, from sample `index` of the stream on.
 
-    Every one of the first `classes` labels becomes another one. To evaluate the new concept, apply the
-    drift to the test labels at position `index`. Raises ValueError for classes outside 2 to 256.
+    Each of the first `classes` labels becomes a different one. To evaluate the new concept, apply the drift to the
+    test labels at position `index`. Raises ValueError for classes outside 2 to 256.
     """
     if not 2 <= classes <= 256:
         raise ValueError(f"classes={classes} must be 2 to 256")
     renamed = np.arange(256, dtype=np.uint8)
-    # One cycle through all classes: no label keeps its meaning.
+    # A single cycle through all classes, so no label maps to itself.
     cycle = np.random.default_rng(seed).permutation(classes)
     renamed[cycle] = np.roll(cycle, 1)
 
@@ -85,7 +85,7 @@ def label_permutation_at(index: int, *, classes: int = 10, seed: int = 0) -> Dri
 
 
 DRIFTS: Mapping[str, Callable[..., Drift]] = {"label_permutation": label_permutation_at}
-"""By name; each takes the position in the stream where it begins, and the keywords `classes` and `seed`."""
+"""Drifts by name. Each takes the position in the stream at which it begins, and the keywords `classes` and `seed`."""
 
 
 def _pass(split: Split, rng: np.random.Generator, order: Order) -> IndexArray:

@@ -1,6 +1,6 @@
-"""Messages to frames and back. Everything that comes from outside is distrusted here, once.
+"""Encodes messages to header frames and decodes header frames to messages.
 
-Knows no socket: a message is a list of frames, the header first.
+Frames come from outside and are validated here, once: a message that was decoded can be trusted.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -13,15 +13,15 @@ from pydantic import ValidationError
 from ffstream.errors import BadFrames, BadHeader, TooLarge, UnknownType, UnsupportedVersion
 from ffstream.wire.messages import MAX_HEADER_BYTES, SENT_TO, VERSION, Message
 
-# Entries of a list or map. msgpack makes room for as many as are announced, at every level.
+# Entries in a list or map. msgpack allocates as many as are announced, at every level of nesting.
 _LIST_MAX = 64
 _MAP_MAX = 64
 _UNREADABLE = (ValueError, RecursionError, msgpack.UnpackException)  # what msgpack raises
-_NAME_MAX = 100  # characters of a field's name, which may come from the sender, in an error
+_NAME_MAX = 100  # characters of a field's name in an error message; the sender may have chosen the name
 
 
 def table(*types: type[Message]) -> dict[str, type[Message]]:
-    """The types that a socket understands, by their name on the wire."""
+    """Message types by their name on the wire, for `decode`."""
     return {each.type: each for each in types}
 
 
@@ -32,9 +32,9 @@ def encode(message: Message) -> bytes:
 
 
 def decode(header: bytes, types: dict[str, type[Message]], *, socket: str = "", list_max: int = _LIST_MAX) -> Message:
-    """The message a header stands for. Raises a ProtocolError for anything but a good header of these types.
+    """Returns the message in a header frame. Raises a ProtocolError if it is not a valid header of one of `types`.
 
-    `socket` is the one that received it: an error about a message for another socket names both.
+    `socket`: the name of the socket that received it, for an error about a message that belongs to another socket.
     """
     if len(header) > MAX_HEADER_BYTES:
         raise TooLarge(f"header of {len(header)} bytes", hint=f"at most {MAX_HEADER_BYTES}")
@@ -43,13 +43,13 @@ def decode(header: bytes, types: dict[str, type[Message]], *, socket: str = "", 
             header, strict_map_key=True, max_map_len=_MAP_MAX, max_array_len=list_max, max_ext_len=0
         )
     except _UNREADABLE:
-        # An unknown key may hold what is not taken from a known one: read it again without those.
+        # Unknown keys may hold values that known keys may not, so decode the known keys alone.
         fields = _known_fields(header, types, list_max)
     if not isinstance(fields, dict):
         raise BadHeader("the header is not a map", hint="send the header as a msgpack map")
     kind = _kind(fields, types, socket)
     try:
-        # model_validate, without its detour in Python.
+        # The same as model_validate, which adds a detour through Python.
         message: Message = kind.__pydantic_validator__.validate_python(fields)
         return message
     except ValidationError as error:
@@ -60,7 +60,7 @@ def decode(header: bytes, types: dict[str, type[Message]], *, socket: str = "", 
 
 def _kind(fields: dict[str, Any], types: dict[str, type[Message]], socket: str) -> type[Message]:
     version = fields.get("v")
-    if type(version) is not int or version != VERSION:  # 1.0 and true equal 1
+    if type(version) is not int or version != VERSION:  # 1.0 and True are equal to 1, too
         raise UnsupportedVersion("unknown protocol version", hint=f"this daemon speaks v={VERSION}")
     name = fields.get("type")
     kind = types.get(name) if isinstance(name, str) else None
@@ -77,29 +77,30 @@ def _kind(fields: dict[str, Any], types: dict[str, type[Message]], socket: str) 
 
 
 def _known_fields(header: bytes, types: dict[str, type[Message]], list_max: int) -> dict[str, Any]:
+    """The fields that the message type has, without the unknown ones."""
     kind = _kind(_read(header, ("v", "type"), list_max), types, "")
     return _read(header, ("v", "type", *kind.model_fields), list_max)
 
 
 def _read(header: bytes, names: Container[Any], list_max: int) -> dict[str, Any]:
-    """The values of some keys. Raises BadHeader, with the key whose value is the fault."""
+    """The values of the keys in `names`. Raises BadHeader that names the key whose value is invalid."""
     fields: dict[str, Any] = {}
-    walk = _Walk(header, names, list_max)
+    reader = _FieldReader(header, names, list_max)
     try:
-        fields.update(walk)
+        fields.update(reader)
     except _UNREADABLE as error:
-        if walk.key is None:
+        if reader.key is None:
             raise BadHeader("the first frame is not a msgpack map", hint="send the header as one") from error
         raise BadHeader(
-            f"the header cannot be read at {walk.key[:_NAME_MAX]!r}", hint="see wire/SPEC.md, Header"
+            f"the header cannot be decoded at {reader.key[:_NAME_MAX]!r}", hint="see wire/SPEC.md, Header"
         ) from error
     return fields
 
 
-class _Walk:
-    """Goes through a header key by key, and yields those in `names`. What another key holds is not looked at.
+class _FieldReader:
+    """Iterates over a header key by key and yields those in `names`. The values of other keys are skipped unseen.
 
-    `key` is the one at hand. Raises one of _UNREADABLE.
+    `key`: the current key. Iteration raises one of _UNREADABLE.
     """
 
     def __init__(self, header: bytes, names: Container[Any], list_max: int) -> None:
@@ -126,22 +127,22 @@ class _Walk:
             else:
                 unpacker.skip()
         if unpacker.tell() != len(self._header):
-            raise ValueError("something follows the map")
+            raise ValueError("bytes after the map")
 
 
 class Subject(NamedTuple):
-    """What an error is about: a message number, or a request's id."""
+    """Which message an error is about: the number of a message, or the id of a request."""
 
     n: int | None
     id: int | None
 
 
 def subject(header: bytes) -> Subject:
-    """`n` and `id` of a header that may be wrong in every other way; None for what cannot be read."""
+    """`n` and `id` of a header that may be invalid in every other way; None for what cannot be decoded."""
     found: dict[str, Any] = {}
     with suppress(*_UNREADABLE):
-        # One at a time: what stands before the fault is kept.
-        for key, value in _Walk(header[:MAX_HEADER_BYTES], ("n", "id"), _LIST_MAX):
+        # One by one, to keep what comes before the first invalid byte.
+        for key, value in _FieldReader(header[:MAX_HEADER_BYTES], ("n", "id"), _LIST_MAX):
             found[key] = value
     return Subject(_number(found.get("n")), _number(found.get("id")))
 
@@ -151,7 +152,7 @@ def _number(value: Any) -> int | None:
 
 
 def expect_payload(frames: Sequence[bytes], count: int) -> Sequence[bytes]:
-    """The frames after the header, of which there must be `count`."""
+    """Returns the frames after the header. Raises BadFrames unless there are `count` of them."""
     if len(frames) != count:
         raise BadFrames(f"{len(frames)} payload frames", hint=f"this message has {count}")
     return frames

@@ -1,7 +1,4 @@
-"""The messages of SPEC.md as checked records. Knows no socket and no array.
-
-A header decodes to exactly one of these, or to a ProtocolError that says which field is wrong.
-"""
+"""The messages of SPEC.md, one class for each type, with the ranges of their fields."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
@@ -18,18 +15,17 @@ DEFAULT_CONTROL = "tcp://127.0.0.1:5759"
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
-MessageNumber = Annotated[int, Field(ge=1, lt=2**62)]  # so that the one after it is a number too
+MessageNumber = Annotated[int, Field(ge=1, lt=2**62)]  # leaves room for the next number
 
-
-SEPARATOR = "\x1f"  # stands in no client's name: the daemon puts it between that and a key
-NAMELESS_PREFIX = "~"  # first character of a name that a client library made up for one producer
+SEPARATOR = "\x1f"  # not allowed in a client's name, because the daemon puts it between a key and the name
+NAMELESS_PREFIX = "~"  # first character of a name that a client library generated for one producer
 
 
 def _check_name(name: str) -> str:
     if len(name.encode()) > 64:
         raise ValueError("longer than 64 bytes")
     if SEPARATOR in name:
-        raise ValueError("holds U+001F")
+        raise ValueError("contains U+001F")
     return name
 
 
@@ -38,25 +34,25 @@ Dimensions = Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_le
 
 
 class Message(BaseModel):
-    """Base of all headers; `type` and `v` are added on the wire."""
+    """Base class of all headers; `encode` adds `v` and `type`."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
     type: ClassVar[str]
 
 
 class Hello(Message):
-    """Any socket, from a client: asks for a `welcome`. `client` is required on the learn socket only."""
+    """Any socket, from a client: requests a `welcome`. `client` is required on the learn socket only."""
 
     type = "hello"
     client: ClientName | None = None
 
 
 class Welcome(Message):
-    """Any socket: which socket this is, the limits of its messages, and the images and labels that the network takes.
+    """Any socket: which socket this is, its limits for messages, and the images and labels that the network takes.
 
-    `boot` is another string after each start of the daemon. `next` and `credit` are 0 but on the learn socket,
-    `max_samples` and `max_bytes`, of a payload frame, are 0 on the control socket. While samples are refused,
-    `refusing`, `message` and `hint` say why, as an error would.
+    `boot` differs after each start of the daemon. `max_bytes` limits a payload frame. `next` and `credit` are 0
+    except on the learn socket; `max_samples` and `max_bytes` are 0 on the control socket. While the daemon accepts
+    no samples, `refusing`, `message` and `hint` are the code, message and hint of the error that a sample would get.
     """
 
     type = "welcome"
@@ -75,7 +71,7 @@ class Welcome(Message):
 
 
 class ImageHeader(Message):
-    """What describes the image frame of a message."""
+    """Describes the images in the payload frame of a message; `shape` is that of one image."""
 
     count: Positive
     dtype: str
@@ -93,29 +89,29 @@ class Samples(ImageHeader):
 
 
 class Bye(Message):
-    """learn, from a client: I have an answer to everything, and nothing more comes under this name."""
+    """learn, from a client: everything is answered, and this name will not be used again."""
 
     type = "bye"
     client: ClientName
 
 
 class Ack(Message):
-    """learn: these messages are on disk, as [n, first sequence number, samples]."""
+    """learn: these messages are on disk, each as [n, first sequence number, number of samples]."""
 
     type = "ack"
-    acks: Sequence[Annotated[tuple[Positive, Positive, Positive], Strict(False)]]  # msgpack knows no tuples
+    acks: Sequence[Annotated[tuple[Positive, Positive, Positive], Strict(False)]]  # msgpack has no tuples
     credit: Count
 
 
 class Predict(ImageHeader):
-    """predict, from a client: which labels?"""
+    """predict, from a client: requests the labels of images."""
 
     type = "predict"
     id: Count
 
 
 class Prediction(Message):
-    """predict: labels, and in the payload the goodness for each label, from one snapshot."""
+    """predict: a label for each image, all from one snapshot. The payload holds the goodness of each label."""
 
     type = "prediction"
     id: Count
@@ -125,7 +121,7 @@ class Prediction(Message):
 
 
 class Request(Message):
-    """control, from a client."""
+    """control, from a client: a command."""
 
     type = "request"
     id: Count
@@ -134,7 +130,7 @@ class Request(Message):
 
 
 class Reply(Message):
-    """control: the request's result."""
+    """control: the result of a command."""
 
     type = "reply"
     id: Count
@@ -142,9 +138,9 @@ class Reply(Message):
 
 
 class ErrorReply(Message):
-    """Any socket: what was wrong with message `n` (learn) or request `id`, and what to do.
+    """Any socket: what is wrong with message `n` (learn) or request `id`, and what to do about it.
 
-    `retry_after_s` says when it is worth trying again, if the daemon can tell.
+    `retry_after_s`: when to send it again, if the daemon knows.
     """
 
     type = "error"
@@ -158,13 +154,13 @@ class ErrorReply(Message):
 
 
 class Ping(Message):
-    """Any socket, from a client: does the thread that does the work still turn?"""
+    """Any socket, from a client: asks whether the thread that serves the socket is alive."""
 
     type = "ping"
 
 
 class Pong(Message):
-    """Any socket: it does. The other keys as in a welcome."""
+    """Any socket: it is. The other keys are as in a welcome."""
 
     type = "pong"
     socket: str
@@ -175,7 +171,7 @@ class Pong(Message):
     hint: str = ""
 
 
-SENT_TO: dict[str, tuple[type[Message], ...]] = {  # by socket: what a client may send to it
+SENT_TO: dict[str, tuple[type[Message], ...]] = {  # what a client may send, by socket
     "learn": (Hello, Samples, Bye, Ping),
     "predict": (Hello, Predict, Ping),
     "control": (Hello, Request, Ping),

@@ -36,7 +36,7 @@ def same(read: Dataset, expected: Dataset) -> bool:
     )
 
 
-def test_a_name_is_downloaded_once_then_read_from_the_cache(
+def test_a_named_data_set_is_downloaded_once_and_then_read_from_the_cache(
     sources: dict[str, Source], mirror: Any, cache: Path, tiny: Dataset
 ) -> None:
     told = set()
@@ -50,7 +50,7 @@ def test_a_name_is_downloaded_once_then_read_from_the_cache(
     assert {path.name for path in (cache / "mnist").iterdir()} == told
 
 
-def test_a_file_damaged_in_the_cache_is_fetched_again_and_only_that_one(
+def test_only_a_file_that_is_damaged_in_the_cache_is_downloaded_again(
     sources: dict[str, Source], mirror: Any, cache: Path, tiny: Dataset
 ) -> None:
     load("mnist", sources=sources)
@@ -60,7 +60,7 @@ def test_a_file_damaged_in_the_cache_is_fetched_again_and_only_that_one(
     assert mirror.requests == ["/own/t10k-images-idx3-ubyte.gz"]
 
 
-def test_the_environment_replaces_the_mirrors(
+def test_ffstream_mirror_replaces_the_mirrors(
     sources: dict[str, Source],
     mirror: Any,
     second_mirror: Any,
@@ -76,7 +76,7 @@ def test_the_environment_replaces_the_mirrors(
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
-def test_a_mirror_with_other_digits_than_the_published_ones_is_refused(
+def test_a_mirror_with_other_files_than_the_published_ones_is_rejected(
     name: str, mirror: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in tiny_folder.iterdir():
@@ -88,7 +88,7 @@ def test_a_mirror_with_other_digits_than_the_published_ones_is_refused(
 
 
 @pytest.mark.parametrize("inner", ["", "mnist"])
-def test_data_is_the_folder_or_holds_it_and_nothing_is_fetched(
+def test_files_are_found_in_the_data_folder_or_below_it_without_a_download(
     inner: str, sources: dict[str, Source], mirror: Any, tiny: Dataset, tiny_folder: Path
 ) -> None:
     data = tiny_folder
@@ -100,7 +100,7 @@ def test_data_is_the_folder_or_holds_it_and_nothing_is_fetched(
     assert mirror.requests == []
 
 
-def test_incomplete_data_is_an_error_and_not_a_download(
+def test_an_incomplete_data_folder_is_an_error_and_not_a_download(
     sources: dict[str, Source], mirror: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="no file train-images-idx3-ubyte"):
@@ -108,29 +108,31 @@ def test_incomplete_data_is_an_error_and_not_a_download(
     assert mirror.requests == []
 
 
-def test_a_folder_is_a_dataset_of_its_own_name(tiny_folder: Path, tiny: Dataset) -> None:
+def test_a_data_set_in_a_folder_is_named_after_the_folder(tiny_folder: Path, tiny: Dataset) -> None:
     read = load(str(tiny_folder))
     assert read.name == "tiny"
     assert same(read, tiny)
 
 
-def test_the_embedded_sample_goes_by_its_name() -> None:
+def test_the_embedded_digits_are_loaded_by_name() -> None:
     assert len(load("embedded").train) == 10_000
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(DataError, match="'mnits': no such dataset") as caught:
+    with pytest.raises(DataError, match="'mnits': no such data set") as caught:
         load("mnits")
     assert "mnist, fashion-mnist, embedded" in caught.value.hint
 
 
-def test_the_cache_lies_in_the_users_cache_folder_unless_moved(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_in_the_users_cache_folder_unless_ffstream_cache_moves_it(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cache_folder("mnist") == cache / "mnist"
     monkeypatch.delenv("FFSTREAM_CACHE")
     assert cache_folder("mnist") == platformdirs.user_cache_path("ffstream") / "mnist"
 
 
-def test_each_known_dataset_is_four_files_with_well_formed_checksums() -> None:
+def test_each_known_data_set_has_four_files_with_well_formed_checksums() -> None:
     for source in MNIST, FASHION_MNIST:
         assert len({remote.name for remote in source.files}) == 4
         for remote in source.files:

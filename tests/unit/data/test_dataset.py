@@ -17,7 +17,7 @@ def assert_same(read: Dataset, expected: Dataset) -> None:
         assert np.array_equal(split.labels, other.labels)
 
 
-def test_four_gzipped_files_are_a_dataset(tiny_folder: Path, tiny: Dataset) -> None:
+def test_four_gzipped_files_are_read_as_a_data_set(tiny_folder: Path, tiny: Dataset) -> None:
     read = load_folder(tiny_folder, "some name")
     assert read.name == "some name"
     assert (len(read.train), len(read.test)) == (7, 4)
@@ -26,7 +26,9 @@ def test_four_gzipped_files_are_a_dataset(tiny_folder: Path, tiny: Dataset) -> N
 
 @pytest.mark.parametrize("separator", ["-", "."])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_plain_and_dotted_names_are_taken(tiny_folder: Path, tiny: Dataset, separator: str, suffix: str) -> None:
+def test_file_names_with_dashes_and_with_dots_are_recognised(
+    tiny_folder: Path, tiny: Dataset, separator: str, suffix: str
+) -> None:
     for path in list(tiny_folder.iterdir()):
         stem, kind = path.name.removesuffix(".gz").split("-idx")
         array = read_idx(path).astype(np.uint8)
@@ -36,7 +38,7 @@ def test_plain_and_dotted_names_are_taken(tiny_folder: Path, tiny: Dataset, sepa
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"])
-def test_a_missing_file_is_named(tiny_folder: Path, name: str) -> None:
+def test_the_error_names_a_missing_file(tiny_folder: Path, name: str) -> None:
     (tiny_folder / f"{name}-ubyte.gz").unlink()
     with pytest.raises(DataError, match=f"tiny: no file {name}-ubyte") as caught:
         load_folder(tiny_folder, "tiny")
@@ -60,10 +62,10 @@ def test_a_missing_file_is_named(tiny_folder: Path, name: str) -> None:
             np.zeros((4, 2, 3), np.uint8),
             r"training images have the shape \(3, 2\), test images \(2, 3\)",
         ),
-        ("t10k-images-idx3", np.zeros((4, 3, 0), np.uint8), "holds no pixels"),
+        ("t10k-images-idx3", np.zeros((4, 3, 0), np.uint8), "contains no pixels"),
     ],
 )
-def test_files_that_do_not_fit_together_are_refused(
+def test_files_that_do_not_belong_together_are_rejected(
     tiny_folder: Path, name: str, array: npt.NDArray[np.uint8], what: str
 ) -> None:
     write_idx(tiny_folder / f"{name}-ubyte.gz", array)
@@ -71,14 +73,14 @@ def test_files_that_do_not_fit_together_are_refused(
         load_folder(tiny_folder, "tiny")
 
 
-def test_a_dataset_without_samples_is_refused(tiny_folder: Path) -> None:
+def test_a_data_set_without_samples_is_rejected(tiny_folder: Path) -> None:
     write_idx(tiny_folder / "train-images-idx3-ubyte.gz", np.zeros((0, 3, 2), np.uint8))
     write_idx(tiny_folder / "train-labels-idx1-ubyte.gz", np.zeros(0, np.uint8))
-    with pytest.raises(DataError, match="holds no pixels"):
+    with pytest.raises(DataError, match="contains no pixels"):
         load_folder(tiny_folder, "tiny")
 
 
-def test_a_split_holds_bytes_only() -> None:
+def test_a_split_has_uint8_images_and_labels_only() -> None:
     with pytest.raises(DataError, match="int64, expected uint8"):
         Split(np.zeros((2, 3, 2), np.uint8), np.zeros(2, np.int64))
 

@@ -21,7 +21,7 @@ def refused(folder: Path, *urls: str, **limits: float) -> str:
     return caught.value.message
 
 
-def test_a_file_arrives_whole_and_progress_is_told(tmp_path: Path, mirror: Any) -> None:
+def test_a_file_is_downloaded_and_progress_reported(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/base/file.gz", CONTENT)
     told: list[tuple[str, int, int | None]] = []
     path = fetch(REMOTE, [f"{mirror.url}/base/"], tmp_path / "new" / "cache", lambda *step: told.append(step))
@@ -32,7 +32,7 @@ def test_a_file_arrives_whole_and_progress_is_told(tmp_path: Path, mirror: Any) 
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_length_that_is_not_announced_is_told_as_none(tmp_path: Path, mirror: Any) -> None:
+def test_the_total_is_none_if_the_server_announces_no_length(tmp_path: Path, mirror: Any) -> None:
     def answer(request: Any) -> None:
         request.send_response(200)
         request.end_headers()
@@ -44,52 +44,52 @@ def test_a_length_that_is_not_announced_is_told_as_none(tmp_path: Path, mirror: 
     assert totals == {None}
 
 
-def test_any_of_the_known_checksums_will_do(tmp_path: Path, mirror: Any) -> None:
+def test_any_known_checksum_is_accepted(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/file.gz", CONTENT)
     known = (f"sha256:{'0' * 64}", f"md5:{hashlib.md5(CONTENT).hexdigest()}")
     assert fetch(RemoteFile("file.gz", known), [mirror.url], tmp_path).read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_is_refused(tmp_path: Path, mirror: Any) -> None:
+def test_a_wrong_checksum_is_an_error(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/file.gz", CONTENT[:-1] + b"?")
     assert "checksum differs" in refused(tmp_path, mirror.url)
 
 
-def test_a_download_cut_short_is_refused(tmp_path: Path, mirror: Any) -> None:
+def test_a_truncated_download_is_an_error(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/file.gz", CONTENT[:1000], announced=len(CONTENT))
     assert f"ends after 1000 of {len(CONTENT)} bytes" in refused(tmp_path, mirror.url)
 
 
-def test_an_http_error_is_told(tmp_path: Path, mirror: Any) -> None:
+def test_an_http_error_is_reported(tmp_path: Path, mirror: Any) -> None:
     assert "404" in refused(tmp_path, mirror.url)
 
 
-def test_a_mirror_that_hangs_is_left(tmp_path: Path, mirror: Any) -> None:
+def test_a_mirror_that_hangs_is_given_up(tmp_path: Path, mirror: Any) -> None:
     mirror.hang("/file.gz")
     assert "timed out" in refused(tmp_path, mirror.url, read_timeout_s=0.1)
 
 
-def test_a_mirror_that_takes_too_long_for_the_file_is_left(tmp_path: Path, mirror: Any) -> None:
+def test_a_mirror_that_is_too_slow_for_the_file_is_given_up(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/file.gz", CONTENT)
-    assert "not done after 0 s" in refused(tmp_path, mirror.url, file_timeout_s=0)
+    assert "not finished after 0 s" in refused(tmp_path, mirror.url, file_timeout_s=0)
 
 
-def test_an_announced_length_over_the_limit_is_refused(tmp_path: Path, mirror: Any) -> None:
+def test_an_announced_length_above_the_limit_is_an_error(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/file.gz", CONTENT)
     assert f"announces {len(CONTENT)} bytes" in refused(tmp_path, mirror.url, max_bytes=1000)
 
 
-def test_endless_content_stops_at_the_limit(tmp_path: Path, mirror: Any) -> None:
+def test_a_download_without_an_end_stops_at_the_limit(tmp_path: Path, mirror: Any) -> None:
     mirror.serve_endless("/file.gz")
     assert "more than the limit" in refused(tmp_path, mirror.url, max_bytes=100_000)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1", "http://[", "http://127.0.0.1:1/a b\n"])
-def test_a_mirror_that_cannot_be_asked_is_a_failure_like_any_other(tmp_path: Path, url: str) -> None:
+def test_an_unreachable_mirror_is_reported_like_any_other_failure(tmp_path: Path, url: str) -> None:
     assert f"{url}/file.gz: " in refused(tmp_path, url)
 
 
-def test_an_answer_that_is_not_http_is_a_failure_like_any_other(tmp_path: Path, mirror: Any) -> None:
+def test_an_answer_that_is_not_http_is_reported_like_any_other_failure(tmp_path: Path, mirror: Any) -> None:
     mirror.answers["/file.gz"] = lambda request: request.wfile.write(b"hello\r\n\r\n")
     assert "hello" in refused(tmp_path, mirror.url)
 
@@ -113,14 +113,16 @@ def test_the_next_mirror_is_tried_after_each_kind_of_failure(
     assert mirror.requests == [f"/{kind}/file.gz" for kind in ("missing", "hangs", "wrong", "short")]
 
 
-def test_when_all_fail_each_mirror_and_its_failure_is_named(tmp_path: Path, mirror: Any, second_mirror: Any) -> None:
+def test_when_all_mirrors_fail_the_error_lists_each_with_its_failure(
+    tmp_path: Path, mirror: Any, second_mirror: Any
+) -> None:
     second_mirror.serve("/file.gz", b"other")
     message = refused(tmp_path, mirror.url, second_mirror.url)
     assert f"{mirror.url}/file.gz: HTTP Error 404" in message
     assert f"{second_mirror.url}/file.gz: checksum differs" in message
 
 
-def test_a_folder_that_cannot_be_written_is_not_blamed_on_the_mirror(tmp_path: Path, mirror: Any) -> None:
+def test_a_folder_that_cannot_be_written_is_not_reported_as_a_failed_download(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/file.gz", CONTENT)
     (tmp_path / "a file").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be written") as caught:
@@ -128,7 +130,7 @@ def test_a_folder_that_cannot_be_written_is_not_blamed_on_the_mirror(tmp_path: P
     assert "FFSTREAM_CACHE" in caught.value.hint
 
 
-def test_an_interrupted_download_leaves_nothing_and_keeps_what_was_there(tmp_path: Path, mirror: Any) -> None:
+def test_an_interrupted_download_leaves_no_partial_file_and_keeps_the_old_one(tmp_path: Path, mirror: Any) -> None:
     (tmp_path / "file.gz").write_bytes(b"older")
     mirror.serve("/file.gz", CONTENT)
 

@@ -15,7 +15,7 @@ from ffstream.data.idx import write_idx
 REPOSITORY = Path(ffstream.__file__).parent.parent
 
 
-def test_the_sample_is_ten_thousand_and_two_thousand_different_digits_of_all_classes() -> None:
+def test_there_are_10000_and_2000_distinct_digits_of_all_classes() -> None:
     dataset = load_embedded()
     assert dataset.name == "embedded"
     for split, n in (dataset.train, 10_000), (dataset.test, 2_000):
@@ -28,7 +28,7 @@ def test_the_sample_is_ten_thousand_and_two_thousand_different_digits_of_all_cla
         assert counts.max() < 0.12 * n
 
 
-def test_the_sample_is_the_one_that_published_figures_refer_to() -> None:
+def test_the_digits_are_those_that_published_results_refer_to() -> None:
     dataset = load_embedded()
     digest = hashlib.sha256()
     for split in dataset.train, dataset.test:
@@ -36,13 +36,13 @@ def test_the_sample_is_the_one_that_published_figures_refer_to() -> None:
     assert digest.hexdigest() == "f57e8e9b734a857a21d375c8a1322bf76fabba4b9cba96527873248823ec8b56"
 
 
-def test_the_sample_stays_small() -> None:
+def test_the_embedded_files_stay_small() -> None:
     folder = resources.files("ffstream.data") / "embedded"
     with resources.as_file(folder) as path:
         assert sum(file.stat().st_size for file in path.iterdir()) <= 2_200_000
 
 
-def test_the_tool_draws_distinct_samples_with_their_labels_and_the_same_bytes_each_time(
+def test_the_tool_draws_distinct_samples_with_their_labels_and_is_reproducible(
     tmp_path: Path,
 ) -> None:
     source = tmp_path / "source"
@@ -74,7 +74,7 @@ def test_the_tool_draws_distinct_samples_with_their_labels_and_the_same_bytes_ea
         assert not np.array_equal(number, np.sort(number))
 
 
-def test_the_tool_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_tool_names_a_missing_file(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, REPOSITORY / "tools" / "embed", tmp_path, "--out", tmp_path / "out"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

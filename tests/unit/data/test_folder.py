@@ -48,7 +48,7 @@ def labels_of(dataset: Dataset) -> list[int]:
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
 @pytest.mark.parametrize("layout", ["MNIST/raw/{}", "mnist/{}", "archive/{}", "{0}/{0}", "raw/{}"])
-def test_usual_places_are_found(tmp_path: Path, layout: str, packed: str) -> None:
+def test_files_are_found_in_the_usual_places(tmp_path: Path, layout: str, packed: str) -> None:
     make(tmp_path, layout + packed)
     read = load("mnist", tmp_path)
     assert labels_of(read) == list(MNIST.first_labels[0])
@@ -56,7 +56,7 @@ def test_usual_places_are_found(tmp_path: Path, layout: str, packed: str) -> Non
     assert np.array_equal(load(str(tmp_path)).train.images, read.train.images)
 
 
-def test_dotted_names_and_folders_named_like_them(tmp_path: Path) -> None:
+def test_names_with_dots_and_folders_with_such_names_are_found(tmp_path: Path) -> None:
     for part in PARTS:
         name = part.replace("-idx", ".idx")
         make(tmp_path / "all")
@@ -65,17 +65,17 @@ def test_dotted_names_and_folders_named_like_them(tmp_path: Path) -> None:
     assert labels_of(load("mnist", tmp_path / "kaggle")) == list(MNIST.first_labels[0])
 
 
-def test_a_root_of_several_sets_gives_the_one_asked_for_and_names_them_else(tmp_path: Path) -> None:
+def test_a_folder_with_several_data_sets_needs_a_name(tmp_path: Path) -> None:
     make(tmp_path, "MNIST/raw/{}")
     make(tmp_path, "FashionMNIST/raw/{}", labels=FASHION_MNIST)
     assert labels_of(load("mnist", tmp_path)) == list(MNIST.first_labels[0])
     assert labels_of(load("fashion-mnist", tmp_path)) == list(FASHION_MNIST.first_labels[0])
-    with pytest.raises(DataError, match="holds several data sets: fashion-mnist, mnist") as caught:
+    with pytest.raises(DataError, match="contains several data sets: fashion-mnist, mnist") as caught:
         load(str(tmp_path))
-    assert caught.value.hint == f"name one: fashion-mnist --data {tmp_path}"
+    assert caught.value.hint == f"choose one: fashion-mnist --data {tmp_path}"
 
 
-def test_emnist_is_turned_upright_and_keeps_its_labels(tmp_path: Path) -> None:
+def test_emnist_is_transposed_back_and_keeps_its_labels(tmp_path: Path) -> None:
     for name in ("emnist-letters", "emnist-digits"):
         make(tmp_path, "EMNIST/raw/{}", f"{name}-", test="test")
     write_idx(tmp_path / "EMNIST/raw/emnist-letters-train-labels-idx1-ubyte", np.arange(1, 11, dtype=np.uint8))
@@ -83,12 +83,12 @@ def test_emnist_is_turned_upright_and_keeps_its_labels(tmp_path: Path) -> None:
     assert read.train.images.shape == (10, 2, 3)
     assert np.array_equal(read.train.images[4], images(10, len(PARTS[0]))[4].T)
     assert labels_of(read) == list(range(1, 11))
-    assert "upright" in read.notes[0]
+    assert "transposed back" in read.notes[0]
     with pytest.raises(DataError, match=r"no files of emnist-balanced; found emnist-digits in .*EMNIST/raw"):
         load("emnist-balanced", tmp_path)
 
 
-def test_qmnist_with_its_eight_columns_of_labels(tmp_path: Path) -> None:
+def test_qmnist_has_eight_columns_of_labels(tmp_path: Path) -> None:
     make(tmp_path, "QMNIST/raw/{}", "qmnist-", test="test")
     raw = tmp_path / "QMNIST/raw"
     for split in ("train", "test"):
@@ -101,7 +101,7 @@ def test_qmnist_with_its_eight_columns_of_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "other", "files"), [("fashion-mnist", "mnist", MNIST), ("mnist", "fashion-mnist", FASHION_MNIST)]
 )
-def test_files_of_another_data_set_are_refused(tmp_path: Path, name: str, other: str, files: Source) -> None:
+def test_files_of_another_data_set_are_rejected(tmp_path: Path, name: str, other: str, files: Source) -> None:
     make(tmp_path, labels=files)
     with pytest.raises(DataError, match=f"are those of {other}, not of {name}"):
         load(name, tmp_path)
@@ -114,35 +114,35 @@ def test_files_of_another_data_set_are_refused(tmp_path: Path, name: str, other:
         ("kmnist", "are those of mnist, not of kmnist"),
     ],
 )
-def test_files_without_a_name_are_not_any_data_set(tmp_path: Path, name: str, error: str) -> None:
+def test_files_without_a_name_do_not_match_every_data_set(tmp_path: Path, name: str, error: str) -> None:
     make(tmp_path)
     with pytest.raises(DataError, match=error):
         load(name, tmp_path)
 
 
-def test_a_folder_of_another_name_is_not_taken(tmp_path: Path) -> None:
+def test_a_folder_with_another_name_is_not_used(tmp_path: Path) -> None:
     make(tmp_path, "MNIST/raw/{}")
     with pytest.raises(DataError, match=r"no files of fashion-mnist; found mnist in .*MNIST/raw"):
         load("fashion-mnist", tmp_path)
 
 
-def test_files_that_nobody_published_are_read_with_a_note(tmp_path: Path) -> None:
+def test_files_that_differ_from_the_published_ones_are_read_with_a_note(tmp_path: Path) -> None:
     make(tmp_path)
     write_idx(tmp_path / PARTS[1], np.zeros(10, np.uint8))
-    assert "do not begin as those published as mnist" in load("mnist", tmp_path).notes[0]
+    assert "are not those of the published mnist" in load("mnist", tmp_path).notes[0]
 
 
-def test_data_is_never_ignored(tmp_path: Path) -> None:
+def test_a_data_folder_that_would_be_ignored_is_an_error(tmp_path: Path) -> None:
     make(tmp_path)
-    with pytest.raises(DataError, match="`embedded` travels with the package") as caught:
+    with pytest.raises(DataError, match="`embedded` is part of the package") as caught:
         load("embedded", tmp_path)
     assert "--data" in caught.value.hint
     with pytest.raises(DataError, match=r"--data .* would be ignored"):
         load(str(tmp_path), tmp_path)
 
 
-def test_a_name_that_is_not_fetched_asks_for_data() -> None:
-    with pytest.raises(DataError, match="qmnist is not fetched") as caught:
+def test_a_data_set_that_cannot_be_downloaded_needs_a_data_folder() -> None:
+    with pytest.raises(DataError, match="qmnist cannot be downloaded") as caught:
         load("qmnist")
     assert "--data" in caught.value.hint
 
@@ -151,15 +151,17 @@ def test_a_name_that_is_not_fetched_asks_for_data() -> None:
     ("there", "found"),
     [([], "the folder is empty"), (["b.txt", "a.zip"], r"found a\.zip, b\.txt"), (list("abcdefgh"), "and 2 more")],
 )
-def test_an_error_says_what_is_there(tmp_path: Path, there: list[str], found: str) -> None:
+def test_the_error_lists_what_was_found(tmp_path: Path, there: list[str], found: str) -> None:
     for name in there:
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=found) as caught:
         load("mnist", tmp_path)
-    assert caught.value.hint.startswith("unpack a.zip first; " if "a.zip" in there else "a dataset folder holds")
+    assert caught.value.hint.startswith(
+        "unpack a.zip first; " if "a.zip" in there else "a data set's folder contains"
+    )
 
 
-def test_a_part_that_is_missing_is_named_beside_those_that_are_there(tmp_path: Path) -> None:
+def test_the_error_names_missing_files_and_those_that_were_found(tmp_path: Path) -> None:
     make(tmp_path, "MNIST/raw/{}")
     (tmp_path / "MNIST/raw" / PARTS[3]).unlink()
     with pytest.raises(DataError, match=r"raw: no file t10k-labels-idx1-ubyte\[\.gz\]; found t10k-images"):
@@ -197,7 +199,7 @@ def test_floats_from_0_to_1_are_scaled(tmp_path: Path) -> None:
         (1, 0x0D, np.full(10, 0.5, np.float32), "labels are 0.5 to 0.5, expected whole"),
     ],
 )
-def test_numbers_out_of_range_are_named(
+def test_numbers_out_of_range_are_an_error_that_shows_them(
     tmp_path: Path, part: int, code: int, array: npt.NDArray[np.generic], what: str
 ) -> None:
     make(tmp_path)

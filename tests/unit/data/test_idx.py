@@ -28,7 +28,7 @@ def read_bytes(content: bytes, *, max_bytes: int = 1 << 20) -> IdxArray:
         return read_idx(path, max_bytes=max_bytes)
 
 
-def test_a_file_spelled_out_by_hand_is_read() -> None:
+def test_a_handwritten_file_is_read() -> None:
     content = bytes.fromhex("00 00 08 02  00 00 00 02  00 00 00 03") + bytes([1, 2, 3, 4, 5, 6])
     assert read_bytes(content).tolist() == [[1, 2, 3], [4, 5, 6]]
 
@@ -49,7 +49,7 @@ def test_every_element_type_is_read_big_endian(code: int, numbers: list[float], 
     assert read.tolist() == numbers
     assert read.dtype.isnative
     limit = read.nbytes - 1
-    with pytest.raises(DataError, match="over the limit"):
+    with pytest.raises(DataError, match="more than the limit"):
         read_bytes(struct.pack(">HBBI", 0, code, 1, 2) + bytes.fromhex(content), max_bytes=limit)
 
 
@@ -64,7 +64,7 @@ def test_what_is_written_is_read_back(array: npt.NDArray[np.uint8], name: str) -
     assert np.array_equal(read, array)
 
 
-def test_only_the_gz_name_is_gzipped_and_its_bytes_hold_no_time_or_name(tmp_path: Path) -> None:
+def test_only_a_gz_file_is_gzipped_and_its_bytes_contain_no_time_or_name(tmp_path: Path) -> None:
     for name in "a", "a.gz", "b.gz":
         write_idx(tmp_path / name, np.array([5, 9], np.uint8))
     packed = (tmp_path / "a.gz").read_bytes()
@@ -74,7 +74,7 @@ def test_only_the_gz_name_is_gzipped_and_its_bytes_hold_no_time_or_name(tmp_path
     assert packed == (tmp_path / "b.gz").read_bytes()
 
 
-def test_gzip_is_recognised_by_its_magic_not_by_its_name(tmp_path: Path) -> None:
+def test_gzip_is_recognised_by_its_first_bytes_and_not_by_the_file_name(tmp_path: Path) -> None:
     (tmp_path / "zipped").write_bytes(gzip.compress(PAIR))
     (tmp_path / "plain.gz").write_bytes(PAIR)
     assert read_idx(tmp_path / "zipped").tolist() == read_idx(tmp_path / "plain.gz").tolist() == [5, 9]
@@ -87,18 +87,18 @@ def test_gzip_is_recognised_by_its_magic_not_by_its_name(tmp_path: Path) -> None
         (b"", "magic"),
         (PAIR[:3], "magic"),
         (b"\x01" + PAIR[1:], "magic"),
-        (b"\0\0\x0a\x01" + PAIR[4:], "0x0a is none of 0x08, 0x09, 0x0b, 0x0c, 0x0d, 0x0e"),
+        (b"\0\0\x0a\x01" + PAIR[4:], "0x0a, expected one of 0x08, 0x09, 0x0b, 0x0c, 0x0d, 0x0e"),
         (b"\0\0\x0c\x01" + PAIR[4:], "ends after 0 of 2"),
         (b"\0\0\x08\x00", "0 dimensions"),
         (b"\0\0\x08\x05" + bytes(20), "5 dimensions"),
         (PAIR[:6], "within the header"),
         (PAIR[:-1], "1 of 2"),
         (PAIR + b"\0", "more bytes"),
-        (struct.pack(">HBBI", 0, 8, 1, 0xFFFFFFFF), "over the limit"),
-        (struct.pack(">HBBII", 0, 8, 2, 0, 0xFFFFFFFF), "over the limit"),
+        (struct.pack(">HBBI", 0, 8, 1, 0xFFFFFFFF), "more than the limit"),
+        (struct.pack(">HBBII", 0, 8, 2, 0, 0xFFFFFFFF), "more than the limit"),
     ],
 )
-def test_damage_is_an_error_that_names_file_fault_and_remedy(
+def test_a_damaged_file_is_an_error_with_the_reason_and_a_hint(
     pack: Callable[[bytes], bytes], content: bytes, what: str
 ) -> None:
     with pytest.raises(DataError, match=what) as caught:
@@ -108,7 +108,7 @@ def test_damage_is_an_error_that_names_file_fault_and_remedy(
 
 
 @pytest.mark.parametrize("cut", range(2, len(gzip.compress(PAIR))))
-def test_a_gzip_stream_cut_anywhere_is_an_error(cut: int) -> None:
+def test_a_gzip_stream_truncated_anywhere_is_an_error(cut: int) -> None:
     with pytest.raises(DataError, match="gzip stream is damaged"):
         read_bytes(gzip.compress(PAIR)[:cut])
 
@@ -121,7 +121,7 @@ def test_a_wrong_gzip_checksum_is_an_error() -> None:
 
 
 @given(array=ARRAYS, data=st.data(), pack=st.sampled_from([bytes, gzip.compress]))
-def test_damaged_bytes_give_a_data_error_or_an_array_and_nothing_else(
+def test_damaged_bytes_lead_to_a_data_error_or_an_array(
     array: npt.NDArray[np.uint8], data: st.DataObject, pack: Callable[[bytes], bytes]
 ) -> None:
     content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
@@ -143,7 +143,7 @@ def test_damaged_bytes_give_a_data_error_or_an_array_and_nothing_else(
 
 
 @given(content=st.binary(max_size=64), start=st.sampled_from([b"", b"\x1f\x8b", b"\x1f\x8b\x08\0", b"\0\0\x08"]))
-def test_random_bytes_give_a_data_error_or_an_array_and_nothing_else(content: bytes, start: bytes) -> None:
+def test_random_bytes_lead_to_a_data_error_or_an_array(content: bytes, start: bytes) -> None:
     with contextlib.suppress(DataError):
         read_bytes(start + content)
 
@@ -158,7 +158,7 @@ def peak_bytes_while_refusing(content: bytes, max_bytes: int) -> int:
         tracemalloc.stop()
 
 
-def test_a_header_that_claims_much_takes_no_memory() -> None:
+def test_a_header_that_announces_much_allocates_no_memory() -> None:
     claim = struct.pack(">HBBI", 0, 8, 1, 1 << 30)
     assert peak_bytes_while_refusing(claim + b"x", 1 << 30) < 4 << 20
 
@@ -169,13 +169,13 @@ def test_a_gzip_bomb_is_not_expanded() -> None:
 
 
 @pytest.mark.parametrize("path", ["missing", "."])
-def test_a_path_that_is_no_readable_file_is_an_error(tmp_path: Path, path: str) -> None:
+def test_a_path_that_cannot_be_read_is_an_error(tmp_path: Path, path: str) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_idx(tmp_path / path)
 
 
 @pytest.mark.parametrize("array", [np.zeros(3, np.float32), np.uint8(3), np.zeros((1,) * 5, np.uint8)])
-def test_an_array_the_format_cannot_hold_is_not_written(tmp_path: Path, array: npt.NDArray[np.uint8]) -> None:
-    with pytest.raises(ValueError, match="IDX holds"):
+def test_an_array_that_the_format_cannot_hold_is_not_written(tmp_path: Path, array: npt.NDArray[np.uint8]) -> None:
+    with pytest.raises(ValueError, match="write_idx writes"):
         write_idx(tmp_path / "a", array)
     assert not (tmp_path / "a").exists()

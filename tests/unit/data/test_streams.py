@@ -25,12 +25,12 @@ def sent(split: Split, batch: int = 7, **options: Any) -> tuple[list[int], list[
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_each_pass_holds_every_sample_once(order: Order) -> None:
+def test_each_pass_contains_every_sample_once(order: Order) -> None:
     passes = list(stream(numbered(), passes=3, order=order))
     assert [sorted(indices.tolist()) for indices in passes] == [list(range(N))] * 3
 
 
-def test_a_shuffle_depends_on_seed_and_pass_and_on_nothing_else() -> None:
+def test_a_shuffle_depends_on_seed_and_pass_only() -> None:
     first, second = (indices.tolist() for indices in stream(numbered(), passes=2, seed=5))
     assert first == np.random.default_rng([5, 0]).permutation(N).tolist()
     assert second == np.random.default_rng([5, 1]).permutation(N).tolist()
@@ -38,7 +38,7 @@ def test_a_shuffle_depends_on_seed_and_pass_and_on_nothing_else() -> None:
     assert next(stream(numbered(), seed=6)).tolist() != first
 
 
-def test_sorted_by_label_sends_class_after_class_shuffled_within() -> None:
+def test_sorted_by_label_sends_one_class_after_the_other_each_shuffled() -> None:
     first, second = stream(numbered(), passes=2, order="sorted_by_label")
     for indices in first, second:
         assert (indices % 10).tolist() == sorted((indices % 10).tolist())
@@ -57,7 +57,7 @@ def test_as_is_keeps_the_order_of_the_split() -> None:
     limit=st.none() | st.integers(0, 90),
     order=st.sampled_from(ORDERS),
 )
-def test_batches_are_the_stream_cut_into_full_pieces(
+def test_batches_are_the_stream_in_full_pieces(
     n: int, batch: int, passes: int, limit: int | None, order: Order
 ) -> None:
     split = numbered(n)
@@ -70,7 +70,7 @@ def test_batches_are_the_stream_cut_into_full_pieces(
         assert (images[:, 0, 0] % 10).tolist() == labels.tolist()
 
 
-def test_batches_are_contiguous_copies_of_bytes_whatever_the_layout_of_the_split() -> None:
+def test_batches_are_contiguous_copies_also_if_the_split_is_not_contiguous() -> None:
     split = numbered()
     turned = Split(np.asfortranarray(split.images), split.labels[::-1][::-1])
     for drift in None, label_permutation_at(3):
@@ -84,7 +84,7 @@ def test_batches_are_contiguous_copies_of_bytes_whatever_the_layout_of_the_split
 
 
 @pytest.mark.parametrize("batch", [1, 7, 25, N])
-def test_drift_renames_every_class_from_the_sample_on_whatever_the_batch(batch: int) -> None:
+def test_a_drift_renames_every_class_from_its_sample_on_at_any_batch_size(batch: int) -> None:
     indices, labels = sent(numbered(), batch, passes=2, drift=label_permutation_at(25))
     assert [i % 10 for i in indices[:25]] == labels[:25]
     renamed = {i % 10: label for i, label in zip(indices[25:], labels[25:], strict=True)}
@@ -94,7 +94,7 @@ def test_drift_renames_every_class_from_the_sample_on_whatever_the_batch(batch: 
 
 
 @given(classes=st.integers(2, 256), seed=st.integers(0, 1000))
-def test_a_drift_is_a_permutation_without_fixed_labels_within_its_classes(classes: int, seed: int) -> None:
+def test_a_drift_is_a_permutation_of_its_classes_without_fixed_points(classes: int, seed: int) -> None:
     every = np.arange(256, dtype=np.uint8)
     renamed = label_permutation_at(0, classes=classes, seed=seed)(0, every)
     assert sorted(renamed[:classes].tolist()) == list(range(classes))
@@ -109,12 +109,12 @@ def test_a_drift_depends_on_its_seed() -> None:
 
 
 @pytest.mark.parametrize("options", [{"passes": -1}, {"limit": -1}, {"seed": -1}, {"batch": 0}])
-def test_negative_counts_are_refused(options: dict[str, int]) -> None:
+def test_negative_counts_are_rejected(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"negative|at least 1"):
         sent(numbered(), **options)
 
 
 @pytest.mark.parametrize("classes", [1, 257])
-def test_a_drift_needs_two_classes_and_at_most_what_a_byte_holds(classes: int) -> None:
+def test_a_drift_has_2_to_256_classes(classes: int) -> None:
     with pytest.raises(ValueError, match="must be 2 to 256"):
         label_permutation_at(0, classes=classes)

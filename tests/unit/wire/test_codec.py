@@ -92,13 +92,13 @@ def pack(**fields: Any) -> bytes:
 
 
 @given(MESSAGES)
-def test_every_message_comes_back_as_it_was(message: Message) -> None:
+def test_every_message_is_equal_after_encoding_and_decoding(message: Message) -> None:
     again = decode(encode(message), ALL)
     assert type(again) is type(message)
     assert again == message
 
 
-def test_a_header_spelled_out_by_hand() -> None:
+def test_a_handwritten_header_is_decoded() -> None:
     by_hand = b"\x83\xa1v\x01\xa4type\xa5hello\xa6client\xa3abc"
     assert decode(by_hand, ALL) == Hello(client="abc")
     assert encode(Hello(client="abc")) == by_hand
@@ -171,7 +171,7 @@ BAD_HEADERS: dict[str, tuple[bytes, type[ProtocolError]]] = {
 
 
 @pytest.mark.parametrize("name", BAD_HEADERS)
-def test_a_bad_header_gets_the_error_that_fits(name: str) -> None:
+def test_an_invalid_header_raises_the_specified_error(name: str) -> None:
     header, kind = BAD_HEADERS[name]
     with pytest.raises(ProtocolError) as caught:
         decode(header, ALL, socket="learn")
@@ -181,7 +181,7 @@ def test_a_bad_header_gets_the_error_that_fits(name: str) -> None:
     assert len(answer) < 1024, "the answer is short, whatever the sender wrote"
 
 
-def test_a_header_at_the_limits_is_good() -> None:
+def test_a_header_at_the_limits_is_accepted() -> None:
     padding = MAX_HEADER_BYTES - len(pack(type="ping", x="x" * 60_000)) + 60_000
     header = pack(type="ping", x="x" * padding)
     assert len(header) == MAX_HEADER_BYTES
@@ -221,7 +221,7 @@ UNKNOWN_VALUES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN_VALUES)
-def test_an_unknown_key_may_hold_any_value(name: str) -> None:
+def test_an_unknown_key_may_have_any_value(name: str) -> None:
     value = UNKNOWN_VALUES[name]
     assert decode(b"\x84\xa1x" + value + msgpack.packb({"v": 1, "type": "hello", "client": "a"})[1:], ALL) == Hello(
         client="a"
@@ -230,7 +230,7 @@ def test_an_unknown_key_may_hold_any_value(name: str) -> None:
     assert decode(b"\x83\xa6labels" + value + msgpack.packb({"v": 1, "type": "ping"})[1:], ALL) == Ping()
 
 
-def test_a_known_key_that_cannot_be_read_is_named() -> None:
+def test_the_error_names_a_known_key_that_cannot_be_decoded() -> None:
     header = b"\x83\xa1v\x01\xa4type\xa5hello\xa6client\xc7\x03\x05abc"
     with pytest.raises(BadHeader, match="'client'"):
         decode(header, ALL)
@@ -264,24 +264,24 @@ SUBJECTS: dict[str, tuple[bytes, int | None, int | None]] = {
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_what_an_error_is_about_is_read_from_a_header_that_is_wrong(name: str) -> None:
+def test_n_and_id_are_read_from_an_invalid_header(name: str) -> None:
     header, n, id = SUBJECTS[name]
     assert subject(header) == (n, id)
 
 
 @given(st.binary(max_size=300))
-def test_random_bytes_are_about_a_number_or_nothing(header: bytes) -> None:
+def test_n_and_id_of_random_bytes_are_numbers_or_none(header: bytes) -> None:
     for number in subject(header):
         assert number is None or 0 <= number < 2**63
 
 
 @pytest.mark.parametrize("shape", [[], [0], [28, 0], [-1], [2**31 + 1], [1, 1, 1, 1, 1], [2**63], "28", [28.0], None])
-def test_a_shape_that_is_none(shape: Any) -> None:
+def test_an_invalid_shape_is_rejected(shape: Any) -> None:
     with pytest.raises(BadHeader, match=r"predict\.shape"):
         decode(pack(type="predict", id=1, count=1, dtype="uint8", shape=shape), ALL)
 
 
-def test_a_type_of_another_socket_is_unknown_and_the_hint_lists_this_ones() -> None:
+def test_an_unknown_type_is_rejected_and_the_hint_lists_the_known_ones() -> None:
     with pytest.raises(UnknownType) as caught:
         decode(encode(Bye(client="a")), table(Ping, Predict))
     assert "ping, predict" in caught.value.hint
@@ -296,7 +296,9 @@ def test_a_type_of_another_socket_is_unknown_and_the_hint_lists_this_ones() -> N
         ("request", "learn", "control"),
     ],
 )
-def test_a_message_at_the_wrong_socket_is_told_the_right_one(name: str, socket: str, right: str) -> None:
+def test_the_error_about_a_message_at_the_wrong_socket_names_the_right_one(
+    name: str, socket: str, right: str
+) -> None:
     with pytest.raises(UnknownType) as caught:
         decode(pack(type=name), table(*SENT_TO[socket]), socket=socket)
     assert f"this is the {socket} socket" in caught.value.hint
@@ -333,7 +335,7 @@ def only_protocol_errors(header: bytes) -> None:
 @given(st.binary(max_size=300))
 @settings(max_examples=300)
 @example(b"\x81\xa1v\xd7\xff\xff\xff\xff\xff\xff\xff\xff\xff")
-def test_random_bytes_give_a_protocol_error(header: bytes) -> None:
+def test_random_bytes_raise_a_protocol_error_or_are_a_message(header: bytes) -> None:
     only_protocol_errors(header)
 
 
@@ -344,13 +346,13 @@ def test_random_bytes_give_a_protocol_error(header: bytes) -> None:
     ),
 )
 @settings(max_examples=150)
-def test_random_fields_give_a_protocol_error(name: str, fields: dict[str, Any]) -> None:
+def test_random_fields_raise_a_protocol_error_or_are_a_message(name: str, fields: dict[str, Any]) -> None:
     only_protocol_errors(pack(type=name, **fields))
 
 
 @given(message=MESSAGES, data=st.data())
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-def test_mutated_headers_give_a_protocol_error(message: Message, data: st.DataObject) -> None:
+def test_mutated_headers_raise_a_protocol_error_or_are_a_message(message: Message, data: st.DataObject) -> None:
     header = bytearray(encode(message))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(header)))
@@ -369,7 +371,7 @@ LARGEST: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", LARGEST)
-def test_the_largest_header_is_judged_quickly(name: str) -> None:
+def test_the_largest_header_is_decoded_or_rejected_quickly(name: str) -> None:
     header = LARGEST[name]()
     assert len(header) <= MAX_HEADER_BYTES
     start = time.process_time()
@@ -378,7 +380,7 @@ def test_the_largest_header_is_judged_quickly(name: str) -> None:
 
 
 @pytest.mark.parametrize(("there", "wanted"), [(0, 1), (2, 1), (1, 0), (100, 1)])
-def test_frames_are_counted(there: int, wanted: int) -> None:
+def test_a_wrong_number_of_payload_frames_is_rejected(there: int, wanted: int) -> None:
     with pytest.raises(BadFrames, match=str(there)) as caught:
         expect_payload([b""] * there, wanted)
     assert str(wanted) in caught.value.hint

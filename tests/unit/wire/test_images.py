@@ -119,7 +119,7 @@ BAD_IMAGES: dict[str, tuple[dict[str, Any], bytes, type[ProtocolError]]] = {
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
-def test_bad_images_and_labels_get_the_error_that_fits(name: str) -> None:
+def test_invalid_images_and_labels_raise_the_specified_error(name: str) -> None:
     fields, frame, kind = BAD_IMAGES[name]
     with pytest.raises(ProtocolError) as caught:
         CHECKER.check_samples(samples(**fields), frame)
@@ -127,14 +127,14 @@ def test_bad_images_and_labels_get_the_error_that_fits(name: str) -> None:
     assert caught.value.hint
 
 
-def test_values_at_the_limits_are_taken() -> None:
+def test_values_at_the_limits_are_accepted() -> None:
     CHECKER.check_samples(samples(dtype="float32"), floats(0.0, -0.0, 1.0, np.nextafter(np.float32(0), 1)))
     CHECKER.check_samples(samples(labels=b"\x09\0\0\0"), b"\xff" * 12)
     CHECKER.check_samples(samples(count=1, labels=b"\x09\0"), bytes(6))
     CHECKER.check_samples(samples(count=100, labels=bytes(200)), bytes(600))
 
 
-def test_floats_a_hair_outside_are_clipped() -> None:
+def test_floats_outside_by_a_rounding_error_are_clipped() -> None:
     above, below = np.nextafter(np.float32(1), np.float32(2)), -1e-9
     for outside, clipped in (
         ((above, 0.25), (1.0, 0.25)),
@@ -152,7 +152,7 @@ def test_floats_in_range_are_not_copied() -> None:
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1.0000011, "1.0000011"), (-1.1e-6, "-1.1e-06"), (255.0, "255.0")])
-def test_a_float_outside_is_shown_with_all_its_digits(value: float, shown: str) -> None:
+def test_the_error_shows_a_float_out_of_range_with_all_digits(value: float, shown: str) -> None:
     with pytest.raises(ValueOutOfRange, match=re.escape(shown)):
         CHECKER.check_samples(samples(dtype="float32"), floats(0.0, value))
 

@@ -63,19 +63,19 @@ def read(fields: dict[str, Any]) -> Message:
     return decode(msgpack.packb(fields), TYPES)
 
 
-def test_the_same_types_with_the_same_keys() -> None:
+def test_the_code_has_the_same_types_and_keys() -> None:
     assert {name: set(keys) for name, keys in SPEC.items()} == {
         name: set(each.model_fields) for name, each in TYPES.items()
     }
 
 
-def test_the_module_holds_no_other_message() -> None:
+def test_the_messages_module_has_no_other_message() -> None:
     public = {each for each in vars(messages).values() if isinstance(each, type) and issubclass(each, Message)}
     assert {each for each in public if "type" in vars(each)} == set(TYPES.values())
 
 
 @pytest.mark.parametrize("name", SPEC)
-def test_a_message_as_the_specification_writes_it_is_read(name: str) -> None:
+def test_a_message_as_specified_is_decoded(name: str) -> None:
     message = read(example(name))
     assert type(message) is TYPES[name]
     # A tuple here is a list there: msgpack knows one of them.
@@ -83,7 +83,7 @@ def test_a_message_as_the_specification_writes_it_is_read(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "key"), KEYS)
-def test_a_missing_key_is_named(name: str, key: str) -> None:
+def test_the_error_names_a_missing_key(name: str, key: str) -> None:
     fields = example(name)
     del fields[key]
     if (name, key) in OPTIONAL:
@@ -95,7 +95,7 @@ def test_a_missing_key_is_named(name: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "key"), KEYS)
-def test_a_value_of_another_kind_is_refused_by_name(name: str, key: str) -> None:
+def test_a_value_of_another_kind_is_rejected_and_the_error_names_its_key(name: str, key: str) -> None:
     for value in WRONG[SPEC[name][key]]:
         with pytest.raises(BadHeader, match=rf"{name}\.{key}") as caught:
             read(example(name) | {key: value})
@@ -107,7 +107,7 @@ def test_an_unknown_key_is_ignored(name: str) -> None:
     assert read(example(name) | {"colour": "blue", "extra": {"a": [1]}}) == read(example(name))
 
 
-def test_error_codes() -> None:
+def test_the_error_codes_are_those_in_the_code() -> None:
     wrong, later, of_control, stranger = wire_spec.codes()
     assert wrong == {each.code for each in leaves(ProtocolError)} - {ProtocolError.code}
     assert later == {each.code for each in leaves(Unavailable)}
@@ -117,13 +117,13 @@ def test_error_codes() -> None:
     assert stranger == {Unauthorized.code}
 
 
-def test_every_code_says_what_it_means_what_is_on_disk_and_what_a_client_does() -> None:
+def test_every_code_has_a_meaning_a_state_on_disk_and_an_action_for_the_client() -> None:
     for row in wire_spec._rows(wire_spec._section("Error codes")):
         assert all(row), row
         assert len(row) == 4, row
 
 
-def test_numbers_are_taken_from_end_to_end_of_their_ranges_and_not_beyond() -> None:
+def test_numbers_are_accepted_within_their_ranges_only() -> None:
     ranges = wire_spec.ranges()
     assert set(ranges) >= {"n", "base", "count", "id", "next", "credit", "max_samples", "max_bytes", "version", "seq"}
     for name, keys in SPEC.items():
@@ -140,12 +140,12 @@ def test_numbers_are_taken_from_end_to_end_of_their_ranges_and_not_beyond() -> N
                     read(example(name) | {key: value})
 
 
-def test_every_error_has_a_code_of_its_own() -> None:
+def test_every_error_has_a_unique_code() -> None:
     classes = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, FFStreamError)]
     assert len({each.code for each in classes}) == len(classes)
 
 
-def test_default_endpoints() -> None:
+def test_the_default_endpoints_are_specified() -> None:
     for socket, endpoint in (
         ("learn", messages.DEFAULT_LEARN),
         ("predict", messages.DEFAULT_PREDICT),
@@ -154,13 +154,13 @@ def test_default_endpoints() -> None:
         assert f"| {socket} | `{endpoint}` |" in wire_spec._TEXT
 
 
-def test_each_socket_names_types_that_exist() -> None:
+def test_each_socket_lists_existing_types() -> None:
     sockets = wire_spec.socket_types()
     assert set(sockets) == set(wire_spec.SOCKETS)
     assert set().union(*sockets.values()) <= set(TYPES)
 
 
-def test_version_and_limits() -> None:
+def test_the_version_and_the_limits_are_specified() -> None:
     assert f"protocol, version {messages.VERSION}\n" in wire_spec._TEXT
     assert f"at most {messages.MAX_HEADER_BYTES:,} bytes" in wire_spec._TEXT
     assert set(table(*TYPES.values())) == set(SPEC)
