@@ -53,7 +53,7 @@ def _check_state_folder(state: Path) -> None:
         raise ConfigError(wrong("state", state, f"{there} is no folder"), hint="--state names a folder to write to")
     if there == state.absolute():
         with about("state"):
-            check_folder(state, of_keys=False)
+            check_folder(state, group_may_write=True)
 
 
 def _check_stored(config: Config) -> None:

@@ -57,7 +57,7 @@ class StateLock:
             return True
         try:
             self._find()
-            others_may_read = check_folder(self._folder, of_keys=False)
+            others_may_read = check_folder(self._folder, group_may_write=True)
             self._lock_folder()
             self._lock_file()
         except BlockingIOError:

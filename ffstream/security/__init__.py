@@ -1,1 +1,1 @@
-"""Keys and permissions."""
+"""Keys, tokens and their file permissions."""

@@ -69,7 +69,7 @@ def test_a_wrong_file_of_keys_is_refused_and_named(site: Site) -> None:
         assert caught.value.message.startswith(f"security.server_key: {wrong}")
         assert caught.value.hint
     site.secret.chmod(0o640)
-    with pytest.raises(ConfigError, match=r"security\.server_key: .* is open to others"):
+    with pytest.raises(ConfigError, match=r"security\.server_key: .* can be accessed by users other"):
         site.check()
 
 
@@ -82,7 +82,7 @@ def test_a_wrong_token_file_is_refused_and_named(site: Site) -> None:
         assert caught.value.message.startswith(f"security.http_token: {wrong}")
         assert caught.value.hint
     site.token.chmod(0o644)
-    with pytest.raises(ConfigError, match=r"security\.http_token: .* is open to others"):
+    with pytest.raises(ConfigError, match=r"security\.http_token: .* can be accessed by users other"):
         site.check()
 
 
@@ -93,7 +93,7 @@ def test_a_wrong_folder_of_clients_is_refused_and_named(site: Site, name: str) -
         with pytest.raises(ConfigError, match=f"^{option}"):
             site.check(**{f"security__{name}_clients": wrong})
     (site.folder / name).chmod(0o777)
-    with pytest.raises(ConfigError, match=f"^{option}: others may write"):
+    with pytest.raises(ConfigError, match=f"^{option}: other users may write"):
         site.check()
 
 
@@ -115,7 +115,7 @@ def test_a_state_that_cannot_be_a_folder_is_refused(site: Site) -> None:
             site.check(state=str(wrong))
     site.state.mkdir(0o777)
     site.state.chmod(0o777)
-    with pytest.raises(ConfigError, match=r"^state: others may write"):
+    with pytest.raises(ConfigError, match=r"^state: other users may write"):
         site.check()
     site.state.chmod(0o700)
     site.check()

@@ -87,7 +87,7 @@ def test_a_folder_that_others_may_write_to_is_refused_as_long_as_they_may(tmp_pa
     state.mkdir()
     state.chmod(0o777)
     lock = StateLock(state)
-    with pytest.raises(ConfigError, match="others may write"):
+    with pytest.raises(ConfigError, match="other users may write"):
         lock.take()
     assert not (state / "lock").exists()
     state.chmod(0o755)

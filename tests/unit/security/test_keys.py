@@ -12,7 +12,7 @@ from ffstream.server.doors import is_local
 from tests.support import given_away
 
 
-def test_a_pair_is_whole_and_its_secret_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_new_key_pair_is_valid_and_only_its_owner_can_read_the_secret(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         public, secret = keys.create(tmp_path / "keys", "anna")
@@ -27,25 +27,25 @@ def test_a_pair_is_whole_and_its_secret_for_its_owner_alone(tmp_path: Path) -> N
     assert sorted(each.name for each in public.parent.iterdir()) == ["anna.key", "anna.key_secret"]
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_an_existing_key_is_never_overwritten(tmp_path: Path) -> None:
     public, secret = keys.create(tmp_path, "anna")
     for gone in (public, secret):
         kept = {path: path.read_bytes() for path in (public, secret) if path != gone}
         gone.unlink()
-        with pytest.raises(ConfigError, match="there is a key anna"):
+        with pytest.raises(ConfigError, match="already contains a key anna"):
             keys.create(tmp_path, "anna")
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
         gone.write_text("mine")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../a", "a b", "a\n", "-x", "é"])
-def test_a_name_that_is_none(tmp_path: Path, name: str) -> None:
+def test_an_invalid_key_name_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError):
         keys.create(tmp_path, name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keygen(tmp_path: Path) -> None:
+def test_keygen_writes_a_key_pair_and_says_what_to_do_with_it(tmp_path: Path) -> None:
     run = CliRunner().invoke(main, ["keygen", "--out", str(tmp_path / "k"), "anna"])
     assert run.exit_code == 0
     assert f"secret  {tmp_path}/k/anna.key_secret" in run.output
@@ -53,7 +53,7 @@ def test_keygen(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["keygen", "--out", str(tmp_path / "k"), "anna"]).exit_code == 2
 
 
-def test_one_key_option_without_the_other(tmp_path: Path) -> None:
+def test_one_key_option_needs_the_other(tmp_path: Path) -> None:
     public, secret = keys.create(tmp_path, "anna")
     for given in (["--key", str(secret)], ["--server-key", str(public)]):
         run = CliRunner().invoke(main, ["status", *given])
@@ -61,33 +61,33 @@ def test_one_key_option_without_the_other(tmp_path: Path) -> None:
 
 
 def status(*arguments: str) -> str:
-    """What `ffstream status` says to wrong keys: its exit code is 2, and it asks no daemon."""
+    """The output of `ffstream status` with wrong keys: it exits with 2 and does not connect."""
     run = CliRunner().invoke(main, ["status", *arguments])
     assert run.exit_code == 2
     return run.output
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])
-def test_a_public_key_in_place_of_the_secret_one_is_said(tmp_path: Path, mode: int) -> None:
+def test_a_public_key_where_a_secret_key_is_needed_is_an_error(tmp_path: Path, mode: int) -> None:
     public, secret = keys.create(tmp_path, "anna")
     public.chmod(mode)
     said = status("--key", str(public), "--server-key", str(public))
-    assert f"--key: {public} holds a public key, and the secret one is needed here" in said
+    assert f"--key: {public} contains a public key, expected a secret key" in said
     assert f"hint: use {secret}\n" in said
     assert "chmod" not in said
     secret.unlink()
     assert "hint: use the file that ends in .key_secret" in status("--key", str(public), "--server-key", str(public))
 
 
-def test_a_secret_key_in_place_of_the_daemons_public_one_is_said(tmp_path: Path) -> None:
+def test_a_secret_key_where_a_public_key_is_needed_is_an_error(tmp_path: Path) -> None:
     _, secret = keys.create(tmp_path, "anna")
     daemon_public, daemon_secret = keys.create(tmp_path, "daemon")
     said = status("--key", str(secret), "--server-key", str(daemon_secret))
-    assert f"--server-key: {daemon_secret} holds a secret key, and the public one is needed here" in said
+    assert f"--server-key: {daemon_secret} contains a secret key, expected a public key" in said
     assert f"hint: use {daemon_public}" in said
 
 
-def test_swapped_key_files_are_said(tmp_path: Path) -> None:
+def test_swapped_key_files_are_recognised(tmp_path: Path) -> None:
     _, secret = keys.create(tmp_path, "anna")
     public, _ = keys.create(tmp_path, "daemon")
     said = status("--key", str(public), "--server-key", str(secret))
@@ -97,7 +97,7 @@ def test_swapped_key_files_are_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--key", "--server-key"])
 @pytest.mark.parametrize("kind", ["missing", "folder", "token", "unfinished"])
-def test_a_file_that_is_no_key_is_named_with_its_option(tmp_path: Path, option: str, kind: str) -> None:
+def test_the_error_names_the_option_of_an_invalid_key_file(tmp_path: Path, option: str, kind: str) -> None:
     public, secret = keys.create(tmp_path, "anna")
     path = tmp_path / "other"
     if kind == "folder":
@@ -112,9 +112,9 @@ def test_a_file_that_is_no_key_is_named_with_its_option(tmp_path: Path, option: 
 
 
 @pytest.mark.parametrize("name", ["anna.key", "anna.key_secret"])
-def test_a_key_in_place_of_the_token_is_said(tmp_path: Path, name: str) -> None:
+def test_a_key_file_where_a_token_is_needed_is_an_error(tmp_path: Path, name: str) -> None:
     keys.create(tmp_path, "anna")
-    with pytest.raises(ConfigError, match="is a key file, and a token is needed here"):
+    with pytest.raises(ConfigError, match="is a key file, expected a token"):
         keys.load_token(tmp_path / name)
 
 
@@ -138,20 +138,20 @@ def test_a_token_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
         "fifteen-letters",
     ],
 )
-def test_a_token_that_is_none(tmp_path: Path, text: str) -> None:
+def test_an_invalid_token_is_rejected(tmp_path: Path, text: str) -> None:
     file = tmp_path / "token"
     file.touch(0o600)
     file.write_text(text)
-    with pytest.raises(ConfigError, match="holds no token"):
+    with pytest.raises(ConfigError, match="does not contain a token"):
         keys.load_token(file)
 
 
-def test_secrets_and_folders_of_another_user(tmp_path: Path) -> None:
+def test_secrets_and_folders_of_other_users_are_rejected(tmp_path: Path) -> None:
     _, secret = keys.create(tmp_path, "anna")
     for path, load in (
         (secret, lambda: keys.load_pair(secret)),
         (tmp_path, lambda: keys.check_folder(tmp_path)),
-        (tmp_path, lambda: keys.check_folder(tmp_path, of_keys=False)),
+        (tmp_path, lambda: keys.check_folder(tmp_path, group_may_write=True)),
     ):
         with given_away(path), pytest.raises(ConfigError, match="belongs to another user") as caught:
             load()
@@ -159,9 +159,9 @@ def test_secrets_and_folders_of_another_user(tmp_path: Path) -> None:
         load()
 
 
-def test_a_pipe_is_no_key(tmp_path: Path) -> None:
+def test_a_pipe_is_not_a_key(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.key")
-    with pytest.raises(ConfigError, match="no file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         keys.load_public(tmp_path / "pipe.key")
 
 

@@ -56,7 +56,7 @@ def test_a_folder_that_is_opened_to_others_lets_nobody_in(ring: Ring, caplog: py
     with given_away(ring.folder):
         assert ring.admits() == []
     assert [record.getMessage() for record in caplog.records] == [
-        f"nobody gets in path={ring.folder} error=others may write into {ring.folder}"
+        f"nobody gets in path={ring.folder} error=other users may write into {ring.folder}"
     ]
     ring.folder.chmod(0o700)
     assert ring.admits() == ["anna"]

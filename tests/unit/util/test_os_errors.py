@@ -152,7 +152,7 @@ def test_a_secret_of_root_that_is_shared_with_this_process_alone(
         if accepted:
             keys.check_private(token)
             return
-        with pytest.raises(ConfigError, match="is open to others than its owner") as caught:
+        with pytest.raises(ConfigError, match="can be accessed by users other than its owner") as caught:
             keys.check_private(token)
     assert "LoadCredential=" in caught.value.hint
     assert "chmod 600" not in caught.value.hint, "this user may not do that"
@@ -164,5 +164,5 @@ def test_a_secret_whose_group_has_other_users_is_refused(public_folder: Path) ->
     token.write_text("a" * 32)
     token.chmod(0o440)
     os.chown(token, 0, other.pw_gid)
-    with as_user(UID, other.pw_gid), pytest.raises(ConfigError, match="is open to others"):
+    with as_user(UID, other.pw_gid), pytest.raises(ConfigError, match="can be accessed by users other"):
         keys.check_private(token)
