@@ -1,4 +1,4 @@
-"""A flood of malformed messages and a crowd of clients, on a small scale. tools/soak does it on a large one."""
+"""A flood of malformed messages, and many clients, on a small scale; `tools/soak` runs them on a large scale."""
 
 from tests.harness.load import clients, flood
 
@@ -6,7 +6,7 @@ SMALL = ("network.widths=[64,64]", "network.replay_buffer=1000", "checkpoint.eve
 WARM_SAMPLES = 2048
 
 
-def test_a_flood_of_malformed_messages_harms_nobody_else() -> None:
+def test_a_flood_of_malformed_messages_does_not_affect_other_clients() -> None:
     result = flood.run(6000, quiet_s=1.0, settings=SMALL, warm_samples=WARM_SAMPLES, warm_messages=6000, rest_s=0.2)
     assert result["broken"] == []
     assert result["messages"] == 6000
@@ -16,7 +16,7 @@ def test_a_flood_of_malformed_messages_harms_nobody_else() -> None:
     assert result["others_flooded"]["acks"]["per_second"] > 0
 
 
-def test_a_crowd_is_served_and_leaves_nothing_behind() -> None:
+def test_many_clients_are_served_and_leave_no_memory_or_descriptors_behind() -> None:
     result = clients.run(40, rounds=2, settings=SMALL, warm_samples=WARM_SAMPLES, rest_s=0.2)
     assert result["broken"] == []
     assert result["served"] == 40

@@ -84,7 +84,7 @@ class Town:
         """The answer to a message, which is one of the protocol; a ping is answered after it."""
         peer = self.peers[socket]
         self.running.daemon.learner.pause(False)  # or a good wait_idle waits for what came during an earlier pause
-        peer.say(*frames)
+        peer.send_frames(*frames)
         answer, payload = self._hear(peer, socket)
         if isinstance(answer, ErrorReply):
             assert answer.code in CODES, answer
@@ -95,14 +95,14 @@ class Town:
             goodness = np.frombuffer(payload[0], "<f4")
             assert len(goodness) == 4 * len(answer.labels)
             assert np.isfinite(goodness).all()
-        peer.say(codec.encode(Ping()))
+        peer.send_frames(codec.encode(Ping()))
         assert isinstance(self._hear(peer, socket)[0], Pong)
         assert self.log.lines == []
         assert self.running.daemon.failure is None
         return answer
 
     def _hear(self, peer: Peer, socket: str) -> tuple[Message, list[bytes]]:
-        frames = peer.frames()
+        frames = peer.receive_frames()
         if b"" in frames[:2]:  # the envelope in which a REQ socket gets its answer
             del frames[: frames.index(b"") + 1]
         header, *payload = frames

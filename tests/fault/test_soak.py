@@ -1,12 +1,12 @@
-"""Everybody at once, for a few seconds: the promises hold. Whether something grows shows only in a longer run."""
+"""All kinds of clients for a few seconds. Only a longer run (`tools/soak`) shows whether something grows."""
 
 from tests.harness.load import soak
 
 SMALL = ("network.widths=[64,64]", "network.replay_buffer=1000", "checkpoint.every_s=1")
 
 
-def test_everybody_at_once() -> None:
-    result = soak.run(8.0, settings=SMALL, warm_samples=2048, gap_max_s=60.0)  # five seconds: on a quiet machine
+def test_no_promise_is_broken_while_all_kinds_of_clients_run() -> None:
+    result = soak.run(8.0, settings=SMALL, warm_samples=2048, gap_max_s=60.0)  # a loaded machine may pause for long
     assert [each for each in result["broken"] if " grew from " not in each] == []
     assert result["accepted"] == result["learned"] == result["accounted"] > 2048
     assert result["kills"] > 0

@@ -45,7 +45,7 @@ subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
 gate.set()
 ended = lambda: metrics.registry.get_sample_value("ffstream_connections_ended_total", {"socket": "control"})
 wait_until(ended, float(sys.argv[1]), "the connection has ended")
-assert not peer._socket.poll(0)
+assert not peer.socket.poll(0)
 """
 _NAMESPACE = ["unshare", "--user", "--map-root-user", "--net"]
 

@@ -294,7 +294,7 @@ def test_bad_messages_among_good_ones_are_answered_counted_and_harm_nobody(daemo
     villain = daemon.peer()
     order = np.random.default_rng(1).permutation(np.repeat(np.arange(len(BAD)), 4))
     for at, which in enumerate(order):
-        villain.say(*BAD[which][1])
+        villain.send_frames(*BAD[which][1])
         producer.send(images(2, at), labels(2, at))
     producer.flush(WAIT_S)
     answers = [villain.answer() for _ in order]
@@ -320,7 +320,7 @@ def test_a_bad_message_leaves_no_trace_in_the_weights(start: Start) -> None:
         for at in range(0, 64, 8):
             if running is attacked:
                 for _, frames in BAD:
-                    villain.say(*frames)
+                    villain.send_frames(*frames)
             producer.send(images(8, at), labels(8, at))
             producer.flush(WAIT_S)
         running.control().wait_idle(WAIT_S)
@@ -347,7 +347,7 @@ def test_a_message_over_the_byte_limit_cuts_off_its_sender_only(start: Start, so
     bad.send("ping")
     assert bad.answer()["type"] == "pong"
     with bad.cut_off():
-        bad.say(b"x", bytes(2 * 65_536 + 1))
+        bad.send_frames(b"x", bytes(2 * 65_536 + 1))
     good.send("ping")
     assert good.answer()["type"] == "pong"
 
@@ -707,7 +707,7 @@ def get(running: Running, path: str) -> httpx.Response:
 
 def test_every_metric_is_there_with_its_type_and_in_base_units(daemon: Running) -> None:
     feed(daemon, 32)
-    daemon.peer().say(b"nonsense")
+    daemon.peer().send_frames(b"nonsense")
     daemon.control().request("checkpoint")
     feed(daemon, 8, seed=32)
     wait_until(lambda: daemon.metric("messages_rejected_total", reason="bad_header"), WAIT_S, "it is counted")

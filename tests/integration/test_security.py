@@ -578,7 +578,7 @@ def test_a_lock_that_leads_elsewhere_harms_nothing_there(tmp_path: Path) -> None
 def test_a_control_message_over_a_header_ends_its_connection(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
         peer = running.peer("control")
-        peer.say(bytes(65_537))
+        peer.send_frames(bytes(65_537))
         assert peer.answer()["code"] == "too_large"
         with peer.cut_off():
-            peer.say(bytes(131_073))
+            peer.send_frames(bytes(131_073))

@@ -63,9 +63,9 @@ def test_a_daemon_replies_as_the_file_says(daemon: Running, name: str) -> None:
     exchange = EXCHANGES[name]
     with daemon.peer(exchange["socket"]) as peer:
         for step in exchange["steps"]:
-            peer.say(*map(bytes.fromhex, step["send"]))
+            peer.send_frames(*map(bytes.fromhex, step["send"]))
             if step["reply"] is None:
                 continue  # the reply to the next step would not fit if there was one
-            header, payload = peer.hear()
+            header, payload = peer.answer_and_payload()
             assert mismatch(plain(step["reply"]["header"]), header) is None
             assert list(map(len, payload)) == step["reply"]["payload"]

@@ -1,4 +1,4 @@
-"""Loads that a daemon must bear: everybody at once for long, a flood of malformed messages, very many clients.
+"""The loads of `tools/soak`: all kinds of clients for a long time, a flood of malformed messages, very many clients.
 
-`tools/soak` is the way in. What is judged is the daemon's process from outside, and what its clients were told.
+Each measures the daemon's process from outside, and what its clients were answered.
 """

@@ -1,4 +1,4 @@
-"""`tools/soak`: everybody at once; `flood` and `clients` for the special loads."""
+"""The command `tools/soak`, with the subcommands `flood` and `clients`."""
 
 import signal
 import sys
@@ -9,23 +9,25 @@ import click
 from tests.harness.load import clients, flood, soak
 from tests.harness.load.report import publish
 
-_json = click.option("--json", "as_json", is_flag=True, help="One line of JSON and nothing else on stdout.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON and nothing else on stdout.")
 _settings = click.option(
-    "--set", "settings", metavar="SECTION.KEY=VALUE", multiple=True, help="An option of the daemon."
+    "--set", "settings", metavar="SECTION.KEY=VALUE", multiple=True, help="Set an option of the daemon."
 )
 
 
 @click.group(invoke_without_command=True)
-@click.option("--minutes", type=click.FloatRange(min=0.2), default=5.0, show_default=True, help="How long.")
+@click.option("--minutes", type=click.FloatRange(min=0.2), default=5.0, show_default=True, help="Length of the run.")
 @_settings
 @_json
 @click.pass_context
 def main(context: click.Context, minutes: float, settings: tuple[str, ...], as_json: bool) -> None:
-    """Everybody at once: producers that come and go or are killed, clients that do not read, malformed floods.
+    """Run all kinds of clients at the same time against one daemon.
 
-    Ends with what the daemon held after warm-up and in the end. Exit code 1 when a promise broke or something grew.
+    Producers connect and leave or are killed, some clients do not read their answers, and malformed messages come in
+    bursts. Prints what the daemon used after warm-up and at the end. Exit code 1: a promise is broken, or the
+    daemon's memory, descriptors, threads or disk space grew.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon is stopped all the same
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so the daemon is stopped
     if context.invoked_subcommand is None:
         _finish("soak", soak.run(minutes * 60, settings=settings), as_json=as_json)
 
@@ -35,17 +37,17 @@ def main(context: click.Context, minutes: float, settings: tuple[str, ...], as_j
 @_settings
 @_json
 def flood_command(messages: int, settings: tuple[str, ...], as_json: bool) -> None:
-    """Malformed messages of all kinds on all sockets, while others go on."""
+    """Send malformed messages of all kinds to all sockets while well-behaved clients continue."""
     _finish("flood", flood.run(messages, settings=settings), as_json=as_json)
 
 
 @main.command("clients")
-@click.option("--clients", "count", type=click.IntRange(min=1), default=200, show_default=True, help="At once.")
-@click.option("--rounds", type=click.IntRange(min=2), default=3, show_default=True, help="Each of new clients.")
+@click.option("--clients", "count", type=click.IntRange(min=1), default=200, show_default=True, help="At a time.")
+@click.option("--rounds", type=click.IntRange(min=2), default=3, show_default=True, help="Each with new clients.")
 @_settings
 @_json
 def clients_command(count: int, rounds: int, settings: tuple[str, ...], as_json: bool) -> None:
-    """Very many clients at once, round after round."""
+    """Connect very many clients at the same time, round after round."""
     _finish("clients", clients.run(count, rounds, settings=settings), as_json=as_json)
 
 

@@ -1,6 +1,7 @@
-"""Very many clients at once, round after round, each time under new names.
+"""Very many clients at the same time, round after round, each time with new names.
 
-All of a round greet first, so that all are connected together; then each sends its samples, and predicts once.
+All clients of a round greet the daemon first, so that all are connected at the same time. Then each sends its samples
+and one query.
 """
 
 import resource
@@ -15,99 +16,104 @@ import zmq
 
 from ffstream.client import Control
 from tests.harness.daemon import DaemonProcess, temporary_daemon
-from tests.harness.load.figures import Figures, Tolerance, Watcher, at_rest, judge, look, until_level
-from tests.harness.load.peer import INPUTS, SHAPE, Peer, samples
-from tests.harness.load.polite import WARM_SAMPLES, warm_up
-from tests.harness.load.report import grown
+from tests.harness.load.report import growth
 from tests.harness.load.timeline import Timeline
+from tests.harness.load.usage import (
+    Tolerance,
+    Usage,
+    UsageSampler,
+    compare,
+    lowest_usage,
+    read_usage,
+    wait_for_usage,
+)
+from tests.harness.load.well_behaved import WARM_SAMPLES, warm_up
 from tests.harness.load.workers import Worker, shared_count
+from tests.harness.raw_client import INPUTS, SHAPE, RawClient, samples
 
 SETTINGS = ("network.preset=fast", "checkpoint.every_s=5", "checkpoint.keep=2")
 MESSAGES = 5
 SAMPLES = 4  # in a message
 
 RSS = Tolerance(
-    30.0, 0.05, "at rest it varies by 25 MB over a run, mostly with checkpoints; what 1,000 connections use is 60"
+    30.0, 0.05, "an idle daemon varies by 25 MB, mostly because of checkpoints; 1,000 connections use 60 MB"
 )
-DESCRIPTORS = Tolerance(4, 0.0, "a scrape, a query of the journal or a checkpoint may be under way")
+DESCRIPTORS = Tolerance(4, 0.0, "a scrape, a query of the journal or a checkpoint may be in progress")
 
 _PER_PROCESS = 250
 _SETTLE_S = 30.0
-_WATCH_S = 0.1
-_WORST = 10
+_SAMPLE_S = 0.1
+_MAX_ERRORS = 10  # in the report
 
 
 @dataclass
-class Attendance:
-    """What one process of clients saw."""
+class Observations:
+    """What the clients of one process observed."""
 
     served: int = 0
     acked: int = 0
     acks: Timeline = field(default_factory=Timeline)
     errors: list[str] = field(default_factory=list)
 
-    def add(self, part: "Attendance") -> None:
-        """Adds what another process saw."""
-        self.served += part.served
-        self.acked += part.acked
-        self.acks.ended_s += part.acks.ended_s
-        self.acks.took_ms += part.acks.took_ms
-        self.errors += part.errors
+    def add(self, other: "Observations") -> None:
+        """Adds what another process observed."""
+        self.served += other.served
+        self.acked += other.acked
+        self.acks.ended_s += other.acks.ended_s
+        self.acks.took_ms += other.acks.took_ms
+        self.errors += other.errors
 
 
 class _Client:
-    """One producer and predictor: greets, waits for the others, sends, is acked, predicts, is done."""
+    """A producer and a predictor. It greets, waits for all others, sends, and is done when everything is answered."""
 
     def __init__(
-        self, name: str, endpoints: Mapping[str, str], context: "zmq.Context[Any]", seen: Attendance
+        self, name: str, endpoints: Mapping[str, str], context: "zmq.Context[Any]", observed: Observations
     ) -> None:
         self.name = name
         self.predicted = False
-        self.learn = Peer(endpoints["learn"], context=context)
-        self.predict = Peer(endpoints["predict"], context=context)
-        self._sent_s: dict[int, float] = {}  # of what is not acked
+        self.learn = RawClient(endpoints["learn"], context=context)
+        self.predict = RawClient(endpoints["predict"], context=context)
+        self._sent_s: dict[int, float] = {}  # by message number, until it is acked
         self._acked = 0
-        self._seen = seen
+        self._observed = observed
         self._awaited = {"welcome", "pong"}
         self.learn.send("hello", client=name)
-        self.predict.send("ping")  # a connection that was never answered on may not be there yet
+        self.predict.send("ping")  # only an answer shows that the connection is there
 
     @property
     def greeted(self) -> bool:
-        """Whether both its connections are there."""
+        """Whether both connections are there."""
         return not self._awaited
 
     @property
     def done(self) -> bool:
         return self.predicted and self._acked == MESSAGES
 
-    def begin(self) -> None:
-        """Sends everything: a few messages are within any window."""
+    def send_all(self) -> None:
+        """Sends all messages and the query. They are few enough for any window."""
         for n in range(1, MESSAGES + 1):
-            self._send(n)
+            self._sent_s.setdefault(n, time.monotonic())
+            self.learn.send_frames(*samples(self.name, n, 1, SAMPLES))
         self.predict.send("predict", bytes(INPUTS), id=1, count=1, dtype="uint8", shape=SHAPE)
 
-    def _send(self, n: int) -> None:
-        self._sent_s.setdefault(n, time.monotonic())
-        self.learn.say(*samples(self.name, n, 1, SAMPLES))
-
-    def hear(self) -> None:
-        """Takes the answers that wait."""
-        for answer in self.learn.hear_all() + self.predict.hear_all():
+    def receive(self) -> None:
+        """Handles the answers that have arrived."""
+        for answer in self.learn.receive_all() + self.predict.receive_all():
             match answer["type"]:
                 case "welcome" | "pong" as greeting:
                     self._awaited.discard(greeting)
                 case "ack":
-                    self._take(answer["acks"])
+                    self._handle_acks(answer["acks"])
                 case "prediction":
                     self.predicted = True
                 case _:
-                    self._seen.errors.append(f"{self.name}: {answer}")
+                    self._observed.errors.append(f"{self.name}: {answer}")
 
-    def _take(self, acks: list[tuple[int, int, int]]) -> None:
+    def _handle_acks(self, acks: list[tuple[int, int, int]]) -> None:
         for n, _, count in acks:
-            self._seen.acks.add(self._sent_s.pop(n))
-            self._seen.acked += count
+            self._observed.acks.add(self._sent_s.pop(n))
+            self._observed.acked += count
             self._acked += 1
 
     def close(self) -> None:
@@ -116,62 +122,64 @@ class _Client:
         self.predict.close()
 
 
-def attend(
+def run_clients(
     stop: Event, endpoints: Mapping[str, str], names: list[str], greeted: Any, go: Any, timeout_s: float
-) -> Attendance:
-    """So many clients in one process. Counts in `greeted` those that are welcome; they begin once `go` is not 0."""
+) -> Observations:
+    """Runs clients in one process. Sets `greeted` to how many are connected; they send once `go` is not 0."""
     _raise_descriptor_limit()
     deadline = time.monotonic() + timeout_s
-    seen, begun = Attendance(), False
+    observed, started = Observations(), False
     with zmq.Context() as context:
         context.max_sockets = 2 * len(names) + 10
-        clients = [_Client(name, endpoints, context, seen) for name in names]
-        by_socket = {peer.socket: client for client in clients for peer in (client.learn, client.predict)}
+        clients = [_Client(name, endpoints, context, observed) for name in names]
+        by_socket = {raw.socket: client for client in clients for raw in (client.learn, client.predict)}
         poller = zmq.Poller()
         for socket in by_socket:
             poller.register(socket, zmq.POLLIN)
         while not all(client.done for client in clients) and not stop.is_set():
             if time.monotonic() > deadline:
                 missing = [client.name for client in clients if not client.done]
-                seen.errors.append(f"{len(missing)} clients are not served after {timeout_s:g} s, as {missing[0]}")
+                observed.errors.append(
+                    f"{len(missing)} clients are not served after {timeout_s:g} s, among them {missing[0]}"
+                )
                 break
             for socket, _ in poller.poll(50):
-                by_socket[socket].hear()
+                by_socket[socket].receive()
             greeted.value = sum(client.greeted for client in clients)
-            if go.value and not begun:
-                begun = True
+            if go.value and not started:
+                started = True
                 for client in clients:
-                    client.begin()
-        seen.served = sum(client.done for client in clients)
+                    client.send_all()
+        observed.served = sum(client.done for client in clients)
         for client in clients:
             client.close()
-    return seen
+    return observed
 
 
 def _raise_descriptor_limit() -> None:
-    """A client has two sockets, and each of those two descriptors; many systems allow a process 1024 at first."""
+    """A client has two sockets of two descriptors each, and many systems allow a process 1024 by default."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round: what its clients saw and what the daemon held."""
+    """What the clients of a round observed, and what the daemon used."""
 
-    seen: Attendance
+    observed: Observations
     seconds: float
-    before: Figures
+    before: Usage
     peak_mb: float
     descriptors_peak: int
-    after: Figures
+    after: Usage
 
     def describe(self) -> dict[str, float]:
-        """The figures of a report."""
+        """The values for the report."""
         return {
-            "served": self.seen.served,
-            "acked": self.seen.acked,
+            "served": self.observed.served,
+            "acked": self.observed.acked,
             "seconds": round(self.seconds, 2),
-            "p99_ack_ms": round(self.seen.acks.percentile(99), 1),
+            "p99_ack_ms": round(self.observed.acks.percentile(99), 1),
             "rss_before_mb": round(self.before.rss_mb, 1),
             "rss_peak_mb": round(self.peak_mb, 1),
             "rss_after_mb": round(self.after.rss_mb, 1),
@@ -189,35 +197,36 @@ def run(
     rest_s: float = 2.0,
     timeout_s: float = 120.0,
 ) -> dict[str, Any]:
-    """The whole measurement. Its `broken` lists what went wrong."""
+    """Runs all rounds. `broken` in the result lists the promises that are broken."""
     with temporary_daemon(*SETTINGS, *settings) as daemon:
         warm_up(daemon.endpoints, warm_samples)
-        # A crowd leaves behind what any crowd needs: buffers, allocator arenas. The next ones must do with it.
-        _round(daemon, clients, "warm", look(daemon.pid), 0.0, timeout_s)
-        started = at_rest(daemon.pid, seconds=rest_s)
+        # The first clients make the daemon allocate buffers and arenas that later ones must be able to reuse.
+        _round(daemon, clients, "warm", read_usage(daemon.pid), 0.0, timeout_s)
+        started = lowest_usage(daemon.pid, seconds=rest_s)
         done = [_round(daemon, clients, f"round{at}", started, rest_s, timeout_s) for at in range(rounds)]
         alive = daemon.process.poll() is None
     expected = clients * MESSAGES * SAMPLES
-    broken = [error for each in done for error in each.seen.errors[:_WORST]]
+    broken = [error for each in done for error in each.observed.errors[:_MAX_ERRORS]]
     if not alive or daemon.wait():
         broken.append(f"the daemon ended with exit code {daemon.wait()}")
     for at, each in enumerate(done):
-        if each.seen.served != clients or each.seen.acked != expected:
+        if each.observed.served != clients or each.observed.acked != expected:
             broken.append(
-                f"round {at}: {each.seen.served} clients served, {each.seen.acked} of {expected} samples acked"
+                f"round {at}: {each.observed.served} clients served, "
+                f"{each.observed.acked} of {expected} samples acked"
             )
     last = done[-1].after
-    broken += grown(
+    broken += growth(
         [
-            judge("memory (MB)", started.rss_mb, last.rss_mb, RSS),
-            judge("descriptors", started.descriptors, last.descriptors, DESCRIPTORS),
+            compare("memory (MB)", started.rss_mb, last.rss_mb, RSS),
+            compare("descriptors", started.descriptors, last.descriptors, DESCRIPTORS),
         ]
     )
     return {
         "clients": clients,
         **done[-1].describe(),
-        "served": min(each.seen.served for each in done),
-        "acked": sum(each.seen.acked for each in done),
+        "served": min(each.observed.served for each in done),
+        "acked": sum(each.observed.acked for each in done),
         "rss_before_mb": round(started.rss_mb, 1),
         "rss_peak_mb": round(max(each.peak_mb for each in done), 1),
         "rounds": [each.describe() for each in done],
@@ -225,46 +234,43 @@ def run(
     }
 
 
-def _round(
-    daemon: DaemonProcess, clients: int, name: str, started: Figures, rest_s: float, timeout_s: float
-) -> Round:
-    pid = daemon.pid
+def _round(daemon: DaemonProcess, clients: int, name: str, started: Usage, rest_s: float, timeout_s: float) -> Round:
     names = [f"{name}-{at}" for at in range(clients)]
     shares = [names[at : at + _PER_PROCESS] for at in range(0, clients, _PER_PROCESS)]
-    before = look(pid)
+    before = read_usage(daemon.pid)
     go = shared_count()
-    with Watcher(pid, every_s=_WATCH_S) as watcher, ExitStack() as stack:
-        crowd = []
+    with UsageSampler(daemon.pid, every_s=_SAMPLE_S) as sampler, ExitStack() as stack:
+        workers = []
         for share in shares:
             greeted = shared_count()
-            work = Worker(attend, daemon.endpoints, share, greeted, go, timeout_s)
-            crowd.append((stack.enter_context(work), greeted))
+            worker = Worker(run_clients, daemon.endpoints, share, greeted, go, timeout_s)
+            workers.append((stack.enter_context(worker), greeted))
         deadline = time.monotonic() + timeout_s / 2
-        while sum(greeted.value for _, greeted in crowd) < clients and time.monotonic() < deadline:
+        while sum(greeted.value for _, greeted in workers) < clients and time.monotonic() < deadline:
             time.sleep(0.02)
-        together = look(pid)  # all are here; they may be done before the watcher looks again
+        connected = read_usage(daemon.pid)  # with all clients; they may be done before the next regular reading
         begun = time.monotonic()
         go.value = 1
-        parts: list[Attendance] = [worker.result(timeout_s + 30) for worker, _ in crowd]
-    seen = Attendance()
+        parts: list[Observations] = [worker.result(timeout_s + 30) for worker, _ in workers]
+    observed = Observations()
     for part in parts:
-        seen.add(part)
-    seconds = max(seen.acks.ended_s, default=begun) - begun
-    with Control(daemon.endpoints["control"]) as control:
+        observed.add(part)
+    seconds = max(observed.acks.ended_s, default=begun) - begun
+    with Control(daemon.control) as control:
         control.wait_idle(timeout_s)
-    until_level(
-        pid,
-        descriptors=DESCRIPTORS.allows(started.descriptors),
-        rss_mb=RSS.allows(started.rss_mb),
+    wait_for_usage(
+        daemon.pid,
+        descriptors=DESCRIPTORS.limit(started.descriptors),
+        rss_mb=RSS.limit(started.rss_mb),
         timeout_s=_SETTLE_S,
     )
-    after = at_rest(pid, seconds=rest_s)
-    figures = [before, together, *watcher.figures, after]
+    after = lowest_usage(daemon.pid, seconds=rest_s)
+    values = [before, connected, *sampler.values, after]
     return Round(
-        seen,
+        observed,
         seconds,
         before,
-        max(each.rss_mb for each in figures),
-        max(each.descriptors for each in figures),
+        max(each.rss_mb for each in values),
+        max(each.descriptors for each in values),
         after,
     )

@@ -1,6 +1,6 @@
-"""Malformed messages of many kinds, and the codes that the daemon may refuse each with.
+"""Malformed messages of many kinds, each with the error codes with which the daemon may reject it.
 
-A kind is malformed by construction, or because the codec refused the very message here ("mutated").
+A message is malformed by construction; one of the kind "mutated" is malformed because the codec has rejected it here.
 """
 
 import random
@@ -14,7 +14,7 @@ from ffstream.errors import FFStreamError
 from ffstream.wire import codec
 from ffstream.wire.images import ImageChecker
 from ffstream.wire.messages import MAX_HEADER_BYTES, Ping, Predict, Request, Samples
-from tests.harness.load.peer import INPUTS, LABELS, SHAPE, header
+from tests.harness.raw_client import INPUTS, LABELS, SHAPE, header
 
 Frames = tuple[bytes, ...]
 _IMAGE = bytes(INPUTS)
@@ -22,7 +22,7 @@ _MAX_SAMPLES = 4096  # limits.message_max_samples
 
 
 class Kind(NamedTuple):
-    """A way to be malformed on one socket. `codes` are those that fit; `make` gets a source of chance."""
+    """A way in which messages to one socket are malformed, and the error codes that fit."""
 
     name: str
     socket: str
@@ -31,7 +31,7 @@ class Kind(NamedTuple):
 
 
 def _samples(payload: Frames = (_IMAGE,), **fields: Any) -> Frames:
-    good = {"client": "rude", "n": 1, "base": 1, "count": 1, "dtype": "uint8", "shape": SHAPE, "labels": b"\0\0"}
+    good = {"client": "malformed", "n": 1, "base": 1, "count": 1, "dtype": "uint8", "shape": SHAPE, "labels": b"\0\0"}
     return _message("samples", good | fields, payload)
 
 
@@ -43,12 +43,12 @@ def _request(payload: Frames = (), **fields: Any) -> Frames:
     return _message("request", {"id": 1, "command": "status", "arguments": {}} | fields, payload)
 
 
-class _Without:
-    """A field that is not there."""
+class _Missing:
+    """As the value of a field: the field is missing."""
 
 
 def _message(type: str, fields: dict[str, Any], payload: Frames) -> Frames:
-    return (header(type, **{key: value for key, value in fields.items() if value is not _Without}), *payload)
+    return (header(type, **{key: value for key, value in fields.items() if value is not _Missing}), *payload)
 
 
 _GOOD: dict[str, tuple[Callable[..., Frames], type[Samples] | type[Predict] | type[Request]]] = {
@@ -59,8 +59,8 @@ _GOOD: dict[str, tuple[Callable[..., Frames], type[Samples] | type[Predict] | ty
 _CHECKER = ImageChecker(SHAPE, LABELS, _MAX_SAMPLES)
 
 
-def is_good(socket: str, frames: Frames) -> bool:
-    """Whether the codec takes it."""
+def is_valid(socket: str, frames: Frames) -> bool:
+    """Whether the codec accepts the message."""
     try:
         message = codec.decode(frames[0], codec.table(Ping, _GOOD[socket][1]))
         if isinstance(message, Samples):
@@ -72,24 +72,24 @@ def is_good(socket: str, frames: Frames) -> bool:
     return True
 
 
-def _mutated(socket: str, chance: random.Random) -> Frames:
+def _mutated(socket: str, rng: random.Random) -> Frames:
     good = _GOOD[socket][0]()
     while True:
         head = bytearray(good[0])
-        for _ in range(chance.randrange(1, 4)):
-            head[chance.randrange(len(head))] = chance.randrange(256)
+        for _ in range(rng.randrange(1, 4)):
+            head[rng.randrange(len(head))] = rng.randrange(256)
         frames = (bytes(head), *good[1:])
-        if not is_good(socket, frames):
+        if not is_valid(socket, frames):
             return frames
 
 
-def _truncated(socket: str, chance: random.Random) -> Frames:
+def _truncated(socket: str, rng: random.Random) -> Frames:
     head, *payload = _GOOD[socket][0]()
-    return (head[: chance.randrange(1, len(head))], *payload)
+    return (head[: rng.randrange(1, len(head))], *payload)
 
 
-def _noise(chance: random.Random) -> Frames:
-    return (b"\xc1" + chance.randbytes(chance.randrange(0, 300)),)  # 0xc1 is what msgpack never uses
+def _noise(rng: random.Random) -> Frames:
+    return (b"\xc1" + rng.randbytes(rng.randrange(0, 300)),)  # msgpack does not use 0xc1
 
 
 def _floats(*numbers: float) -> Frames:
@@ -97,7 +97,7 @@ def _floats(*numbers: float) -> Frames:
 
 
 def _everywhere(socket: str) -> list[Kind]:
-    """What is wrong on any socket."""
+    """Kinds that are malformed on any socket."""
     good = _GOOD[socket][0]
 
     def kind(name: str, codes: str, make: Callable[[random.Random], Frames]) -> Kind:
@@ -105,48 +105,48 @@ def _everywhere(socket: str) -> list[Kind]:
 
     def header_of(**fields: Any) -> Callable[[random.Random], Frames]:
         frames = (msgpack.packb({"v": 1, "type": "ping"} | fields), *good()[1:])
-        return lambda chance: frames
+        return lambda rng: frames
 
     def plain(*frames: bytes) -> Callable[[random.Random], Frames]:
-        return lambda chance: frames
+        return lambda rng: frames
 
     return [
         kind("an empty frame", "bad_header", plain(b"")),
         kind("noise", "bad_header", _noise),
-        kind("truncated", "bad_header", lambda chance: _truncated(socket, chance)),
+        kind("truncated", "bad_header", lambda rng: _truncated(socket, rng)),
         kind("deeply nested", "bad_header", plain(b"\x91" * 60_000)),
-        kind("maps in maps", "bad_header", plain(b"\x81\xa1a" * 20_000 + b"\x01")),
-        kind("a map that claims 2^32 keys", "bad_header", plain(b"\xdf\xff\xff\xff\xff\xa1a\x01")),
-        kind("a list that claims 2^32 items", "bad_header", plain(b"\xdd\xff\xff\xff\xff" + b"\x01" * 100)),
-        kind("bytes that claim 4 GB", "bad_header", plain(b"\x81\xa1v\xc6\xff\xff\xff\xff")),
-        kind("a text that is not UTF-8", "bad_header", plain(b"\x81\xa1v\xa4\xff\xfe\xfd\xfc")),
+        kind("nested maps", "bad_header", plain(b"\x81\xa1a" * 20_000 + b"\x01")),
+        kind("a map that announces 2^32 keys", "bad_header", plain(b"\xdf\xff\xff\xff\xff\xa1a\x01")),
+        kind("a list that announces 2^32 items", "bad_header", plain(b"\xdd\xff\xff\xff\xff" + b"\x01" * 100)),
+        kind("bytes that announce 4 GB", "bad_header", plain(b"\x81\xa1v\xc6\xff\xff\xff\xff")),
+        kind("a string that is not UTF-8", "bad_header", plain(b"\x81\xa1v\xa4\xff\xfe\xfd\xfc")),
         kind("an extension type", "bad_header", plain(b"\x81\xa1v\xd4\x05\x00")),
-        kind("keys that are numbers", "bad_header", plain(msgpack.packb({1: 2}))),
-        kind("no map", "bad_header", lambda chance: (msgpack.packb([1, "samples", chance.random()]),)),
-        kind("too large a header", "too_large", plain(bytes(MAX_HEADER_BYTES + 1))),
+        kind("integer keys", "bad_header", plain(msgpack.packb({1: 2}))),
+        kind("a list as header", "bad_header", lambda rng: (msgpack.packb([1, "samples", rng.random()]),)),
+        kind("a header that is too large", "too_large", plain(bytes(MAX_HEADER_BYTES + 1))),
         kind("no version", "unsupported_version", plain(msgpack.packb({"type": "ping"}))),
         kind("another version", "unsupported_version", header_of(v=2)),
-        kind("a version that only equals one", "unsupported_version", header_of(v=True)),
+        kind("True as version", "unsupported_version", header_of(v=True)),
         kind("a huge version", "unsupported_version", header_of(v=2**64 - 1)),
         kind("no type", "unknown_type", plain(msgpack.packb({"v": 1}))),
-        kind("an unknown type", "unknown_type", lambda chance: (header(f"type-{chance.random()}"),)),
-        kind("a type that is no text", "unknown_type", header_of(type=[1, 2])),
+        kind("an unknown type", "unknown_type", lambda rng: (header(f"type-{rng.random()}"),)),
+        kind("a type that is a list", "unknown_type", header_of(type=[1, 2])),
         kind("an answer's type", "unknown_type", header_of(type="ack")),
         kind(
             "mutated",
             "bad_header unsupported_version unknown_type bad_dtype bad_shape bad_size label_out_of_range too_large",
-            lambda chance: _mutated(socket, chance),
+            lambda rng: _mutated(socket, rng),
         ),
     ]
 
 
 def _wrong(socket: str, name: str, code: str, **fields: Any) -> Kind:
     frames = _GOOD[socket][0](**fields)
-    return Kind(name, socket, frozenset({code}), lambda chance: frames)
+    return Kind(name, socket, frozenset({code}), lambda rng: frames)
 
 
 def _with_images(socket: str) -> list[Kind]:
-    """What is wrong where images come."""
+    """Kinds that are malformed on sockets that take images."""
 
     def wrong(name: str, code: str, **fields: Any) -> Kind:
         return _wrong(socket, name, code, **fields)
@@ -155,11 +155,11 @@ def _with_images(socket: str) -> list[Kind]:
         wrong("no payload", "bad_frames", payload=()),
         wrong("two payloads", "bad_frames", payload=(_IMAGE, _IMAGE)),
         wrong("a thousand payloads", "bad_frames", payload=(b"x",) * 1000),
-        wrong("no count", "bad_header", count=_Without),
-        wrong("a count of nothing", "bad_header", count=0),
-        wrong("a count below nothing", "bad_header", count=-1),
-        wrong("a count that is a text", "bad_header", count="1"),
-        wrong("a count of 2^63", "bad_header", count=2**63),
+        wrong("no count", "bad_header", count=_Missing),
+        wrong("count 0", "bad_header", count=0),
+        wrong("a negative count", "bad_header", count=-1),
+        wrong("a count that is a string", "bad_header", count="1"),
+        wrong("count 2^63", "bad_header", count=2**63),
         wrong("too many samples", "too_large", count=_MAX_SAMPLES + 1),
         wrong("an unknown dtype", "bad_dtype", dtype="float16"),
         wrong("a dtype that is a number", "bad_header", dtype=1),
@@ -167,11 +167,11 @@ def _with_images(socket: str) -> list[Kind]:
         wrong("another shape", "bad_shape", shape=[28, 27]),
         wrong("a huge shape", "bad_shape", shape=[2**31] * 4),
         wrong("five dimensions", "bad_header", shape=[1, 1, 1, 28, 28]),
-        wrong("a shape below nothing", "bad_header", shape=[-28, -28]),
-        wrong("a byte too few", "bad_size", payload=(_IMAGE[:-1],)),
-        wrong("a byte too many", "bad_size", payload=(_IMAGE + b"\0",)),
-        wrong("nothing in the payload", "bad_size", payload=(b"",)),
-        wrong("bytes for floats", "bad_size", dtype="float32"),
+        wrong("a negative shape", "bad_header", shape=[-28, -28]),
+        wrong("one byte too few", "bad_size", payload=(_IMAGE[:-1],)),
+        wrong("one byte too many", "bad_size", payload=(_IMAGE + b"\0",)),
+        wrong("an empty payload", "bad_size", payload=(b"",)),
+        wrong("uint8 data with dtype float32", "bad_size", dtype="float32"),
         wrong("NaN", "not_finite", dtype="float32", payload=_floats(float("nan"))),
         wrong("infinity", "not_finite", dtype="float32", payload=_floats(float("-inf"))),
         wrong("a huge number", "value_out_of_range", dtype="float32", payload=_floats(3e38)),
@@ -180,36 +180,38 @@ def _with_images(socket: str) -> list[Kind]:
 
 
 _LEARN = [
-    _wrong("learn", "no client", "bad_header", client=_Without),
-    _wrong("learn", "a client without a name", "bad_header", client=""),
-    _wrong("learn", "too long a name", "bad_header", client="é" * 33),
-    _wrong("learn", "a name with a separator", "bad_header", client="a\x1fb"),
-    _wrong("learn", "a name that is bytes", "bad_header", client=b"\xff"),
+    _wrong("learn", "no client", "bad_header", client=_Missing),
+    _wrong("learn", "an empty client name", "bad_header", client=""),
+    _wrong("learn", "a client name that is too long", "bad_header", client="é" * 33),
+    _wrong("learn", "a client name with a separator", "bad_header", client="a\x1fb"),
+    _wrong("learn", "a client name that is bytes", "bad_header", client=b"\xff"),
     _wrong("learn", "number 0", "bad_header", n=0),
     _wrong("learn", "number 2^62", "bad_header", n=2**62),
-    _wrong("learn", "a number that is a fraction", "bad_header", n=1.5),
+    _wrong("learn", "number 1.5", "bad_header", n=1.5),
     _wrong("learn", "a base above the number", "bad_header", base=2),
     _wrong("learn", "a label out of range", "label_out_of_range", labels=b"\x0a\0"),
     _wrong("learn", "the highest label", "label_out_of_range", labels=b"\xff\xff"),
     _wrong("learn", "half a label", "bad_size", labels=b"\0"),
-    _wrong("learn", "labels for two", "bad_size", labels=bytes(4)),
-    _wrong("learn", "labels that are a text", "bad_header", labels="00"),
+    _wrong("learn", "two labels for one image", "bad_size", labels=bytes(4)),
+    _wrong("learn", "labels that are a string", "bad_header", labels="00"),
 ]
 _PREDICT = [
-    _wrong("predict", "no id", "bad_header", id=_Without),
-    _wrong("predict", "an id below nothing", "bad_header", id=-1),
-    _wrong("predict", "an id of 2^63", "bad_header", id=2**63),
+    _wrong("predict", "no id", "bad_header", id=_Missing),
+    _wrong("predict", "a negative id", "bad_header", id=-1),
+    _wrong("predict", "id 2^63", "bad_header", id=2**63),
 ]
 _CONTROL = [
     _wrong("control", "an unknown command", "bad_header", command="format"),
-    _wrong("control", "a long command", "bad_header", command="x" * 65),
+    _wrong("control", "a command that is too long", "bad_header", command="x" * 65),
     _wrong("control", "a command that is a list", "bad_header", command=["status"]),
     _wrong("control", "arguments that are a list", "bad_header", arguments=[1]),
-    _wrong("control", "arguments with keys that are numbers", "bad_header", arguments={1: 2}),
+    _wrong("control", "arguments with integer keys", "bad_header", arguments={1: 2}),
     _wrong("control", "a payload", "bad_frames", payload=(_IMAGE,)),
-    _wrong("control", "no id", "bad_header", id=_Without),
-    _wrong("control", "a time that is a text", "bad_header", command="wait_idle", arguments={"timeout_s": "soon"}),
-    _wrong("control", "a time below nothing", "bad_header", command="wait_idle", arguments={"timeout_s": -1}),
+    _wrong("control", "no id", "bad_header", id=_Missing),
+    _wrong(
+        "control", "a timeout that is a string", "bad_header", command="wait_idle", arguments={"timeout_s": "soon"}
+    ),
+    _wrong("control", "a negative timeout", "bad_header", command="wait_idle", arguments={"timeout_s": -1}),
 ]
 
 KINDS: tuple[Kind, ...] = (

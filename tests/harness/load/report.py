@@ -1,4 +1,4 @@
-"""What a load ends with: one JSON line, or a table for people."""
+"""Prints the result of a load: one line of JSON, or a table for people."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,22 +8,22 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from tests.harness.load.figures import Verdict
+from tests.harness.load.usage import Comparison
 
 _console = Console(highlight=False)
 
 
-def grown(verdicts: Iterable[Verdict]) -> list[str]:
-    """What did not stay flat, in words."""
+def growth(comparisons: Iterable[Comparison]) -> list[str]:
+    """A message for each value that is not flat."""
     return [
-        f"{each.name} grew from {each.before:.4g} to {each.after:.4g}, at most {each.allowed:.4g} is flat"
-        for each in verdicts
+        f"{each.name} grew from {each.before:.4g} to {each.after:.4g}; up to {each.limit:.4g} counts as flat"
+        for each in comparisons
         if not each.flat
     ]
 
 
 def publish(title: str, result: Mapping[str, Any], *, as_json: bool) -> None:
-    """Prints the result. Its `broken` says what went wrong: nothing, if all is well."""
+    """Prints the result. Its `broken` lists the promises that are broken."""
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -35,7 +35,7 @@ def publish(title: str, result: Mapping[str, Any], *, as_json: bool) -> None:
     for each in result["broken"]:
         _console.print(f"broken: {each}", markup=False)
     if not result["broken"]:
-        _console.print("every promise held, everything stayed flat")
+        _console.print("no promise is broken, and nothing grew")
 
 
 def _text(value: Any) -> str:

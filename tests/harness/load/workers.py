@@ -1,4 +1,4 @@
-"""Processes that make load: each ends when told, and hands back what it saw. The rest is ended by its pid."""
+"""Processes that create load. Each returns what it observed when it is told to stop; it can also be killed."""
 
 import multiprocessing
 import threading
@@ -13,34 +13,37 @@ _STOP_S = 60.0
 
 
 class Worker:
-    """`work(stop, *arguments)` in a process of its own. `stop` is an Event that the work must heed."""
+    """Runs `work(stop, *arguments)` in a process, which must return soon after the Event `stop` is set.
+
+    At the end of its block the process is killed if it still runs.
+    """
 
     def __init__(self, work: Callable[..., Any], *arguments: Any) -> None:
         self._stop = _processes.Event()
-        self._begun = _processes.Event()
+        self._started = _processes.Event()
         self._results, theirs = _processes.Pipe(duplex=False)
         self._process = _processes.Process(
-            target=_run, args=(theirs, self._begun, work, self._stop, *arguments), daemon=True
+            target=_run, args=(theirs, self._started, work, self._stop, *arguments), daemon=True
         )
         self._process.start()
         theirs.close()
 
-    def await_begun(self) -> None:
-        """Returns once the work has begun: after all imports. Raises RuntimeError if it never does."""
-        if not self._begun.wait(_STOP_S):
-            raise RuntimeError(f"{self._process.name} has not begun after {_STOP_S:g} s")
+    def await_started(self) -> None:
+        """Returns once all imports are done and `work` is called. Raises RuntimeError after a deadline."""
+        if not self._started.wait(_STOP_S):
+            raise RuntimeError(f"{self._process.name} has not started to work after {_STOP_S:g} s")
 
     def stop(self) -> None:
-        """Asks for the end."""
+        """Sets `stop`."""
         self._stop.set()
 
     @property
     def is_done(self) -> bool:
-        """Whether `result` returns, or raises, at once."""
+        """Whether `result` returns or raises without waiting."""
         return self._results.poll(0.0)
 
     def result(self, timeout_s: float = _STOP_S) -> Any:
-        """What the work returned. Raises RuntimeError when it failed, died, or is not done in time."""
+        """What the work returned. Raises RuntimeError when it raised, was killed, or does not end in time."""
         if not self._results.poll(timeout_s):
             raise RuntimeError(f"{self._process.name} has no result after {timeout_s:g} s")
         try:
@@ -53,12 +56,12 @@ class Worker:
         return result
 
     def finish(self, timeout_s: float = _STOP_S) -> Any:
-        """Asks for the end, and the result."""
+        """Stops the work and returns its result."""
         self.stop()
         return self.result(timeout_s)
 
     def kill(self) -> None:
-        """SIGKILL, if it still runs."""
+        """Sends SIGKILL if the process still runs."""
         self._process.kill()
         self._process.join(_STOP_S)
         self._results.close()
@@ -71,9 +74,9 @@ class Worker:
 
 
 def _run(
-    results: "Connection[Any, Any]", begun: Event, work: Callable[..., Any], stop: Event, *arguments: Any
+    results: "Connection[Any, Any]", started: Event, work: Callable[..., Any], stop: Event, *arguments: Any
 ) -> None:
-    begun.set()
+    started.set()
     try:
         results.send((True, work(stop, *arguments)))
     except Exception:
@@ -81,12 +84,12 @@ def _run(
 
 
 def shared_count() -> Any:
-    """A number that processes share. Without a lock: who writes it may be killed at any moment."""
+    """A number that processes share. It has no lock, because a process that holds one may be killed."""
     return _processes.Value("q", 0, lock=False)
 
 
-def side_by_side(stop: Event, loops: list[Callable[[threading.Event], None]]) -> None:
-    """Runs loops on threads until `stop` is set. Raises the first exception of any, when all have ended."""
+def run_in_threads(stop: Event, loops: list[Callable[[threading.Event], None]]) -> None:
+    """Runs each loop on a thread until `stop` is set or one raises. Then joins all and raises the first exception."""
     ending = threading.Event()
     failures: list[BaseException] = []
 

@@ -658,11 +658,11 @@ def test_a_message_over_the_byte_limit_closes_its_connection_and_no_other(ingest
     for peer in (good, bad):
         peer.send("ping")
         peer.answer()
-    monitor = bad._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    monitor = bad.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     bad.samples(1, client="bad", payload=[bytes(4 * MESSAGE_MAX_BYTES)])
     assert monitor.poll(10_000), "it is still connected"
     assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
-    bad._socket.disable_monitor()
+    bad.socket.disable_monitor()
     good.samples(1)
     assert good.acked(1) == {1: (1, 1)}
 

@@ -71,7 +71,7 @@ def oracle() -> Iterator[Oracle]:
 def test_an_answer_is_what_the_classifier_says(oracle: Oracle, dtype: str, count: int) -> None:
     query = images(count) if dtype == "uint8" else (images(count) / 255).astype("<f4")
     oracle.peer.send("predict", query.tobytes(), id=9, count=count, dtype=dtype, shape=[INPUTS])
-    header, (goodness,) = oracle.peer.hear()
+    header, (goodness,) = oracle.peer.answer_and_payload()
     labels_B, goodness_BL = oracle.classifier.predict(torch.from_numpy(query))
     assert header == {
         "v": 1,
@@ -94,7 +94,7 @@ def test_queries_of_both_dtypes_that_wait_together_get_their_own_answers(oracle:
             "predict", frame, id=id, count=len(query), dtype="uint8" if id % 2 else "float32", shape=[INPUTS]
         )
     for _ in queries:
-        header, (goodness,) = oracle.peer.hear()
+        header, (goodness,) = oracle.peer.answer_and_payload()
         expected = oracle.classifier.predict(torch.from_numpy(queries[header["id"]])).goodness_BL.numpy()
         assert np.allclose(np.frombuffer(goodness, "<f4").reshape(-1, 4), expected, rtol=1e-4)
     total = sum(map(len, queries.values()))
@@ -170,7 +170,7 @@ def test_floats_a_hair_outside_are_answered_as_if_clipped(oracle: Oracle) -> Non
     query[0, 0], query[1, 0] = np.nextafter(np.float32(1), np.float32(2)), -1e-9
     for id, each in enumerate((query, query.clip(0, 1))):
         oracle.peer.send("predict", each.tobytes(), id=id, count=2, dtype="float32", shape=[INPUTS])
-    (_, first), (_, second) = oracle.peer.hear(), oracle.peer.hear()
+    (_, first), (_, second) = oracle.peer.answer_and_payload(), oracle.peer.answer_and_payload()
     assert first == second
 
 

@@ -88,7 +88,7 @@ def test_rejected_messages_are_logged_with_their_sender(running: Running, caplog
     learn.samples(1, client="anna\n", labels=b"\7\0")
     predict.send("predict", bytes(INPUTS), id=1, count=1, dtype="uint8", shape=[INPUTS - 1])
     control.send("request", id=1, command="dance", arguments={})
-    control.say(b"nonsense")
+    control.send_frames(b"nonsense")
     for peer, code in ((learn, "label_out_of_range"), (predict, "bad_shape"), (control, "bad_header")):
         assert peer.answer()["code"] == code
     assert control.answer()["code"] == "bad_header"
@@ -112,7 +112,7 @@ def test_a_flood_of_bad_messages_writes_few_lines_that_count_them_all(
     villain = running.peer()
     for n in range(1, 301):
         villain.samples(n, labels=b"\7\0")
-        villain.say(b"nonsense")
+        villain.send_frames(b"nonsense")
         villain.answer()
         villain.answer()
     wait_until(

@@ -38,7 +38,7 @@ def refused(ingest: Ingest, **fields: Any) -> tuple[str, int | None]:
     """A good message but for these fields: the error's code and `n`."""
     payload = fields.pop("payload", [bytes(INPUTS)])
     peer = ingest.peer()
-    peer.say(msgpack.packb(GOOD | {"n": 7} | fields), *payload)
+    peer.send_frames(msgpack.packb(GOOD | {"n": 7} | fields), *payload)
     answer = peer.answer()
     assert answer["type"] == "error"
     return answer["code"], answer["n"]
