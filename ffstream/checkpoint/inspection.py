@@ -1,4 +1,4 @@
-"""Looking at checkpoints without touching them, and without torch."""
+"""Reads checkpoints without changing them, and without torch."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,32 +6,33 @@ from typing import Any, NamedTuple
 
 from ffstream.checkpoint import manifest
 from ffstream.checkpoint.manifest import MANIFEST, folder_of
-from ffstream.errors import CheckpointDamaged
+from ffstream.errors import CheckpointDamaged, CheckpointIncompatible
 
 
 class Found(NamedTuple):
-    """One checkpoint: its manifest, or what is wrong with it."""
+    """A checkpoint: its manifest, or why it cannot be used."""
 
     seq: int
-    bytes: int  # of its files, whatever they hold
-    manifest: dict[str, Any]  # empty when it is damaged
-    damage: CheckpointDamaged | None
+    bytes: int  # of all its files
+    manifest: dict[str, Any]  # empty if there is a problem
+    problem: CheckpointDamaged | CheckpointIncompatible | None
 
 
 def look(folder: Path, *, thoroughly: bool, seq: int | None = None) -> Iterator[Found]:
-    """Checkpoints, newest first; with a number, that one if it is there. `thoroughly`: every byte of their files."""
+    """The checkpoints, newest first, or only the one with that number. `thoroughly`: reads every byte of their
+    files."""
     check = manifest.verify if thoroughly else manifest.read
     for each in reversed(manifest.seqs(folder)) if seq is None else [seq]:
         size = _size(folder_of(folder, each))
         try:
             yield Found(each, size, check(folder, each), None)
-        except CheckpointDamaged as damage:
-            if (folder_of(folder, each) / MANIFEST).exists():  # or it was never there, or the daemon has removed it
-                yield Found(each, size, {}, damage)
+        except (CheckpointDamaged, CheckpointIncompatible) as problem:
+            if (folder_of(folder, each) / MANIFEST).exists():  # otherwise the daemon has just removed it
+                yield Found(each, size, {}, problem)
 
 
 def half_written(folder: Path) -> list[str]:
-    """Names of folders that a write in progress, or one that death cut short, has left without a manifest."""
+    """Names of folders without a manifest: being written, or left by a crash."""
     return [each.name for each in manifest.half_written(folder)]
 
 

@@ -1,6 +1,6 @@
-"""What tells a whole checkpoint from a damaged one: its manifest and the files' checksums. Needs no torch.
+"""The manifest of a checkpoint, which tells a whole checkpoint from a damaged one. Needs no torch.
 
-The format stands in `store`.
+`store.py` describes the format. In every format, `format` is a number and `check` is the SHA-256 of the other keys.
 """
 
 import errno
@@ -8,40 +8,35 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, Unavailable
-from ffstream.util.option_errors import show
+from ffstream.checkpoint import formats
+from ffstream.errors import CheckpointDamaged, Unavailable
 
-FORMAT = 1
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
-# SHA-256 takes thirty times as long, time that learning would miss. Both find whatever chance damages, and neither
-# what is done on purpose: who can write here can write a manifest, too.
+WRITING = ".writing-"  # with the sequence number: the folder's name until the checkpoint is complete
+# SHA-256 takes 30 times as long, which learning would notice. Both detect accidental damage. Neither detects
+# tampering: whoever can write here can also write a manifest.
 CHECKSUM = "xxh3_128"
 _SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-WRITING = ".writing-"  # and the sequence number: a checkpoint until it has its name
 _NUMBER = re.compile(r"\d{20}", re.ASCII)
-_HALF = re.compile(rf"{re.escape(WRITING)}\d+", re.ASCII)
-_CHECKSUMS: dict[str, Callable[[], Any]] = {
-    CHECKSUM: xxhash.xxh3_128,
-    "sha256": hashlib.sha256,  # of earlier versions
-}
+_HALF_WRITTEN = re.compile(rf"{re.escape(WRITING)}\d+", re.ASCII)
 
 
 def folder_of(folder: Path, seq: int) -> Path:
-    """Where the checkpoint of that sequence number lies."""
+    """The folder of the checkpoint with that sequence number."""
     return folder / f"{seq:020d}"
 
 
 def seqs(folder: Path) -> list[int]:
-    """Sequence numbers of the checkpoints that have a manifest, oldest first. Raises Unavailable.
+    """Sequence numbers of the checkpoints that have a manifest, oldest first.
 
-    What cannot be looked at is not absent: a learner would begin anew beside it.
+    Raises Unavailable if the folder cannot be read: learning must not start over because of that.
     """
     try:
         names = [each.name for each in folder.iterdir() if _NUMBER.fullmatch(each.name)]
@@ -50,53 +45,65 @@ def seqs(folder: Path) -> list[int]:
         return []
     except OSError as error:
         raise Unavailable(
-            f"{error.filename or folder}: {error.strerror}", hint="may this user read it, and are descriptors left?"
+            f"{error.filename or folder}: {error.strerror}",
+            hint="check that this user may read it and that file descriptors are left",
         ) from error
 
 
 def half_written(folder: Path) -> list[Path]:
-    """Folders without a manifest: being written, or left by a death. Not what somebody else keeps there."""
+    """Checkpoint folders without a manifest: being written, or left by a crash. Other folders are ignored."""
     if not folder.is_dir():
         return []
-    ours = (each for each in folder.iterdir() if _NUMBER.fullmatch(each.name) or _HALF.fullmatch(each.name))
+    ours = (each for each in folder.iterdir() if _NUMBER.fullmatch(each.name) or _HALF_WRITTEN.fullmatch(each.name))
     return sorted(each for each in ours if each.is_dir() and not (each / MANIFEST).exists())
 
 
 def sign(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with the checksum that makes it one."""
+    """The manifest with its checksum."""
     return {**manifest, "check": _check(manifest)}
 
 
 def read(folder: Path, seq: int) -> dict[str, Any]:
-    """The manifest, once its checksum and its files' sizes are right. Raises CheckpointDamaged."""
-    here = folder_of(folder, seq)
+    """The manifest of a checkpoint whose files have the right sizes.
+
+    Its recipe has all options of the current format. Raises CheckpointDamaged, and CheckpointIncompatible for a newer
+    format.
+    """
+    return read_at(folder_of(folder, seq), seq)
+
+
+def read_at(here: Path, seq: int | None = None) -> dict[str, Any]:
+    """The same for the checkpoint in the folder `here`, which may have another name. `seq`: its expected number."""
+    name = here.name if seq is None else seq
     try:
         manifest: dict[str, Any] = json.loads((here / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT or manifest["seq"] != seq:
-            raise damaged(seq, "the manifest is of another format or checkpoint")
         if manifest.pop("check") != _check(manifest):
-            raise damaged(seq, f"{MANIFEST}: checksum differs")
-        for part in ("recipe", "progress", "files"):
-            if not isinstance(manifest[part], dict):
-                raise damaged(seq, f"{MANIFEST}: {part} is no map")
-        if STATE not in manifest["files"]:  # then nothing would vouch for it
-            raise damaged(seq, f"{MANIFEST}: {STATE} is not listed")
-        for name, expected in manifest["files"].items():
-            size = (here / Path(name).name).stat().st_size
+            raise damaged(name, f"{MANIFEST}: wrong checksum")
+        version = formats.expect_format(manifest["format"], f"checkpoint {name}")
+        if type(manifest["seq"]) is not int or manifest["seq"] != (manifest["seq"] if seq is None else seq):
+            raise damaged(name, f"{MANIFEST} is that of checkpoint {manifest['seq']!r}")
+        for key in ("recipe", "progress", "files"):
+            if not isinstance(manifest[key], dict):
+                raise damaged(name, f"{MANIFEST}: {key} is not a map")
+        if STATE not in manifest["files"]:  # its checksum would be unknown
+            raise damaged(name, f"{MANIFEST}: {STATE} is not listed")
+        for file, expected in manifest["files"].items():
+            size = (here / Path(file).name).stat().st_size
             if size != expected["bytes"]:
-                raise damaged(seq, f"{name}: {size} bytes, not {expected['bytes']}")
-            if not isinstance(expected[_kind(expected)], str):
-                raise damaged(seq, f"{MANIFEST}: {name} has no checksum")
+                raise damaged(name, f"{file}: {size} bytes, not {expected['bytes']}")
+            if not isinstance(expected[CHECKSUM], str):
+                raise damaged(name, f"{MANIFEST}: {file} has no checksum")
+        manifest["recipe"] = formats.complete(manifest["recipe"], version)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(seq, f"unreadable: {error}") from error
+        raise damaged(name, f"cannot be read: {error}") from error
     return manifest
 
 
 def clock_and_size(folder: Path, seq: int) -> tuple[float, int]:
-    """`clock_s` of a checkpoint, and the bytes of its files; no checksum is computed.
+    """`clock_s` of a checkpoint and the bytes of its files. Checksums are not verified.
 
-    0.0 where the manifest has no such number: of an earlier version, or damaged, which is for others to find. Raises
-    OSError when that cannot be told, because descriptors or memory are short.
+    Where the manifest is damaged, `clock_s` is 0.0. Raises OSError if there are not enough descriptors or memory to
+    tell.
     """
     here = folder_of(folder, seq)
     clock_s, size = 0.0, 0
@@ -112,62 +119,34 @@ def clock_and_size(folder: Path, seq: int) -> tuple[float, int]:
 
 
 def verify(folder: Path, seq: int) -> dict[str, Any]:
-    """The manifest of a whole checkpoint: every byte of its files was looked at. Raises CheckpointDamaged."""
-    manifest = read(folder, seq)
-    for name, expected in manifest["files"].items():
+    """The manifest of a checkpoint whose files were read to the last byte. Raises what `read` raises."""
+    return verify_at(folder_of(folder, seq), seq)
+
+
+def verify_at(here: Path, seq: int | None = None) -> dict[str, Any]:
+    """The same for the checkpoint in the folder `here`, which may have another name."""
+    manifest = read_at(here, seq)
+    for file, expected in manifest["files"].items():
         try:
-            found = checksum(folder_of(folder, seq) / Path(name).name, _kind(expected))
+            found = checksum(here / Path(file).name)
         except OSError as error:
-            raise damaged(seq, f"unreadable: {error}") from error
-        if found != expected[_kind(expected)]:
-            raise damaged(seq, f"{name}: checksum differs")
+            raise damaged(manifest["seq"], f"cannot be read: {error}") from error
+        if found != expected[CHECKSUM]:
+            raise damaged(manifest["seq"], f"{file}: wrong checksum")
     return manifest
 
 
-def expect_recipe(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """Raises CheckpointIncompatible unless the checkpoint is of this recipe, which looks as JSON gives it back."""
-    found, recipe = _flat(manifest["recipe"]), _flat(recipe)
-    changed = [key for key in sorted({*found, *recipe}) if found.get(key) != recipe.get(key)]
-    if not changed:
-        return
-    differences = "; ".join(f"network.{key} = {_shown(recipe, key)}, not {_shown(found, key)}" for key in changed[:3])
-    more = f"; and {len(changed) - 3} more options" if len(changed) > 3 else ""
-    raise CheckpointIncompatible(
-        f"the options are not those that checkpoint {manifest['seq']} was learned with: {differences}{more}",
-        hint="set them as they were (ffstream checkpoint list --json shows all), or use another --state folder",
+def damaged(seq: int | str, what: str) -> CheckpointDamaged:
+    """The error for a checkpoint that is not whole."""
+    return CheckpointDamaged(
+        f"checkpoint {seq}: {what}", hint="recovery uses an older checkpoint and the journal from there on"
     )
 
 
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    """Options by their dotted names, those of layers as `layers[0].learning_rate`."""
-    if isinstance(tree, Mapping):
-        inner = [(f"{name}.{key}" if name else str(key), value) for key, value in tree.items()]
-    elif isinstance(tree, list) and any(isinstance(each, Mapping) for each in tree):
-        inner = [(f"{name}[{index}]", value) for index, value in enumerate(tree)]
-        inner.append((f"{name} (how many)", len(tree)))
-    else:
-        return {name: tree}
-    return {key: value for part, each in inner for key, value in _flat(each, part).items()}
-
-
-def _shown(recipe: Mapping[str, Any], key: str) -> str:
-    return show(recipe[key]) if key in recipe else "absent"
-
-
-def damaged(seq: int, what: str) -> CheckpointDamaged:
-    """The error for a checkpoint that is not whole."""
-    return CheckpointDamaged(f"checkpoint {seq}: {what}", hint="an older one is used, and the journal from there on")
-
-
-def checksum(path: Path, kind: str = CHECKSUM) -> str:
-    """Of a file, in hexadecimal digits. Raises OSError."""
+def checksum(path: Path) -> str:
+    """The XXH3 checksum of a file, in hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, _CHECKSUMS[kind]).hexdigest()
-
-
-def _kind(expected: Mapping[str, Any]) -> str:
-    """Under which name a file's checksum stands."""
-    return CHECKSUM if CHECKSUM in expected else "sha256"
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def _check(manifest: Mapping[str, Any]) -> str:

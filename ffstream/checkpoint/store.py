@@ -1,20 +1,24 @@
-"""Checkpoints in a folder, one folder each, named by the sequence number that it has learned.
+"""Checkpoints on disk. Each has a folder, which is named after the last sequence number it has learned.
 
-    checkpoints/00000000000000041200/state.safetensors   every tensor of the learner's state
-    checkpoints/00000000000000041200/manifest.json       what belongs to it, and its checksums
+    checkpoints/00000000000000041200/state.safetensors   all tensors of the state
+    checkpoints/00000000000000041200/manifest.json       everything else, and the checksums
 
-A checkpoint is valid if and only if its manifest is there, has the SHA-256 that stands in it as `check`, and every
-file in it has the size and the XXH3 checksum that the manifest states. The order of writing keeps this true at all
-times:
+The manifest is a JSON map:
+
+    format      format version (see formats.py)            recipe     all options of the network
+    ffstream    version of ffstream that wrote it          progress   the rest of the state: step, phase position, …
+    seq         last sequence number that was learned      files      size and XXH3 checksum of each file
+    written     time of day, seconds since 1970            check      SHA-256 of the other keys
+    clock_s     seconds that daemons had run on this folder; ages are computed from it, see ladder.py
+
+A checkpoint is valid if and only if its manifest exists, `check` is right, and every file in `files` has the stated
+size and checksum. The order of writing keeps this true at all times:
 
     1. state into `.writing-SEQ/`, fsync file and folder     2. rename to `SEQ/`, fsync the parent
     3. manifest into `SEQ/.manifest`, fsync                  4. rename to `SEQ/manifest.json`, fsync the folder
 
-A death before 4 leaves a folder without a manifest, which the next writer sweeps away. Weights are safetensors:
-reading a checkpoint runs no code.
-
-Which ones stay is decided in `ladder`, after each write. `clock_s` in a manifest is what ages are computed from: the
-seconds that daemons had run on this folder when it was written.
+A crash before 4 leaves a folder without a manifest, which the next write removes. The state is a safetensors file, so
+reading a checkpoint cannot run code.
 """
 
 import json
@@ -31,9 +35,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ffstream import __version__
 from ffstream.checkpoint import manifest as manifests
+from ffstream.checkpoint import recipes
+from ffstream.checkpoint.formats import FORMAT
 from ffstream.checkpoint.ladder import Ladder, Rung
-from ffstream.checkpoint.manifest import FORMAT, MANIFEST, STATE, WRITING, damaged, folder_of
+from ffstream.checkpoint.manifest import MANIFEST, STATE, WRITING, damaged, folder_of
 from ffstream.checkpoint.tensors import save
 from ffstream.errors import CheckpointDamaged, Unavailable
 from ffstream.util import failpoints
@@ -44,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One consistent cut. `progress` is what is not a tensor: step, phase position, counts (JSON)."""
+    """The state at one point of the stream. `progress` is everything that is not a tensor, as JSON."""
 
     seq: int
     tensors: Mapping[str, Tensor]
@@ -52,17 +59,18 @@ class Checkpoint:
 
 
 class Stored(NamedTuple):
-    """What is known of a checkpoint on disk without reading its tensors."""
+    """A checkpoint on disk, as its manifest describes it."""
 
     seq: int
     bytes: int
-    age_s: float  # since it was written, by the machine's clock; 0 if that says that it is yet to come
+    age_s: float  # since it was written, by the time of day; 0 if that is in the future
 
 
 class CheckpointStore:
-    """Writes and reads the checkpoints of one recipe. One writer at a time; readers need no lock.
+    """Writes and reads the checkpoints of one recipe. Only one thread may write at a time; readers need no lock.
 
-    `ladder_s` and `max_bytes` say which stay beside the newest `keep`: see `ladder`. `monotonic_s` is a clock.
+    `ladder_s` and `max_bytes` decide which are kept besides the newest `keep`: see ladder.py. `monotonic_s` is a
+    clock.
     """
 
     def __init__(
@@ -78,28 +86,30 @@ class CheckpointStore:
         self.folder = folder
         self.keep = keep
         self._ladder = Ladder(keep, ladder_s, max_bytes)
-        self._rungs: dict[int, Rung] = {}  # what manifests say, read once
-        # As it looks when read back: JSON has lists where Python has tuples.
+        self._rungs: dict[int, Rung] = {}  # read from manifests once
+        # As it looks when it is read back: JSON has lists instead of tuples.
         self.recipe = json.loads(json.dumps(recipe))
-        self._damaged: set[int] = set()  # known to be: they vouch for nothing, and go once a later one is whole
+        self._damaged: set[int] = set()  # found so far; nothing relies on them, and the next write removes them
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            fsync(folder.parent)  # the journal lets rows go that are learned in here
+            fsync(folder.parent)  # rows of the journal are deleted once a checkpoint has learned them
         except OSError as error:
-            raise Unavailable(f"{folder}: {error.strerror}", hint="checkpoints want a folder to write to") from error
+            raise Unavailable(
+                f"{folder}: {error.strerror}", hint="checkpoints need a folder that can be written to"
+            ) from error
         self._monotonic_s = monotonic_s
         self._clock_began_s = self._newest_clock_s() - monotonic_s()
 
     def write(self, checkpoint: Checkpoint, wrote: Callable[[int], object] = lambda size: None) -> int:
-        """Makes a checkpoint durable and removes what is over `keep`. Returns its bytes. Raises OSError.
+        """Makes a checkpoint durable and removes old ones. Returns its size in bytes. Raises OSError, Unavailable.
 
-        `wrote` is called with the bytes that have gone to disk since its last call.
+        `wrote` is called with the number of bytes that were written since its last call.
         """
         final = folder_of(self.folder, checkpoint.seq)
         aside = self.folder / f"{WRITING}{checkpoint.seq}"
         self._sweep()
         if self._is_whole(checkpoint.seq):
-            # The same samples lead to the same state. But whoever wrote it may have met an error at its last flush.
+            # The same samples lead to the same state. But an earlier write may have failed in its last fsync.
             fsync_tree(final)
             fsync(self.folder)
             return int((final / STATE).stat().st_size)
@@ -109,13 +119,14 @@ class CheckpointStore:
         fsync(aside / STATE)
         fsync(aside)
         failpoints.reached("checkpoint.fsync.after")
-        if final.exists():  # damaged: recovery began before it and has come here again
+        if final.exists():  # damaged: recovery began at an earlier checkpoint and has now come here again
             self._remove(checkpoint.seq)
         aside.rename(final)
         fsync(self.folder)
         failpoints.reached("checkpoint.rename.after")
         manifest = {
             "format": FORMAT,
+            "ffstream": __version__,
             "seq": checkpoint.seq,
             "written": time.time(),
             "clock_s": self.clock_s(),
@@ -136,20 +147,20 @@ class CheckpointStore:
         return saved.bytes
 
     def _remove_old(self, seq: int) -> None:
-        # A newer one is damaged: recovery began before it. It is no reason to give up a whole one.
+        # Newer ones do not count: they are damaged, and recovery began before them.
         try:
             surplus = self._ladder.surplus(self.rungs(at_most=seq))
-        except OSError as error:  # no descriptor to look at them: tried again after the next write
-            log.warning("old checkpoints stay error=%s", error)
+        except OSError as error:  # no file descriptors left; the next write tries again
+            log.warning("old checkpoints are not removed error=%s", error)
             return
         for old in (*(rung.seq for rung in surplus), *(each for each in sorted(self._damaged) if each < seq)):
             failpoints.reached("checkpoint.remove.before")
             self._remove(old)
 
     def shed(self) -> int:
-        """Makes room on the disk: removes the least useful checkpoint besides the newest `keep`.
+        """Makes room on the disk: removes the least useful checkpoint, but none of the newest `keep`.
 
-        Returns the bytes that are free now, 0 when only the newest are left. Raises OSError, Unavailable.
+        Returns the number of bytes freed; 0 if only the newest are left. Raises OSError, Unavailable.
         """
         surplus = self._ladder.sparser(self.rungs())
         for rung in surplus:
@@ -157,11 +168,12 @@ class CheckpointStore:
         return sum(rung.bytes for rung in surplus)
 
     def recent(self, at_most: int) -> list[int]:
-        """The newest `keep` whole ones at or below a sample, oldest first: those that recovery relies on."""
+        """The newest `keep` whole checkpoints at or before a sample, oldest first. Recovery relies on these."""
         return [seq for seq in self.whole_seqs() if seq <= at_most][-self.keep :]
 
     def rungs(self, at_most: int | None = None) -> list[Rung]:
-        """Whole checkpoints (at or below a sample) with age and size, oldest first. Raises OSError, Unavailable."""
+        """Whole checkpoints (at or before a sample) with clock and size, oldest first. Raises OSError,
+        Unavailable."""
         return [self._rung(seq) for seq in self.whole_seqs() if at_most is None or seq <= at_most]
 
     def _rung(self, seq: int) -> Rung:
@@ -173,11 +185,11 @@ class CheckpointStore:
     def _newest_clock_s(self) -> float:
         try:
             return max((rung.clock_s for rung in self.rungs()), default=0.0)
-        except OSError:  # not now: older checkpoints will look younger than they are, and stay longer
+        except OSError:  # then older checkpoints seem newer than they are, and are kept longer
             return 0.0
 
     def clock_s(self) -> float:
-        """Seconds that daemons have run on this folder. Never goes back, and ignores changes of the time of day."""
+        """Seconds that daemons have run on this folder. Never decreases, and does not depend on the time of day."""
         return self._monotonic_s() + self._clock_began_s
 
     def seqs(self) -> list[int]:
@@ -185,11 +197,11 @@ class CheckpointStore:
         return manifests.seqs(self.folder)
 
     def whole_seqs(self) -> list[int]:
-        """The same without those that are known to be damaged."""
+        """The same, without those that were found to be damaged."""
         return [seq for seq in self.seqs() if seq not in self._damaged]
 
     def newest_stored(self) -> Stored | None:
-        """The newest one that is not known to be damaged; None if there is none, or it cannot be read."""
+        """The newest checkpoint that is not known to be damaged. None if there is none, or if it cannot be read."""
         with suppress(CheckpointDamaged, Unavailable, KeyError, TypeError, ValueError):
             for seq in self.whole_seqs()[-1:]:
                 manifest = manifests.read(self.folder, seq)
@@ -198,9 +210,9 @@ class CheckpointStore:
         return None
 
     def load(self, seq: int) -> Checkpoint:
-        """Reads one. Raises CheckpointDamaged or CheckpointIncompatible."""
+        """Reads a checkpoint. Raises CheckpointDamaged or CheckpointIncompatible."""
         manifest = self.verify(seq)
-        manifests.expect_recipe(manifest, self.recipe)
+        recipes.expect_same(manifest["recipe"], self.recipe, f"checkpoint {seq}")
         try:
             tensors = load_file(folder_of(self.folder, seq) / STATE)
         except (SafetensorError, OSError) as error:
@@ -208,13 +220,16 @@ class CheckpointStore:
         return Checkpoint(seq, tensors, manifest["progress"])
 
     def check_recipe(self) -> None:
-        """Raises CheckpointIncompatible when the newest one is of another recipe. Reads no more than its manifest."""
+        """Raises CheckpointIncompatible if the newest checkpoint is of another recipe. Reads only its manifest."""
         for seq in self.seqs()[-1:]:
-            with suppress(CheckpointDamaged):  # or its daemon has just removed it: that is for recovery to see
-                manifests.expect_recipe(manifests.read(self.folder, seq), self.recipe)
+            with suppress(CheckpointDamaged):  # recovery handles that, or its daemon has just removed it
+                recipes.expect_same(manifests.read(self.folder, seq)["recipe"], self.recipe, f"checkpoint {seq}")
 
     def newest(self, at_most: int | None = None) -> tuple[Checkpoint | None, list[CheckpointDamaged]]:
-        """The newest whole checkpoint (at or below a sequence number), and what was passed over on the way."""
+        """The newest whole checkpoint (at or before a sequence number), and the damaged ones that are newer.
+
+        Raises CheckpointIncompatible, Unavailable.
+        """
         damages: list[CheckpointDamaged] = []
         for seq in reversed(self.seqs()):
             if at_most is not None and seq > at_most:
@@ -222,12 +237,13 @@ class CheckpointStore:
             try:
                 return self.load(seq), damages
             except CheckpointDamaged as damage:
-                log.error("checkpoint damaged seq=%d error=%r: trying the one before", seq, str(damage))
+                log.error("checkpoint damaged, using the one before seq=%d error=%r", seq, str(damage))
                 damages.append(damage)
         return None, damages
 
     def verify(self, seq: int) -> dict[str, Any]:
-        """The manifest of a whole checkpoint. Raises CheckpointDamaged, and remembers it."""
+        """The manifest of a checkpoint whose files were read to the last byte. Raises CheckpointDamaged and remembers
+        it, and CheckpointIncompatible for a newer format."""
         try:
             return manifests.verify(self.folder, seq)
         except CheckpointDamaged:
@@ -244,19 +260,19 @@ class CheckpointStore:
         return True
 
     def discard_after(self, seq: int) -> None:
-        """Removes every checkpoint that has learned more than `seq`."""
+        """Removes all checkpoints after `seq`. Raises OSError, Unavailable."""
         for newer in (each for each in self.seqs() if each > seq):
             self._remove(newer)
 
     def _remove(self, seq: int) -> None:
         folder = folder_of(self.folder, seq)
-        (folder / MANIFEST).unlink(missing_ok=True)  # first: a folder without a manifest is no checkpoint
+        (folder / MANIFEST).unlink(missing_ok=True)  # first: without a manifest the folder is no longer a checkpoint
         shutil.rmtree(folder, ignore_errors=True)
         fsync(self.folder)
         self._damaged.discard(seq)
         self._rungs.pop(seq, None)
 
     def _sweep(self) -> None:
-        """Removes what a death left half written."""
+        """Removes what a crash left half written."""
         for path in manifests.half_written(self.folder):
             shutil.rmtree(path, ignore_errors=True)

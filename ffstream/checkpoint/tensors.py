@@ -1,10 +1,10 @@
-"""Tensors to a safetensors file, from their memory to disk and checksum in one pass.
+"""Writes tensors to a safetensors file, and computes its checksum in the same pass.
 
-The file is the length of the header (8 bytes, little-endian), the header (JSON: dtype, shape and place of each
-tensor, padded with spaces to a multiple of 8) and the tensors one after another, those of the widest numbers first.
+The file is the length of the header (8 bytes, little-endian), the header (JSON: dtype, shape and offsets of each
+tensor, and text metadata; padded with spaces to a multiple of 8) and the tensors, those of the widest dtype first.
 
-The safetensors library reads it. It could write it as well, but through the page cache, whose pages cost more of the
-processor's time than everything else, and the checksum would read them once more: time that learning would miss.
+The safetensors library reads these files. It could write them too, but only through the page cache, which costs more
+CPU time than everything else, and the checksum would need a second pass. Learning would notice both.
 """
 
 import errno
@@ -31,29 +31,36 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 _BUFFER_BYTES = 4 << 20
-_BLOCK_BYTES = 4096  # what a disk takes past the page cache: whole blocks from whole pages
+_BLOCK_BYTES = 4096  # writes that bypass the page cache must be multiples of this
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Saved(NamedTuple):
-    """What vouches for the file."""
+    """The size and the checksum of a file that was written."""
 
     bytes: int
     xxh3_128: str
 
 
-def save(tensors: Mapping[str, Tensor], path: Path, wrote: Callable[[int], object]) -> Saved:
-    """Writes a new file; the caller makes it durable. Calls `wrote` after each few million bytes. Raises OSError."""
+def save(
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    wrote: Callable[[int], object] = lambda size: None,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> Saved:
+    """Writes a new file. The caller makes it durable. Calls `wrote` after every few million bytes. Raises OSError."""
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
     with _File(path, wrote) as file:
-        for memory in (_header(ordered), *map(_bytes_of, ordered.values())):
+        for memory in (_header(ordered, metadata), *map(bytes_of, ordered.values())):
             file.append(memory)
     return Saved(file.size, file.checksum.hexdigest())
 
 
-def _header(tensors: Mapping[str, Tensor]) -> memoryview:
-    header, end = {}, 0
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> memoryview:
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
@@ -62,12 +69,13 @@ def _header(tensors: Mapping[str, Tensor]) -> memoryview:
     return memoryview(len(text).to_bytes(8, "little") + text)
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, as they are in a file."""
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 class _File:
-    """A new file that is written from its beginning to its end, past the page cache where the file system can."""
+    """A new file that is written sequentially, bypassing the page cache if the file system supports that."""
 
     def __init__(self, path: Path, wrote: Callable[[int], object]) -> None:
         self._wrote = wrote
@@ -79,7 +87,7 @@ class _File:
         except OSError as error:
             if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
                 raise
-            path.unlink(missing_ok=True)  # some file systems refuse only when the file is there
+            path.unlink(missing_ok=True)  # some file systems refuse only after they created the file
             self._descriptor = os.open(path, _NEW, 0o644)
         self._buffer = memoryview(mmap.mmap(-1, _BUFFER_BYTES))
 
@@ -87,7 +95,7 @@ class _File:
         return self
 
     def append(self, memory: memoryview) -> None:
-        """Adds bytes."""
+        """Writes these bytes at the end."""
         while memory:
             taken = min(len(memory), _BUFFER_BYTES - self._held)
             self._buffer[self._held : self._held + taken] = memory[:taken]
@@ -104,7 +112,7 @@ class _File:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # Other blocks than we think, or a quota that ends inside one: through the page cache, then.
+            # The disk has other blocks, or a quota ends inside a block. Use the page cache from here on.
             fcntl.fcntl(self._descriptor, fcntl.F_SETFL, 0)
             os.lseek(self._descriptor, self.size - self._held, os.SEEK_SET)  # a part may have been written
             self._put(self._buffer[: self._held])

@@ -1,4 +1,4 @@
-"""Checkpoints are written beside learning: a thread that takes cuts and makes them durable."""
+"""The thread that writes checkpoints while learning goes on."""
 
 import errno
 import logging
@@ -18,7 +18,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Written(NamedTuple):
-    """The outcome of one write. `error` is None when the checkpoint is durable."""
+    """The result of one write. `error` is None if the checkpoint is durable."""
 
     seq: int
     bytes: int
@@ -27,10 +27,11 @@ class Written(NamedTuple):
 
 
 class CheckpointWriter:
-    """Thread `ff-checkpoint`. `on_written` is called on it after every write, failed ones included.
+    """Thread `ff-checkpoint`. It calls `on_written` after every write, also after a failed one.
 
-    One cut waits at most: a newer one holds all that an older one does, so it takes its place. Writing takes its
-    time, `bytes_per_s` (0: none), so that learning hardly notices, unless a stop or a rollback waits for its end.
+    At most one checkpoint waits to be written. A newer one replaces it, because it contains everything the older one
+    has learned. Writing is limited to `bytes_per_s` (0: no limit), so that it does not slow learning down, except
+    while a stop or a rollback waits for it.
     """
 
     def __init__(
@@ -45,8 +46,8 @@ class CheckpointWriter:
         self._on_written = on_written
         self._waiting: Checkpoint | None = None
         self._bytes_per_s = bytes_per_s
-        self._hurries = False
-        self._sheds = False
+        self._hurrying = False
+        self._shedding = False
         self._stopping = False
         self._ended = False
         self._changed = threading.Condition()
@@ -57,11 +58,11 @@ class CheckpointWriter:
         self.thread.start()
 
     def submit(self, checkpoint: Checkpoint) -> None:
-        """Takes a cut; returns at once."""
+        """Passes a checkpoint on to the thread; returns at once."""
         with self._changed:
             if self._waiting is not None:
                 log.info(
-                    "checkpoint passed over seq=%d for=%d: they come faster than the disk takes them",
+                    "checkpoint replaced by a newer one, because the disk is slow seq=%d by=%d",
                     self._waiting.seq,
                     checkpoint.seq,
                 )
@@ -69,27 +70,27 @@ class CheckpointWriter:
             self._changed.notify_all()
 
     def shed(self) -> None:
-        """Removes one checkpoint besides the newest, if there is one, to make room on the disk; returns at once."""
+        """Removes one old checkpoint, if there is one, to make room on the disk; returns at once."""
         with self._changed:
-            self._sheds = True
+            self._shedding = True
             self._changed.notify_all()
 
     def settle(self, timeout_s: float) -> bool:
-        """Returns once nothing waits and nothing is being written. False if the deadline passed, or nobody writes."""
+        """Waits until nothing is left to write. False if the deadline passed, or if the thread has ended."""
         with self._changed:
             self._hurry()
             settled = self._changed.wait_for(
                 lambda: self._ended or (self._waiting is None and not self.thread.is_busy), timeout_s
             )
-            self._hurries = False
+            self._hurrying = False
             return settled and not self._ended
 
     def _hurry(self) -> None:
-        self._hurries = True
+        self._hurrying = True
         self._changed.notify_all()
 
     def stop(self, timeout_s: float) -> bool:
-        """Writes what waits, then ends. False if the deadline passed."""
+        """Writes the checkpoint that waits, then ends the thread. False if the deadline passed."""
         with self._changed:
             self._stopping = True
             self._hurry()
@@ -105,20 +106,20 @@ class CheckpointWriter:
                     self._write(checkpoint)
                 elif not sheds:
                     break
-                checkpoint = None  # its memory is wanted for the next cut
+                checkpoint = None  # so that its memory can be reused
         finally:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
     def _next(self) -> tuple[bool, Checkpoint | None]:
-        """Whether to make room, and what to write; neither when stopping."""
+        """Waits for work. Whether to make room, and what to write; neither if the thread is to end."""
         with self._changed:
             with self.thread.waiting():
-                self._changed.notify_all()  # whoever waits for it to have nothing in hand
-                self._changed.wait_for(lambda: self._waiting is not None or self._stopping or self._sheds)
-            taken = self._sheds, self._waiting
-            self._sheds, self._waiting = False, None
+                self._changed.notify_all()  # for `settle`
+                self._changed.wait_for(lambda: self._waiting is not None or self._stopping or self._shedding)
+            taken = self._shedding, self._waiting
+            self._shedding, self._waiting = False, None
             return taken
 
     def _write(self, checkpoint: Checkpoint) -> None:
@@ -128,7 +129,7 @@ class CheckpointWriter:
         while True:
             failure = None
             try:
-                size = self._store.write(checkpoint, self._take_time)
+                size = self._store.write(checkpoint, self._throttle)
             except (OSError, Unavailable) as error:
                 failure = error
                 log.error("checkpoint failed seq=%d error=%r", checkpoint.seq, str(error))
@@ -140,18 +141,20 @@ class CheckpointWriter:
         self._on_written(Written(checkpoint.seq, size, seconds, failure))
 
     def _make_room(self) -> bool:
-        """Whether an old checkpoint gave way."""
+        """Removes an old checkpoint. Whether there was one."""
         try:
             freed = self._store.shed()
         except (OSError, Unavailable) as error:
-            log.warning("old checkpoints stay error=%s", error)
+            log.warning("old checkpoints are not removed error=%s", error)
             return False
         if freed:
-            log.warning("disk full: an old checkpoint was removed, rollback reaches less far back bytes=%d", freed)
+            log.warning(
+                "disk full, an old checkpoint was removed, so a rollback cannot go back as far bytes=%d", freed
+            )
         return freed > 0
 
-    def _take_time(self, size: int) -> None:
+    def _throttle(self, size: int) -> None:
         self.thread.progressed()
         if self._bytes_per_s:
             with self._changed:
-                self._changed.wait_for(lambda: self._hurries, size / self._bytes_per_s)
+                self._changed.wait_for(lambda: self._hurrying, size / self._bytes_per_s)

@@ -14,7 +14,7 @@ from ffstream.cli import options, states
 from ffstream.cli.control import report, request_long
 from ffstream.cli.output import print_json
 from ffstream.client import CurveKeys
-from ffstream.errors import ConfigError
+from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, ConfigError
 
 _SUMMARY = ("goodness", "objective", "optimizer")
 
@@ -66,7 +66,7 @@ def verify(context: click.Context, seq: int | None, file: Path | None, state: Pa
     for each in look(folder, thoroughly=True, seq=seq):
         found.append(each)
         if not as_json:
-            click.echo(f"checkpoint {each.seq}: whole" if each.damage is None else f"damaged: {each.damage.message}")
+            click.echo(f"checkpoint {each.seq}: whole" if each.problem is None else _said(each.problem))
     if seq is not None and not found:
         raise _missing(folder, seq)
     used = _used(found if seq is None else list(look(folder, thoroughly=True)))
@@ -94,7 +94,7 @@ def _missing(folder: Path, seq: int) -> ConfigError:
 
 def _used(found: list[Found]) -> int | None:
     """The newest whole one: what recovery takes."""
-    return next((each.seq for each in found if each.damage is None), None)
+    return next((each.seq for each in found if each.problem is None), None)
 
 
 def _describe(found: Found) -> dict[str, Any]:
@@ -102,8 +102,8 @@ def _describe(found: Found) -> dict[str, Any]:
         "seq": found.seq,
         "written": found.manifest.get("written"),
         "bytes": found.bytes,
-        "whole": found.damage is None,
-        "damage": "" if found.damage is None else found.damage.message,
+        "whole": found.problem is None,
+        "problem": "" if found.problem is None else found.problem.message,
         "recipe": found.manifest.get("recipe"),
     }
 
@@ -115,16 +115,26 @@ def _show(folder: Path, found: list[Found], halves: list[str]) -> None:
             f"{each.seq:,}",
             _time(each.manifest.get("written")),
             states.size(each.bytes),
-            "whole" if each.damage is None else "DAMAGED",
+            _state(each),
             _recipe(each.manifest.get("recipe", {})),
         )
     console = Console(markup=False, highlight=False)
     console.print(table if found else f"no checkpoints in {folder}", soft_wrap=True)
     for each in found:
-        if each.damage is not None:
-            click.echo(f"damaged: {each.damage.message}")
+        if each.problem is not None:
+            click.echo(_said(each.problem))
     for name in halves:
         click.echo(f"half written: {name}: being written now, or left by a death; the next write removes it")
+
+
+def _state(found: Found) -> str:
+    if found.problem is None:
+        return "whole"
+    return "DAMAGED" if isinstance(found.problem, CheckpointDamaged) else "NEWER FORMAT"
+
+
+def _said(problem: CheckpointDamaged | CheckpointIncompatible) -> str:
+    return f"damaged: {problem.message}" if isinstance(problem, CheckpointDamaged) else problem.message
 
 
 def _recipe(recipe: dict[str, Any]) -> str:
@@ -155,4 +165,4 @@ def _end(context: click.Context, found: list[Found]) -> None:
     hint = (
         "a daemon uses the newest whole one, and the journal from there on; it overwrites the damaged one in passing"
     )
-    states.end(context, whole=not any(each.damage for each in found), hint=hint)
+    states.end(context, whole=not any(each.problem for each in found), hint=hint)

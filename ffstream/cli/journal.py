@@ -111,7 +111,7 @@ def _look_for_log(path: Path, findings: Findings) -> None:
 
 def _newest(folder: Path) -> int:
     """The checkpoint from which a daemon would begin, by a cheap look; 0 without one."""
-    return next((found.seq for found in look(folder / "checkpoints", thoroughly=False) if not found.damage), 0)
+    return next((found.seq for found in look(folder / "checkpoints", thoroughly=False) if not found.problem), 0)
 
 
 def _stat(path: Path, summary: Summary, newest: int) -> dict[str, Any]:

@@ -97,6 +97,20 @@ def make(state: Path, target: Path, on_pages: OnPages = lambda done, total: None
     return backup
 
 
+def check_format(state: Path) -> None:
+    """Raises ConfigError if the state folder was restored from a backup of another format."""
+    try:
+        restored = json.loads((state / BACKUP).read_bytes())
+        found, writer = restored["format"], restored["ffstream"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # only a description: what is missing in the folder is found when that is opened
+    if found != FORMAT:
+        raise ConfigError(
+            f"{state} was restored from a backup of format {found!r}, and this ffstream reads format {FORMAT}",
+            hint=f"use ffstream {writer}, which wrote the backup",
+        )
+
+
 def _check_target(state: Path, target: Path) -> None:
     if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
         raise ConfigError(f"{target} exists", hint="name a folder that does not exist yet")

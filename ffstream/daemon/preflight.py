@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ffstream.checkpoint import manifest as manifests
+from ffstream.checkpoint import recipes
 from ffstream.config import Config, Listen
 from ffstream.errors import CheckpointDamaged, ConfigError, Unavailable
 from ffstream.journal import inspection, schema
@@ -57,10 +58,15 @@ def _check_state_folder(state: Path) -> None:
 
 
 def _check_stored(config: Config) -> None:
-    """That the state is of this network. What is damaged, or cannot be read now, is for recovery to judge."""
+    """That the stored state is of this network. What is damaged, or cannot be read now, is left to recovery."""
     recipe = config.network
     journal, checkpoints = config.state / "journal.sqlite", config.state / "checkpoints"
+    if (config.state / "backup.json").exists():
+        from ffstream.daemon import backup  # the import takes a while, and is rarely needed
+
+        backup.check_format(config.state)
     schema.expect_network(journal, inspection.peek(journal), recipe.inputs, recipe.labels)
     with suppress(CheckpointDamaged, Unavailable):
         for newest in manifests.seqs(checkpoints)[-1:]:
-            manifests.expect_recipe(manifests.read(checkpoints, newest), recipe.model_dump(mode="json"))
+            stored = manifests.read(checkpoints, newest)["recipe"]
+            recipes.expect_same(stored, recipe.model_dump(mode="json"), f"checkpoint {newest}")

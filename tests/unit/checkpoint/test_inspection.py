@@ -28,7 +28,7 @@ def test_the_newest_comes_first_with_its_recipe_and_size(store: CheckpointStore)
     before = picture(store.folder)
     found = list(look(store.folder, thoroughly=True))
     assert [each.seq for each in found] == [30, 20, 10]
-    assert all(each.damage is None and each.bytes > 400 for each in found)
+    assert all(each.problem is None and each.bytes > 400 for each in found)
     assert found[0].manifest["recipe"] == {"widths": [3]}
     assert half_written(store.folder) == []
     assert picture(store.folder) == before
@@ -41,12 +41,12 @@ def test_a_cheap_look_sees_sizes_and_a_thorough_one_every_byte(store: Checkpoint
     os.truncate(state_of(store, 10), 50)
     for thoroughly, damaged in ((False, [10]), (True, [20, 10])):
         found = look(store.folder, thoroughly=thoroughly)
-        assert [each.seq for each in found if isinstance(each.damage, CheckpointDamaged)] == damaged
+        assert [each.seq for each in found if isinstance(each.problem, CheckpointDamaged)] == damaged
 
 
 def test_one_alone(store: CheckpointStore) -> None:
     (found,) = look(store.folder, thoroughly=True, seq=20)
-    assert (found.seq, found.damage) == (20, None)
+    assert (found.seq, found.problem) == (20, None)
     assert list(look(store.folder, thoroughly=True, seq=25)) == [], "what was never there is not damaged"
 
 
@@ -74,7 +74,7 @@ def test_one_that_the_daemon_removes_meanwhile_is_not_damaged(store: CheckpointS
     found = look(store.folder, thoroughly=True)
     assert next(found).seq == 30
     store._remove(20)
-    assert [(each.seq, each.damage) for each in found] == [(10, None)]
+    assert [(each.seq, each.problem) for each in found] == [(10, None)]
 
 
 def test_what_is_half_written_is_named(store: CheckpointStore) -> None:

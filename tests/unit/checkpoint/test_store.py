@@ -13,6 +13,7 @@ import torch
 import xxhash
 
 from ffstream.checkpoint import manifest
+from ffstream.checkpoint.formats import FORMAT
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, Unavailable
 from tests.support import Watch
@@ -191,7 +192,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "another's manifest": lambda folder: (folder / MANIFEST).write_bytes(
         (folder.parent / f"{10:020d}" / MANIFEST).read_bytes()
     ),
-    "another format": lambda folder: rewrite(folder / MANIFEST, format=2),
+    "format is text": lambda folder: rewrite(folder / MANIFEST, format="2"),
+    "format is 0": lambda folder: rewrite(folder / MANIFEST, format=0),
     "another seq": lambda folder: rewrite(folder / MANIFEST, seq=21),
     "no format": lambda folder: rewrite(folder / MANIFEST, format=...),
     "no seq": lambda folder: rewrite(folder / MANIFEST, seq=...),
@@ -263,16 +265,14 @@ def test_nothing_in_a_checkpoint_leads_out_of_its_folder(store: CheckpointStore)
         store.load(10)
 
 
-def test_a_checksum_of_an_earlier_version_is_good(store: CheckpointStore) -> None:
+def test_a_newer_format_is_an_error_and_not_damage(store: CheckpointStore) -> None:
+    """An older checkpoint must not silently replace it."""
     store.write(checkpoint(10))
-    state = folder_of(store, 10) / STATE
-    content = state.read_bytes()
-    files = {STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
-    rewrite(folder_of(store, 10) / MANIFEST, files=files)
-    assert the_same(store.load(10), checkpoint(10))
-    flip(state, -1)
-    with pytest.raises(CheckpointDamaged, match="checksum differs"):
-        store.load(10)
+    store.write(checkpoint(20))
+    rewrite(folder_of(store, 20) / MANIFEST, format=FORMAT + 1)
+    with pytest.raises(CheckpointIncompatible, match=r"checkpoint 20 has format 2, .* formats up to 1") as caught:
+        store.newest()
+    assert "newer ffstream" in caught.value.hint
 
 
 def test_another_recipe_names_what_changed(store: CheckpointStore, tmp_path: Path) -> None:

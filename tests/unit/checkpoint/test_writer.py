@@ -65,7 +65,7 @@ def test_a_newer_one_takes_the_place_of_one_that_waits(
     assert bench.writer.stop(30)
     assert bench.store.seqs() == [1, 3]
     assert [(line.levelname, line.getMessage()) for line in caplog.records] == [
-        ("INFO", "checkpoint passed over seq=2 for=3: they come faster than the disk takes them")
+        ("INFO", "checkpoint replaced by a newer one, because the disk is slow seq=2 by=3")
     ]
 
 

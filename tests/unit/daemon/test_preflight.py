@@ -154,6 +154,24 @@ def test_checkpoints_of_another_recipe_are_refused(site: Site) -> None:
         site.check("network.widths=[20,512]")
 
 
+def test_a_restored_backup_of_a_newer_format_is_refused(site: Site) -> None:
+    site.state.mkdir(0o700)
+    for content, error in (
+        (b"", None),
+        ({"format": 1, "ffstream": "0.1"}, None),
+        ({"format": 2, "ffstream": "9.1"}, "9.1"),
+    ):
+        (site.state / "backup.json").write_bytes(
+            content if isinstance(content, bytes) else json.dumps(content).encode()
+        )
+        if error is None:
+            site.check()
+            continue
+        with pytest.raises(ConfigError, match="backup of format 2, and this ffstream reads format 1") as caught:
+            site.check()
+        assert f"use ffstream {error}" in caught.value.hint
+
+
 def test_a_device_that_is_not_there_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"pipeline\.device"):

@@ -1,0 +1,80 @@
+"""Files of an older format mean what they meant when they were written."""
+
+from typing import Any
+
+import pytest
+
+from ffstream.checkpoint import formats, recipes
+from ffstream.errors import CheckpointIncompatible
+from ffstream.ff.presets import recipe
+
+OLD: dict[str, Any] = {
+    "replay": 3,
+    "layers": [
+        {"connection": {"kind": "dense", "units": 8}, "optimizer": {"kind": "adam", "beta1": 0.5}},
+        {"connection": {"kind": "dense", "units": 8}, "optimizer": {"kind": "sgd", "momentum": 0.9}},
+    ],
+}
+
+
+def test_the_current_format_lacks_no_option() -> None:
+    stored = recipe("stream").model_dump(mode="json")
+    assert formats.complete(stored, formats.FORMAT) == stored
+
+
+def test_an_option_that_was_added_later_has_the_recorded_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How to add an option: FORMAT goes up, and ADDED says what older files mean."""
+    monkeypatch.setattr(formats, "FORMAT", 3)
+    added: dict[int, dict[str, Any]] = {
+        2: {"augment": False, "layers.optimizer:adam.weight_decay": 0.0, "preprocessing.whiten": False},
+        3: {"layers.norm": None},
+    }
+    monkeypatch.setattr(formats, "ADDED", added)
+    completed = formats.complete(OLD, formats.expect_format(1, "x"))
+    assert completed["augment"] is False
+    assert completed["replay"] == 3
+    assert completed["layers"][0]["optimizer"] == {"kind": "adam", "beta1": 0.5, "weight_decay": 0.0}
+    assert completed["layers"][1]["optimizer"] == {"kind": "sgd", "momentum": 0.9}
+    assert [layer["norm"] for layer in completed["layers"]] == [None, None]
+    assert "preprocessing" not in completed
+    assert formats.complete({"layers": [{}]}, 2) == {"layers": [{"norm": None}]}
+    assert formats.complete({"layers": [{}]}, 3) == {"layers": [{}]}
+
+
+def test_an_old_file_with_an_added_option_is_compared_by_its_recorded_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the option's default is today: with the default, the old checkpoint is refused, and says why."""
+    monkeypatch.setattr(formats, "FORMAT", 2)
+    monkeypatch.setattr(formats, "ADDED", {2: {"augment": False}})
+    stored = formats.complete(OLD, 1)
+    recipes.expect_same(stored, OLD | {"augment": False}, "checkpoint 5")
+    with pytest.raises(CheckpointIncompatible, match=r"network\.augment = true, not false"):
+        recipes.expect_same(stored, OLD | {"augment": True}, "checkpoint 5")
+
+
+@pytest.mark.parametrize("found", [0, -1, "1", None, True, 1.0])
+def test_what_is_not_a_format_is_an_error(found: Any) -> None:
+    with pytest.raises(ValueError, match="format is"):
+        formats.expect_format(found, "x")
+
+
+def test_weights_fit_a_network_that_only_learns_differently() -> None:
+    stored = recipe("stream").model_dump(mode="json")
+    other = {"batch_size": 64, "warmup_samples": 0, "learning_rate": 0.5, "objective": {"alpha": 1.0}, "seed": 3}
+    recipes.expect_same_network(stored, recipe("stream", **other).model_dump(mode="json"), "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"labels": 9}, "network.labels = 9, not 10"),
+        ({"widths": [512, 16]}, r"network.layers\[1\].connection.units = 16, not 512"),
+        ({"goodness": "sum"}, r'network.layers\[0\].goodness.kind = "sum", not "sum_squares"'),
+        ({"widths": [512]}, r"network.layers \(how many\) = 1, not 2"),
+        ({"preprocessing": "none"}, 'network.preprocessing.kind = "none", not "running_mean"'),
+    ],
+)
+def test_weights_of_another_network_name_the_option_and_both_values(options: dict[str, Any], said: str) -> None:
+    stored = recipe("stream").model_dump(mode="json")
+    with pytest.raises(CheckpointIncompatible, match=said) as caught:
+        recipes.expect_same_network(stored, recipe("stream", **options).model_dump(mode="json"), "x.safetensors")
+    assert caught.value.message.startswith("the weights in x.safetensors are of another network")
