@@ -1,13 +1,13 @@
-"""What every layer passes, whatever it is composed of: `check_layer(recipe)`, or one of its checks.
+"""The tests that every layer must pass, whatever its parts are: `check_layer(recipe)`, or one of its checks.
 
-    gradients      equal autograd's on the formulas, in float64
-    state          a saved and loaded network goes on bit for bit
-    prediction     the goodness that predicts is that of the training pass
-    precision      bfloat16 products are close to float32 ones
+    gradients      equal those of autograd on the formulas, in float64
+    state          a network that was saved and loaded continues bit for bit
+    prediction     the goodness of a prediction is that of the training pass
+    precision      bfloat16 products are close to float32 products
     pipeline       stages on threads equal the serial reference bit for bit
-    cuda           a GPU is close to the CPU
+    cuda           the results of a GPU are close to those of the CPU
 
-A part from outside the package is tested by a recipe that names it.
+A part from outside the package is tested with a recipe that names it.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ _ROWS = 7
 
 
 def check_layer(recipe: Recipe, folder: Path) -> None:
-    """Every check, but for CUDA where there is no device."""
+    """Runs every check. The check of CUDA needs a device."""
     check_gradients(recipe)
     check_state(recipe)
     check_prediction(recipe)
@@ -37,12 +37,12 @@ def check_layer(recipe: Recipe, folder: Path) -> None:
 
 
 def phases_of(recipe: Recipe) -> list[Phase]:
-    """Those that its objectives know."""
+    """The phases for which the objectives of the recipe are defined."""
     return ["interleaved", "wake", "sleep"] if recipe.has_phases else ["interleaved"]
 
 
 def check_gradients(recipe: Recipe, tolerance: float = 2e-5) -> None:
-    """Of every layer, in every phase."""
+    """Compares the gradients of every layer in every phase with those of autograd."""
     largest = 0.0
     for phase in phases_of(recipe):
         network = formulas.random_network(recipe)
@@ -53,13 +53,16 @@ def check_gradients(recipe: Recipe, tolerance: float = 2e-5) -> None:
         for layer, shape in zip(network.layers, shapes, strict=True):
             given, found = _check_layer_gradients(recipe, layer, given, shape, tolerance)
             largest = max(largest, found)
-    assert largest > 1e-6, "gradients of zero prove nothing"
+    assert largest > 1e-6, "all gradients are zero"
 
 
 def _check_layer_gradients(
     recipe: Recipe, layer: Layer, given: Activities, shape: tuple[int, ...], tolerance: float
 ) -> tuple[Activities, float]:
-    """What it passes on, and the size of its largest gradient, which may be 0: a silent group learns nothing."""
+    """Returns the activities for the next layer, and the size of the largest gradient.
+
+    It may be 0 for one layer: a group whose units are all inactive has no gradient.
+    """
     options = recipe.layers[layer.index]
     own = formulas.leaves(layer.parameters.views)
     before = given._replace(h_NF=given.h_NF.clone())
@@ -84,7 +87,10 @@ def _check_layer_gradients(
 def _wrong_labels(
     recipe: Recipe, layer: Layer, passed_on: Activities, before: Activities, shape: tuple[int, ...]
 ) -> Tensor:
-    """Those that a first layer has passed on; else those that the part chooses, which its own tests hold."""
+    """The wrong labels of a batch: those in the activities of the first layer, or those that the part chooses.
+
+    Whether the part chooses well is tested by its own tests.
+    """
     if passed_on.positives is not None and before.phase != "wake":
         return passed_on.labels_N[-len(before.labels_N) :]
     options = recipe.layers[layer.index]
@@ -97,7 +103,7 @@ def _wrong_labels(
 
 
 def check_state(recipe: Recipe) -> None:
-    """Bit for bit: goes on from a state as if nothing had happened, and a state is a copy."""
+    """A network continues from a saved state bit for bit, and a saved state does not change while it learns on."""
     whole = Network(recipe)
     formulas.learn(whole, 1, 6)
     saved = whole.state_dict()
@@ -105,7 +111,7 @@ def check_state(recipe: Recipe) -> None:
     formulas.learn(whole, 7, 12)
     assert_equal(saved, kept)
     resumed = Network(recipe)
-    formulas.learn(resumed, 3, 5)  # what it learned before must not show
+    formulas.learn(resumed, 3, 5)  # what it learned before must not matter
     resumed.load_state_dict(saved)
     assert_equal(resumed.state_dict(), saved)
     formulas.learn(resumed, 7, 12)
@@ -114,14 +120,14 @@ def check_state(recipe: Recipe) -> None:
 
 
 def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
-    """Raises AssertionError unless all tensors are equal, bit for bit."""
+    """Raises AssertionError unless all tensors are bit-equal."""
     assert got.keys() == want.keys()
     different = [name for name in want if not torch.equal(got[name], want[name])]
     assert not different, f"different: {different}"
 
 
 def check_prediction(recipe: Recipe) -> None:
-    """The classifier's goodness of each layer, for a sample and its label, is that of the training pass."""
+    """For a sample and its label, the classifier computes the same goodness of each layer as the training pass."""
     network = formulas.random_network(recipe.change(ema_samples=0.0))
     formulas.learn(network, 1, 3)
     classifier = network.classifier()
@@ -142,7 +148,7 @@ def check_prediction(recipe: Recipe) -> None:
 
 
 def check_precision(recipe: Recipe, tolerance: float = 0.05) -> None:
-    """Gradients with bfloat16 products point where those with float32 products do."""
+    """Gradients with bfloat16 products are close to gradients with float32 products."""
     exact = formulas.random_network(recipe, scale=0.1)
     rounded = Network(recipe, Placement(product_dtype=torch.bfloat16))
     rounded.load_state_dict(exact.state_dict())
@@ -156,7 +162,7 @@ def check_precision(recipe: Recipe, tolerance: float = 0.05) -> None:
 
 
 def check_pipeline(recipe: Recipe, folder: Path, steps: int = 12) -> None:
-    """A stage for each layer, and all layers in one."""
+    """With one stage for each layer, and with all layers in one stage, the pipeline equals the serial reference."""
     folder.mkdir(exist_ok=True)
     stream = Stream.random(steps * recipe.batch_size, inputs=recipe.inputs, labels=recipe.labels)
     serial = Serial(recipe, stream)
@@ -174,7 +180,7 @@ def check_pipeline(recipe: Recipe, folder: Path, steps: int = 12) -> None:
 
 
 def check_cuda(recipe: Recipe, tolerance: float = 1e-3) -> None:
-    """A few steps end close to where those on the CPU do."""
+    """After a few steps, the state on a GPU is close to that on the CPU."""
     states = []
     for device in ("cpu", "cuda"):
         network = Network(recipe, Placement(torch.device(device)))

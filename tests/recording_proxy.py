@@ -1,4 +1,4 @@
-"""A man in the middle: passes TCP bytes on, keeps what the client said, and changes bytes when told to."""
+"""A man in the middle: forwards TCP connections, records what clients send, and changes bytes on request."""
 
 import socket
 import threading
@@ -9,19 +9,19 @@ _CHUNK = 1 << 16
 
 
 class RecordingProxy:
-    """Listens on a free port of loopback, for one client after the other or several at a time."""
+    """Listens on a free port of loopback. Several clients may be connected at the same time."""
 
     def __init__(self, endpoint: str) -> None:
         host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
         self._target = (host, int(port))
-        self.heard = bytearray()  # what clients said, in order
-        self.change: Callable[[bytes], bytes] = bytes  # applied to what clients say
-        self.change_answers: Callable[[bytes], bytes] = bytes  # and to what the daemon says
-        self.broken = 0  # connections that the daemon closed first
+        self.recorded = bytearray()  # what clients have sent, in order
+        self.change: Callable[[bytes], bytes] = bytes  # applied to what clients send
+        self.change_answers: Callable[[bytes], bytes] = bytes  # applied to what the daemon sends
+        self.closed_by_daemon = 0  # connections that the daemon closed first
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = "tcp://{}:{}".format(*self._listener.getsockname())
         self._sockets = [self._listener]
-        self._gone: dict[socket.socket, bool] = {}  # who has closed
+        self._closed: dict[socket.socket, bool] = {}  # by its peer
         self._threads = [threading.Thread(target=self._accept, name="proxy", daemon=True)]
         self._threads[0].start()
 
@@ -42,19 +42,19 @@ class RecordingProxy:
 
     def _pump(self, source: socket.socket, sink: socket.socket, is_client: bool) -> None:
         with suppress(OSError):
-            while said := source.recv(_CHUNK):
+            while data := source.recv(_CHUNK):
                 if is_client:
-                    self.heard += said
-                sink.sendall(self.change(said) if is_client else self.change_answers(said))
-        if not is_client and not self._gone.get(sink):
-            self.broken += 1
-        self._gone[source] = True
+                    self.recorded += data
+                sink.sendall(self.change(data) if is_client else self.change_answers(data))
+        if not is_client and not self._closed.get(sink):
+            self.closed_by_daemon += 1
+        self._closed[source] = True
         for each in (source, sink):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Ends every connection."""
+        """Closes every connection."""
         for each in self._sockets:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -1,5 +1,7 @@
-"""Waiting on a real condition: the only place where a test sleeps. Holding a thread at a moment. Pictures of folders.
-Files of other users. Memory of a program.
+"""Helpers of all tests: waiting for a condition, holding a thread at a failpoint, comparing folders, acting as
+another user, and measuring the memory of a program.
+
+`wait_until` is the only place where a test sleeps.
 """
 
 import hashlib
@@ -16,14 +18,14 @@ import pytest
 
 POLL_S = 0.01
 
-Watch = Callable[[Callable[[str], object] | None], None]  # what the fixture `watched` is
+Watch = Callable[[Callable[[str], object] | None], None]  # type of the fixture `watched`
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
-    """Return as soon as `condition()` is true.
+    """Returns as soon as `condition()` is true.
 
     Raises:
-        AssertionError: naming `what`, when it is still not true after `timeout_s`.
+        AssertionError: when it is still not true after `timeout_s`. The message names `what`.
     """
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -32,21 +34,25 @@ def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> 
         time.sleep(POLL_S)
 
 
-def hold_at(held: str, watched: Watch, timeout_s: float) -> tuple[threading.Event, threading.Event]:
-    """Who reaches that moment sets the first event, and waits for the second (until the deadline)."""
-    inside, go_on = threading.Event(), threading.Event()
+def hold_at(failpoint: str, watched: Watch, timeout_s: float) -> tuple[threading.Event, threading.Event]:
+    """Holds every thread that reaches the failpoint.
 
-    def hold(moment: str) -> None:
-        if moment == held:
-            inside.set()
-            go_on.wait(timeout_s)
+    Returns two events: the first is set when a thread has reached it; set the second to let the threads continue.
+    They also continue after `timeout_s`.
+    """
+    reached, release = threading.Event(), threading.Event()
+
+    def hold(name: str) -> None:
+        if name == failpoint:
+            reached.set()
+            release.wait(timeout_s)
 
     watched(hold)
-    return inside, go_on
+    return reached, release
 
 
-def picture(folder: Path) -> dict[str, tuple[str, int]]:
-    """Every file below a folder, what is in it, and when it was changed."""
+def folder_contents(folder: Path) -> dict[str, tuple[str, int]]:
+    """Path, hash of the content and modification time of every file below a folder."""
     return {
         str(path.relative_to(folder)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
@@ -55,8 +61,8 @@ def picture(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 @contextmanager
-def given_away(path: Path) -> Iterator[None]:
-    """In the block it belongs to another user; who cannot give it away is another user meanwhile."""
+def owned_by_another_user(path: Path) -> Iterator[None]:
+    """In the block, `path` belongs to another user. Without root rights, `os.geteuid` says so instead."""
     own = os.geteuid()
     with pytest.MonkeyPatch.context() as patch:
         if own == 0:
@@ -70,7 +76,7 @@ def given_away(path: Path) -> Iterator[None]:
 
 @contextmanager
 def as_user(uid: int, gid: int) -> Iterator[None]:
-    """In the block this process has another user's rights. Skips the test where only root may change users."""
+    """In the block, this process has the rights of another user. Without root rights the test is skipped."""
     if os.geteuid() != 0:
         pytest.skip("only root may become another user")
     groups = os.getgroups()
@@ -99,14 +105,14 @@ def begin():
 
 torch.set_num_threads(1)
 """
-_OF_TORCH = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
+_BOUNDS_OF_TORCH = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
 
 
 def _growth_mb(program: str, timeout_s: float = 100.0) -> float:
-    """How much memory a program took since it called `begin()`, in a process of its own."""
-    # What bounds torch's memory is read once in a process; a test that ran before may have set it in this one.
-    environment = {name: value for name, value in os.environ.items() if name not in _OF_TORCH}
-    ended = subprocess.run(
+    """Runs a program in a process. Returns by how much its memory grew after it called `begin()`."""
+    # torch reads these variables once in a process, and an earlier test may have set them in this one.
+    environment = {name: value for name, value in os.environ.items() if name not in _BOUNDS_OF_TORCH}
+    done = subprocess.run(
         [sys.executable, "-c", f"{_PROGRAM}{program}\nprint(memory_mb() - before)"],
         env=environment,
         capture_output=True,
@@ -114,13 +120,13 @@ def _growth_mb(program: str, timeout_s: float = 100.0) -> float:
         timeout=timeout_s,
         check=False,
     )
-    assert ended.returncode == 0, ended.stderr
-    return float(ended.stdout)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
 
 
 def assert_bounded(program: str, bounded: str, unbounded: str) -> None:
-    """A program grows by less than a quarter with `bounded` in its braces of what it does with `unbounded`."""
+    """Asserts that a program with `bounded` in its braces grows less than a quarter as much as with `unbounded`."""
     growth_mb = _growth_mb(program.format(unbounded))
     if growth_mb < 30:
-        pytest.skip(f"this processor compiles nothing that would stay: {growth_mb:.0f} MB")
+        pytest.skip(f"on this processor torch caches too little to measure: {growth_mb:.0f} MB")
     assert _growth_mb(program.format(bounded)) < growth_mb / 4

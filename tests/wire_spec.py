@@ -1,4 +1,4 @@
-"""SPEC.md, read by a program: its tables and lists as data."""
+"""The tables of `ffstream/wire/SPEC.md` as data."""
 
 import re
 from importlib.resources import files
@@ -12,7 +12,7 @@ def _section(title: str) -> str:
 
 
 def _rows(text: str) -> list[list[str]]:
-    """The body rows of the tables."""
+    """The body rows of all tables in a text."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [
@@ -32,9 +32,12 @@ def _keys(cell: str) -> dict[str, str]:
 
 
 def messages() -> dict[str, dict[str, str]]:
-    """Every type's keys with their kinds ("int", "list of int" …); one of several sockets has those of all."""
+    """The keys of every message type with their kinds ("int", "list of int" …).
+
+    A type that several sockets use has the keys of all of them.
+    """
     found: dict[str, dict[str, str]] = {}
-    everywhere: dict[str, str] = {}  # a kind is said where a key first appears
+    everywhere: dict[str, str] = {}  # a table names the kind of a key where it first appears
     for section in (*SOCKETS, "Any socket"):
         for name, keys, *_ in _rows(_section(section)):
             found.setdefault(name.strip("`"), {})
@@ -55,7 +58,7 @@ def commands() -> set[str]:
 
 
 def ranges() -> dict[str, tuple[int, int]]:
-    """Lowest and highest number of each field that is an int, as "2^62 − 1" and the like are written."""
+    """The lowest and highest value of each integer field whose range is written as "0 to 2^62 − 1"."""
     found: dict[str, tuple[int, int]] = {}
     for names, kind, values in _rows(_section("Fields")):
         match = re.match(r"(\d+) to 2\^(\d+) − 1", values)
@@ -65,5 +68,5 @@ def ranges() -> dict[str, tuple[int, int]]:
 
 
 def codes() -> list[set[str]]:
-    """Error codes: wrong for good, not now, of failed requests, not allowed."""
+    """Error codes, one set for each table: permanent, retryable, of failed requests, unauthorized."""
     return [{row[0].strip("`") for row in _rows(each)} for each in _section("Error codes").split("\n### ")[1:]]

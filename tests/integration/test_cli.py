@@ -20,7 +20,7 @@ from ffstream.wire.messages import ErrorReply, Hello, Reply, Request
 from tests.harness.commands import CLI, COMMAND_S, run_cli, run_json
 from tests.harness.daemon import DaemonProcess, Daemons, start_daemon
 from tests.harness.daemon_directory import DaemonDirectory, serve_arguments
-from tests.support import picture, wait_until
+from tests.support import folder_contents, wait_until
 
 NOBODY = "tcp://127.0.0.1:1"
 
@@ -326,13 +326,13 @@ LOOKS = (["journal", "stat"], ["journal", "verify"], ["checkpoint", "list"], ["c
 
 def look(state: Path, code: int = 0) -> list[dict[str, Any]]:
     """What the commands say that look at a state folder, which stays as it is. A daemon on it must be frozen."""
-    before = picture(state)
+    before = folder_contents(state)
     said = []
     for command in LOOKS:
         done = run_cli(*command, "--state", str(state), "--json")
         assert done.returncode in {0, code}, done.stderr
         said.append(json.loads(done.stdout))
-    assert picture(state) == before
+    assert folder_contents(state) == before
     return said
 
 

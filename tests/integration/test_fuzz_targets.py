@@ -1,4 +1,4 @@
-"""The fuzzer is fetched when somebody fuzzes; that its targets still run is seen here."""
+"""The targets of `tools/fuzz` run on their first inputs. The fuzzer itself is not needed here."""
 
 import subprocess
 import sys
@@ -20,8 +20,8 @@ print(len(seeds))
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
-def test_a_target_takes_its_seeds_and_what_is_none(name: str, tmp_path: Path) -> None:
-    """In a process of its own, with which a target's daemon ends."""
+def test_a_target_accepts_its_seeds_and_other_bytes(name: str, tmp_path: Path) -> None:
+    """In a separate process, because a target does not stop its daemon."""
     command = [sys.executable, "-c", SEEDS, name, str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert ran.returncode == 0, ran.stderr

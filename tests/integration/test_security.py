@@ -19,7 +19,7 @@ from ffstream.security import keys
 from ffstream.server import refusals
 from tests.in_process import INPUTS, Running, config, cut_off, images, labels
 from tests.recording_proxy import RecordingProxy
-from tests.support import given_away, wait_until
+from tests.support import owned_by_another_user, wait_until
 
 SOCKETS = ("learn", "predict", "control")
 SOON_S = 30.0
@@ -251,10 +251,10 @@ def test_what_was_recorded_gets_nowhere(house: House) -> None:
         producer.send(images(8), labels(8))
     proxy.close()
     assert len(house.running.stored()) == 1
-    assert images(8).tobytes()[:INPUTS] not in proxy.heard
+    assert images(8).tobytes()[:INPUTS] not in proxy.recorded
     received = house.running.metric("samples_received_total")
 
-    say(house.endpoint("learn"), bytes(proxy.heard))
+    say(house.endpoint("learn"), bytes(proxy.recorded))
     house.await_refusal("learn", "handshake")
     assert house.running.metric("samples_received_total") == received
     assert len(house.running.stored()) == 1
@@ -265,7 +265,7 @@ def test_frames_sent_twice_within_a_connection_are_refused(house: House) -> None
     through = Producer(proxy.endpoint, keys=house.keys("anna"), ack_timeout_s=0.5)
     proxy.change = lambda said: said + said
     through.send(images(8), labels(8))
-    wait_until(lambda: proxy.broken, SOON_S, "the daemon closes the connection")
+    wait_until(lambda: proxy.closed_by_daemon, SOON_S, "the daemon closes the connection")
     proxy.change = bytes
     through.flush(SOON_S)  # it connects again, and sends again
     through.close()
@@ -280,7 +280,7 @@ def test_a_byte_changed_on_the_way_is_noticed(house: House, direction: str) -> N
     setattr(proxy, direction, lambda said: said[:-1] + bytes([said[-1] ^ 1]))
     through.send(images(8), labels(8))
     if direction == "change":
-        wait_until(lambda: proxy.broken, SOON_S, "the daemon closes the connection")
+        wait_until(lambda: proxy.closed_by_daemon, SOON_S, "the daemon closes the connection")
         assert house.running.stored() == []
     else:
         wait_until(house.running.stored, SOON_S, "it is stored, and nobody told")
@@ -561,7 +561,7 @@ def test_the_state_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         Daemon(config(tmp_path / "new")).start()
     assert "chmod 700" in caught.value.hint
     (tmp_path / "new").chmod(0o700)
-    with given_away(tmp_path / "new"), pytest.raises(ConfigError, match="belongs to another user"):
+    with owned_by_another_user(tmp_path / "new"), pytest.raises(ConfigError, match="belongs to another user"):
         Daemon(config(tmp_path / "new")).start()
 
 

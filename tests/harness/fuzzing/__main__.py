@@ -1,4 +1,4 @@
-"""`tools/fuzz`: each target in a process of its own, because the fuzzer ends its process with the first finding."""
+"""The command `tools/fuzz`. Each target runs in its own process, because the fuzzer ends its process at a finding."""
 
 import importlib.util
 import json
@@ -15,16 +15,16 @@ from platformdirs import user_cache_path
 
 from tests.harness.fuzzing.targets import TARGETS
 
-_ATHERIS = "atheris==3.0.0"  # not among the dependencies: it has wheels for few Pythons and platforms
+_ATHERIS = "atheris==3.0.0"  # not a dependency, because it has wheels for few Python versions and platforms
 _UNAVAILABLE = 3
-_FINDINGS_MAX = 5  # of a target; it is begun anew after each
+_FINDINGS_MAX = 5  # of a target, which is restarted after each finding
 _GRACE_S = 60.0
 _INPUT_MAX_BYTES = 4096
 _RUNS = re.compile(r"^(?:Done (\d+) runs|#(\d+)\s)", re.MULTILINE)
 
 
 class Result(NamedTuple):
-    """What came of one target. `findings` are files: inputs that lead to an exception nobody meant."""
+    """The outcome of one target. `findings` are files, inputs that lead to an unexpected exception."""
 
     name: str
     runs: int
@@ -34,10 +34,14 @@ class Result(NamedTuple):
 
 @click.command()
 @click.argument("targets", nargs=-1, type=click.Choice(sorted(TARGETS)))
-@click.option("--seconds", default=60.0, show_default=True, help="For each target.")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON line; everything else goes to stderr.")
+@click.option("--seconds", default=60.0, show_default=True, help="Time for each target.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON at the end; everything else on stderr.")
 def main(targets: tuple[str, ...], seconds: float, as_json: bool) -> None:
-    """Fuzz the targets, all of them by default. Only FFStreamErrors may come out of them."""
+    """Fuzz the targets, by default all of them. Any exception other than an FFStreamError is a finding.
+
+    Fetches the fuzzer (atheris) on first use. Exit code 1: a finding; 3: the fuzzer is not available for this Python
+    version and platform.
+    """
     place = user_cache_path("ffstream") / "fuzz"
     tools = _atheris(place / f"python{sys.version_info.major}.{sys.version_info.minor}")
     if tools is None:
@@ -50,7 +54,8 @@ def main(targets: tuple[str, ...], seconds: float, as_json: bool) -> None:
             f"{name}: {result.runs:,} runs in {result.seconds:.0f} s, {len(result.findings)} findings", err=as_json
         )
         for finding in result.findings:
-            click.echo(f"  again: .venv/bin/python -m tests.harness.fuzzing.targets {name} {finding}", err=as_json)
+            command = f".venv/bin/python -m tests.harness.fuzzing.targets {name} {finding}"
+            click.echo(f"  reproduce with: {command}", err=as_json)
     found = sum(len(result.findings) for result in results)
     if as_json:
         click.echo(json.dumps({"targets": [result._asdict() for result in results], "findings": found}))
@@ -58,7 +63,7 @@ def main(targets: tuple[str, ...], seconds: float, as_json: bool) -> None:
 
 
 def _atheris(place: Path) -> Path | None:
-    """Where the fuzzer is, fetched the first time; None where it cannot be had."""
+    """The folder of the fuzzer, which is fetched on first use; None when it is not available."""
     if importlib.util.find_spec("atheris") is None and not (place / "atheris").is_dir():
         click.echo(f"tools/fuzz: fetching {_ATHERIS} into {place}", err=True)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -66,7 +71,7 @@ def _atheris(place: Path) -> Path | None:
         done = subprocess.run([*pip, *only_wheels], capture_output=True, encoding="utf-8", check=False)
         if done.returncode:
             click.echo(done.stderr.strip(), err=True)
-            click.echo(f"tools/fuzz: {_ATHERIS} cannot be had for this Python and platform, see above", err=True)
+            click.echo(f"tools/fuzz: {_ATHERIS} is not available for this Python version and platform", err=True)
             return None
     return place
 
@@ -79,14 +84,14 @@ def _fuzz(name: str, seconds: float, tools: Path, place: Path) -> Result:
     start = time.monotonic()
     runs = crashes = code = 0
     while (left_s := int(seconds - (time.monotonic() - start))) > 0 and crashes < _FINDINGS_MAX:
-        said, code = _run(name, left_s, corpus, findings, tools)
-        counts = [int(one or other) for one, other in _RUNS.findall(said)]
+        output, code = _run(name, left_s, corpus, findings, tools)
+        counts = [int(one or other) for one, other in _RUNS.findall(output)]
         runs += max(counts, default=0)
         if not code:
             break
         crashes += 1
-        click.echo(said[-4000:], err=True)
-        if not counts:  # it did not even begin
+        click.echo(output[-4000:], err=True)
+        if not counts:  # the target did not start
             break
     new = sorted(str(path) for path in set(findings.iterdir()) - before)
     return Result(name, runs, time.monotonic() - start, new or [f"exit code {code}"] * bool(crashes))

@@ -1,7 +1,7 @@
-"""What is fuzzed. A target gets bytes and may raise FFStreamErrors; anything else is a finding.
+"""The fuzz targets. A target gets bytes and may raise FFStreamErrors; any other exception is a finding.
 
-`python -m tests.harness.fuzzing.targets NAME FILE…` runs findings again. With a folder and libFuzzer's options in
-place of files it is the process that `tools/fuzz` starts.
+`python -m tests.harness.fuzzing.targets NAME FILE…` reproduces findings. `tools/fuzz` starts the same module with a
+folder and options of libFuzzer instead of files.
 """
 
 import importlib
@@ -13,20 +13,20 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_COMPILED = ["ffstream.ff.loops"]  # numba knows nothing of what the fuzzer puts in
+_COMPILED = ["ffstream.ff.loops"]  # numba cannot compile instrumented code
 
 Target = Callable[[bytes], None]
 
 
 class Prepared(NamedTuple):
-    """A target, and inputs to begin with."""
+    """A target, and its first inputs."""
 
     run: Target
     seeds: list[bytes]
 
 
 def codec(folder: Path) -> Prepared:
-    """A header and a payload, for each socket's table and for a client's."""
+    """A header and a payload, decoded with the message types of all sockets and of the client."""
     from ffstream.errors import FFStreamError
     from ffstream.wire import codec, messages
     from ffstream.wire.images import ImageChecker
@@ -59,15 +59,15 @@ def codec(folder: Path) -> Prepared:
 
 
 def control(folder: Path) -> Prepared:
-    """A request to a daemon that runs, but for the commands that end it."""
+    """A request to a running daemon, for every command except those that stop it."""
     from ffstream.errors import FFStreamError
     from ffstream.wire import codec
     from ffstream.wire.messages import Reply, Request
     from tests.in_process import Running
 
     commands = dict(Running(folder / "state").daemon.commands.table)
-    for ending in ("drain", "stop"):
-        del commands[ending]
+    for stopping in ("drain", "stop"):
+        del commands[stopping]
     names = sorted(commands)
     table = codec.table(Request)
 
@@ -87,7 +87,7 @@ def control(folder: Path) -> Prepared:
 
 
 def journal(folder: Path) -> Prepared:
-    """Bytes changed here and there in a journal: page, offset in it, what to write, four times or more."""
+    """A journal with changed bytes. Four bytes of input change one: page, offset (two bytes), new value."""
     from ffstream.errors import FFStreamError
     from ffstream.journal.inspection import opened, summarize
     from ffstream.journal.journal import Entry, Journal
@@ -95,10 +95,10 @@ def journal(folder: Path) -> Prepared:
     from ffstream.journal.verification import Verification
 
     path, page = folder / "journal.sqlite", 8192
-    with closing(Journal(path, inputs=100, labels=10)) as whole:
+    with closing(Journal(path, inputs=100, labels=10)) as intact:
         for n in range(1, 101):
-            whole.append([Entry("ab"[n % 2], n, 1, 2, "uint8", b"\1\0\2\0", bytes([n]) * 200)])
-        whole.trim(9)
+            intact.append([Entry("ab"[n % 2], n, 1, 2, "uint8", b"\1\0\2\0", bytes([n]) * 200)])
+        intact.trim(9)
     good = path.read_bytes()
     stored = {2 * n - 1: bytes([n]) * 200 for n in range(1, 101)}
 
@@ -108,32 +108,32 @@ def journal(folder: Path) -> Prepared:
             yield where % len(good), data[at + 3]
 
     def run(data: bytes) -> None:
-        spoiled = bytearray(good)
+        damaged = bytearray(good)
         for where, value in edits(data):
-            spoiled[where] = value
+            damaged[where] = value
         for suffix in ("-wal", "-shm", "-journal"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
-        path.write_bytes(spoiled)
+        path.write_bytes(damaged)
         with suppress(FFStreamError), opened(path) as connection:
             summarize(connection)
             Verification(connection).run()
         with (
             suppress(FFStreamError),
-            closing(Journal(path, inputs=100, labels=10)) as found,
+            closing(Journal(path, inputs=100, labels=10)) as opened_journal,
             closing(Reader(path)) as reader,
         ):
             rows = reader.read(8, 1000)
             assert all(row.images == stored[row.first_seq] for row in rows)
-            assert not rows or rows[-1].first_seq + rows[-1].samples - 1 == found.head.seq
-            found.trim(20)
-            found.append([Entry("c", 1, 1, 1, "uint8", b"\0\0", bytes(100))])
+            assert not rows or rows[-1].first_seq + rows[-1].samples - 1 == opened_journal.head.seq
+            opened_journal.trim(20)
+            opened_journal.append([Entry("c", 1, 1, 1, "uint8", b"\0\0", bytes(100))])
 
     heads = [bytes([number, 0, offset, 0xFF]) for number in range(len(good) // page) for offset in (0, 3, 5, 8, 20)]
     return Prepared(run, heads)
 
 
 def manifest(folder: Path) -> Prepared:
-    """A manifest as it is, and if it is JSON at all, the same with a good checksum."""
+    """The bytes of a manifest and, if they are JSON, the same manifest with a valid checksum."""
     from ffstream.checkpoint import manifest as manifests
     from ffstream.checkpoint.inspection import look
     from ffstream.errors import FFStreamError
@@ -169,7 +169,7 @@ TARGETS: dict[str, Callable[[Path], Prepared]] = {
 
 
 def main() -> None:
-    """One target until its time is over or something is found; or once for each file, without the fuzzer."""
+    """Runs one target: on each file once, or in the fuzzer until its time is over or there is a finding."""
     name, *rest = sys.argv[1:]
     files = [Path(each) for each in rest if Path(each).is_file()]
     with tempfile.TemporaryDirectory(prefix="ffstream-fuzz-") as folder:

@@ -9,7 +9,7 @@ from ffstream.checkpoint.inspection import half_written, look
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.cli import main
 from ffstream.errors import CheckpointDamaged
-from tests.support import picture
+from tests.support import folder_contents
 
 
 @pytest.fixture
@@ -25,13 +25,13 @@ def state_of(store: CheckpointStore, seq: int) -> Path:
 
 
 def test_the_newest_comes_first_with_its_recipe_and_size(store: CheckpointStore) -> None:
-    before = picture(store.folder)
+    before = folder_contents(store.folder)
     found = list(look(store.folder, thoroughly=True))
     assert [each.seq for each in found] == [30, 20, 10]
     assert all(each.problem is None and each.bytes > 400 for each in found)
     assert found[0].manifest["recipe"] == {"widths": [3]}
     assert half_written(store.folder) == []
-    assert picture(store.folder) == before
+    assert folder_contents(store.folder) == before
 
 
 def test_a_cheap_look_sees_sizes_and_a_thorough_one_every_byte(store: CheckpointStore) -> None:

@@ -13,7 +13,7 @@ from ffstream.daemon import backup
 from ffstream.errors import ConfigError, DiskFull, FFStreamError, JournalDamaged
 from ffstream.journal.clean_close import has_log
 from tests.in_process import Running, images, labels
-from tests.support import picture, wait_until
+from tests.support import folder_contents, wait_until
 
 WAIT_S = 30.0
 
@@ -56,7 +56,7 @@ def test_backup_of_a_daemon_that_runs_can_be_served(running: Running, tmp_path: 
     assert (made.checkpoint_seq, made.first_seq, made.last_seq) == (80, 81, 120)
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["backup"]
     folder = tmp_path / "deep" / "backup"
-    assert sorted(picture(folder)) == [
+    assert sorted(folder_contents(folder)) == [
         "backup.json",
         f"checkpoints/{80:020d}/manifest.json",
         f"checkpoints/{80:020d}/state.safetensors",
@@ -150,11 +150,11 @@ def test_daemon_that_starts_amid_the_copy_of_a_closed_journal(
 
 def refuse(state: Path, target: Path, kind: type[FFStreamError], match: str) -> None:
     """Nothing is left behind, and the state is as it was."""
-    before, beside = picture(state), sorted(target.parent.iterdir())
+    before, beside = folder_contents(state), sorted(target.parent.iterdir())
     with pytest.raises(kind, match=match) as caught:
         backup.make(state, target)
     assert caught.value.hint
-    assert picture(state) == before
+    assert folder_contents(state) == before
     assert sorted(target.parent.iterdir()) == beside
 
 

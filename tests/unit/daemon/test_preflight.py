@@ -18,7 +18,7 @@ from ffstream.errors import CheckpointIncompatible, ConfigError, JournalIncompat
 from ffstream.journal.journal import Journal
 from ffstream.security import keys
 from tests.harness.commands import COMMAND_S
-from tests.support import given_away, picture
+from tests.support import folder_contents, owned_by_another_user
 
 TOKEN = "a-token-of-enough-letters"
 
@@ -53,9 +53,9 @@ def site(tmp_path: Path) -> Site:
 
 
 def test_what_is_right_is_approved_and_nothing_is_made(site: Site) -> None:
-    before = picture(site.folder)
+    before = folder_contents(site.folder)
     site.check()
-    assert picture(site.folder) == before
+    assert folder_contents(site.folder) == before
     assert not site.state.exists()
 
 
@@ -119,7 +119,7 @@ def test_a_state_that_cannot_be_a_folder_is_refused(site: Site) -> None:
         site.check()
     site.state.chmod(0o700)
     site.check()
-    with given_away(site.state), pytest.raises(ConfigError, match="belongs to another user"):
+    with owned_by_another_user(site.state), pytest.raises(ConfigError, match="belongs to another user"):
         preflight.check(load(settings=[f"state={site.state}"], environment={}))
 
 
@@ -127,10 +127,10 @@ def test_a_state_of_another_network_is_refused(site: Site) -> None:
     site.state.mkdir(0o700)
     with closing(Journal(site.state / "journal.sqlite", inputs=784, labels=10)):
         site.check()
-        before = picture(site.state)
+        before = folder_contents(site.state)
         with pytest.raises(JournalIncompatible) as caught:
             site.check("network.labels=11")
-        assert picture(site.state) == before
+        assert folder_contents(site.state) == before
     assert caught.value.message.startswith("network.labels = 11: the journal ")
     assert caught.value.message.endswith("was created with network.labels = 10")
     assert "network.labels=10" in caught.value.hint

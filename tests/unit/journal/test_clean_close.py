@@ -15,7 +15,7 @@ from ffstream.cli import main
 from ffstream.errors import DiskFull, JournalDamaged, JournalIncompatible
 from ffstream.journal import clean_close
 from ffstream.journal.journal import Journal
-from tests.support import picture
+from tests.support import folder_contents
 from tests.unit.journal.entries import INPUTS, LABELS, crash_image, entry
 
 OpenJournal = Callable[..., Journal]
@@ -46,7 +46,7 @@ def log_of(path: Path) -> Path:
 
 def test_copy_without_wal_is_refused_and_left_as_it_is(journal: Journal, tmp_path: Path) -> None:
     copy = copy_alone(journal, tmp_path / "copy")
-    before = picture(copy.parent)
+    before = folder_contents(copy.parent)
     with pytest.raises(JournalDamaged, match=r"journal\.sqlite-wal is missing: acked samples may be lost") as caught:
         Journal(copy, inputs=INPUTS, labels=LABELS)
     assert "ffstream backup" in caught.value.hint
@@ -55,7 +55,7 @@ def test_copy_without_wal_is_refused_and_left_as_it_is(journal: Journal, tmp_pat
         code, output = run("journal", command, "--state", str(copy.parent))
         assert (code, "journal.sqlite-wal is missing" in output) == (1, True)
         assert "ffstream journal accept" in output
-    assert picture(copy.parent) == before
+    assert folder_contents(copy.parent) == before
 
 
 def test_crash_image_with_wal_is_whole(journal: Journal, tmp_path: Path, open_journal: OpenJournal) -> None:
@@ -124,9 +124,9 @@ def test_open_on_full_disk_works(
 
 def test_second_close_does_nothing(journal: Journal) -> None:
     journal.close()
-    before = picture(journal.path.parent)
+    before = folder_contents(journal.path.parent)
     journal.close()
-    assert picture(journal.path.parent) == before
+    assert folder_contents(journal.path.parent) == before
 
 
 def test_refused_open_after_crash_keeps_wal(journal: Journal, tmp_path: Path, open_journal: OpenJournal) -> None:

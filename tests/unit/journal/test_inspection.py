@@ -13,7 +13,7 @@ from ffstream.journal import identity
 from ffstream.journal.inspection import Findings, Summary, opened, summarize
 from ffstream.journal.journal import Journal
 from ffstream.journal.verification import Verification
-from tests.support import picture
+from tests.support import folder_contents
 from tests.unit.journal.entries import crash_image, entry
 
 OpenJournal = Callable[..., Journal]
@@ -95,10 +95,10 @@ def test_looking_changes_nothing_whatever_is_there(ten: Journal, left: str, tmp_
     if left == "killed":  # the index stays as it was; SQLite would make it anew
         shutil.copy(ten.path.with_name("journal.sqlite-shm"), path.parent)
     ten.close()
-    before = picture(path.parent)
+    before = folder_contents(path.parent)
     assert stat(path).samples == 30
     assert verify(path).samples == 30
-    assert picture(path.parent) == before
+    assert folder_contents(path.parent) == before
 
 
 def test_a_folder_that_nobody_may_write_to(ten: Journal, tmp_path: Path) -> None:

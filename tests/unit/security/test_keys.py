@@ -9,7 +9,7 @@ from ffstream.cli import main
 from ffstream.errors import ConfigError
 from ffstream.security import keys
 from ffstream.server.doors import is_local
-from tests.support import given_away
+from tests.support import owned_by_another_user
 
 
 def test_a_new_key_pair_is_valid_and_only_its_owner_can_read_the_secret(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_secrets_and_folders_of_other_users_are_rejected(tmp_path: Path) -> None
         (tmp_path, lambda: keys.check_folder(tmp_path)),
         (tmp_path, lambda: keys.check_folder(tmp_path, group_may_write=True)),
     ):
-        with given_away(path), pytest.raises(ConfigError, match="belongs to another user") as caught:
+        with owned_by_another_user(path), pytest.raises(ConfigError, match="belongs to another user") as caught:
             load()
         assert str(path) in caught.value.hint
         load()

@@ -9,7 +9,7 @@ import pytest
 from ffstream.security import keys
 from ffstream.server import keyring
 from ffstream.server.keyring import Keyring
-from tests.support import given_away
+from tests.support import owned_by_another_user
 
 
 class Ring:
@@ -44,7 +44,7 @@ def test_a_key_that_others_can_write_lets_nobody_in(ring: Ring, mode: int) -> No
 
 
 def test_a_key_of_another_user_lets_nobody_in(ring: Ring) -> None:
-    with given_away(ring.file):
+    with owned_by_another_user(ring.file):
         assert ring.admits() == []
 
 
@@ -53,7 +53,7 @@ def test_a_folder_that_is_opened_to_others_lets_nobody_in(ring: Ring, caplog: py
     for mode in (0o777, 0o770):
         ring.folder.chmod(mode)
         assert ring.admits() == []
-    with given_away(ring.folder):
+    with owned_by_another_user(ring.folder):
         assert ring.admits() == []
     assert [record.getMessage() for record in caplog.records] == [
         f"nobody gets in path={ring.folder} error=other users may write into {ring.folder}"
