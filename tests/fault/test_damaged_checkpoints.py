@@ -1,4 +1,7 @@
-"""Whatever a checkpoint's folder holds, a daemon begins from just what is in it, from an older one, or not at all."""
+"""A daemon starts from exactly what a checkpoint holds, from an older checkpoint, or not at all.
+
+This holds for any damage to the files of the newest checkpoint, also when the manifest has a valid checksum.
+"""
 
 import json
 import shutil
@@ -28,7 +31,7 @@ few = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scop
 
 
 class Disk:
-    """A state folder with two checkpoints, put back before each try."""
+    """A state folder with two checkpoints. `reset` restores it before each example."""
 
     def __init__(self, folder: Path) -> None:
         self._good = folder / "good"
@@ -53,12 +56,12 @@ class Disk:
         return folder_of(self.state / "checkpoints", self.newest)
 
     def reset(self) -> None:
-        """As it was."""
+        """Restores the state folder."""
         shutil.rmtree(self.state, ignore_errors=True)
         shutil.copytree(self._good, self.state)
 
     def sign(self, change: Callable[[dict[str, Any]], object] = lambda manifest: None) -> None:
-        """A manifest that vouches for the files as they are, but for what is changed in it."""
+        """Writes a manifest that is valid for the files as they are, and then changed by `change`."""
         manifest = json.loads((self.here / MANIFEST).read_text())
         state = self.here / STATE
         manifest["files"] = {STATE: {"bytes": state.stat().st_size, CHECKSUM: manifests.checksum(state)}}
@@ -66,8 +69,8 @@ class Disk:
         change(manifest)
         (self.here / MANIFEST).write_text(json.dumps(manifests.sign(manifest)))
 
-    def begin(self) -> int | None:
-        """The sample that a daemon begins behind; None if it says that it cannot."""
+    def start(self) -> int | None:
+        """Sequence number of the checkpoint from which a daemon starts; None if it rejects the state."""
         options = config(self.state, *SETTINGS)
         try:
             journal = Journal(
@@ -84,14 +87,14 @@ class Disk:
         record = learner.run.prequential.record
         assert 0 <= (record.recent or 0) <= 1
         assert 0 <= (record.total or 0) <= 1
-        begun = learner.applied_seq
-        if begun:
-            self._compare(learner, begun)
-        return begun
+        seq = learner.applied_seq
+        if seq:
+            self._compare(learner, seq)
+        return seq
 
-    def _compare(self, learner: Learner, begun: int) -> None:
-        """No part of what learns begins anew."""
-        wanted = load_file(folder_of(self.state / "checkpoints", begun) / STATE)
+    def _compare(self, learner: Learner, seq: int) -> None:
+        """Every layer has the state of the checkpoint."""
+        wanted = load_file(folder_of(self.state / "checkpoints", seq) / STATE)
         for stage in learner.run.pipeline.stages:
             for layer in stage.layers:
                 for name, value in layer.state_dict().items():
@@ -103,15 +106,15 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
     return Disk(tmp_path_factory.mktemp("disk"))
 
 
-def test_a_good_one_is_begun_from(disk: Disk) -> None:
+def test_a_daemon_starts_from_an_intact_checkpoint(disk: Disk) -> None:
     disk.reset()
-    assert disk.begin() == disk.newest
+    assert disk.start() == disk.newest
     disk.sign()
-    assert disk.begin() == disk.newest
+    assert disk.start() == disk.newest
 
 
-def test_without_any_whole_one_a_trimmed_journal_is_too_short(disk: Disk) -> None:
-    """Learning would wait for ever for the samples that are gone."""
+def test_a_daemon_without_an_intact_checkpoint_rejects_a_trimmed_journal(disk: Disk) -> None:
+    """Otherwise learning would wait forever for the samples that were trimmed."""
     disk.reset()
     for path in (disk.state / "checkpoints").glob(f"*/{STATE}"):
         path.write_bytes(b"")
@@ -120,12 +123,14 @@ def test_without_any_whole_one_a_trimmed_journal_is_too_short(disk: Disk) -> Non
         daemon.start()
 
 
-# --- bytes that nobody vouches for ----------------------------------------------------------------------------------
+# --- damaged bytes --------------------------------------------------------------------------------------------------
 
 
 @few
 @given(name=st.sampled_from([STATE, MANIFEST]), data=st.data())
-def test_spoiled_bytes_lead_to_the_one_before(disk: Disk, name: str, data: st.DataObject) -> None:
+def test_damaged_bytes_make_a_daemon_start_from_the_checkpoint_before(
+    disk: Disk, name: str, data: st.DataObject
+) -> None:
     disk.reset()
     path = disk.here / name
     good = path.read_bytes()
@@ -136,7 +141,7 @@ def test_spoiled_bytes_lead_to_the_one_before(disk: Disk, name: str, data: st.Da
         content[at : at + cut] = data.draw(st.binary(max_size=9))
     path.write_bytes(content)
     same = bytes(content) == good if name == STATE else parsed(bytes(content)) == parsed(good)
-    assert disk.begin() == (disk.newest if same else disk.older)
+    assert disk.start() == (disk.newest if same else disk.older)
 
 
 def parsed(content: bytes) -> Any:
@@ -146,7 +151,7 @@ def parsed(content: bytes) -> Any:
         return None
 
 
-# --- what somebody signed -------------------------------------------------------------------------------------------
+# --- wrong content with valid checksums -----------------------------------------------------------------------------
 
 anything = st.recursive(
     st.none()
@@ -203,10 +208,10 @@ def put(manifest: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
 @example(place=("progress", "prequential", "samples"), value=float("inf"))
 @example(place=("progress", "prequential", "window"), value=[[1, 2]])
 @example(place=("progress", "prequential"), value=[1])
-def test_any_manifest(disk: Disk, place: tuple[str, ...], value: Any) -> None:
+def test_no_value_in_a_manifest_breaks_a_start(disk: Disk, place: tuple[str, ...], value: Any) -> None:
     disk.reset()
     disk.sign(lambda manifest: put(manifest, place, value))
-    assert disk.begin() in (None, disk.older, disk.newest)
+    assert disk.start() in (None, disk.older, disk.newest)
 
 
 def odd_tensor(tensor: Tensor) -> st.SearchStrategy[Tensor]:
@@ -225,7 +230,7 @@ def odd_tensor(tensor: Tensor) -> st.SearchStrategy[Tensor]:
 
 @few
 @given(data=st.data())
-def test_any_tensors(disk: Disk, data: st.DataObject) -> None:
+def test_no_set_of_tensors_breaks_a_start(disk: Disk, data: st.DataObject) -> None:
     disk.reset()
     tensors = dict(disk.tensors)
     names = sorted(tensors)
@@ -241,20 +246,20 @@ def test_any_tensors(disk: Disk, data: st.DataObject) -> None:
             tensors |= {name: tensor, f"{name}.more": torch.zeros(3)}
     save_file(tensors, disk.here / STATE)
     disk.sign()
-    assert disk.begin() in (None, disk.newest)
+    assert disk.start() in (None, disk.newest)
 
 
-def test_every_tensor_is_needed(disk: Disk) -> None:
+def test_a_checkpoint_without_one_of_its_tensors_is_rejected(disk: Disk) -> None:
     for name in disk.tensors:
         disk.reset()
         save_file({other: value for other, value in disk.tensors.items() if other != name}, disk.here / STATE)
         disk.sign()
-        assert disk.begin() is None, name
+        assert disk.start() is None, name
 
 
 @few
 @given(data=st.data())
-def test_any_state_file(disk: Disk, data: st.DataObject) -> None:
+def test_no_header_of_a_state_file_breaks_a_start(disk: Disk, data: st.DataObject) -> None:
     disk.reset()
     path = disk.here / STATE
     content = bytearray(path.read_bytes())
@@ -267,4 +272,4 @@ def test_any_state_file(disk: Disk, data: st.DataObject) -> None:
         )
     path.write_bytes(content)
     disk.sign()
-    assert disk.begin() in (None, disk.older, disk.newest)
+    assert disk.start() in (None, disk.older, disk.newest)

@@ -1,4 +1,7 @@
-"""What runs out, runs out for real: the daemon says so, predicts on, keeps what it acked, and goes on by itself."""
+"""When a resource runs out, new samples are rejected with a retryable error and predictions continue.
+
+No acked sample is lost, and samples are accepted again once there is room. The resources really run out.
+"""
 
 import os
 import resource
@@ -35,7 +38,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB of its own."""
+    """A separate file system of 24 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
@@ -48,7 +51,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
-    """Writes a file that takes all room but `leave` bytes."""
+    """Fills a file system except for `leave` bytes. Returns the file."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -61,17 +64,17 @@ def fill(disk: Path, leave: int = 0) -> Path:
     return filler
 
 
-def ready(running: Running) -> tuple[int, str]:
-    """Whether samples are accepted, and if not, the code; predictions are answered all the while."""
-    said = [
+def readiness(running: Running) -> tuple[int, str]:
+    """Status code and first word of /readyz/learn. Asserts that predictions are answered."""
+    answers = [
         httpx.get(f"http://{running.daemon.http.address}/{path}", trust_env=False)
         for path in ("readyz", "readyz/learn")
     ]
-    assert said[0].status_code == 200
-    return said[1].status_code, said[1].text.strip().partition(":")[0]
+    assert answers[0].status_code == 200
+    return answers[1].status_code, answers[1].text.strip().partition(":")[0]
 
 
-def refuses(running: Running, reason: str) -> Callable[[], bool]:
+def rejects(running: Running, reason: str) -> Callable[[], bool]:
     return lambda: running.metric("refusing_samples", reason=reason) == 1
 
 
@@ -81,67 +84,71 @@ def send(producer: Producer, count: int, seed: int) -> None:
 
 
 def send_one(producer: Producer) -> None:
-    """40 samples in one message: a second one would wait for credit."""
+    """Sends 40 samples in one message. A second message would wait for credit."""
     producer.send(images(40, seed=5), labels(40, seed=5))
 
 
-def prove_it_goes_on(running: Running, producer: Producer, accepted: int) -> None:
-    """All that was sent is acked now, and learned once."""
+def assert_everything_is_learned(running: Running, producer: Producer, accepted: int) -> None:
+    """Everything that was sent is acked and learned once."""
     producer.flush(WAIT_S)
-    wait_until(lambda: running.daemon.admission.obstacle() is None, WAIT_S, "nothing is short any more")
+    wait_until(lambda: running.daemon.admission.obstacle() is None, WAIT_S, "there is no shortage any more")
     status = running.control().wait_idle(WAIT_S)
     assert (status["accepted"], status["learned"], status["refusing"]) == (accepted, accepted, None)
     assert producer.counts.acked == accepted
-    assert ready(running) == (200, "ready")
+    assert readiness(running) == (200, "ready")
 
 
-def test_a_disk_that_is_nearly_full(small_disk: Path) -> None:
-    """There is room left to checkpoint, and to delete what checkpoints no longer need."""
+def test_a_nearly_full_disk_rejects_samples_but_still_takes_checkpoints(small_disk: Path) -> None:
+    """The reserve of `disk_min_free_bytes` is for checkpoints and for deletions from the journal."""
     with Running(small_disk / "state", f"limits.disk_min_free_bytes={8 * MIB}") as running:
         producer = running.producer()
         send(producer, 5, seed=0)
         producer.flush(WAIT_S)
         running.control().wait_idle(WAIT_S)
         filler = fill(small_disk, leave=4 * MIB)
-        wait_until(refuses(running, "disk_full"), WAIT_S, "it refuses samples")
+        wait_until(rejects(running, "disk_full"), WAIT_S, "samples are rejected")
         send_one(producer)
-        assert ready(running) == (503, "disk_full")
+        assert readiness(running) == (503, "disk_full")
         assert running.control().status()["refusing"] == "disk_full"
         assert len(running.predictor().predict(images(3)).labels) == 3
         assert running.control().request("checkpoint")["seq"] == 40
         filler.unlink()
-        prove_it_goes_on(running, producer, 80)
+        assert_everything_is_learned(running, producer, 80)
 
 
-def test_a_disk_that_is_full_to_the_last_byte(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_completely_full_disk_rejects_samples_until_there_is_room(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Running(small_disk / "state", "limits.disk_min_free_bytes=0", "checkpoint.keep=2") as running:
         producer = running.producer()
         send(producer, 5, seed=0)
         producer.flush(WAIT_S)
         running.control().wait_idle(WAIT_S)
         filler = fill(small_disk)
-        # A second after a commit has failed, it would try again, and not refuse until the next one fails.
+        # After a second the daemon would measure again, and accept samples until the next commit fails.
         with monkeypatch.context() as held:
             held.setattr("ffstream.server.housekeeping._MEASURE_EVERY_S", 3 * WAIT_S)
-            producer.send(images(160, seed=5), labels(160, seed=5))  # one message, as in `send_one`
-            wait_until(refuses(running, "disk_full"), WAIT_S, "a commit has failed")
-            assert ready(running) == (503, "disk_full")
+            producer.send(images(160, seed=5), labels(160, seed=5))  # in one message, as in `send_one`
+            wait_until(rejects(running, "disk_full"), WAIT_S, "a commit has failed")
+            assert readiness(running) == (503, "disk_full")
             assert len(running.predictor().predict(images(3)).labels) == 3
             with pytest.raises(RequestRefused, match="could not be written"):
                 running.control().request("checkpoint")
             assert running.metric("checkpoint_failures_total") == 1
         filler.unlink()
-        prove_it_goes_on(running, producer, 200)
+        assert_everything_is_learned(running, producer, 200)
         assert running.control().request("checkpoint")["seq"] == 200
 
 
-@pytest.mark.parametrize("ended", ["in good order", "by a kill"])
-def test_a_start_on_a_full_disk_is_no_damage(small_disk: Path, tmp_path: Path, ended: str) -> None:
+@pytest.mark.parametrize("ended", ["stopped", "killed"])
+def test_a_journal_on_a_full_disk_is_unavailable_but_not_damaged(
+    small_disk: Path, tmp_path: Path, ended: str
+) -> None:
     path = small_disk / "journal.sqlite"
     with closing(Journal(path, inputs=INPUTS, labels=4)) as journal:
         journal.append([Entry("a", 1, 1, 1, "uint8", bytes(2), bytes(INPUTS))])
         image = crash_image(path, tmp_path / "image")
-    if ended == "by a kill":
+    if ended == "killed":
         shutil.copytree(image.parent, small_disk, dirs_exist_ok=True)
     filler = fill(small_disk)
     with pytest.raises(Unavailable, match=r"journal\.sqlite") as caught:
@@ -152,18 +159,20 @@ def test_a_start_on_a_full_disk_is_no_damage(small_disk: Path, tmp_path: Path, e
         assert again.clients.receipt("a", 1) == Receipt(1, 1, 1)
 
 
-def test_a_disk_that_a_burst_has_filled(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file of the journal does not shrink: what is learned and deleted makes room in it."""
+def test_a_disk_filled_by_a_burst_accepts_samples_again_after_a_trim(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal file does not shrink, but new samples fit into the room of those that were deleted."""
     monkeypatch.setattr("ffstream.server.housekeeping._MEASURE_EVERY_S", 0.0)
     with closing(Journal(small_disk / "journal.sqlite", inputs=INPUTS, labels=4)) as journal:
-        journal._db.execute("PRAGMA wal_autocheckpoint = 64")  # the log is to the disk what it is to a large one
+        journal._db.execute("PRAGMA wal_autocheckpoint = 64")  # so that the WAL is small compared with this disk
         limits = Limits.model_validate(LIMITS | {"disk_min_free_bytes": 8 * MIB})
         metrics = Metrics()
         checkpoints = Checkpoints(Config(state=small_disk), metrics, lambda error: None)
         housekeeping = Housekeeping(journal, checkpoints, limits, Resources(small_disk, limits), metrics)
         admission = Admission(journal, limits, housekeeping, applied_seq=lambda: journal.head.seq, metrics=metrics)
 
-        def send_until_refused(n: int) -> int:
+        def send_until_rejected(n: int) -> int:
             housekeeping.turn()
             while admission.obstacle() is None:
                 journal.append([Entry("a", n, n, 1, "uint8", bytes(2), bytes(MIB // 4))])
@@ -172,32 +181,34 @@ def test_a_disk_that_a_burst_has_filled(small_disk: Path, monkeypatch: pytest.Mo
             assert isinstance(admission.obstacle(), DiskFull)
             return n
 
-        first = send_until_refused(1)
+        first = send_until_rejected(1)
         assert first > 40
         while journal.trim(first - 1):
             pass
-        second = send_until_refused(first)
+        second = send_until_rejected(first)
         assert second - first > first / 2
         assert shutil.disk_usage(small_disk).free > 6 * MIB, "room for checkpoints"
 
 
-def test_memory_over_its_limit(tmp_path: Path) -> None:
+def test_memory_over_its_limit_rejects_samples(tmp_path: Path) -> None:
     limit = psutil.Process().memory_info().rss + 300 * MIB
     with Running(tmp_path / "state", f"limits.memory_max_bytes={limit}", "limits.disk_min_free_bytes=0") as running:
         producer = running.producer()
         send(producer, 5, seed=0)
         producer.flush(WAIT_S)
         held = bytearray(b"x") * (500 * MIB)
-        wait_until(refuses(running, "memory_full"), WAIT_S, "it refuses samples")
+        wait_until(rejects(running, "memory_full"), WAIT_S, "samples are rejected")
         send_one(producer)
-        assert ready(running) == (503, "memory_full")
+        assert readiness(running) == (503, "memory_full")
         assert len(running.predictor().predict(images(3)).labels) == 3
         del held
-        prove_it_goes_on(running, producer, 80)
+        assert_everything_is_learned(running, producer, 80)
 
 
-def test_a_journal_over_its_limit(tmp_path: Path, watched: Watch, caplog: pytest.LogCaptureFixture) -> None:
-    """It makes room by itself, with a checkpoint that nobody asked for and earlier than checkpoints would be due."""
+def test_a_journal_over_its_limit_rejects_samples_until_a_checkpoint_makes_room(
+    tmp_path: Path, watched: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The daemon takes this checkpoint by itself, before a regular one is due."""
     settings = (
         f"limits.journal_max_bytes={MIB}",
         "limits.disk_min_free_bytes=0",
@@ -206,7 +217,7 @@ def test_a_journal_over_its_limit(tmp_path: Path, watched: Watch, caplog: pytest
         "network.warmup_samples=0",
         "checkpoint.every_samples=100000",
     )
-    # It would have made room before anybody could look.
+    # Hold the checkpoint, or there would be room again before the assertions.
     written, go_on = hold_at("checkpoint.write.after", watched, 3 * WAIT_S)
     with Running(tmp_path / "state", *settings) as running:
         producer = running.producer()
@@ -220,26 +231,27 @@ def test_a_journal_over_its_limit(tmp_path: Path, watched: Watch, caplog: pytest
         def is_full() -> bool:
             return running.daemon.admission.obstacle() is not None
 
-        # One at a time: what is sent ahead of the limit must all be learned in the end, and a window is long.
+        # One message at a time: everything in a window would be stored after the limit and must be learned in the
+        # end.
         while not is_full():
             send_more()
-            wait_until(lambda: is_full() or running.daemon.journal.head.seq == sent, WAIT_S, "it is stored")
+            wait_until(lambda: is_full() or running.daemon.journal.head.seq == sent, WAIT_S, "the message is stored")
             assert sent < 64 * 30
         peer = running.peer()
-        peer.samples(1, shape=[784], payload=[bytes(784)])  # the producer knows that it has no credit
+        peer.samples(1, shape=[784], payload=[bytes(784)])  # the producer would not send without credit
         assert peer.answer()["code"] == "journal_full"
         assert written.wait(WAIT_S)
-        wait_until(refuses(running, "journal_full"), WAIT_S, "it says so")
-        assert ready(running) == (503, "journal_full")
+        wait_until(rejects(running, "journal_full"), WAIT_S, "samples are rejected")
+        assert readiness(running) == (503, "journal_full")
         assert len(running.predictor().predict(images(49).reshape(1, 784)).labels) == 1
         go_on.set()
-        prove_it_goes_on(running, producer, sent)
+        assert_everything_is_learned(running, producer, sent)
     with Running(tmp_path / "state", *settings) as again:
         assert again.control().status()["learned"] == sent
     assert "damaged" not in caplog.text
 
 
-def test_more_connections_than_descriptors(tmp_path: Path) -> None:
+def test_a_lack_of_descriptors_rejects_samples(tmp_path: Path) -> None:
     with Running(tmp_path / "state", "limits.disk_min_free_bytes=0") as running:
         producer = running.producer()
         send(producer, 5, seed=0)
@@ -249,17 +261,17 @@ def test_more_connections_than_descriptors(tmp_path: Path) -> None:
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 4, before[1]))
         try:
-            wait_until(refuses(running, "too_many_files"), WAIT_S, "it refuses samples")
+            wait_until(rejects(running, "too_many_files"), WAIT_S, "samples are rejected")
             assert len(predictor.predict(images(3)).labels) == 3
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        wait_until(lambda: not refuses(running, "too_many_files")(), WAIT_S, "it accepts again")
+        wait_until(lambda: not rejects(running, "too_many_files")(), WAIT_S, "samples are accepted")
         send_one(producer)
-        prove_it_goes_on(running, producer, 80)
+        assert_everything_is_learned(running, producer, 80)
 
 
-def test_a_program_that_holds_the_write_lock(tmp_path: Path) -> None:
-    """The refusal lasts as long as the lock, everything else is answered meanwhile, and nothing sent is lost."""
+def test_a_locked_journal_rejects_samples_until_the_lock_is_released(tmp_path: Path) -> None:
+    """Another program holds the write lock. Everything else is answered meanwhile, and no sample is lost."""
     with Running(tmp_path / "state", "limits.disk_min_free_bytes=0") as running:
         producer = running.producer()
         send(producer, 5, seed=0)
@@ -269,16 +281,16 @@ def test_a_program_that_holds_the_write_lock(tmp_path: Path) -> None:
         housekeeping = running.daemon.learn._housekeeping
         measure = housekeeping._measure
 
-        def measure_and_see() -> None:
+        def measure_and_record() -> None:
             measure()
             seen.append(running.metric("refusing_samples", reason="unavailable"))
 
         with closing(sqlite3.connect(running.state / "journal.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             send_one(producer)
-            wait_until(refuses(running, "unavailable"), WAIT_S, "it refuses samples")
-            housekeeping._measure = measure_and_see  # type: ignore[method-assign]
-            for _ in range(5):  # each a probe that meets the lock
+            wait_until(rejects(running, "unavailable"), WAIT_S, "samples are rejected")
+            housekeeping._measure = measure_and_record  # type: ignore[method-assign]
+            for _ in range(5):  # each measurement tries the lock
                 before = len(seen)
                 housekeeping._measured_at = 0.0
                 wait_until(lambda: len(seen) > before, WAIT_S, "it measures again")  # noqa: B023
@@ -288,11 +300,11 @@ def test_a_program_that_holds_the_write_lock(tmp_path: Path) -> None:
             peer = running.peer()
             peer.send("ping")
             assert peer.answer()["credit"] == 0
-        prove_it_goes_on(running, producer, 80)
+        assert_everything_is_learned(running, producer, 80)
 
 
-def test_a_program_that_reads_the_journal_and_does_not_end(tmp_path: Path) -> None:
-    """The log that it pins counts towards the limit. Once it has ended, the log is emptied and samples are taken."""
+def test_a_long_read_of_the_journal_is_reported_and_its_wal_is_emptied_afterwards(tmp_path: Path) -> None:
+    """SQLite cannot reset the WAL during the read. The WAL counts towards `journal_max_bytes`."""
     settings = (
         f"limits.journal_max_bytes={16 * MIB}",
         "limits.disk_min_free_bytes=0",
@@ -317,6 +329,6 @@ def test_a_program_that_reads_the_journal_and_does_not_end(tmp_path: Path) -> No
             status = running.control().status()
             assert "fuser" in status["warnings"]["log_pinned"]
             assert status["journal"]["log_bytes"] > 8 * MIB
-        wait_until(lambda: not running.control().status()["warnings"], WAIT_S, "the log is emptied")
+        wait_until(lambda: not running.control().status()["warnings"], WAIT_S, "the WAL is emptied")
         assert running.daemon.journal.log_bytes() < 8 * MIB
-        prove_it_goes_on(running, producer, sent)
+        assert_everything_is_learned(running, producer, sent)

@@ -1,4 +1,4 @@
-"""Whatever a client says, it gets one answer of the protocol, the log has no traceback, and the socket goes on."""
+"""Any message gets exactly one answer of the protocol. The log has no traceback, and the socket continues to work."""
 
 import logging
 import time
@@ -57,21 +57,20 @@ CODES = codes(FFStreamError) - {"internal"}
 
 
 class Records(logging.Handler):
-    """Log lines that nobody wants to see."""
+    """Collects warnings and errors."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not record.getMessage().startswith(
-            "rejected "
-        ):  # the line about a message that was answered with an error
+        # "rejected" is the line about a message that was answered with an error.
+        if not record.getMessage().startswith("rejected "):
             self.lines.append(self.format(record))
 
 
-class Town:
-    """A daemon that learns what comes, and one client of each socket."""
+class Target:
+    """A daemon, and one raw client for each of its sockets."""
 
     def __init__(self, running: Running) -> None:
         self.running = running
@@ -80,12 +79,12 @@ class Town:
         logging.getLogger("ffstream").addHandler(self.log)
         self.acked: set[tuple[int, int, int]] = set()
 
-    def say(self, socket: str, frames: list[bytes]) -> Message:
-        """The answer to a message, which is one of the protocol; a ping is answered after it."""
+    def send(self, socket: str, frames: list[bytes]) -> Message:
+        """Sends a message and a ping. Asserts that the protocol defines both answers; returns the first one."""
         peer = self.peers[socket]
-        self.running.daemon.learner.pause(False)  # or a good wait_idle waits for what came during an earlier pause
+        self.running.daemon.learner.pause(False)  # or a valid wait_idle would wait because of an earlier pause
         peer.send_frames(*frames)
-        answer, payload = self._hear(peer, socket)
+        answer, payload = self._receive(peer, socket)
         if isinstance(answer, ErrorReply):
             assert answer.code in CODES, answer
             assert answer.hint
@@ -96,12 +95,12 @@ class Town:
             assert len(goodness) == 4 * len(answer.labels)
             assert np.isfinite(goodness).all()
         peer.send_frames(codec.encode(Ping()))
-        assert isinstance(self._hear(peer, socket)[0], Pong)
+        assert isinstance(self._receive(peer, socket)[0], Pong)
         assert self.log.lines == []
         assert self.running.daemon.failure is None
         return answer
 
-    def _hear(self, peer: Peer, socket: str) -> tuple[Message, list[bytes]]:
+    def _receive(self, peer: Peer, socket: str) -> tuple[Message, list[bytes]]:
         frames = peer.receive_frames()
         if b"" in frames[:2]:  # the envelope in which a REQ socket gets its answer
             del frames[: frames.index(b"") + 1]
@@ -109,7 +108,7 @@ class Town:
         return codec.decode(header, ANSWERS[socket], list_max=MAX_HEADER_BYTES), payload
 
     def still_works(self) -> None:
-        """Who behaves notices nothing; what was acked is what has a number."""
+        """Well-behaved clients are not affected, and exactly the acked samples are stored."""
         control = self.running.control()
         control.request("resume", {}, 20.0)
         producer = self.running.producer()
@@ -125,12 +124,12 @@ class Town:
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    with Running(tmp_path_factory.mktemp("town") / "state", "limits.message_max_bytes=1000000") as running:
-        town = Town(running)
-        yield town
-        town.still_works()
-        town.close()
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    with Running(tmp_path_factory.mktemp("hostile") / "state", "limits.message_max_bytes=1000000") as running:
+        target = Target(running)
+        yield target
+        target.still_works()
+        target.close()
 
 
 anything = st.recursive(
@@ -155,21 +154,21 @@ payloads = st.lists(st.binary(max_size=200) | st.sampled_from([bytes(INPUTS), by
 @example(socket="learn", frames=[b""])
 @example(socket="control", frames=[b"", b"", b""])
 @example(socket="predict", frames=[b"\xc1" * 70_000])
-def test_any_frames(town: Town, socket: str, frames: list[bytes]) -> None:
-    town.say(socket, frames)
+def test_any_frames_are_answered(target: Target, socket: str, frames: list[bytes]) -> None:
+    target.send(socket, frames)
 
 
 @some
 @given(socket=sockets, header=anything, payload=payloads)
-def test_any_header(town: Town, socket: str, header: Any, payload: list[bytes]) -> None:
+def test_any_header_is_answered(target: Target, socket: str, header: Any, payload: list[bytes]) -> None:
     if isinstance(header, dict):
         header |= {"v": 1}
-    town.say(socket, [msgpack.packb(header), *payload])
+    target.send(socket, [msgpack.packb(header), *payload])
 
 
 @settings(some, max_examples=300)
 @given(data=st.data())
-def test_any_field_of_a_good_message(town: Town, data: st.DataObject) -> None:
+def test_a_valid_message_with_any_changed_field_is_answered(target: Target, data: st.DataObject) -> None:
     socket = data.draw(sockets)
     fields, payload = data.draw(st.sampled_from(GOOD[socket]))
     changes = data.draw(st.dictionaries(st.sampled_from(sorted(fields)), anything, max_size=2))
@@ -177,19 +176,19 @@ def test_any_field_of_a_good_message(town: Town, data: st.DataObject) -> None:
         {"v": 1} | fields | {name: value for name, value in changes.items() if (socket, name) != ("control", "type")}
     )
     more = data.draw(st.just(payload) | payloads)
-    town.say(socket, [msgpack.packb(header), *more])
+    target.send(socket, [msgpack.packb(header), *more])
 
 
 @settings(some, max_examples=200)
 @given(socket=sockets, data=st.data())
-def test_any_bytes_of_a_good_message(town: Town, socket: str, data: st.DataObject) -> None:
+def test_a_valid_message_with_any_changed_bytes_is_answered(target: Target, socket: str, data: st.DataObject) -> None:
     fields, payload = data.draw(st.sampled_from(GOOD[socket]))
     frames = [bytearray(msgpack.packb({"v": 1} | fields)), *map(bytearray, payload)]
     for _ in range(data.draw(st.integers(1, 3))):
         frame = data.draw(st.sampled_from(frames))
         at = data.draw(st.integers(0, len(frame)))
         frame[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
-    town.say(socket, [bytes(frame) for frame in frames])
+    target.send(socket, [bytes(frame) for frame in frames])
 
 
 arguments = st.dictionaries(st.sampled_from(["timeout_s", "seq", "x", ""]), anything, max_size=3)
@@ -203,27 +202,27 @@ arguments = st.dictionaries(st.sampled_from(["timeout_s", "seq", "x", ""]), anyt
 @example(command="checkpoint", arguments={"timeout_s": 0})
 @example(command="checkpoint", arguments={"timeout_s": 2**64 - 1})
 @example(command="wait_idle", arguments={"timeout_s": 5e-324})
-def test_any_arguments(town: Town, command: str, arguments: dict[str, Any]) -> None:
+def test_a_command_with_any_arguments_is_answered(target: Target, command: str, arguments: dict[str, Any]) -> None:
     request = {"v": 1, "type": "request", "id": 1, "command": command, "arguments": arguments}
-    answer = town.say("control", [msgpack.packb(request)])
+    answer = target.send("control", [msgpack.packb(request)])
     assert isinstance(answer, Reply | ErrorReply)
     assert answer.id in (1, None)
 
 
 @pytest.mark.parametrize("socket", sorted(GOOD))
-def test_frames_without_end(town: Town, socket: str) -> None:
+def test_a_message_of_very_many_frames_is_answered(target: Target, socket: str) -> None:
     fields, _ = GOOD[socket][0]
     many = [msgpack.packb({"v": 1} | fields | {"type": "request" if socket == "control" else "predict"})]
-    answer = town.say(socket, many + [b""] * 100_000)
+    answer = target.send(socket, many + [b""] * 100_000)
     assert isinstance(answer, ErrorReply)
 
 
-def test_lists_that_announce_more_than_they_hold(town: Town) -> None:
-    """msgpack would make room for all that is announced, in each of a thousand lists."""
+def test_lists_that_announce_more_items_than_they_hold_are_rejected_quickly(target: Target) -> None:
+    """msgpack would allocate memory for all announced items, in each of a thousand nested lists."""
     nested = b"\x81\xa1a" + b"\xdc\xff\xff" * 1000
     began = time.process_time()
     for _ in range(20):
-        answer = town.say("learn", [nested])
+        answer = target.send("learn", [nested])
         assert isinstance(answer, ErrorReply)
         assert answer.code == "bad_header"
-    assert time.process_time() - began < 1.0, "a tenth of a second each, and every other client waits"
+    assert time.process_time() - began < 1.0, "every other client waits meanwhile"

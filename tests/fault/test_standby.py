@@ -1,4 +1,4 @@
-"""A daemon that stands by takes over when the one that serves ends, however it ends."""
+"""A standby takes over when the daemon that serves ends, whether it is stopped or killed."""
 
 import socket
 from pathlib import Path
@@ -23,8 +23,8 @@ def send(producer: Producer, messages: int) -> int:
     return messages * SIZE
 
 
-def test_killed_in_mid_stream_the_other_goes_on_and_nothing_acked_is_lost(daemons: Daemons) -> None:
-    """Twice. Nobody tells the producer: it finds another daemon on the same port."""
+def test_a_standby_takes_over_from_a_killed_daemon_and_no_acked_sample_is_lost(daemons: Daemons) -> None:
+    """Twice in a row. The producer finds each next daemon on the same port."""
     learn = f"listen.learn=tcp://127.0.0.1:{free_port()}"
     serves = daemons.start(learn)
     sent = 0
@@ -43,12 +43,12 @@ def test_killed_in_mid_stream_the_other_goes_on_and_nothing_acked_is_lost(daemon
     assert serves.terminate() == 0
 
 
-def test_it_takes_over_from_one_that_stops_in_order_and_goes_when_it_is_told(daemons: Daemons) -> None:
+def test_a_standby_takes_over_from_a_stopped_daemon_and_can_itself_be_stopped(daemons: Daemons) -> None:
     serves = daemons.start()
     stands_by = daemons.start(standby=True)
-    goes = daemons.start(standby=True)
-    assert goes.terminate() == 0
-    assert serves.status()["state"] == "ready", "nobody took anything from it"
+    another = daemons.start(standby=True)
+    assert another.terminate() == 0
+    assert serves.status()["state"] == "ready", "stopping a standby does not affect it"
     with Producer(serves.learn) as producer:
         sent = send(producer, 10)
     assert serves.status(idle=True)["learned"] == sent
@@ -59,14 +59,14 @@ def test_it_takes_over_from_one_that_stops_in_order_and_goes_when_it_is_told(dae
     assert stands_by.terminate() == 0
 
 
-@pytest.mark.parametrize("ends", ["in order", "by a kill"])
-def test_what_is_paused_stays_paused_when_it_takes_over(daemons: Daemons, ends: str) -> None:
+@pytest.mark.parametrize("ended", ["stopped", "killed"])
+def test_learning_stays_paused_after_a_takeover(daemons: Daemons, ended: str) -> None:
     serves = daemons.start()
     stands_by = daemons.start(standby=True)
     run_json("pause", "--at", serves.control)
     with Producer(serves.learn) as producer:
         sent = send(producer, 3)
-    if ends == "by a kill":
+    if ended == "killed":
         serves.kill()
     else:
         assert serves.terminate() == 0
@@ -79,7 +79,7 @@ def test_what_is_paused_stays_paused_when_it_takes_over(daemons: Daemons, ends: 
     assert stands_by.terminate() == 0
 
 
-def test_with_nobody_there_it_need_not_wait(tmp_path: Path) -> None:
+def test_a_standby_on_a_free_state_folder_starts_at_once(tmp_path: Path) -> None:
     daemon = Daemon(config(tmp_path / "state"))
     assert daemon.stand_by()
     daemon.start()
@@ -87,7 +87,7 @@ def test_with_nobody_there_it_need_not_wait(tmp_path: Path) -> None:
     daemon.stop()
 
 
-def test_what_would_keep_it_from_listening_is_said_before_it_is_needed(daemons: Daemons) -> None:
+def test_a_standby_with_invalid_endpoints_fails_at_its_start(daemons: Daemons) -> None:
     serves = daemons.start()
     done = run_cli(*serve_arguments(serves.state, ["listen.learn=tcp://0.0.0.0:*"]), "--standby")
     assert done.returncode == 2
@@ -95,17 +95,17 @@ def test_what_would_keep_it_from_listening_is_said_before_it_is_needed(daemons: 
     assert serves.status()["state"] == "ready"
 
 
-def test_with_another_recipe_it_does_not_even_stand_by(daemons: Daemons) -> None:
+def test_a_standby_with_another_recipe_fails_at_its_start(daemons: Daemons) -> None:
     serves = daemons.start()
     with Producer(serves.learn) as producer:
         send(producer, 10)
     run_json("checkpoint", "--at", serves.control)
     done = run_cli(*serve_arguments(serves.state, ["network.widths=[20]"]), "--standby")
-    assert done.returncode == 2, "no restart helps"
+    assert done.returncode == 2, "a service manager must not restart it"
     assert "network.layers (how many) = 1, not 2" in done.stderr
 
 
-def test_a_service_manager_hears_that_it_stands_by(
+def test_a_service_manager_is_notified_of_standby_and_takeover(
     daemons: Daemons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serves = daemons.start()
@@ -115,10 +115,10 @@ def test_a_service_manager_hears_that_it_stands_by(
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.setenv("WATCHDOG_USEC", "30000000")
         stands_by = daemons.start(standby=True)
-        waits = b"READY=1\nSTATUS=stands by for another daemon\nWATCHDOG=1"
-        assert [manager.recv(100), manager.recv(100)] == [waits, waits]
+        standby = b"READY=1\nSTATUS=stands by for another daemon\nWATCHDOG=1"
+        assert [manager.recv(100), manager.recv(100)] == [standby, standby]
         serves.kill()
-        heard = iter(lambda: manager.recv(100), b"STATUS=starts\nWATCHDOG=1\nWATCHDOG_USEC=300000000")
-        assert set(heard) <= {waits}
+        received = iter(lambda: manager.recv(100), b"STATUS=starts\nWATCHDOG=1\nWATCHDOG_USEC=300000000")
+        assert set(received) <= {standby}
         assert manager.recv(100) == b"READY=1\nSTATUS=serves\nWATCHDOG_USEC=30000000"
     stands_by.await_ready()

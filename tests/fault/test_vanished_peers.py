@@ -1,4 +1,4 @@
-"""A peer that vanishes without a word while an answer to it is under way: its connection ends in bounded time."""
+"""The connection of a peer that vanishes while it is being answered ends in bounded time."""
 
 import os
 import socket
@@ -12,9 +12,9 @@ from tests.in_process import INPUTS
 from tests.unit.server.test_control import Desk
 
 HEARTBEAT_S = 5.0  # the default
-WAIT_S = 90.0  # many times what it takes, a small part of the 15 minutes that TCP would take
+WAIT_S = 90.0  # much longer than it takes, and much shorter than the 15 minutes of TCP
 
-# In a network namespace of its own, whose loopback goes down under an answer.
+# Runs in its own network namespace, whose loopback interface goes down before the answer.
 PROGRAM = """
 import subprocess, sys, threading
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -50,7 +50,7 @@ assert not peer.socket.poll(0)
 _NAMESPACE = ["unshare", "--user", "--map-root-user", "--net"]
 
 
-def may_make_namespaces() -> bool:
+def can_create_namespaces() -> bool:
     try:
         tried = subprocess.run([*_NAMESPACE, "ip", "link", "set", "lo", "up"], capture_output=True, check=False)
     except OSError:
@@ -58,15 +58,15 @@ def may_make_namespaces() -> bool:
     return tried.returncode == 0
 
 
-def test_a_connection_ends_when_its_peer_vanishes_under_an_answer() -> None:
-    if not may_make_namespaces():
-        pytest.skip("needs `unshare` and `ip`, and the right to make a network namespace")
+def test_a_connection_ends_when_its_peer_vanishes_before_the_answer() -> None:
+    if not can_create_namespaces():
+        pytest.skip("needs `unshare` and `ip`, and the right to create a network namespace")
     program = [*_NAMESPACE, sys.executable, "-c", PROGRAM, str(WAIT_S)]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=WAIT_S + 60, check=False)
     assert ended.returncode == 0, ended.stderr
 
 
-def test_every_connection_has_the_limit() -> None:
+def test_every_connection_has_a_tcp_user_timeout() -> None:
     desk = Desk()
     try:
         desk.ask(1, "echo", x=INPUTS)
