@@ -41,6 +41,8 @@ class CudaStream(DeviceStream):
         self._pending: deque[torch.cuda.Event] = deque()
 
     def use(self) -> AbstractContextManager[Any]:
+        # The layers were made, and perhaps restored, on the default stream.
+        self._stream.wait_stream(torch.cuda.default_stream(self._stream.device))
         return torch.cuda.stream(self._stream)
 
     def hand_over(self) -> torch.cuda.Event:

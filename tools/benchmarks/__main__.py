@@ -11,7 +11,18 @@ import click
 import torch
 
 from ffstream.data import load
-from tools.benchmarks import accuracy, checkpoint, compare, ingest, learn, predict, recovery, results, security
+from tools.benchmarks import (
+    accuracy,
+    checkpoint,
+    compare,
+    device,
+    ingest,
+    learn,
+    predict,
+    recovery,
+    results,
+    security,
+)
 from tools.benchmarks.report import Report
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -30,7 +41,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _report(seeds: Sequence[int] = (0,), settings: Sequence[str] = ()) -> Report:
+def _report(seeds: Sequence[int] = (0,), settings: Sequence[str] = (), device: str | None = None) -> Report:
     """Of the command that is running. `settings` are the daemon's, beside those that a person gave.
 
     Where no seeds are named, weights and samples are made with seed 0.
@@ -41,7 +52,7 @@ def _report(seeds: Sequence[int] = (0,), settings: Sequence[str] = ()) -> Report
     given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     if settings:
         given["daemon"] = list(settings)
-    return Report(as_json, f"tools/bench {shlex.join(typed)}", given, seeds)
+    return Report(as_json, f"tools/bench {shlex.join(typed)}", given, seeds, device)
 
 
 @main.command("learn")
@@ -113,6 +124,20 @@ def predict_command(as_json: bool, rounds: int) -> None:
 def security_command(as_json: bool, rounds: int) -> None:
     """What encryption costs: acked samples a second with CURVE, beside the same without."""
     security.run(_report(settings=security.SETTINGS), rounds)
+
+
+@main.command("device")
+@click.option("--dry", is_flag=True, help="The same on the CPU with tiny networks: shows that it runs, nothing else.")
+@click.option("--seconds", default=0.4, show_default=True, help="Length of one measurement, about.")
+@click.option("--limit", default=180.0, show_default=True, help="Seconds after which no further network is begun.")
+@_json
+def device_command(dry: bool, seconds: float, limit: float, as_json: bool) -> None:
+    """Learning speed on a CUDA device, arranged in different ways. `tools/gpu` runs this."""
+    if not dry and not torch.cuda.is_available():
+        raise click.ClickException("torch sees no CUDA device; --dry runs the same on the CPU with tiny networks")
+    name = "none: a dry run on the CPU" if dry else torch.cuda.get_device_name()
+    good = device.run(_report(device=name), dry=dry, seconds=seconds, limit_s=limit)
+    sys.exit(0 if good else 1)
 
 
 @main.command("record", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

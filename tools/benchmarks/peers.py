@@ -113,12 +113,12 @@ def overlay(images_BI: Tensor, labels_B: Tensor) -> Tensor:
 class BackpropMlp:
     """A multi-layer perceptron of the same widths, trained by backpropagation with Adam."""
 
-    def __init__(self, widths: tuple[int, ...], seed: int = 0) -> None:
+    def __init__(self, widths: tuple[int, ...], seed: int = 0, device: str | torch.device = "cpu") -> None:
         torch.manual_seed(seed)
         parts: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
             parts += [nn.Linear(inputs, outputs), nn.ReLU()]
-        self.model = nn.Sequential(*parts, nn.Linear(widths[-1], 10))
+        self.model = nn.Sequential(*parts, nn.Linear(widths[-1], 10)).to(device)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
 
     def learn(self, images_BI: Tensor, labels_B: Tensor) -> None:

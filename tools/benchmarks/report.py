@@ -18,10 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ffstream
+
 ROOT = Path(__file__).resolve().parents[2]
 # Results recorded one after another must not mark those that follow.
 _RECORDED = (":!tools/benchmarks/results.jsonl", ":!tools/README.md")
-_VERSIONS = {"torch": "torch", "numpy": "numpy", "pyzmq": "pyzmq", "ffstream": "ffstream"}
+_PACKAGES = ("torch", "numpy", "pyzmq")
 # Those that change which kernels torch and numpy choose.
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 NOT_RECORDED = "not recorded"
@@ -38,7 +40,8 @@ def origin() -> Row:
         "commit": commit,
         "dirty": dirty,
         "python": platform.python_version(),
-        **{key: _version(package) for key, package in _VERSIONS.items()},
+        **{package: _version(package) for package in _PACKAGES},
+        "ffstream": ffstream.__version__,
         "processor": processor,
         "flags": flags,
         "cores": len(os.sched_getaffinity(0)),
@@ -86,11 +89,19 @@ class Report:
     """Prints rows as they come: for people, or one JSON object a line."""
 
     def __init__(
-        self, as_json: bool, command: str, options: Mapping[str, Any] | None = None, seeds: Sequence[int] = ()
+        self,
+        as_json: bool,
+        command: str,
+        options: Mapping[str, Any] | None = None,
+        seeds: Sequence[int] = (),
+        device: str | None = None,
     ) -> None:
-        """`command` and `options` are what a person types to get the same rows; `seeds` are all that were used."""
+        """`command` and `options` are what a person types to get the same rows; `seeds` are all that were used.
+        `device` is the name of the GPU that was measured."""
         self._as_json = as_json
         self._ends_with: Row = {"command": command, "options": dict(options or {}), "seeds": list(seeds)}
+        if device is not None:
+            self._ends_with["device"] = device
         self._said_origin = False
 
     def add(
@@ -106,7 +117,13 @@ class Report:
         row: Row = {"name": name, "value": value, "unit": unit}
         if peer is not None:
             row |= {"peer": peer, "peer_value": peer_value, "ratio": value / peer_value}
-        row |= more
+        self._print(row | more)
+
+    def fail(self, name: str, why: str) -> None:
+        """Prints a row that says why there is no figure."""
+        self._print({"name": name, "failed": why})
+
+    def _print(self, row: Row) -> None:
         if self._as_json:
             print(json.dumps({**row, **self._ends_with, **origin(), "measured": today()}), flush=True)
             return
@@ -124,12 +141,14 @@ def today() -> str:
 def describe_origin(row: Mapping[str, Any]) -> str:
     """One line for a person."""
     dirty = " with changes" if row["dirty"] is True else ""
-    versions = ", ".join(f"{key} {row[key]}" for key in ("python", *_VERSIONS))
+    versions = ", ".join(f"{key} {row[key]}" for key in ("python", *_PACKAGES, "ffstream"))
     machine = f"{row['processor']} ({' '.join(row['flags'])}), {row['cores']} cores"
     return f"commit {row['commit']}{dirty}; {versions}; {machine}"
 
 
 def _as_text(row: Row) -> str:
+    if "failed" in row:
+        return f"{row['name']:52} failed: {row['failed']}"
     value = row["value"]
     shown = f"{value:12,.4g}" if value < 100 else f"{value:12,.0f}"
     text = f"{row['name']:52} {shown} {row['unit']:16}"

@@ -170,7 +170,7 @@ def _figure(name: str, rows: Sequence[Row]) -> str:
     unit = rows[0].get("unit", "")
     cells = [
         f"`{name}`{_note(rows[0])}",
-        f"{_spread(rows, 'value')} {unit}".strip(),
+        f"failed: {rows[0]['failed']}" if "failed" in rows[0] else f"{_spread(rows, 'value')} {unit}".strip(),
         f"{rows[0].get('peer', '')} {_spread(rows, 'peer_value')}".strip(),
         _spread(rows, "ratio"),
     ]

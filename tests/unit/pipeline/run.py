@@ -58,6 +58,7 @@ class Options:
     linger_s: float = 0.05
     checkpoint_every_samples: int = 0
     checkpoint_every_s: float = 0.0
+    device: str = "cpu"
 
     def config(self, recipe: Recipe) -> Config:
         """All options."""
@@ -69,7 +70,7 @@ class Options:
         return Config.model_validate(
             {
                 "network": recipe,
-                "pipeline": {"device": "cpu", "precision": "fp32", **named("queue_depth", "overflow", "stages")},
+                "pipeline": {"precision": "fp32", **named("device", "queue_depth", "overflow", "stages")},
                 "learning": named("wake", "sleep", "publish_every", "partial", "linger_s"),
                 "checkpoint": {
                     "every_samples": self.checkpoint_every_samples,
