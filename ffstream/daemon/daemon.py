@@ -35,7 +35,8 @@ from ffstream.server.access import Access
 from ffstream.server.admission import Admission
 from ffstream.server.control import ControlLoop
 from ffstream.server.housekeeping import Housekeeping
-from ffstream.server.http import HttpServer, make_app
+from ffstream.server.http import HttpServer
+from ffstream.server.http_app import make_app
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
 from ffstream.server.readiness import Readiness, of_predictions, of_samples
@@ -286,7 +287,7 @@ class Daemon:
             learns=self.learn_readiness,
             status=self.status,
             token=access.http_token,
-            refusals=access.http_refusals,
+            rejections=access.http_rejections,
         )
         self.http = HttpServer(
             app,
@@ -295,7 +296,7 @@ class Daemon:
             limits.handshake_timeout_s,
             limits.http_keep_alive_s,
             self._fail,
-            access.http_refusals,
+            access.http_rejections,
         )
         self._steps.append(_Step(_Order.ANSWER_NO_MORE, self.http.name, self.http.stop))
         for started in (self.learn, self.predict, self.control, self.http):
@@ -326,8 +327,8 @@ class Daemon:
         return of_samples(self.state, paused=self.learner.paused, refusing=self._refusing())
 
     def _refusing(self) -> str | None:
-        obstacle = self.admission.obstacle()
-        return obstacle.code if obstacle else None
+        reason = self.admission.rejection_reason()
+        return reason.code if reason else None
 
     def status(self) -> dict[str, Any]:
         """What the daemon is doing."""

@@ -15,7 +15,7 @@ from ffstream.config import Config, Listen
 from ffstream.errors import CheckpointDamaged, ConfigError, Unavailable
 from ffstream.journal import inspection, schema
 from ffstream.security.keys import check_folder
-from ffstream.server.doors import check_exposure, load_secrets
+from ffstream.server.credentials import check_exposure, load_credentials
 from ffstream.util import endpoints
 from ffstream.util.option_errors import about, wrong
 
@@ -23,7 +23,7 @@ from ffstream.util.option_errors import about, wrong
 def check(config: Config) -> None:
     """Raises ConfigError that names the option, or the file that it names."""
     check_exposure(config.listen, config.security)
-    load_secrets(config.security)
+    load_credentials(config.security)
     _check_ipc_folders(config.listen)
     _check_state_folder(config.state)
     _check_stored(config)

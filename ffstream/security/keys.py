@@ -116,7 +116,7 @@ def is_secret_file(path: Path) -> bool | None:
         return None
 
 
-def load_admitted(path: Path) -> bytes:
+def load_client_key(path: Path) -> bytes:
     """Reads a public key that grants access. Raises ConfigError, also if other users could have replaced the key."""
     status = _status(path)
     _check_owner(path, status)

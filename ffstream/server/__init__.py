@@ -1,1 +1,1 @@
-"""The sockets: loops that receive, ask the parts below, and reply. They know no model."""
+"""The sockets: loops that receive messages, call the parts below, and reply. They know no model."""

@@ -1,4 +1,4 @@
-"""Who gets in: the guards of the sockets, as `doors` reads them from [security]."""
+"""Access control of the sockets while the daemon runs: CURVE keys of the three sockets, the token of HTTP."""
 
 import logging
 from typing import NamedTuple
@@ -8,9 +8,9 @@ import zmq
 from ffstream.config import Listen, Security
 from ffstream.metrics import Metrics
 from ffstream.security.keys import KeyPair
-from ffstream.server.doors import check_exposure, load_secrets
+from ffstream.server.credentials import check_exposure, load_credentials
 from ffstream.server.keyring import Keyring
-from ffstream.server.refusals import Refusals
+from ffstream.server.rejections import RejectedConnections
 from ffstream.server.zap import Zap
 from ffstream.util.threads import OnFailure
 
@@ -18,39 +18,41 @@ log = logging.getLogger(__name__)
 
 
 class Guard(NamedTuple):
-    """How one socket knows its clients. Its name is its ZAP domain."""
+    """Authenticates the clients of one socket. `name` is the socket's name and its ZAP domain."""
 
     name: str
     pair: KeyPair
     keyring: Keyring
 
     def protect(self, socket: zmq.Socket[bytes]) -> None:
-        """Before it is bound: everybody needs a key, and one that the ZAP thread admits."""
+        """Requires a key from each client, which the ZAP thread must accept. Call it before the socket is bound."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self.pair.public)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self.pair.secret)
         socket.setsockopt(zmq.ZAP_DOMAIN, self.name.encode())
-        # Without it libzmq lets every key in while there is no ZAP thread.
+        # Otherwise libzmq accepts every key while there is no ZAP thread.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
 class Access:
-    """The guards of the three sockets, the thread that they ask, and the HTTP token. Raises ConfigError."""
+    """The guards of the three sockets, the ZAP thread, and the HTTP token. Raises ConfigError."""
 
     def __init__(self, listen: Listen, security: Security, metrics: Metrics, on_failure: OnFailure) -> None:
         for exposed in check_exposure(listen, security):
-            log.warning("anybody who reaches it gets in %s", exposed)
-        pair, clients, self.http_token = load_secrets(security)
+            log.warning("listening without authentication %s", exposed)
+        pair, clients, self.http_token = load_credentials(security)
         self.guards: dict[str, Guard] = {}
         if pair is not None:
             self.guards = {name: Guard(name, pair, Keyring(folder)) for name, folder in clients.items()}
-        self.http_refusals = Refusals("http", metrics)
-        domains = {name.encode(): (guard.keyring, Refusals(name, metrics)) for name, guard in self.guards.items()}
+        self.http_rejections = RejectedConnections("http", metrics)
+        domains = {
+            name.encode(): (guard.keyring, RejectedConnections(name, metrics)) for name, guard in self.guards.items()
+        }
         self.zap = Zap(domains, on_failure) if domains else None
 
     def reload(self) -> None:
-        """Reads the folders of client keys again, now. Never raises OSError."""
+        """Reads the folders with client keys again. Never raises OSError."""
         for guard in self.guards.values():
             guard.keyring.refresh(now=True)
-        admitted = " ".join(f"{name}_keys={len(guard.keyring.admitted)}" for name, guard in self.guards.items())
-        log.info("reloaded %s; options, server key and token are read at the start only", admitted or "nothing")
+        accepted = " ".join(f"{name}_keys={len(guard.keyring.accepted)}" for name, guard in self.guards.items())
+        log.info("reloaded %s; options, server key and token are read at the start only", accepted or "nothing")

@@ -1,8 +1,8 @@
-"""The limit on samples that wait to be learned: when it is reached, and how much credit is left before.
+"""The limit on samples that wait to be learned, and the credit that is left below it.
 
-Refused from `limit` on, accepted again below nine tenths of it: at a steady overload, refusal would otherwise change
-with every microbatch. Before that, credit shrinks with the room that is left, so that producers slow down instead of
-running into refusals.
+Samples are rejected from `limit` on, and accepted again below nine tenths of it: otherwise a steady overload would
+switch between both with every microbatch. Before the limit is reached credit shrinks with the room that is left, so
+that producers slow down instead of being rejected.
 """
 
 import math
@@ -10,9 +10,12 @@ import math
 _RESUME_SHARE = 0.9
 
 
-class Backlog:
-    """`leftover`: samples that may wait for ever, because a microbatch of them is not whole; they do not keep samples
-    refused. Any thread may ask."""
+class BacklogLimit:
+    """Any thread may ask.
+
+    `leftover`: samples that may stay in the backlog indefinitely because they do not fill a microbatch. They do not
+    keep the backlog full.
+    """
 
     def __init__(self, limit: int, leftover: int = 0) -> None:
         self.limit = limit
@@ -22,14 +25,14 @@ class Backlog:
         self._is_full = False
 
     def is_full(self, waiting: int) -> bool:
-        """Whether no sample is accepted with that many waiting, given whether the backlog was full before."""
+        """Whether samples must be rejected while `waiting` samples wait. Depends on the answer before."""
         self._is_full = waiting >= (self._resume_below if self._is_full else self.limit)
         return self._is_full
 
     def credit(self, waiting: int, window: int) -> int:
         """Messages that a client may have unanswered while the backlog is not full: 1 to `window`.
 
-        Never more than the samples for which there is room, since a message has one at least.
+        Never more than the samples that fit, since a message has at least one.
         """
         room = max(1, self.limit - waiting)
         share = window * room // self._ramp if room < self._ramp else window

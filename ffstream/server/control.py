@@ -1,14 +1,15 @@
-"""The control socket: commands to the daemon. They run beside the loop, which goes on serving."""
+"""The control socket: commands for the daemon. They run on threads of their own while the loop keeps serving."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from ffstream.config import Limits
 from ffstream.errors import BadHeader, Busy, FFStreamError
 from ffstream.metrics import Metrics
-from ffstream.server.router import Received, RouterLoop
+from ffstream.server.received import Received
+from ffstream.server.router import RouterLoop
 from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.images import ImageChecker
@@ -16,17 +17,26 @@ from ffstream.wire.messages import Hello, Reply, Request
 
 log = logging.getLogger(__name__)
 
-# Looks at the arguments, on the loop's thread: raises FFStreamError, or returns what is to be done on another one.
+# Checks the arguments on the loop's thread: raises FFStreamError, or returns the work for another thread.
 Command = Callable[[dict[str, Any]], Callable[[], dict[str, Any]]]
 
-_WAITING_MAX = 64  # a thread each, made when needed
-_RESERVED = 8  # of these, for commands that answer at once: whoever waits keeps nobody from saying stop
+_COMMANDS_MAX = 64  # at a time, each on a thread
+_RESERVED = 8  # of these, for commands that do not wait: commands that do must not delay a stop
 _BUSY_POLL_MS = 5
 _LAST_ANSWERS_S = 1.0
 
 
+class _Running(NamedTuple):
+    """A command that runs, and the client that waits for its result."""
+
+    peer: bytes
+    id: int
+    sender: str
+    result: Future[dict[str, Any]]
+
+
 class ControlLoop(RouterLoop):
-    """Thread `ff-control`. Each command's work returns the reply's result. `waits` names those that may take long."""
+    """Thread `ff-control`. `waits` names the commands that may take long."""
 
     def __init__(
         self,
@@ -44,19 +54,19 @@ class ControlLoop(RouterLoop):
             limits,
             metrics,
             on_failure,
-            checker=ImageChecker(checker.image_shape, checker.labels, 0),  # it takes no samples
+            checker=ImageChecker(checker.image_shape, checker.labels, 0),  # the control socket takes no samples
             boot=boot,
-            payload_max_bytes=0,  # no command has one
+            payload_max_bytes=0,  # and no payload
             batch_messages=64,
             batch_bytes=1 << 20,
         )
         self._commands = commands
         self._waits = waits
-        self._workers = ThreadPoolExecutor(_WAITING_MAX, thread_name_prefix="ff-command")
-        self._waiting: list[tuple[bytes, int, str, Future[dict[str, Any]]]] = []
+        self._workers = ThreadPoolExecutor(_COMMANDS_MAX, thread_name_prefix="ff-command")
+        self._running: list[_Running] = []
 
     def handle(self, batch: list[Received]) -> None:
-        """Starts each command."""
+        """Starts the commands."""
         for received in batch:
             peer, message, payload, *_ = received
             if isinstance(message, Hello):
@@ -65,48 +75,51 @@ class ControlLoop(RouterLoop):
             assert isinstance(message, Request)
             try:
                 codec.expect_payload(payload, 0)
-                command = self._commands.get(message.command)
-                if command is None:
-                    known = ", ".join(sorted(self._commands))
-                    raise BadHeader("unknown command", hint=f"there are {known}")
-                work = command(message.arguments)
-                if len(self._waiting) >= _WAITING_MAX - _RESERVED * (message.command in self._waits):
-                    raise Busy(f"{len(self._waiting)} commands are running", hint="try again later")
-            except Exception as error:  # a strange argument is no reason to end the daemon
-                self._refuse(peer, message.id, received.sender(), error)
+                work = self._work(message)
+            except Exception as error:  # unforeseen arguments must not end the daemon
+                self._reject(peer, message.id, received.sender(), error)
                 continue
-            self._waiting.append((peer, message.id, received.sender(), self._workers.submit(work)))
+            self._running.append(_Running(peer, message.id, received.sender(), self._workers.submit(work)))
 
-    def _refuse(self, peer: bytes, id: int, sender: str, error: BaseException) -> None:
+    def _work(self, request: Request) -> Callable[[], dict[str, Any]]:
+        command = self._commands.get(request.command)
+        if command is None:
+            known = ", ".join(sorted(self._commands))
+            raise BadHeader("unknown command", hint=f"known commands are {known}")
+        work = command(request.arguments)
+        if len(self._running) >= _COMMANDS_MAX - _RESERVED * (request.command in self._waits):
+            raise Busy(f"{len(self._running)} commands are running", hint="try again later")
+        return work
+
+    def _reject(self, peer: bytes, id: int, sender: str, error: BaseException) -> None:
         if not isinstance(error, FFStreamError):
             log.error("command failed", exc_info=error)
             error = FFStreamError(repr(error), hint="see the daemon's log")
-        self.refuse(peer, error, sender=sender, id=id)
+        self.reject(peer, error, sender=sender, id=id)
 
     def idle(self) -> None:
-        """Replies to what has finished."""
-        running = []
-        for peer, id, sender, future in self._waiting:
-            if not future.done():
-                running.append((peer, id, sender, future))
-                continue
-            error = future.exception()
-            if error is None:
-                self.reply(peer, Reply(id=id, result=future.result()))
+        """Replies to the commands that have finished."""
+        unfinished = []
+        for running in self._running:
+            peer, id, sender, result = running
+            if not result.done():
+                unfinished.append(running)
+            elif (error := result.exception()) is None:
+                self.reply(peer, Reply(id=id, result=result.result()))
             else:
-                self._refuse(peer, id, sender, error)
-        self._waiting = running
+                self._reject(peer, id, sender, error)
+        self._running = unfinished
 
     def _poll_ms(self) -> int:
-        return _BUSY_POLL_MS if self._waiting else super()._poll_ms()
+        return _BUSY_POLL_MS if self._running else super()._poll_ms()
 
     def finish(self) -> None:
-        """Answers what is under way: when the daemon stops, a command ends soon, or is not waited for."""
-        wait([future for *_, future in self._waiting], _LAST_ANSWERS_S)
+        """Answers the running commands. When the daemon stops, a command ends soon, or is not waited for."""
+        wait([each.result for each in self._running], _LAST_ANSWERS_S)
         self.idle()
 
     def stop(self, timeout_s: float) -> bool:
-        """Ends the loop, then the workers: nothing is submitted to them any more."""
+        """Ends the loop, then the threads that run commands."""
         stopped = super().stop(timeout_s)
         self._workers.shutdown(wait=False, cancel_futures=True)
         return stopped

@@ -15,8 +15,8 @@ from ffstream.errors import DiskFull, Unavailable
 from ffstream.journal.journal import Journal
 from ffstream.learning.checkpoints import Checkpoints
 from ffstream.metrics import Metrics
-from ffstream.server.attention import Warnings
 from ffstream.server.resources import Resources
+from ffstream.server.warnings import Warnings
 
 _MEASURE_EVERY_S = 1.0
 _NEAR_SHARE = 0.9  # of a limit on clients; beyond it, nameless clients are forgotten sooner
@@ -96,7 +96,7 @@ class Housekeeping:
         return False
 
     def _measure(self) -> None:
-        self._shortage = self._resources.lacking(self._journal.bytes_free())
+        self._shortage = self._resources.shortage(self._journal.bytes_free())
         self._probe()
         self._fold_log()
         if self._failed is None:

@@ -1,7 +1,7 @@
-"""The learn socket: check, commit, ack. The journal belongs to this loop's thread.
+"""The learn socket: checks samples, commits them to the journal, acks them. Only this thread writes to the journal.
 
-The order that makes an ack a promise: all messages that wait are checked, the good ones committed in one transaction,
-and only when that has returned are they acked.
+The order makes an ack a promise: the messages of a batch are checked, the valid ones are committed in one
+transaction, and they are acked after the commit has returned.
 """
 
 import time
@@ -22,7 +22,8 @@ from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission
 from ffstream.server.housekeeping import Housekeeping
-from ffstream.server.router import Received, RouterLoop
+from ffstream.server.received import Received
+from ffstream.server.router import RouterLoop
 from ffstream.util import failpoints
 from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
@@ -34,9 +35,12 @@ _GREETED_MAX = 20_000
 
 @dataclass
 class _Group:
-    """What one turn brings: messages to store, by client and number, with who wants the ack; and acks, by peer."""
+    """The messages of one batch: those to store, by client and number, each with the peer to ack; and acks, by peer.
 
-    obstacle: Unavailable | None
+    `rejection_reason`: why no new message may be stored, if that is so.
+    """
+
+    rejection_reason: Unavailable | None
     accepted: dict[tuple[str, int], tuple[bytes, Entry]] = field(default_factory=dict)
     acks: dict[bytes, list[Receipt]] = field(default_factory=dict)
 
@@ -75,31 +79,31 @@ class LearnLoop(RouterLoop):
         self._greeted: dict[str, bytes] = {}  # by client, the peer that said hello last
 
     def credit(self) -> int:
-        """What the admission gives."""
+        """Messages that a client may have unanswered."""
         return self._admission.credit()
 
-    def refusal(self) -> Unavailable | None:
-        """What the admission says."""
-        return self._admission.obstacle()
+    def rejection_reason(self) -> Unavailable | None:
+        """Why every sample is rejected at present; None if samples are accepted."""
+        return self._admission.rejection_reason()
 
     def handle(self, batch: list[Received]) -> None:
-        """Stores what is new, acks what is stored, refuses the rest."""
-        group = _Group(self._admission.obstacle())
+        """Stores new messages, acks stored ones, rejects the others."""
+        group = _Group(self._admission.rejection_reason())
         greetings: list[tuple[bytes, str]] = []
-        ended: list[str] = []
+        ended: list[str] = []  # clients that said bye
         for received in batch:
             peer, message, payload, key, _ = received
             assert isinstance(message, Hello | Samples | Bye)
             if message.client is None:
                 nameless = BadHeader("hello.client: Field required", hint="the learn socket needs a name")
-                self.refuse(peer, nameless, sender=received.sender())
+                self.reject(peer, nameless, sender=received.sender())
                 continue
             client = identity.join(key, message.client)
             if isinstance(message, Samples):
                 try:
                     self._take(group, peer, client, message, payload)
                 except FFStreamError as error:
-                    self.refuse(peer, error, sender=received.sender(), n=message.n)
+                    self.reject(peer, error, sender=received.sender(), n=message.n)
             elif isinstance(message, Hello):
                 self._take_over(client, peer)
                 greetings.append((peer, client))
@@ -107,7 +111,7 @@ class LearnLoop(RouterLoop):
                 ended.append(client)
         self._commit(group)
         for peer, client in greetings:
-            # After the commit: `next` must be above all that came before.
+            # After the commit, because `next` must be above all numbers stored before.
             self.welcome(peer, next=self.journal.clients.next_n(client))
         self._end(ended)
         credit = self.credit()
@@ -117,16 +121,16 @@ class LearnLoop(RouterLoop):
             failpoints.reached("ack.after")
 
     def _take(self, group: _Group, peer: bytes, client: str, message: Samples, payload: list[bytes]) -> None:
-        """Puts a message among those to store or those to ack. Raises what it is refused for."""
+        """Adds a message to those to store or to those to ack. Raises FFStreamError if it is rejected."""
         if self._greeted.get(client, peer) != peer:
-            # From before a restart: the welcome has said which number comes next, and that must stay true.
+            # From an earlier connection: the `next` in the welcome of the later one must remain true.
             raise NameTaken(
                 "another connection has said hello under this name",
                 hint="a client's name belongs to one producer at a time",
             )
         receipt, entry = self._check(client, message, payload)
         if receipt is not None:
-            # An ack would promise samples that nobody stored.
+            # Otherwise the ack would be for samples that are not stored.
             if receipt.samples != entry.samples or not self.journal.holds(receipt, entry):
                 raise _stored_differently(message.n)
             self._metrics.samples_duplicate.inc(receipt.samples)
@@ -136,23 +140,23 @@ class LearnLoop(RouterLoop):
             _, first = group.accepted[client, entry.n]
             if (first.labels, first.images) != (entry.labels, entry.images):
                 raise _stored_differently(message.n)
-            group.accepted[client, entry.n] = (peer, first)  # sent again after a reconnect: ack the new one
-        elif group.obstacle is not None:
-            raise group.obstacle
+            group.accepted[client, entry.n] = (peer, first)  # sent again after a reconnect: ack the new connection
+        elif group.rejection_reason is not None:
+            raise group.rejection_reason
         else:
             self._admission.admit(entry)
             group.accepted[client, entry.n] = (peer, entry)
 
     def _end(self, clients: list[str]) -> None:
         for client in clients:
-            with suppress(Unavailable):  # then it is forgotten when it has not been seen for long
+            with suppress(Unavailable):  # then it is forgotten later, when it has been idle for long
                 self.journal.end(client)
 
     def _take_over(self, client: str, peer: bytes) -> None:
         self._greeted.pop(client, None)
         self._greeted[client] = peer
         if len(self._greeted) > _GREETED_MAX:
-            del self._greeted[next(iter(self._greeted))]  # whoever said hello longest ago
+            del self._greeted[next(iter(self._greeted))]  # the client that said hello longest ago
 
     def _check(self, client: str, message: Samples, payload: list[bytes]) -> tuple[Receipt | None, Entry]:
         (images,) = codec.expect_payload(payload, 1)
@@ -164,7 +168,7 @@ class LearnLoop(RouterLoop):
         return self.journal.clients.receipt(client, message.n), entry
 
     def _commit(self, group: _Group) -> None:
-        """One transaction. After it has returned, and only then, the messages appear among the acks."""
+        """Commits the group in one transaction, and then adds its messages to the acks."""
         if not group.accepted:
             return
         entries = [entry for _, entry in group.accepted.values()]
@@ -176,7 +180,7 @@ class LearnLoop(RouterLoop):
             self._admission.end_group()
             self._admission.report(at_once=True)
             for peer, entry in group.accepted.values():
-                self.refuse(peer, error, sender=f"client={identity.describe(entry.client)}", n=entry.n)
+                self.reject(peer, error, sender=f"client={identity.describe(entry.client)}", n=entry.n)
             return
         metrics = self._metrics
         metrics.journal_commit.observe(time.perf_counter() - start)

@@ -1,25 +1,25 @@
-"""Keeps a share of the time for learning while predictions are asked for without a pause.
+"""Reserves a share of the time for learning while clients ask for predictions without a pause.
 
-Predictions go before learning when cores are scarce, so that they are answered soon. Without a limit, a few clients
-that always have a query waiting would take almost all of learning's time.
+Predictions have a higher priority than learning when cores are scarce, so that they are answered quickly. Without a
+limit, a few clients that always have a query waiting would leave almost no time for learning.
 """
 
 import time
 from collections.abc import Callable
 
-BURST_S = 0.25  # of idle time that may be saved up: a burst after a quiet time is answered at once
+BURST_S = 0.25  # idle time that can be saved up, so that a burst after a quiet time is answered without a pause
 
 
 class Pacer:
-    """Tells a thread how long to wait, so that it works for at most 1 − `min_share` of the time.
+    """Tells a thread how long to pause, so that it works for at most 1 − `min_share` of the time.
 
-    Time in which it has nothing to do counts as waiting, up to BURST_S of it: a thread that is idle for that share
-    between short pieces of work never waits.
+    Idle time counts as a pause, up to BURST_S of it. A thread that is idle for that share between short pieces of
+    work never has to pause.
 
     >>> now = 0.0
     >>> pacer = Pacer(0.25, clock=lambda: now)
     >>> pacer.begin(); now += 3.0; pacer.end()
-    >>> pacer.owed_s()  # a third of what was worked is a quarter of the whole
+    >>> pacer.owed_s()  # 1 s of 4 s is a quarter
     1.0
     """
 
@@ -31,22 +31,22 @@ class Pacer:
         self._began = self._at
 
     def begin(self) -> None:
-        """Work begins; until now the thread was idle."""
+        """The thread begins to work; it was idle until now."""
         self._count_idle()
         self._began = self._at
 
     def end(self) -> None:
-        """It has ended."""
+        """The thread has finished the work."""
         self._at = self._clock()
         self._owed_s += (self._at - self._began) * self._ratio
 
     def owed_s(self) -> float:
-        """Seconds that the thread has to wait now; 0 when it may work on."""
+        """Seconds for which the thread has to pause now; 0 if it may continue."""
         self._count_idle()
         return max(0.0, self._owed_s)
 
     def forgive(self) -> None:
-        """Nothing is owed: nobody needs the time."""
+        """Drops the pause that is owed: learning does not need the time."""
         self._count_idle()
         self._owed_s = min(0.0, self._owed_s)
 

@@ -1,4 +1,4 @@
-"""The predict socket: queries that wait together are answered together, each batch from one snapshot."""
+"""The predict socket: the queries of a batch are answered together, from one snapshot."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from ffstream.config import Limits
 from ffstream.errors import FFStreamError
 from ffstream.metrics import Metrics
 from ffstream.server.pacing import Pacer
-from ffstream.server.router import Received, RouterLoop
+from ffstream.server.received import Received
+from ffstream.server.router import RouterLoop
 from ffstream.serving.predictor import Answer, Predictor
 from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
@@ -16,7 +17,7 @@ from ffstream.wire.messages import Hello, Predict, Prediction
 
 
 class PredictLoop(RouterLoop):
-    """Thread `ff-predict`. While learning `is_behind`, it leaves `limits.learning_min_share` of the time to it."""
+    """Thread `ff-predict`. While learning `is_behind`, it pauses for `limits.learning_min_share` of the time."""
 
     def __init__(
         self,
@@ -45,13 +46,13 @@ class PredictLoop(RouterLoop):
         self._pacer = Pacer(limits.learning_min_share)
 
     def handle(self, batch: list[Received]) -> None:
-        """Checks, predicts together, replies one by one."""
+        """Checks the queries, predicts all of them at once, and replies to each."""
         self._pacer.begin()
         self._answer(batch)
         self._pacer.end()
 
     def idle(self) -> None:
-        """Waits as long as the last batch makes it owe to learning."""
+        """Pauses for as long as it owes to learning."""
         if not self._is_behind():
             self._pacer.forgive()
         elif (wait_s := self._pacer.owed_s()) > 0:
@@ -73,7 +74,7 @@ class PredictLoop(RouterLoop):
                 (images,) = codec.expect_payload(payload, 1)
                 images = self._checker.check_images(message, images)
             except FFStreamError as error:
-                self.refuse(peer, error, sender=received.sender(), id=message.id)
+                self.reject(peer, error, sender=received.sender(), id=message.id)
                 continue
             queries.append(images_to_array(message.dtype, message.count, images))
             good.append((peer, message.id))

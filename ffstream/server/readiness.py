@@ -1,7 +1,7 @@
-"""Whether the daemon is ready, for each of its two services: to answer predictions, and to accept samples.
+"""Whether the daemon is ready for each of its two services: answering predictions and accepting samples.
 
 The text begins with `ready`, with the daemon's state (`starting`, `draining`, `stopping`, `failed`), or with the
-error code that producers get. Anybody can read it, so it names no file and no client.
+error code that producers get. It is public, so it names no files and no clients.
 """
 
 from typing import NamedTuple
@@ -15,14 +15,14 @@ _STATES = {
 
 
 class Readiness(NamedTuple):
-    """`text` says why, in one line."""
+    """`text` gives the reason, in one line."""
 
     ready: bool
     text: str
 
 
 def of_predictions(state: str, *, answers: bool, paused: bool, refusing: str | None) -> Readiness:
-    """`answers`: the predict socket is served. What becomes of samples is only mentioned."""
+    """`answers`: whether the predict socket is served. `refusing` is only mentioned in the text."""
     if state == "failed" or not answers:
         return _not_ready(state)
     mentioned = ["learning is paused"] if paused else []
@@ -34,11 +34,11 @@ def of_predictions(state: str, *, answers: bool, paused: bool, refusing: str | N
 
 
 def of_samples(state: str, *, paused: bool, refusing: str | None) -> Readiness:
-    """`refusing`: the code with which all samples are rejected now."""
+    """`refusing`: the error code with which all samples are rejected now."""
     if state != "ready":
         return _not_ready(state)
     if refusing is not None:
-        return Readiness(False, f"{refusing}: no samples are accepted until this is over; see ffstream status")
+        return Readiness(False, f"{refusing}: no samples are accepted at present; see ffstream status")
     return Readiness(True, "ready, learning is paused" if paused else "ready")
 
 

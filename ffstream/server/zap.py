@@ -1,6 +1,6 @@
-"""Answers libzmq's question who may connect: ZAP 1.0 (rfc.zeromq.org/spec/27), for CURVE.
+"""The ZAP handler: libzmq asks it whether a client may connect (ZAP 1.0, rfc.zeromq.org/spec/27, for CURVE).
 
-The answer names the client by its public key, which every message from that connection then carries as `User-Id`.
+The answer contains the client's public key. Every message from that connection then carries it as `User-Id`.
 """
 
 import threading
@@ -11,7 +11,7 @@ import zmq
 from zmq.utils import z85
 
 from ffstream.server.keyring import Keyring
-from ffstream.server.refusals import Refusals
+from ffstream.server.rejections import RejectedConnections
 from ffstream.util.os_errors import listen_error
 from ffstream.util.threads import OnFailure, Worker
 
@@ -22,27 +22,27 @@ _REFRESH_S = 1.0
 
 
 class Zap:
-    """Thread `ff-zap`. It must serve before a guarded socket is bound, and until the last one is closed."""
+    """Thread `ff-zap`. It must run before a guarded socket is bound and until the last one is closed."""
 
     name = "ff-zap"
 
-    def __init__(self, domains: Mapping[bytes, tuple[Keyring, Refusals]], on_failure: OnFailure) -> None:
+    def __init__(self, domains: Mapping[bytes, tuple[Keyring, RejectedConnections]], on_failure: OnFailure) -> None:
         self._domains = domains
         self._stopping = threading.Event()
         self.thread = Worker(self.name, self._serve, on_failure)
 
     def start(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """Questions wait until they are answered; from now on they are. Raises StartBlocked."""
+        """Binds the handler's socket and starts the thread. Raises StartBlocked."""
         try:
             self._socket = context.socket(zmq.REP)
-        except zmq.ZMQError as error:  # no descriptor left
+        except zmq.ZMQError as error:  # no free descriptor
             raise listen_error("security.server_key", _ENDPOINT, error) from error
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(_ENDPOINT)
         self.thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Ends the thread; from then on nobody gets in. False if the deadline passed."""
+        """Stops the thread. No client can connect afterwards. False if the deadline passed."""
         self._stopping.set()
         return self.thread.join(timeout_s)
 
@@ -51,8 +51,8 @@ class Zap:
         try:
             while not self._stopping.is_set():
                 with self.thread.waiting():
-                    asked = self._socket.poll(_POLL_MS)
-                if asked:
+                    has_request = self._socket.poll(_POLL_MS)
+                if has_request:
                     self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
                 if time.monotonic() - refreshed_at >= _REFRESH_S:
                     refreshed_at = time.monotonic()
@@ -61,18 +61,18 @@ class Zap:
             self._socket.close()
 
     def _refresh(self) -> None:
-        for keyring, refusals in self._domains.values():
+        for keyring, rejections in self._domains.values():
             keyring.refresh()
-            refusals.say()
+            rejections.flush()
 
-    def _answer(self, question: list[bytes]) -> list[bytes]:
-        version, id, domain, address, _, mechanism, *credentials = question
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        version, id, domain, address, _, mechanism, *credentials = request
         if version != _VERSION or mechanism != b"CURVE" or len(credentials) != 1 or domain not in self._domains:
             return [_VERSION, id, b"400", b"Unknown domain or mechanism", b"", b""]
         key = z85.encode(credentials[0])
-        keyring, refusals = self._domains[domain]
+        keyring, rejections = self._domains[domain]
         keyring.refresh()
-        if key.decode() in keyring.admitted:
+        if key.decode() in keyring.accepted:
             return [_VERSION, id, b"200", b"OK", key, b""]
-        refusals.count("unknown_key", f"address={address.decode(errors='replace')} key={key.decode()}")
+        rejections.add("unknown_key", f"address={address.decode(errors='replace')} key={key.decode()}")
         return [_VERSION, id, b"400", b"Unknown key", b"", b""]

@@ -91,7 +91,7 @@ def send_one(producer: Producer) -> None:
 def assert_everything_is_learned(running: Running, producer: Producer, accepted: int) -> None:
     """Everything that was sent is acked and learned once."""
     producer.flush(WAIT_S)
-    wait_until(lambda: running.daemon.admission.obstacle() is None, WAIT_S, "there is no shortage any more")
+    wait_until(lambda: running.daemon.admission.rejection_reason() is None, WAIT_S, "there is no shortage any more")
     status = running.control().wait_idle(WAIT_S)
     assert (status["accepted"], status["learned"], status["refusing"]) == (accepted, accepted, None)
     assert producer.counts.acked == accepted
@@ -174,11 +174,11 @@ def test_a_disk_filled_by_a_burst_accepts_samples_again_after_a_trim(
 
         def send_until_rejected(n: int) -> int:
             housekeeping.turn()
-            while admission.obstacle() is None:
+            while admission.rejection_reason() is None:
                 journal.append([Entry("a", n, n, 1, "uint8", bytes(2), bytes(MIB // 4))])
                 n += 1
                 housekeeping.turn()
-            assert isinstance(admission.obstacle(), DiskFull)
+            assert isinstance(admission.rejection_reason(), DiskFull)
             return n
 
         first = send_until_rejected(1)
@@ -229,7 +229,7 @@ def test_a_journal_over_its_limit_rejects_samples_until_a_checkpoint_makes_room(
             sent += 64
 
         def is_full() -> bool:
-            return running.daemon.admission.obstacle() is not None
+            return running.daemon.admission.rejection_reason() is not None
 
         # One message at a time: everything in a window would be stored after the limit and must be learned in the
         # end.

@@ -213,7 +213,7 @@ def test_a_full_backlog_holds_a_producer_back_and_loses_nothing(start: Start) ->
         try:
             producer.send(images(1, sent), labels(1, sent), timeout_s=1.0)
         except DeadlineExceeded:
-            return running.daemon.admission.obstacle() is not None
+            return running.daemon.admission.rejection_reason() is not None
         sent += 1
         assert sent < 40
         return False
@@ -736,7 +736,7 @@ def test_every_metric_is_there_with_its_type_and_in_base_units(daemon: Running) 
     assert 'ffstream_phase{phase="interleaved"} 1.0' in text
 
 
-def test_status_and_page(daemon: Running) -> None:
+def test_the_status_and_the_page_are_served(daemon: Running) -> None:
     feed(daemon, 8)
     assert get(daemon, "/status").json()["learned"] == 8
     page = get(daemon, "/")
@@ -813,11 +813,11 @@ def test_a_stuck_http_thread_is_named_and_ends_the_daemon(start: Start, monkeypa
     running = start("pipeline.stall_timeout_s=6")  # so long that no other thread is kept waiting by the machine
     go_on = threading.Event()
 
-    def obstacle() -> None:
+    def rejection_reason() -> None:
         if threading.current_thread().name == running.daemon.http.name:  # ff-learn asks, too
             go_on.wait(WAIT_S)
 
-    monkeypatch.setattr(running.daemon.admission, "obstacle", obstacle)
+    monkeypatch.setattr(running.daemon.admission, "rejection_reason", rejection_reason)
     host, _, port = running.daemon.http.address.rpartition(":")
     with socket.create_connection((host, int(port)), WAIT_S) as asking:
         asking.sendall(b"GET /readyz HTTP/1.1\r\nHost: here\r\n\r\n")

@@ -12,7 +12,7 @@ from ffstream.daemon.state import StateLock
 from ffstream.errors import ConfigError, StartBlocked
 
 
-def test_one_at_a_time_has_it(tmp_path: Path) -> None:
+def test_only_one_process_can_lock_an_endpoint(tmp_path: Path) -> None:
     first, second = StateLock(tmp_path / "new" / "state"), StateLock(tmp_path / "new" / "state")
     assert first.take()
     assert first.take(), "it has it"

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from ffstream.cli import main
 from ffstream.errors import ConfigError
 from ffstream.security import keys
-from ffstream.server.doors import is_local
+from ffstream.server.credentials import is_local
 from tests.support import owned_by_another_user
 
 
@@ -186,5 +186,5 @@ def test_a_pipe_is_not_a_key(tmp_path: Path) -> None:
         ("", False),
     ],
 )
-def test_what_counts_as_loopback(endpoint: str, local: bool) -> None:
+def test_only_loopback_and_ipc_endpoints_are_local(endpoint: str, local: bool) -> None:
     assert is_local(endpoint) is local

@@ -61,24 +61,24 @@ def store(ingest: Ingest, entries: list[Entry]) -> None:
 
 
 @pytest.mark.parametrize(("samples", "stored"), [(1, 64), (10, 70), (8, 64), (500, 500)])
-def test_a_backlog_limit_holds_within_a_group(make: Make, samples: int, stored: int) -> None:
+def test_the_backlog_limit_holds_within_a_group(make: Make, samples: int, stored: int) -> None:
     """But for the last message, which may reach over it: or one above the limit would never be stored."""
     ingest = make(backlog_max_samples=64)
     admitted, codes = admit_all(ingest.admission, [message(n, samples=samples) for n in range(1, 700)])
     assert sum(entry.samples for entry in admitted) == stored
     assert codes == {"backlog_full"}
     store(ingest, admitted)
-    assert isinstance(ingest.admission.obstacle(), BacklogFull)
+    assert isinstance(ingest.admission.rejection_reason(), BacklogFull)
     assert admit_all(make(backlog_max_samples=64).admission, [message(1)])[1] == set()
 
 
-def test_a_byte_limit_holds_within_a_group(make: Make) -> None:
+def test_the_journal_limit_holds_within_a_group(make: Make) -> None:
     ingest = make(journal_max_bytes=MIB, backlog_max_samples=10**6)
     admitted, codes = admit_all(ingest.admission, [message(n, size=MIB // 8) for n in range(1, 20)])
     assert (len(admitted), codes) == (8, {"journal_full"})
 
 
-def test_a_full_backlog_is_said_until_a_tenth_is_learned(make: Make) -> None:
+def test_a_full_backlog_rejects_samples_until_a_tenth_is_learned(make: Make) -> None:
     ingest = make(backlog_max_samples=100)
     told = []
 
@@ -128,7 +128,7 @@ def grow(ingest: Ingest, mib: int) -> None:
         ingest.journal.trim(ingest.journal.head.seq)
 
 
-def test_a_log_that_a_reader_pins_is_measured_said_and_counts_towards_the_limit(
+def test_a_pinned_log_is_measured_reported_and_counts_towards_the_limit(
     make: Make, pinned: Callable[[Journal], sqlite3.Connection], caplog: pytest.LogCaptureFixture
 ) -> None:
     ingest = make(journal_max_bytes=16 * MIB, backlog_max_samples=10**6)
@@ -138,9 +138,9 @@ def test_a_log_that_a_reader_pins_is_measured_said_and_counts_towards_the_limit(
     grow(ingest, 20)
     assert journal.bytes_used() < MIB
     for _ in range(3):
-        assert admission.obstacle() is None, "a read that takes a moment is no matter"
+        assert admission.rejection_reason() is None, "a read that takes a moment is no matter"
         ingest.look()
-    error = admission.obstacle()
+    error = admission.rejection_reason()
     assert isinstance(error, JournalFull)
     assert "reader pins" in error.message
     assert "fuser" in error.hint
@@ -152,7 +152,7 @@ def test_a_log_that_a_reader_pins_is_measured_said_and_counts_towards_the_limit(
     assert caplog.text.count("warning name=log_pinned") == 1
     reader.close()
     ingest.look()
-    assert admission.obstacle() is None
+    assert admission.rejection_reason() is None
     assert (
         journal.log_bytes()
         == ingest.metric("journal_log_bytes")
@@ -162,7 +162,7 @@ def test_a_log_that_a_reader_pins_is_measured_said_and_counts_towards_the_limit(
     assert admission.status()["warnings"] == {}
 
 
-def test_a_log_of_usual_size_is_left_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_of_usual_size_is_not_folded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     ingest = make(journal_max_bytes=16 * MIB, backlog_max_samples=10**6)
     monkeypatch.setattr(ingest.journal, "fold_log", lambda: pytest.fail("it was folded"))
     grow(ingest, 4)
@@ -170,14 +170,14 @@ def test_a_log_of_usual_size_is_left_alone(make: Make, monkeypatch: pytest.Monke
     assert ingest.metric("journal_log_bytes") > 4 * MIB
 
 
-def test_a_short_disk_gets_the_log_back(make: Make) -> None:
+def test_the_log_is_folded_when_the_disk_is_short(make: Make) -> None:
     ingest = make(disk_min_free_bytes=2**62, backlog_max_samples=10**6)
     grow(ingest, 2)
     ingest.look()
     assert ingest.journal.log_bytes() == 0
 
 
-def test_a_foreign_reader_in_a_transaction_does_not_keep_messages_waiting(
+def test_a_reader_in_a_transaction_does_not_delay_messages(
     make: Make, pinned: Callable[[Journal], sqlite3.Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Folding the log gives up at once: a wait would be as long as the read."""
@@ -193,7 +193,7 @@ def test_a_foreign_reader_in_a_transaction_does_not_keep_messages_waiting(
 # --- a foreign write lock -----------------------------------------------------------------------------------------
 
 
-def test_a_write_lock_refuses_until_a_commit_succeeds(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_lock_rejects_samples_until_a_commit_succeeds(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a gap in which the alert would begin again, and each attempt gives up at once."""
     ingest = make()
     admission, journal = ingest.admission, ingest.journal
@@ -210,7 +210,7 @@ def test_a_write_lock_refuses_until_a_commit_succeeds(make: Make, monkeypatch: p
         for _ in range(20):
             ingest.look()
             journal.trim(0)
-            error = admission.obstacle()
+            error = admission.rejection_reason()
             assert error is not None
             assert error.code == "unavailable"
             assert ingest.metric("refusing_samples", reason="unavailable") == 1
@@ -218,12 +218,12 @@ def test_a_write_lock_refuses_until_a_commit_succeeds(make: Make, monkeypatch: p
         with pytest.raises(Unavailable):
             journal.trim(1)
     ingest.look()
-    assert admission.obstacle() is None
+    assert admission.rejection_reason() is None
     assert ingest.metric("refusing_samples", reason="unavailable") == 0
     assert journal.append([message(2)])[0].first_seq == 2
 
 
-def test_a_disk_that_is_full_refuses_until_a_commit_of_that_size_succeeds(make: Make) -> None:
+def test_a_full_disk_rejects_samples_until_a_commit_of_that_size_succeeds(make: Make) -> None:
     ingest = make()
     admission, journal = ingest.admission, ingest.journal
     store(ingest, [message(1)])
@@ -235,12 +235,12 @@ def test_a_disk_that_is_full_refuses_until_a_commit_of_that_size_succeeds(make: 
     ingest.fail(caught.value, MIB)
     for _ in range(3):
         ingest.look()
-        error = admission.obstacle()
+        error = admission.rejection_reason()
         assert error is not None
         assert error.code == "disk_full"
     journal._db.execute("PRAGMA max_page_count = 1073741823")
     ingest.look()
-    assert admission.obstacle() is None
+    assert admission.rejection_reason() is None
     assert journal.append([large])
     assert journal._db.execute("SELECT count(*) FROM probes").fetchone() == (0,)
 
@@ -252,7 +252,7 @@ def nameless(number: int) -> str:
     return f"{NAMELESS_PREFIX}{number:032x}"
 
 
-def test_idle_nameless_clients_make_room_before_the_limit_is_reached(
+def test_idle_nameless_clients_are_forgotten_before_the_limit_is_reached(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that died without a bye: their rows are still there, and so are those of others, who are kept."""
@@ -274,7 +274,7 @@ def test_idle_nameless_clients_make_room_before_the_limit_is_reached(
     assert journal.clients.unresolved(nameless(3)) == 0
 
 
-def test_nameless_clients_that_may_send_again_are_kept_and_the_limit_is_announced(
+def test_nameless_clients_that_may_send_again_are_kept_and_a_warning_is_active(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ingest = make(clients_max=20, client_nameless_forget_after_s=3600)
@@ -300,7 +300,9 @@ def test_nameless_clients_that_may_send_again_are_kept_and_the_limit_is_announce
     assert admission.status()["warnings"] == {}
 
 
-def test_nameless_clients_of_one_key_give_way_to_others_of_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nameless_clients_of_a_key_are_forgotten_for_others_of_that_key(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ingest = make(client_names_max=10, client_nameless_forget_after_s=3600)
     journal = ingest.journal
     now = 0.0
@@ -316,7 +318,9 @@ def test_nameless_clients_of_one_key_give_way_to_others_of_it(make: Make, monkey
     assert ingest.metric("warning", reason="clients_near_limit") == 0
 
 
-def test_what_is_forgotten_before_its_rows_stays_forgotten_after_a_restart(make: Make, tmp_path: Path) -> None:
+def test_a_client_forgotten_before_its_rows_are_deleted_stays_forgotten_after_a_restart(
+    make: Make, tmp_path: Path
+) -> None:
     ingest = make()
     journal = ingest.journal
     store(ingest, [message(1, nameless(1)), message(1, "named")])

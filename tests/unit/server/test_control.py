@@ -83,12 +83,12 @@ def desk() -> Iterator[Desk]:
     desk.close()
 
 
-def test_a_command_gets_the_arguments_and_its_result_is_the_reply(desk: Desk) -> None:
+def test_a_command_receives_the_arguments_and_its_result_is_the_reply(desk: Desk) -> None:
     desk.ask(7, "echo", a=[1, {"b": None}], c="é")
     assert desk.peer.answer() == {"v": 1, "type": "reply", "id": 7, "result": {"a": [1, {"b": None}], "c": "é"}}
 
 
-def test_commands_that_wait_hold_up_no_other(desk: Desk) -> None:
+def test_waiting_commands_do_not_delay_others(desk: Desk) -> None:
     """As many as may wait: even then somebody can ask for the status, or a stop."""
     for id in range(40):
         desk.ask(id, "hold")
@@ -99,7 +99,7 @@ def test_commands_that_wait_hold_up_no_other(desk: Desk) -> None:
     assert {desk.peer.answer()["id"] for _ in range(40)} == set(range(40))
 
 
-def test_wrong_arguments_take_no_place(desk: Desk) -> None:
+def test_a_command_with_wrong_arguments_does_not_count_as_running(desk: Desk) -> None:
     for id in range(56):
         desk.ask(id, "hold")
     wait_until(lambda: desk.started == 56, 10, "all of them run")
@@ -109,7 +109,7 @@ def test_wrong_arguments_take_no_place(desk: Desk) -> None:
     desk.gate.set()
 
 
-def test_what_is_too_much_is_refused(desk: Desk) -> None:
+def test_too_many_commands_are_rejected(desk: Desk) -> None:
     for id in range(57):
         desk.ask(id, "hold")
     answer = desk.peer.answer()
@@ -132,7 +132,7 @@ def test_what_is_too_much_is_refused(desk: Desk) -> None:
         ("break", {}, "internal", False),
     ],
 )
-def test_a_command_that_fails_is_an_error_with_its_id(
+def test_a_failed_command_is_answered_with_an_error_and_its_id(
     desk: Desk, command: str, arguments: dict[str, Any], code: str, retry: bool
 ) -> None:
     desk.ask(3, command, **arguments)
@@ -145,12 +145,12 @@ def test_a_command_that_fails_is_an_error_with_its_id(
     assert desk.peer.answer()["id"] == 4
 
 
-def test_an_unknown_command_is_told_which_there_are(desk: Desk) -> None:
+def test_the_error_about_an_unknown_command_lists_the_known_ones(desk: Desk) -> None:
     desk.ask(1, "help")
-    assert desk.peer.answer()["hint"] == "there are break, check, echo, hold, refuse"
+    assert desk.peer.answer()["hint"] == "known commands are break, check, echo, hold, refuse"
 
 
-def test_a_payload_is_refused(desk: Desk) -> None:
+def test_a_payload_is_rejected(desk: Desk) -> None:
     desk.peer.send("request", b"frame", id=5, command="echo", arguments={})
     answer = desk.peer.answer()
     assert (answer["code"], answer["id"]) == ("bad_frames", 5)
@@ -191,7 +191,7 @@ def test_a_hello_is_answered_with_the_limits_of_this_socket(desk: Desk) -> None:
     }
 
 
-def test_a_stop_with_commands_waiting_is_no_failure(desk: Desk) -> None:
+def test_a_stop_while_commands_wait_is_clean(desk: Desk) -> None:
     for id in range(10):
         desk.ask(id, "hold")
     wait_until(lambda: desk.started == 10, 10, "all of them run")
@@ -217,7 +217,7 @@ sys.stdin.read()
 """
 
 
-def test_nobody_can_guess_the_number_that_a_peer_gets() -> None:
+def test_the_routing_id_of_a_peer_cannot_be_guessed() -> None:
     """Who takes a number that is about to be given makes libzmq abort the process."""
     numbers = set()
     for _ in range(2):

@@ -1,6 +1,5 @@
 import asyncio
 import json
-import logging
 import socket
 import threading
 import time
@@ -17,9 +16,10 @@ from starlette.applications import Starlette
 
 from ffstream.errors import ConfigError, StartBlocked, Unavailable
 from ffstream.metrics import Metrics
-from ffstream.server.http import HttpServer, Sparse, make_app
+from ffstream.server.http import HttpServer
+from ffstream.server.http_app import make_app
 from ffstream.server.readiness import Readiness, of_predictions, of_samples
-from ffstream.server.refusals import Refusals
+from ffstream.server.rejections import RejectedConnections
 
 WAIT_S = 20.0
 STATUS = {"state": "ready", "accepted": 5, "prequential_error": None}
@@ -40,8 +40,8 @@ class Site:
             learns=lambda: self.learns,
             status=self.status,
         )
-        refusals = Refusals("http", self.metrics)
-        self.server = HttpServer(app, "127.0.0.1:0", connections, handshake_timeout_s, refusals=refusals)
+        rejections = RejectedConnections("http", self.metrics)
+        self.server = HttpServer(app, "127.0.0.1:0", connections, handshake_timeout_s, rejections=rejections)
         self.server.start()
         self.client = httpx.Client(base_url=f"http://{self.server.address}", trust_env=False, timeout=10)
 
@@ -96,14 +96,14 @@ def heard(connection: socket.socket) -> bytes:
     return said
 
 
-def test_a_status_that_cannot_be_told_now_says_why(site: Site) -> None:
+def test_a_status_that_is_unavailable_gives_the_reason(site: Site) -> None:
     site.state = "unreadable"
     code, text = site.get("/status")
     assert code == 503
     assert json.loads(text) == {"code": "unavailable", "message": "the disk is gone", "hint": "put it back"}
 
 
-def test_healthy_until_a_thread_has_died(site: Site) -> None:
+def test_healthz_is_200_until_a_thread_has_died(site: Site) -> None:
     assert site.get("/healthz") == (200, "ok\n")
     site.state = "stopping"
     assert site.get("/healthz") == (200, "ok\n")
@@ -111,7 +111,7 @@ def test_healthy_until_a_thread_has_died(site: Site) -> None:
     assert site.get("/healthz") == (503, "failed\n")
 
 
-def test_each_readiness_is_told_by_its_own_path(site: Site) -> None:
+def test_each_readiness_has_its_own_path(site: Site) -> None:
     assert site.get("/readyz") == site.get("/readyz/learn") == (200, "ready\n")
     site.learns = Readiness(False, "disk_full: no samples")
     assert site.get("/readyz/learn") == (503, "disk_full: no samples\n")
@@ -128,12 +128,12 @@ def test_samples_are_accepted_only_when_ready(state: str) -> None:
     assert readiness.text.startswith(f"{state}: ")
 
 
-def test_learning_that_is_paused_is_ready_and_says_so() -> None:
+def test_paused_learning_is_ready_and_the_text_says_so() -> None:
     assert of_samples("ready", paused=True, refusing=None) == (True, "ready, learning is paused")
     assert of_predictions("ready", answers=True, paused=True, refusing=None) == (True, "ready, learning is paused")
 
 
-def test_predictions_do_not_depend_on_samples() -> None:
+def test_readiness_for_predictions_does_not_depend_on_samples() -> None:
     refusing = of_predictions("ready", answers=True, paused=True, refusing="disk_full")
     assert refusing == (True, "ready, learning is paused, no samples are accepted: disk_full")
     assert not of_samples("ready", paused=False, refusing="disk_full").ready
@@ -144,13 +144,13 @@ def test_predictions_do_not_depend_on_samples() -> None:
 
 
 @pytest.mark.parametrize(("state", "answers"), [("failed", True), ("stopping", False), ("starting", False)])
-def test_without_a_served_predict_socket_it_is_not_ready(state: str, answers: bool) -> None:
+def test_without_a_predict_socket_the_daemon_is_not_ready(state: str, answers: bool) -> None:
     readiness = of_predictions(state, answers=answers, paused=False, refusing=None)
     assert not readiness.ready
     assert readiness.text.startswith(f"{state}: ")
 
 
-def test_status_and_page(site: Site) -> None:
+def test_the_status_and_the_page_are_served(site: Site) -> None:
     assert site.client.get("/status").json() == STATUS
     page = site.client.get("/")
     assert page.status_code == 200
@@ -159,11 +159,11 @@ def test_status_and_page(site: Site) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "code"), [("GET", "/none", 404), ("POST", "/metrics", 405)])
-def test_nothing_else(site: Site, method: str, path: str, code: int) -> None:
+def test_other_paths_and_methods_are_errors(site: Site, method: str, path: str, code: int) -> None:
     assert site.client.request(method, path).status_code == code
 
 
-def test_metrics_are_in_prometheus_own_form(site: Site) -> None:
+def test_metrics_are_in_the_text_format_of_prometheus(site: Site) -> None:
     site.metrics.messages_rejected.labels("bad_shape").inc(3)
     response = site.client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
@@ -173,7 +173,7 @@ def test_metrics_are_in_prometheus_own_form(site: Site) -> None:
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
-def test_who_asks_for_nothing_keeps_nobody_out(said: bytes) -> None:
+def test_silent_connections_do_not_prevent_requests(said: bytes) -> None:
     site = Site(2, 10 * WAIT_S)
     with ExitStack() as held:
         silent = [held.enter_context(site.connect()) for _ in range(100)]
@@ -186,7 +186,7 @@ def test_who_asks_for_nothing_keeps_nobody_out(said: bytes) -> None:
     site.close()
 
 
-def test_what_is_no_whole_request_is_not_waited_for(small_site: Site) -> None:
+def test_an_incomplete_request_is_not_waited_for(small_site: Site) -> None:
     whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     half = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
     for said, answers in ((b"", 0), (half, 0), (whole + half, 1)):
@@ -207,7 +207,7 @@ def test_an_answer_may_take_longer_than_a_request(small_site: Site) -> None:
         assert heard(asking).startswith(b"HTTP/1.1 200")
 
 
-def test_who_takes_no_answers_is_not_waited_for(small_site: Site) -> None:
+def test_a_client_that_does_not_read_is_not_waited_for(small_site: Site) -> None:
     with small_site.connect() as greedy:
         try:
             while True:
@@ -217,7 +217,7 @@ def test_who_takes_no_answers_is_not_waited_for(small_site: Site) -> None:
     assert small_site.get("/metrics")[0] == 200
 
 
-def test_more_than_are_answered_at_a_time_are_told_and_health_is_still_said(small_site: Site) -> None:
+def test_requests_above_the_concurrency_limit_get_a_503_and_health_is_still_answered(small_site: Site) -> None:
     small_site.go_on.clear()
     with ThreadPoolExecutor(2) as pool:
         under_way = [pool.submit(httpx.get, f"http://{small_site.server.address}/status") for _ in range(2)]
@@ -225,7 +225,7 @@ def test_more_than_are_answered_at_a_time_are_told_and_health_is_still_said(smal
         assert small_site.get("/healthz") == (200, "ok\n")
         assert small_site.get("/readyz") == small_site.get("/readyz/learn") == (200, "ready\n")
         assert small_site.too_many() == 0
-        assert small_site.get("/metrics") == (503, "503: too many at a time\n")
+        assert small_site.get("/metrics") == (503, "503: too many requests at a time\n")
         assert small_site.too_many() == 1
         small_site.go_on.set()
         assert [each.result().status_code for each in under_way] == [200, 200]
@@ -272,7 +272,7 @@ def ask(connection: socket.socket, path: str = "/metrics") -> None:
         body += connection.recv(1 << 16) or pytest.fail("closed")
 
 
-def test_a_connection_lives_longer_than_any_usual_scrape_interval(clock: Clock) -> None:
+def test_an_idle_connection_is_kept_longer_than_usual_scrape_intervals(clock: Clock) -> None:
     """Up to Prometheus's own limit of 300 s, after which it closes the connection itself."""
     site = Site()
     with site.connect() as scraper:
@@ -285,7 +285,7 @@ def test_a_connection_lives_longer_than_any_usual_scrape_interval(clock: Clock) 
     site.close()
 
 
-def test_the_beginning_of_a_request_is_not_kept_alive(clock: Clock) -> None:
+def test_a_connection_with_an_incomplete_request_is_not_kept_alive(clock: Clock) -> None:
     """Only who has asked, and has begun nothing since, may be silent for as long as a scraper."""
     site = Site()
     with site.connect() as silent, site.connect() as begun, site.connect() as unfinished:
@@ -301,7 +301,9 @@ def test_the_beginning_of_a_request_is_not_kept_alive(clock: Clock) -> None:
     site.close()
 
 
-def test_the_connection_that_is_idle_for_longest_gives_way(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_connection_that_is_idle_for_longest_is_closed_for_a_new_one(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     """A scraper between two scrapes is idle, too: connections stay few whatever their timeouts."""
     site = Site(2)  # and 16 beyond
     with ExitStack() as held:
@@ -317,36 +319,26 @@ def test_the_connection_that_is_idle_for_longest_gives_way(clock: Clock, caplog:
         for connection in (*kept[1:], newer):
             ask(connection)
     site.close()
-    assert "refused socket=http reason=too_many count=1 answer=none address=127.0.0.1" in caplog.text
+    assert "connection rejected socket=http reason=too_many count=1 answer=none address=127.0.0.1" in caplog.text
 
 
-def test_garbage_writes_few_lines(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ffstream.server.http._LINE_S", 3600.0)  # however long the hundred requests take
-    lines: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = lines.append  # type: ignore[method-assign,assignment]
-    logger = logging.getLogger("uvicorn.error")
-    logger.addHandler(handler)
+def test_many_invalid_requests_write_few_lines_that_count_them_all(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The clock stands still, so that one line is due now and another one when the server stops.
+    monkeypatch.setattr("ffstream.server.rejections.time", SimpleNamespace(monotonic=lambda: 1e9))
     upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"
-    try:
-        for said in [b"\x16\x03\x01 nonsense\r\n\r\n", upgrade] * 50:
-            with site.connect() as connection:
-                connection.sendall(said)
-                assert heard(connection)
-    finally:
-        logger.removeHandler(handler)
-    assert len(lines) < 50
-
-
-def test_lines_that_are_left_out_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("ffstream.server.http.time", SimpleNamespace(monotonic=lambda: now))
-    sparse, said = Sparse(), []
-    for now, level in ((0.0, 30), (0.1, 30), (0.9, 30), (0.9, 40), (1.0, 30), (1.5, 30), (9.0, 30), (10.0, 30)):
-        record = logging.LogRecord("x", level, "", 0, "at %.1f", (now,), None)
-        if sparse.filter(record):
-            said.append(record.getMessage())
-    assert said == ["at 0.0", "at 0.9", "at 1.0 left_out=2", "at 9.0 left_out=1", "at 10.0"]
+    for said in [b"\x16\x03\x01 nonsense\r\n\r\n", upgrade] * 50:
+        with site.connect() as connection:
+            connection.sendall(said)
+            assert heard(connection)
+    assert site.server.stop(10)
+    lines = [record.getMessage() for record in caplog.records]
+    counts = [int(line.split("count=")[1].split()[0]) for line in lines if line.startswith("http server ")]
+    assert len(counts) == 2
+    assert sum(counts) >= 100
+    assert any("Invalid HTTP request received." in line for line in lines) or "upgrade" in str(lines)
+    assert not any(record.name == "uvicorn.error" for record in caplog.records)
 
 
 def idle_app() -> Starlette:
@@ -354,7 +346,7 @@ def idle_app() -> Starlette:
     return make_app(Metrics().registry, alive=bool, predicts=lambda: ready, learns=lambda: ready, status=dict)
 
 
-def test_an_address_that_cannot_be_listened_on() -> None:
+def test_an_address_that_cannot_be_used_is_an_error_with_a_hint() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         in_use = f"127.0.0.1:{taken.getsockname()[1]}"
         for address, kind, hint in (
@@ -371,7 +363,7 @@ def test_an_address_that_cannot_be_listened_on() -> None:
             assert hint in caught.value.hint
 
 
-def test_a_server_that_never_started_is_closed(site: Site) -> None:
+def test_stopping_a_server_that_was_never_started_closes_its_socket(site: Site) -> None:
     server = HttpServer(idle_app(), "127.0.0.1:0")
     host, _, port = server.address.rpartition(":")
     assert server.stop(1)

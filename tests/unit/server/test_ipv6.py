@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 from ffstream.config import Listen, Security
 from ffstream.errors import ConfigError
-from ffstream.server.doors import check_exposure, is_local
+from ffstream.server.credentials import check_exposure, is_local
 from ffstream.server.http import HttpServer
 from tests.in_process import ANSWER_S, Running
 from tests.unit.server.ingest import Ingest
@@ -53,7 +53,7 @@ def ingest(tmp_path: Path) -> Iterator[Ingest]:
 
 
 @needs_ipv6
-def test_a_daemon_on_the_ipv6_loopback_address(tmp_path: Path) -> None:
+def test_a_daemon_listens_on_the_ipv6_loopback_address(tmp_path: Path) -> None:
     with Running(tmp_path / "state", *LOOPBACK, "listen.http=[::1]:0") as running:
         for loop in (running.daemon.learn, running.daemon.predict, running.daemon.control):
             assert loop.endpoint.startswith("tcp://[::1]:")
@@ -66,16 +66,17 @@ def test_a_daemon_on_the_ipv6_loopback_address(tmp_path: Path) -> None:
 
 @needs_ipv6
 @pytest.mark.parametrize("host", ["[::]", "*"])
-def test_every_address_means_ipv4_too(ingest: Ingest, host: str) -> None:
+def test_a_wildcard_listens_on_ipv4_too(ingest: Ingest, host: str) -> None:
     ingest.loop._close()  # the fixture's own endpoint
-    port = ingest.loop.bind(ingest._context, f"tcp://{host}:*").rpartition(":")[2]
+    ingest.loop.bind(ingest._context, f"tcp://{host}:*")
+    port = ingest.loop.endpoint.rpartition(":")[2]
     ingest.start()
     for reached in ("127.0.0.1", "[::1]"):
         assert ping(f"tcp://{reached}:{port}") == "learn"
 
 
 @needs_ipv6
-def test_http_on_every_address() -> None:
+def test_http_on_a_wildcard_listens_on_ipv4_too() -> None:
     server = HttpServer(Starlette(), "[::]:0")
     server.start()
     port = server.address.removeprefix("[::]:")
@@ -86,18 +87,18 @@ def test_http_on_every_address() -> None:
     assert server.stop(ANSWER_S)
 
 
-def test_an_ipv4_endpoint_keeps_its_form(ingest: Ingest) -> None:
+def test_an_ipv4_endpoint_is_reported_as_ipv4(ingest: Ingest) -> None:
     assert ingest.loop.endpoint.startswith("tcp://127.0.0.1:")
 
 
 @pytest.mark.parametrize("host", ["[::1]", "[::ffff:127.0.0.1]", "127.0.0.1", "127.1.2.3", "localhost"])
-def test_loopback_needs_no_keys(host: str) -> None:
+def test_loopback_addresses_need_no_keys(host: str) -> None:
     assert is_local(f"tcp://{host}:5757")
     assert check_exposure(Listen(learn=f"tcp://{host}:5757", http=f"{host}:8757"), Security()) == []
 
 
 @pytest.mark.parametrize("host", ["[::]", "[fe80::1]", "[::ffff:10.0.0.1]", "[2001:db8::1]", "0.0.0.0"])
-def test_any_other_address_needs_keys(host: str) -> None:
+def test_other_addresses_need_keys(host: str) -> None:
     with pytest.raises(ConfigError, match=r"listen\.learn"):
         check_exposure(Listen(learn=f"tcp://{host}:5757"), Security())
     with pytest.raises(ConfigError, match=r"listen\.http"):

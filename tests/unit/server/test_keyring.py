@@ -25,17 +25,17 @@ class Ring:
     def admits(self) -> list[str]:
         self._keyring.refresh()
         known = {keys.load_public(path).decode(): path.stem for path in (self.anna, self.eve)}
-        return sorted(known[key] for key in self._keyring.admitted)
+        return sorted(known[key] for key in self._keyring.accepted)
 
 
 @pytest.fixture
 def ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ring:
-    monkeypatch.setattr(keyring, "_LOOK_S", 0.0)
+    monkeypatch.setattr(keyring, "_POLL_S", 0.0)
     return Ring(tmp_path)
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o646, 0o664])
-def test_a_key_that_others_can_write_lets_nobody_in(ring: Ring, mode: int) -> None:
+def test_a_key_that_others_can_write_is_not_accepted(ring: Ring, mode: int) -> None:
     assert ring.admits() == ["anna"]
     ring.file.chmod(mode)
     assert ring.admits() == []
@@ -43,12 +43,14 @@ def test_a_key_that_others_can_write_lets_nobody_in(ring: Ring, mode: int) -> No
     assert ring.admits() == ["anna"]
 
 
-def test_a_key_of_another_user_lets_nobody_in(ring: Ring) -> None:
+def test_a_key_of_another_user_is_not_accepted(ring: Ring) -> None:
     with owned_by_another_user(ring.file):
         assert ring.admits() == []
 
 
-def test_a_folder_that_is_opened_to_others_lets_nobody_in(ring: Ring, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_in_a_folder_that_others_can_write_are_not_accepted(
+    ring: Ring, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.ERROR)
     for mode in (0o777, 0o770):
         ring.folder.chmod(mode)
@@ -56,13 +58,13 @@ def test_a_folder_that_is_opened_to_others_lets_nobody_in(ring: Ring, caplog: py
     with owned_by_another_user(ring.folder):
         assert ring.admits() == []
     assert [record.getMessage() for record in caplog.records] == [
-        f"nobody gets in path={ring.folder} error=other users may write into {ring.folder}"
+        f"no keys accepted path={ring.folder} error=other users may write into {ring.folder}"
     ]
     ring.folder.chmod(0o700)
     assert ring.admits() == ["anna"]
 
 
-def test_a_key_replaced_in_place_shuts_the_old_one_out_whatever_its_time_says(ring: Ring) -> None:
+def test_a_key_replaced_in_place_is_noticed_even_if_its_time_is_set_back(ring: Ring) -> None:
     before = ring.file.stat()
     with ring.file.open("r+b") as file:
         file.write(ring.eve.read_bytes())
@@ -72,7 +74,7 @@ def test_a_key_replaced_in_place_shuts_the_old_one_out_whatever_its_time_says(ri
     assert ring.admits() == ["eve"]
 
 
-def test_a_pipe_among_the_keys_is_passed_over(ring: Ring) -> None:
+def test_a_pipe_among_the_keys_is_ignored(ring: Ring) -> None:
     os.mkfifo(ring.folder / "pipe.key")
     found: list[str] = []
     reader = threading.Thread(target=lambda: found.extend(ring.admits()), daemon=True)

@@ -2,7 +2,6 @@ import itertools
 import math
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +16,9 @@ from zmq.utils.monitor import recv_monitor_message
 from ffstream.config import Limits
 from ffstream.errors import ConfigError, DiskFull, StartBlocked
 from ffstream.metrics import Metrics
-from ffstream.server import admission, housekeeping
+from ffstream.server import housekeeping, rate_limit
 from ffstream.server.control import ControlLoop
-from ffstream.server.router import Received
+from ffstream.server.received import Received
 from ffstream.wire.images import ImageChecker
 from ffstream.wire.messages import Bye, Hello, Pong, Samples
 from tests.in_process import INPUTS, Peer
@@ -58,7 +57,7 @@ def on_disk(ingest: Ingest) -> list[tuple[Any, ...]]:
 # --- greeting -------------------------------------------------------------------------------------------------------
 
 
-def test_a_welcome_says_what_the_daemon_takes(ingest: Ingest) -> None:
+def test_a_welcome_contains_the_limits_and_the_network(ingest: Ingest) -> None:
     peer = ingest.peer()
     peer.send("hello", client="peer")
     assert peer.answer() == {
@@ -79,7 +78,7 @@ def test_a_welcome_says_what_the_daemon_takes(ingest: Ingest) -> None:
     }
 
 
-def test_a_hello_without_a_name_is_refused(ingest: Ingest) -> None:
+def test_a_hello_without_a_name_is_rejected(ingest: Ingest) -> None:
     peer = ingest.peer()
     peer.send("hello")
     answer = peer.answer()
@@ -87,7 +86,7 @@ def test_a_hello_without_a_name_is_refused(ingest: Ingest) -> None:
     assert "hello.client" in answer["message"]
 
 
-def test_a_client_goes_on_where_it_was(ingest: Ingest) -> None:
+def test_the_welcome_of_a_known_client_has_its_next_number(ingest: Ingest) -> None:
     peer = ingest.peer()
     peer.samples(3)
     peer.acked(1)
@@ -96,7 +95,7 @@ def test_a_client_goes_on_where_it_was(ingest: Ingest) -> None:
         assert peer.answer()["next"] == expected
 
 
-def test_the_highest_number_harms_nobody(ingest: Ingest) -> None:
+def test_the_highest_message_number_is_accepted(ingest: Ingest) -> None:
     peer = ingest.peer()
     highest = 2**62 - 1
     peer.samples(highest, base=highest)
@@ -123,7 +122,7 @@ def test_a_ping_is_answered_with_the_credit(ingest: Ingest) -> None:
 # --- an ack is a promise --------------------------------------------------------------------------------------------
 
 
-def test_what_is_acked_is_on_disk(ingest: Ingest) -> None:
+def test_acked_samples_are_on_disk(ingest: Ingest) -> None:
     peer = ingest.peer()
     for n in range(1, 21):
         peer.samples(n, count=2, labels=bytes(4), payload=[bytes([n]) * 2 * INPUTS])
@@ -135,7 +134,7 @@ def test_what_is_acked_is_on_disk(ingest: Ingest) -> None:
     assert ingest.metric("journal_commit_seconds_count") == ingest.metric("journal_commit_messages_count") <= 20
 
 
-def test_no_ack_before_the_commit(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_ack_before_the_commit(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ack's sequence numbers are readable by somebody else at the moment that the ack is sent."""
     reply, seen = ingest.loop.reply, []
 
@@ -156,7 +155,7 @@ def test_no_ack_before_the_commit(ingest: Ingest, monkeypatch: pytest.MonkeyPatc
     assert total == 10
 
 
-def test_sent_again_is_acked_again_and_not_stored_again(ingest: Ingest) -> None:
+def test_a_message_sent_again_is_acked_again_and_not_stored_again(ingest: Ingest) -> None:
     peer, again = ingest.peer(), ingest.peer()
     peer.samples(1)
     first = peer.acked(1)
@@ -168,7 +167,7 @@ def test_sent_again_is_acked_again_and_not_stored_again(ingest: Ingest) -> None:
     assert ingest.metric("samples_acked_total") == 1
 
 
-def test_the_same_number_twice_in_a_group_is_stored_once_and_the_later_sender_is_acked(
+def test_a_message_twice_in_a_group_is_stored_once_and_the_later_sender_acked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that has reconnected meanwhile: nobody listens at the old address."""
@@ -193,7 +192,7 @@ def test_clients_do_not_share_numbers(ingest: Ingest) -> None:
     assert set(one.acked(1).values()) | set(two.acked(1).values()) == {(1, 1), (2, 1)}
 
 
-def test_a_stale_number_is_refused(ingest: Ingest) -> None:
+def test_a_number_below_base_is_rejected(ingest: Ingest) -> None:
     peer = ingest.peer()
     for n in (1, 2, 3):
         peer.samples(n, base=n)
@@ -205,7 +204,7 @@ def test_a_stale_number_is_refused(ingest: Ingest) -> None:
     assert len(on_disk(ingest)) == 3
 
 
-def test_a_base_above_the_number_is_refused(ingest: Ingest) -> None:
+def test_a_base_above_the_number_is_rejected(ingest: Ingest) -> None:
     peer = ingest.peer()
     peer.samples(1, base=2)
     answer = peer.answer()
@@ -213,7 +212,7 @@ def test_a_base_above_the_number_is_refused(ingest: Ingest) -> None:
     assert on_disk(ingest) == []
 
 
-def test_a_good_message_in_a_group_with_bad_ones_is_stored(ingest: Ingest) -> None:
+def test_valid_messages_in_a_group_with_invalid_ones_are_stored(ingest: Ingest) -> None:
     peer = ingest.peer()
     for n in range(1, 31):
         peer.samples(n, **({} if n % 3 == 0 else {"labels": b"\x09\0"} if n % 3 == 1 else {"shape": [3]}))
@@ -228,7 +227,7 @@ def test_a_good_message_in_a_group_with_bad_ones_is_stored(ingest: Ingest) -> No
     assert [row[1] for row in on_disk(ingest)] == list(range(3, 31, 3))
 
 
-def test_a_turn_ends_after_a_few_bad_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_ends_after_a_few_invalid_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many wait: a good one among them is stored before the rest of them is looked at."""
     ingest = Ingest(tmp_path)
     good = (b"\0peer", [msgpack.packb({"v": 1, "type": "hello", "client": "a"})], None)
@@ -239,7 +238,7 @@ def test_a_turn_ends_after_a_few_bad_messages(tmp_path: Path, monkeypatch: pytes
     ingest.close()
 
 
-def test_a_name_belongs_to_whoever_said_hello_last(ingest: Ingest) -> None:
+def test_a_name_belongs_to_the_connection_that_said_hello_last(ingest: Ingest) -> None:
     """A producer that died may have messages under way: they must not take the numbers that the next one was told."""
     old, new = ingest.peer(), ingest.peer()
     old.send("hello", client="peer")
@@ -260,7 +259,7 @@ def test_a_name_belongs_to_whoever_said_hello_last(ingest: Ingest) -> None:
     assert set(old.acked(1)) == {3}, "whoever says hello again has it again"
 
 
-def test_a_number_that_was_stored_with_other_samples_is_refused(ingest: Ingest) -> None:
+def test_a_number_that_was_stored_with_other_samples_is_rejected(ingest: Ingest) -> None:
     """Two producers under one name: an ack would promise samples that nobody stored."""
     peer = ingest.peer()
     peer.samples(1)
@@ -278,7 +277,7 @@ def test_a_number_that_was_stored_with_other_samples_is_refused(ingest: Ingest) 
     assert peer.answer()["code"] == "stored_differently", "its receipt knows"
 
 
-def test_floats_a_hair_outside_are_stored_clipped_and_acked_again_when_sent_again(ingest: Ingest) -> None:
+def test_floats_outside_by_a_rounding_error_are_stored_clipped(ingest: Ingest) -> None:
     """The clipped bytes are on disk; the same message comes again with the bytes that its sender has."""
     peer = ingest.peer()
     sent = np.full(INPUTS, np.nextafter(np.float32(1), np.float32(2)), "<f4").tobytes()
@@ -293,7 +292,7 @@ def test_floats_a_hair_outside_are_stored_clipped_and_acked_again_when_sent_agai
     assert peer.answer()["code"] == "stored_differently"
 
 
-# --- obstacles ------------------------------------------------------------------------------------------------------
+# --- rejections -----------------------------------------------------------------------------------------------------
 
 
 def refused(answer: dict[str, Any]) -> tuple[str, str, bool]:
@@ -312,7 +311,7 @@ def await_credit(peer: Peer) -> None:
     wait_until(has_credit, 20, "there is room again")
 
 
-def test_a_full_backlog_refuses_until_learning_has_caught_up(serve: Serve) -> None:
+def test_a_full_backlog_rejects_samples_until_learning_has_caught_up(serve: Serve) -> None:
     ingest = serve(backlog_max_samples=4)
     peer = ingest.peer()
     for n in range(1, 5):
@@ -324,7 +323,7 @@ def test_a_full_backlog_refuses_until_learning_has_caught_up(serve: Serve) -> No
     peer.send("hello", client="another")
     welcome = peer.answer()
     assert welcome["credit"] == 0
-    reason = ingest.admission.obstacle()
+    reason = ingest.admission.rejection_reason()
     assert reason is not None
     for each in (pong, welcome):
         assert (each["refusing"], each["message"], each["hint"]) == (reason.code, reason.message, reason.hint)
@@ -340,13 +339,13 @@ def test_a_full_backlog_refuses_until_learning_has_caught_up(serve: Serve) -> No
     assert ingest.rejected("backlog_full") == 1
 
 
-def test_the_last_ack_of_a_full_backlog_says_so(serve: Serve) -> None:
+def test_the_ack_that_fills_the_backlog_has_credit_0(serve: Serve) -> None:
     peer = serve(backlog_max_samples=1).peer()
     peer.samples(1)
     assert peer.answer()["credit"] == 0
 
 
-def test_a_journal_over_its_size_refuses_until_it_is_trimmed(serve: Serve) -> None:
+def test_a_full_journal_rejects_samples_until_it_is_trimmed(serve: Serve) -> None:
     """The size is looked at once a second."""
     ingest = serve(journal_max_bytes=1 << 20, backlog_max_samples=1_000_000)
     peer = ingest.peer()
@@ -370,7 +369,7 @@ def test_a_journal_over_its_size_refuses_until_it_is_trimmed(serve: Serve) -> No
     assert ingest.metric("journal_used_bytes") < 1 << 20
 
 
-def test_a_full_disk_refuses_the_group_and_the_next_one_is_stored(
+def test_a_full_disk_rejects_a_group_and_the_next_one_is_stored(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer = ingest.peer()
@@ -399,7 +398,7 @@ def test_a_full_disk_refuses_the_group_and_the_next_one_is_stored(
     assert ingest.metric("refusing_samples", reason="disk_full") == 0
 
 
-def test_too_many_clients(serve: Serve) -> None:
+def test_a_new_client_above_the_limit_is_rejected(serve: Serve) -> None:
     ingest = serve(clients_max=2)
     peer = ingest.peer()
     for name in ("a", "b"):
@@ -412,7 +411,7 @@ def test_too_many_clients(serve: Serve) -> None:
     assert ingest.rejected("too_many_clients") == 1
 
 
-def test_a_client_not_seen_for_long_makes_room_for_another(serve: Serve) -> None:
+def test_an_idle_client_is_forgotten_for_a_new_one(serve: Serve) -> None:
     ingest = serve(clients_max=2, client_forget_after_s=0.01)
     peer = ingest.peer()
     for name in ("a", "b"):
@@ -426,7 +425,7 @@ def test_a_client_not_seen_for_long_makes_room_for_another(serve: Serve) -> None
     assert set(peer.acked(1)) == {1}
 
 
-def test_a_client_that_resolves_nothing_is_held_back(serve: Serve) -> None:
+def test_a_client_with_too_many_unresolved_messages_is_rejected(serve: Serve) -> None:
     ingest = serve(client_unresolved_max_messages=5)
     peer = ingest.peer()
     for n in range(1, 6):
@@ -440,7 +439,7 @@ def test_a_client_that_resolves_nothing_is_held_back(serve: Serve) -> None:
     assert set(peer.acked(1)) == {1}, "nobody else is held back"
 
 
-def test_a_client_that_is_held_back_can_still_resolve_what_is_stored(serve: Serve) -> None:
+def test_a_client_with_too_many_unresolved_messages_can_still_resolve_them(serve: Serve) -> None:
     """Its first message was lost or refused, those after it were not: all wait for the answer to the first."""
     ingest = serve(client_unresolved_max_messages=3)
     peer = ingest.peer()
@@ -457,9 +456,9 @@ def test_a_client_that_is_held_back_can_still_resolve_what_is_stored(serve: Serv
     assert set(peer.acked(1)) == {6}, "nothing holds it back any more"
 
 
-def test_a_client_that_is_too_fast_is_held_back_and_no_other(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_client_above_its_rate_is_rejected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
+    monkeypatch.setattr(rate_limit, "time", SimpleNamespace(monotonic=lambda: now))
     ingest = serve(client_samples_per_s=10)
     peer = ingest.peer()
     ten = {"count": 10, "labels": bytes(20), "payload": [bytes(10 * INPUTS)]}
@@ -482,7 +481,7 @@ def test_a_client_that_is_too_fast_is_held_back_and_no_other(serve: Serve, monke
     assert set(peer.acked(1)) == {2}
 
 
-def test_draining_takes_nothing_new(ingest: Ingest) -> None:
+def test_a_draining_daemon_rejects_new_samples(ingest: Ingest) -> None:
     peer = ingest.peer()
     peer.samples(1)
     peer.acked(1)
@@ -547,7 +546,7 @@ def samples(n: int, client: str = "peer", *, base: int = 1, label: int = 0) -> S
     return Samples(client=client, n=n, base=base, count=1, dtype="uint8", shape=[INPUTS], labels=labels)
 
 
-def test_one_name_under_two_keys_is_two_clients(keys: Callable[..., Keys]) -> None:
+def test_the_same_name_with_two_keys_is_two_clients(keys: Callable[..., Keys]) -> None:
     served = keys()
     # In one group, with other samples under the same number: neither is the other's duplicate.
     group = ("anna", samples(1, label=1)), ("bert", samples(1, label=2)), ("", samples(1, label=3))
@@ -565,7 +564,7 @@ def test_one_name_under_two_keys_is_two_clients(keys: Callable[..., Keys]) -> No
     assert served.codes(("anna", samples(3)), ("bert", samples(2))) == ["ack"] * 2, "no hello takes another's name"
 
 
-def test_who_says_goodbye_gives_its_name_up(keys: Callable[..., Keys]) -> None:
+def test_a_client_that_said_bye_is_forgotten(keys: Callable[..., Keys]) -> None:
     """A producer without a name takes a new one each time: a key would soon have no more."""
     served = keys(client_names_max=2)
     for name in "abcdef":
@@ -574,7 +573,7 @@ def test_who_says_goodbye_gives_its_name_up(keys: Callable[..., Keys]) -> None:
     assert served.ingest.journal.clients.names("anna\x1f") == 0
 
 
-def test_only_who_has_said_hello_ends_a_client(keys: Callable[..., Keys]) -> None:
+def test_bye_is_accepted_only_from_the_connection_that_said_hello(keys: Callable[..., Keys]) -> None:
     served = keys()
     served.send(("anna", Hello(client="a")))
     assert served.codes(("anna", samples(1, "a")), ("anna", samples(2, "a"))) == ["ack", "ack"]
@@ -584,7 +583,7 @@ def test_only_who_has_said_hello_ends_a_client(keys: Callable[..., Keys]) -> Non
     assert served.ingest.journal.clients.unresolved("anna\x1f") == 0
 
 
-def test_names_of_a_key_are_limited_and_those_of_another_are_not_touched(keys: Callable[..., Keys]) -> None:
+def test_the_limit_on_names_holds_for_each_key(keys: Callable[..., Keys]) -> None:
     served = keys(client_names_max=3, clients_max=5)
     group = [("anna", samples(1, name)) for name in "aabcde"]
     assert served.codes(*group) == ["ack"] * 3 + ["too_many_clients"] * 2, "counted within a group, too"
@@ -593,15 +592,13 @@ def test_names_of_a_key_are_limited_and_those_of_another_are_not_touched(keys: C
     assert served.codes(("bert", samples(1, "e"))) == ["too_many_clients"], "all together are limited as well"
 
 
-def test_all_clients_together_are_counted_within_a_group_too(keys: Callable[..., Keys]) -> None:
+def test_the_limit_on_clients_holds_within_a_group(keys: Callable[..., Keys]) -> None:
     served = keys(clients_max=3)
     group = [(key, samples(1, name)) for key in ("anna", "bert", "") for name in "ab"]
     assert served.codes(*group) == ["ack"] * 3 + ["too_many_clients"] * 3
 
 
-def test_names_that_a_failed_commit_did_not_store_do_not_count(
-    keys: Callable[..., Keys], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_in_a_failed_commit_do_not_count(keys: Callable[..., Keys], monkeypatch: pytest.MonkeyPatch) -> None:
     served = keys(client_names_max=2)
 
     def refuse(entries: Any) -> Any:
@@ -615,16 +612,14 @@ def test_names_that_a_failed_commit_did_not_store_do_not_count(
     assert served.codes(*(("anna", samples(1, name)) for name in "cd")) == ["ack"] * 2
 
 
-def test_a_key_that_takes_new_names_is_held_back_all_the_same(
-    keys: Callable[..., Keys], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: 1000.0, time=time.time))
+def test_new_names_do_not_raise_the_rate_of_a_key(keys: Callable[..., Keys], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     served = keys(client_samples_per_s=3)
     group = [("anna", samples(1, name)) for name in "abcd"]
     assert served.codes(*group, ("bert", samples(1))) == ["ack"] * 4 + ["rate_limited"]
 
 
-def test_what_a_key_leaves_unresolved_is_limited_over_its_names(keys: Callable[..., Keys]) -> None:
+def test_the_limit_on_unresolved_messages_holds_for_all_names_of_a_key(keys: Callable[..., Keys]) -> None:
     served = keys(client_unresolved_max_messages=5, window_messages=2)
     assert served.codes(*(("anna", samples(n, "a")) for n in (2, 3, 4, 5, 6))) == ["ack"] * 5
     for n in (2, 3):
@@ -653,7 +648,7 @@ def test_rows_that_no_checkpoint_needs_are_deleted(ingest: Ingest) -> None:
     wait_until(lambda: on_disk(ingest) == [], 10, "the rest is deleted")
 
 
-def test_a_message_over_the_byte_limit_closes_its_connection_and_no_other(ingest: Ingest) -> None:
+def test_a_frame_far_above_the_limit_closes_its_connection_and_no_other(ingest: Ingest) -> None:
     good, bad = ingest.peer(), ingest.peer()
     for peer in (good, bad):
         peer.send("ping")
@@ -667,7 +662,7 @@ def test_a_message_over_the_byte_limit_closes_its_connection_and_no_other(ingest
     assert good.acked(1) == {1: (1, 1)}
 
 
-def test_a_second_loop_cannot_have_the_same_endpoint(ingest: Ingest, tmp_path: Path) -> None:
+def test_a_second_loop_cannot_bind_the_same_endpoint(ingest: Ingest, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = Ingest(tmp_path / "other")
     with pytest.raises(StartBlocked, match="cannot listen on") as caught:
@@ -677,7 +672,7 @@ def test_a_second_loop_cannot_have_the_same_endpoint(ingest: Ingest, tmp_path: P
 
 
 @pytest.mark.parametrize("limits", [{"reply_queue_messages": -1}, {"handshake_timeout_s": 1e9}])
-def test_an_option_that_the_socket_refuses_leaves_no_socket(limits: dict[str, Any]) -> None:
+def test_an_option_that_zeromq_rejects_leaves_no_open_socket(limits: dict[str, Any]) -> None:
     """An open one would keep the context from ending, for ever."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     loop = ControlLoop(
@@ -696,14 +691,14 @@ def test_an_option_that_the_socket_refuses_leaves_no_socket(limits: dict[str, An
     assert not ended.is_alive()
 
 
-def test_a_reply_to_nobody_is_counted(tmp_path: Path) -> None:
+def test_a_reply_to_a_peer_that_is_gone_is_counted(tmp_path: Path) -> None:
     ingest = Ingest(tmp_path)
     ingest.loop.reply(b"nobody", Pong(socket="learn", boot="boot", credit=1))
     assert ingest.metric("replies_dropped_total") == 1
     ingest.close()
 
 
-def test_an_error_that_nobody_foresaw_ends_the_loop_and_is_told(tmp_path: Path) -> None:
+def test_an_unexpected_exception_ends_the_loop_and_is_reported(tmp_path: Path) -> None:
     ingest = Ingest(tmp_path).start()
 
     def fail(*arguments: object) -> None:
@@ -719,7 +714,7 @@ def test_an_error_that_nobody_foresaw_ends_the_loop_and_is_told(tmp_path: Path) 
     ingest.close()
 
 
-def test_a_peer_that_is_gone_or_does_not_read_stops_nobody(serve: Serve) -> None:
+def test_a_peer_that_is_gone_or_does_not_read_does_not_affect_others(serve: Serve) -> None:
     ingest = serve()
     gone = ingest.peer()
     for n in range(1, 200):

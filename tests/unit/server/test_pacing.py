@@ -27,7 +27,7 @@ class Thread:
 
 @pytest.mark.parametrize("min_share", [0.1, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("batch_s", [0.001, 0.3, 5.0])
-def test_a_thread_that_always_has_work_leaves_the_share(min_share: float, batch_s: float) -> None:
+def test_a_thread_that_always_has_work_pauses_for_the_share(min_share: float, batch_s: float) -> None:
     thread = Thread(min_share)
     for _ in range(1000):
         thread.work(batch_s)
@@ -35,7 +35,7 @@ def test_a_thread_that_always_has_work_leaves_the_share(min_share: float, batch_
     assert thread.worked / (thread.now - 1000.0) == pytest.approx(1 - min_share)
 
 
-def test_a_thread_that_is_idle_for_the_share_never_waits() -> None:
+def test_a_thread_that_is_idle_for_the_share_never_pauses() -> None:
     thread = Thread(0.25)
     for _ in range(1000):
         thread.now += 0.17
@@ -43,7 +43,7 @@ def test_a_thread_that_is_idle_for_the_share_never_waits() -> None:
         assert thread.wait() == 0.0
 
 
-def test_idle_time_counts_but_not_without_bound() -> None:
+def test_idle_time_counts_up_to_a_limit() -> None:
     thread = Thread(0.5)
     thread.now += 3600
     thread.work(BURST_S)
@@ -52,14 +52,14 @@ def test_idle_time_counts_but_not_without_bound() -> None:
     assert thread.wait() == pytest.approx(1.0), "and no more than that"
 
 
-def test_a_wait_that_was_cut_short_is_still_owed() -> None:
+def test_the_rest_of_an_interrupted_pause_is_still_owed() -> None:
     thread = Thread(0.5)
     thread.work(1.0)
     thread.now += 0.4
     assert thread.pacer.owed_s() == pytest.approx(0.6)
 
 
-def test_nothing_is_owed_while_nobody_needs_the_time() -> None:
+def test_nothing_is_owed_after_forgive() -> None:
     thread = Thread(0.5)
     thread.work(1.0)
     thread.pacer.forgive()
@@ -68,7 +68,7 @@ def test_nothing_is_owed_while_nobody_needs_the_time() -> None:
     assert thread.wait() == pytest.approx(1.0)
 
 
-def test_a_share_of_nothing_never_waits() -> None:
+def test_a_share_of_0_never_pauses() -> None:
     thread = Thread(0.0)
     thread.work(100.0)
     assert thread.wait() == 0.0

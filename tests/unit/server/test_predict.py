@@ -68,7 +68,7 @@ def oracle() -> Iterator[Oracle]:
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("count", [1, 5, 50])
-def test_an_answer_is_what_the_classifier_says(oracle: Oracle, dtype: str, count: int) -> None:
+def test_an_answer_is_the_result_of_the_classifier(oracle: Oracle, dtype: str, count: int) -> None:
     query = images(count) if dtype == "uint8" else (images(count) / 255).astype("<f4")
     oracle.peer.send("predict", query.tobytes(), id=9, count=count, dtype=dtype, shape=[INPUTS])
     header, (goodness,) = oracle.peer.answer_and_payload()
@@ -86,7 +86,7 @@ def test_an_answer_is_what_the_classifier_says(oracle: Oracle, dtype: str, count
     assert found.argmax(1).tolist() == header["labels"]
 
 
-def test_queries_of_both_dtypes_that_wait_together_get_their_own_answers(oracle: Oracle) -> None:
+def test_queries_of_both_dtypes_in_one_batch_get_their_own_answers(oracle: Oracle) -> None:
     queries = {id: images(id % 4 + 1, seed=id) for id in range(30)}
     for id, query in queries.items():
         frame = query.tobytes() if id % 2 else (query / 255).astype("<f4").tobytes()
@@ -118,7 +118,7 @@ BAD: dict[str, tuple[dict[str, Any], list[bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_query_gets_an_error_with_its_id_and_a_good_one_beside_it_an_answer(oracle: Oracle, name: str) -> None:
+def test_an_invalid_query_gets_an_error_and_a_valid_one_in_its_batch_an_answer(oracle: Oracle, name: str) -> None:
     fields, payload, code = BAD[name]
     good: dict[str, Any] = {"count": 1, "dtype": "uint8", "shape": [INPUTS]}
     oracle.peer.send("predict", *payload, id=1, **(good | fields))
@@ -165,7 +165,7 @@ def test_a_hello_is_answered_with_the_limits_of_this_socket(oracle: Oracle) -> N
     }
 
 
-def test_floats_a_hair_outside_are_answered_as_if_clipped(oracle: Oracle) -> None:
+def test_floats_outside_by_a_rounding_error_are_predicted_clipped(oracle: Oracle) -> None:
     query = np.full((2, INPUTS), 0.5, "<f4")
     query[0, 0], query[1, 0] = np.nextafter(np.float32(1), np.float32(2)), -1e-9
     for id, each in enumerate((query, query.clip(0, 1))):
@@ -177,7 +177,7 @@ def test_floats_a_hair_outside_are_answered_as_if_clipped(oracle: Oracle) -> Non
 @pytest.mark.parametrize(
     ("is_behind", "share", "paced"), [(True, 0.5, True), (True, 0.0, False), (False, 0.5, False)]
 )
-def test_predictions_wait_only_while_learning_is_behind(
+def test_predictions_pause_only_while_learning_is_behind(
     monkeypatch: pytest.MonkeyPatch, is_behind: bool, share: float, paced: bool
 ) -> None:
     """Queries wait from the first one on, so the thread is never idle by itself, and owes all of learning's share."""
@@ -192,7 +192,7 @@ def test_predictions_wait_only_while_learning_is_behind(
     assert (oracle.metric("prediction_paced_seconds_total") > 0) == paced
 
 
-def test_a_stop_does_not_wait_for_learnings_share() -> None:
+def test_a_stop_interrupts_a_pause() -> None:
     oracle = Oracle(is_behind=True)
     oracle.loop._pacer._owed_s = 3600.0
     oracle.close()

@@ -13,7 +13,7 @@ from ffstream.config import Limits
 from ffstream.errors import DiskFull, MemoryFull, TooManyFiles, Unavailable
 from ffstream.server.resources import (
     Resources,
-    memory_there_is,
+    available_memory,
     raise_file_limit,
     return_free_memory,
 )
@@ -26,7 +26,7 @@ def limits(disk: int, memory: int) -> Limits:
 
 
 def lacking(folder: Path, *, disk: int = 0, memory: int = 0) -> Unavailable | None:
-    return Resources(folder, limits(disk, memory)).lacking()
+    return Resources(folder, limits(disk, memory)).shortage()
 
 
 @contextmanager
@@ -43,48 +43,48 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def test_nothing_is_short(tmp_path: Path) -> None:
+def test_there_is_no_shortage_within_the_limits(tmp_path: Path) -> None:
     assert lacking(tmp_path, disk=1, memory=1 << 50) is None
     assert lacking(tmp_path) is None
 
 
-def test_a_disk_with_little_room(tmp_path: Path) -> None:
+def test_little_free_disk_space_is_a_shortage(tmp_path: Path) -> None:
     error = lacking(tmp_path, disk=1 << 60)
     assert isinstance(error, DiskFull)
     assert str(tmp_path) in error.message
     assert "limits.disk_min_free_bytes" in error.hint
 
 
-def test_room_in_the_journal_is_room_for_samples(tmp_path: Path) -> None:
+def test_free_space_in_the_journal_counts_as_disk_space(tmp_path: Path) -> None:
     looks = Resources(tmp_path, limits(1 << 60, 0))
-    assert isinstance(looks.lacking(1 << 50), DiskFull)
-    assert looks.lacking(1 << 60) is None
+    assert isinstance(looks.shortage(1 << 50), DiskFull)
+    assert looks.shortage(1 << 60) is None
 
 
-def test_memory_over_the_limit_and_given_back(tmp_path: Path) -> None:
+def test_memory_above_the_limit_is_a_shortage_until_it_is_freed(tmp_path: Path) -> None:
     limit = resident() + 100 * MIB
     looks = Resources(tmp_path, limits(0, limit))
-    assert looks.lacking() is None
+    assert looks.shortage() is None
     held = bytearray(b"x") * (200 * MIB)
-    assert isinstance(looks.lacking(), MemoryFull)
+    assert isinstance(looks.shortage(), MemoryFull)
     del held
-    assert looks.lacking() is None
+    assert looks.shortage() is None
 
 
-def test_nearly_every_descriptor_in_use(tmp_path: Path) -> None:
+def test_few_free_descriptors_are_a_shortage(tmp_path: Path) -> None:
     looks = Resources(tmp_path, limits(0, 0))
     with file_limit(psutil.Process().num_fds() + 1):
-        assert isinstance(looks.lacking(), TooManyFiles)
-    assert looks.lacking() is None
+        assert isinstance(looks.shortage(), TooManyFiles)
+    assert looks.shortage() is None
 
 
-def test_not_even_a_look_is_possible(tmp_path: Path) -> None:
+def test_no_free_descriptor_is_a_shortage(tmp_path: Path) -> None:
     looks = Resources(tmp_path, limits(0, 0))
     with file_limit(3):
-        assert isinstance(looks.lacking(), TooManyFiles)
+        assert isinstance(looks.shortage(), TooManyFiles)
 
 
-def test_the_limit_on_files_is_raised_as_far_as_it_goes() -> None:
+def test_the_limit_on_files_is_raised_to_the_hard_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with file_limit(max(64, hard - 1)):
         raise_file_limit()
@@ -92,7 +92,7 @@ def test_the_limit_on_files_is_raised_as_far_as_it_goes() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_memory_between_what_stays_is_returned() -> None:
+def test_free_memory_between_buffers_in_use_is_returned() -> None:
     blocks = [bytes([at % 256]) * 3000 for at in range(30_000)]
     stays = blocks[::20]
     full = resident()
@@ -102,16 +102,16 @@ def test_memory_between_what_stays_is_returned() -> None:
     assert len(stays) == 1500
 
 
-def test_a_container_has_no_more_memory_than_it_may_have(tmp_path: Path) -> None:
+def test_the_memory_limit_of_a_container_is_respected(tmp_path: Path) -> None:
     groups, own = tmp_path / "cgroup", tmp_path / "own"
     machine = psutil.virtual_memory().total
-    assert memory_there_is(groups, own) == machine, "no control groups"
+    assert available_memory(groups, own) == machine, "no control groups"
     (groups / "pod" / "daemon").mkdir(parents=True)
     own.write_text("0::/pod/daemon\n")
     (groups / "pod" / "daemon" / "memory.max").write_text("max\n")
-    assert memory_there_is(groups, own) == machine
+    assert available_memory(groups, own) == machine
     (groups / "pod" / "memory.max").write_text("4096000\n")
-    assert memory_there_is(groups, own) == 4_096_000, "what holds the group holds it, too"
+    assert available_memory(groups, own) == 4_096_000, "what holds the group holds it, too"
     (groups / "memory").mkdir()
     (groups / "memory" / "memory.limit_in_bytes").write_text("1000000\n")
-    assert memory_there_is(groups, own) == 1_000_000, "version 1"
+    assert available_memory(groups, own) == 1_000_000, "version 1"

@@ -76,11 +76,11 @@ def test_an_error_about_a_message_has_its_number(ingest: Ingest, fields: dict[st
 
 
 @pytest.mark.parametrize("n", [-1, 2**63, 1.0, True, "7", None, [7]])
-def test_a_number_that_is_none_is_not_returned(ingest: Ingest, n: Any) -> None:
+def test_an_invalid_number_is_not_returned(ingest: Ingest, n: Any) -> None:
     assert refused(ingest, n=n) == ("bad_header", None)
 
 
-def test_a_message_of_another_socket_is_told_where_it_goes(ingest: Ingest) -> None:
+def test_the_error_about_a_message_for_another_socket_names_that_socket(ingest: Ingest) -> None:
     peer = ingest.peer()
     peer.send("predict", bytes(INPUTS), id=3, count=1, dtype="uint8", shape=[INPUTS])
     answer = peer.answer()
@@ -94,12 +94,12 @@ def test_a_message_of_another_socket_is_told_where_it_goes(ingest: Ingest) -> No
 
 
 @pytest.mark.parametrize("size", [MESSAGE_MAX_BYTES + 1, 2 * MAX_HEADER_BYTES])
-def test_a_frame_that_is_a_little_too_large_gets_an_answer(ingest: Ingest, size: int) -> None:
+def test_a_frame_slightly_above_the_limit_gets_an_answer(ingest: Ingest, size: int) -> None:
     assert refused(ingest, payload=[bytes(size)]) == ("too_large", 7)
     assert ingest.rejected("too_large") == 1
 
 
-def test_a_frame_that_is_far_too_large_ends_the_connection(ingest: Ingest) -> None:
+def test_a_frame_far_above_the_limit_ends_the_connection(ingest: Ingest) -> None:
     peer = ingest.peer()
     peer.send("ping")
     assert peer.answer()["type"] == "pong"
@@ -129,7 +129,7 @@ def asked(ingest: Ingest, kind: int, *frames: bytes, **options: Any) -> list[byt
 
 
 @pytest.mark.parametrize("correlate", [0, 1])
-def test_a_req_socket_is_told_that_it_should_be_a_dealer(ingest: Ingest, correlate: int) -> None:
+def test_a_req_socket_gets_an_error_that_recommends_a_dealer(ingest: Ingest, correlate: int) -> None:
     (header,) = asked(ingest, zmq.REQ, msgpack.packb(GOOD), bytes(INPUTS), REQ_CORRELATE=correlate)
     answer = msgpack.unpackb(header)
     assert (answer["code"], answer["n"], answer["retry"]) == ("bad_frames", 1, False)
@@ -137,13 +137,13 @@ def test_a_req_socket_is_told_that_it_should_be_a_dealer(ingest: Ingest, correla
     assert ingest.rejected("bad_frames") == 1
 
 
-def test_an_empty_frame_before_the_header_gets_an_answer_behind_one(ingest: Ingest) -> None:
+def test_the_answer_to_a_message_behind_an_empty_frame_has_one_too(ingest: Ingest) -> None:
     empty, header = asked(ingest, zmq.DEALER, b"", msgpack.packb(GOOD), bytes(INPUTS))
     assert (empty, msgpack.unpackb(header)["code"]) == (b"", "bad_frames")
 
 
 @pytest.mark.parametrize("id", [b"worker-1", b"12345", b"1", b"\1\2\3\4\5", b"x" * 255])
-def test_a_socket_with_a_routing_id_is_told_to_set_none(ingest: Ingest, id: bytes) -> None:
+def test_a_socket_with_a_routing_id_gets_an_error(ingest: Ingest, id: bytes) -> None:
     """libzmq ignores the second connection with the same one, so already the first one hears of it."""
     (header,) = asked(ingest, zmq.DEALER, msgpack.packb(GOOD), bytes(INPUTS), ROUTING_ID=id)
     answer = msgpack.unpackb(header)

@@ -1,4 +1,4 @@
-"""What needs a person's attention though the daemon works: in the log once, in status and metric while it lasts."""
+"""Warnings for the operator while the daemon works: written to the log once, in status and metric while they last."""
 
 import logging
 from typing import Final
@@ -8,13 +8,13 @@ from ffstream.metrics import Metrics
 log = logging.getLogger(__name__)
 
 WARNINGS: Final = (
-    "log_pinned",  # a reader keeps the journal's log from being folded into its file
-    "clients_near_limit",  # soon no new client is accepted
+    "log_pinned",  # a reader prevents the journal's log from being folded into its file
+    "clients_near_limit",  # soon no new client will be accepted
 )
 
 
 class Warnings:
-    """Written by one thread, read by others."""
+    """The warnings of one daemon. One thread sets them, others read them."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -24,15 +24,15 @@ class Warnings:
 
     @property
     def active(self) -> dict[str, str]:
-        """By name, what is the matter and what to do."""
+        """The texts of active warnings, by name: what the problem is, and what to do."""
         return dict(self._active)
 
     def set(self, name: str, text: str | None) -> None:
-        """`text` says what is the matter and what to do; None: nothing is."""
+        """Activates a warning with its text, or clears it with None."""
         assert name in WARNINGS
         if text is None:
             if self._active.pop(name, None) is not None:
-                log.info("warning over name=%s", name)
+                log.info("warning cleared name=%s", name)
         else:
             if name not in self._active:
                 log.warning("warning name=%s: %s", name, text)

@@ -1,7 +1,7 @@
-"""Who can get in, as the options say it: checked before anything listens, and without importing what listens.
+"""Access control as configured in [security]: checked before any socket is opened, without importing ZeroMQ.
 
-With keys, each socket admits the public keys in its own folder, and nobody else. Without keys everybody who can reach
-a socket gets in, so a socket that others can reach is refused unless the options say that this is meant.
+With keys, each socket accepts the public keys in its own folder and no others. Without keys everybody who can reach a
+socket has access, so a socket that other machines can reach is an error unless `security.insecure` allows it.
 """
 
 from ipaddress import ip_address
@@ -16,8 +16,8 @@ from ffstream.util.option_errors import about
 SOCKETS = ("learn", "predict", "control")
 
 
-class Secrets(NamedTuple):
-    """What the files that [security] names hold, and for each socket the folder of its clients' keys."""
+class Credentials(NamedTuple):
+    """The content of the files in [security], and for each socket the folder with its clients' keys."""
 
     pair: KeyPair | None
     clients: dict[str, Path]  # empty without a pair
@@ -25,29 +25,29 @@ class Secrets(NamedTuple):
 
 
 def check_exposure(listen: Listen, security: Security) -> list[str]:
-    """The names of the sockets that anybody can reach, each with its address.
+    """Returns the sockets that everybody can reach, each with its address as it appears in a log line.
 
     Raises ConfigError if there is one, unless `security.insecure` allows it.
     """
-    doors = {name: (getattr(listen, name), bool(security.server_key)) for name in SOCKETS}
-    doors["http"] = (f"tcp://{listen.http}", bool(security.http_token))
+    sockets = {name: (getattr(listen, name), bool(security.server_key)) for name in SOCKETS}
+    sockets["http"] = (f"tcp://{listen.http}", bool(security.http_token))
     exposed = []
-    for name, (endpoint, guarded) in doors.items():
-        if guarded or is_local(endpoint):
+    for name, (endpoint, is_protected) in sockets.items():
+        if is_protected or is_local(endpoint):
             continue
         where = endpoint.removeprefix("tcp://") if name == "http" else endpoint
         if not security.insecure:
             way = "a token: security.http_token" if name == "http" else "keys: ffstream keygen, security.server_key"
             raise ConfigError(
-                f"listen.{name} = {where} can be reached from elsewhere, by anybody",
-                hint=f"set {way}; or security.insecure=true where everybody on that network may do everything",
+                f"listen.{name} = {where} is reachable from other machines without authentication",
+                hint=f"set {way}; or security.insecure=true if everybody on that network may do everything",
             )
         exposed.append(f"socket={name} endpoint={where}")
     return exposed
 
 
 def is_local(endpoint: str) -> bool:
-    """Whether only programs of this machine can connect to it."""
+    """Whether only programs on this machine can connect to the endpoint."""
     scheme, _, rest = endpoint.partition("://")
     if scheme in ("inproc", "ipc"):
         return True
@@ -55,12 +55,12 @@ def is_local(endpoint: str) -> bool:
     try:
         address = ip_address("127.0.0.1" if host == "localhost" else host)
         return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-    except ValueError:  # a wildcard, or a name that may mean anything
+    except ValueError:  # a wildcard, or a name that may resolve to any address
         return False
 
 
-def load_secrets(security: Security) -> Secrets:
-    """Reads the files that the options name. Raises ConfigError that names option and file."""
+def load_credentials(security: Security) -> Credentials:
+    """Reads the files that the options name. Raises ConfigError that names the option and the file."""
     token = None
     if security.http_token:
         with about("security.http_token"):
@@ -70,20 +70,22 @@ def load_secrets(security: Security) -> Secrets:
         for name, folder in folders.items():
             if folder:
                 raise ConfigError(
-                    f"security.{name}_clients is set without security.server_key: the folder would keep nobody out",
-                    hint="ffstream keygen makes a key for the daemon",
+                    f"security.{name}_clients has no effect without security.server_key",
+                    hint="ffstream keygen writes a key for the daemon",
                 )
-        return Secrets(None, {}, token)
+        return Credentials(None, {}, token)
     with about("security.server_key"):
         pair = load_pair(Path(security.server_key))
-    return Secrets(pair, {name: _clients(name, folder) for name, folder in folders.items()}, token)
+    return Credentials(pair, {name: _clients(name, folder) for name, folder in folders.items()}, token)
 
 
 def _clients(name: str, folder: str) -> Path:
     option = f"security.{name}_clients"
     if not folder or not Path(folder).is_dir():
-        missing = f"{option} = {folder} is no folder" if folder else f"{option} is missing"
-        raise ConfigError(missing, hint="a folder with the public keys of those who may; empty: nobody may")
+        missing = f"{option} = {folder} is not a folder" if folder else f"{option} is missing"
+        raise ConfigError(
+            missing, hint="set it to a folder with the clients' public keys; an empty one denies access"
+        )
     with about(option):
         check_folder(Path(folder))
     return Path(folder)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from ffstream.metrics import Metrics
-from ffstream.server.refusals import Refusals, RejectionLog
+from ffstream.server.rejections import RejectedConnections, RejectionLog
 from tests.in_process import INPUTS, Running
 from tests.support import wait_until
 
@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("ffstream.server.refusals.time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr("ffstream.server.rejections.time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
 
 
@@ -38,11 +38,11 @@ def running(tmp_path: Path) -> Iterator[Running]:
         yield running
 
 
-def test_each_reason_gets_one_line_a_second_with_its_count_and_the_latest_detail(
+def test_each_reason_has_one_line_a_second_with_the_count_and_the_latest_detail(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    rejections = RejectionLog("rejected", "learn")
+    rejections = RejectionLog("message rejected", "learn")
     for at in range(5):
         rejections.add("bad_shape", f"message={at}")
     rejections.add("rate_limited", "message=slow", logging.INFO)
@@ -52,33 +52,33 @@ def test_each_reason_gets_one_line_a_second_with_its_count_and_the_latest_detail
     rejections.flush()
     rejections.flush()
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "rejected socket=learn reason=bad_shape count=1 message=0"),
-        ("INFO", "rejected socket=learn reason=rate_limited count=1 message=slow"),
-        ("WARNING", "rejected socket=learn reason=bad_shape count=4 message=4"),
+        ("WARNING", "message rejected socket=learn reason=bad_shape count=1 message=0"),
+        ("INFO", "message rejected socket=learn reason=rate_limited count=1 message=slow"),
+        ("WARNING", "message rejected socket=learn reason=bad_shape count=4 message=4"),
     ]
 
 
-def test_at_the_end_everything_is_written(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    rejections = RejectionLog("rejected", "predict")
+def test_flushing_everything_writes_all_pending_lines(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    rejections = RejectionLog("message rejected", "predict")
     for _ in range(3):
         rejections.add("bad_size")
     rejections.flush(everything=True)
     assert [record.getMessage() for record in caplog.records] == [
-        "rejected socket=predict reason=bad_size count=1 ",
-        "rejected socket=predict reason=bad_size count=2 ",
+        "message rejected socket=predict reason=bad_size count=1 ",
+        "message rejected socket=predict reason=bad_size count=2 ",
     ]
 
 
-def test_refused_connections_are_counted_and_logged(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_rejected_connections_are_counted_and_logged(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
-    refusals = Refusals("http", metrics)
+    rejections = RejectedConnections("http", metrics)
     for _ in range(2):
-        refusals.count("token", "address=10.0.0.1")
+        rejections.add("token", "address=10.0.0.1")
     clock.now += 1.0
-    refusals.say()
+    rejections.flush()
     counted = {"socket": "http", "reason": "token"}
     assert metrics.registry.get_sample_value("ffstream_connections_refused_total", counted) == 2
-    line = "refused socket=http reason=token count=1 address=10.0.0.1"
+    line = "connection rejected socket=http reason=token count=1 address=10.0.0.1"
     assert [record.getMessage() for record in caplog.records] == [line, line]
 
 
@@ -93,7 +93,7 @@ def test_rejected_messages_are_logged_with_their_sender(running: Running, caplog
         assert peer.answer()["code"] == code
     assert control.answer()["code"] == "bad_header"
     running.stop()
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("rejected ")]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("message rejected ")]
     (of_learn,) = [line for line in lines if "socket=learn " in line]
     assert r"reason=label_out_of_range count=1 address=127.0.0.1 client='anna\n' message=" in of_learn
     assert "hint=" in of_learn
@@ -105,7 +105,7 @@ def test_rejected_messages_are_logged_with_their_sender(running: Running, caplog
     assert not any("\n" in line for line in lines), "a client's name cannot forge a line"
 
 
-def test_a_flood_of_bad_messages_writes_few_lines_that_count_them_all(
+def test_many_invalid_messages_write_few_lines_that_count_them_all(
     running: Running, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The clock stands still, so one line for each reason is due, and another one when the daemon stops."""
@@ -119,7 +119,7 @@ def test_a_flood_of_bad_messages_writes_few_lines_that_count_them_all(
         lambda: running.metric("messages_rejected_total", reason="bad_header") == 300, WAIT_S, "all are counted"
     )
     running.stop()
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("rejected ")]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("message rejected ")]
     counts: Counter[str] = Counter()
     for line in lines:
         found = re.search(r"reason=(\w+) count=(\d+) ", line)

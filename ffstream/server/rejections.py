@@ -1,0 +1,85 @@
+"""Counts and logs rejected connections and messages. Many rejections cannot fill the disk with log lines."""
+
+import logging
+import threading
+import time
+from typing import Literal, NamedTuple, get_args
+
+from ffstream.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+ConnectionReason = Literal[
+    "unknown_key",  # the socket's folder does not contain the key
+    "key_removed",  # a message over a connection whose key was removed from the folder
+    "handshake",  # no key, a wrong server key, a replayed handshake, or not ZMTP at all
+    "broken_off",  # the handshake was not finished: a timeout, or a disconnection, as by clients without a key
+    "token",  # an HTTP request without the token
+    "too_many",  # HTTP: a 503 because of the concurrency limit, or an idle connection that was closed for a new one
+]
+
+_LINE_S = 1.0
+
+
+class _Pending(NamedTuple):
+    """Rejections for one reason that are not in the log yet; level and detail of the latest one."""
+
+    number: int
+    level: int
+    detail: str
+
+
+class RejectionLog:
+    """Writes at most one line a second for each reason: the count since the last line, and the latest rejection.
+
+    For one socket. Any thread may add. Reasons come from a closed list, so memory stays small.
+    """
+
+    def __init__(self, event: str, socket: str) -> None:
+        self._event = event
+        self._socket = socket
+        self._lock = threading.Lock()
+        self._pending: dict[str, _Pending] = {}
+        self._written_at: dict[str, float] = {}
+
+    def add(self, reason: str, detail: str = "", level: int = logging.WARNING) -> None:
+        """Counts a rejection. `detail` is written unless another rejection follows before the next line."""
+        with self._lock:
+            before = self._pending.get(reason)
+            self._pending[reason] = _Pending(before.number + 1 if before else 1, level, detail)
+        self.flush()
+
+    def flush(self, *, everything: bool = False) -> None:
+        """Writes the lines that are due, or with `everything` all pending ones."""
+        if not self._pending:
+            return
+        now = time.monotonic()
+        with self._lock:
+            due = [reason for reason in self._pending if everything or self._is_due(reason, now)]
+            lines = [(reason, self._pending.pop(reason)) for reason in due]
+            self._written_at.update(dict.fromkeys(due, now))
+        for reason, (number, level, detail) in lines:
+            log.log(level, "%s socket=%s reason=%s count=%d %s", self._event, self._socket, reason, number, detail)
+
+    def _is_due(self, reason: str, now: float) -> bool:
+        return now - self._written_at.get(reason, -_LINE_S) >= _LINE_S
+
+
+class RejectedConnections:
+    """Counts and logs the connections that one socket rejected. Any thread may add."""
+
+    def __init__(self, socket: str, metrics: Metrics) -> None:
+        self._socket = socket
+        self._counter = metrics.connections_refused
+        for reason in get_args(ConnectionReason):
+            self._counter.labels(socket, reason)  # starts at 0, so that the first rejection is an increase
+        self._log = RejectionLog("connection rejected", socket)
+
+    def add(self, reason: ConnectionReason, detail: str = "") -> None:
+        """Counts a rejection. `detail` appears in the log if it is the latest one when the next line is written."""
+        self._counter.labels(self._socket, reason).inc()
+        self._log.add(reason, detail)
+
+    def flush(self, *, everything: bool = False) -> None:
+        """Writes the lines that are due, or with `everything` all pending ones."""
+        self._log.flush(everything=everything)
