@@ -498,7 +498,7 @@ def known_commands(running: Running) -> set[str]:
     with pytest.raises(RequestRefused) as caught:
         running.control().request("no such command")
     assert caught.value.remote_code == "bad_header"
-    return set(re.findall(r"\w+", caught.value.hint.removeprefix("there are")))
+    return set(re.findall(r"\w+", caught.value.hint.removeprefix("known commands are")))
 
 
 def test_every_command_of_the_specification_is_known(daemon: Running) -> None:
