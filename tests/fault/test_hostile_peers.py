@@ -64,8 +64,8 @@ class Records(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        # "rejected" is the line about a message that was answered with an error.
-        if not record.getMessage().startswith("rejected "):
+        # "message rejected" is the line about a message that was answered with an error.
+        if not record.getMessage().startswith("message rejected "):
             self.lines.append(self.format(record))
 
 
