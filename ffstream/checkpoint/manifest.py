@@ -69,19 +69,21 @@ def read(folder: Path, seq: int) -> dict[str, Any]:
     Its recipe has all options of the current format. Raises CheckpointDamaged, and CheckpointIncompatible for a newer
     format.
     """
-    return read_at(folder_of(folder, seq), seq)
+    return read_at(folder_of(folder, seq))
 
 
-def read_at(here: Path, seq: int | None = None) -> dict[str, Any]:
-    """The same for the checkpoint in the folder `here`, which may have another name. `seq`: its expected number."""
-    name = here.name if seq is None else seq
+def read_at(here: Path) -> dict[str, Any]:
+    """The same for the checkpoint in the folder `here`, which may have been renamed."""
+    expected_seq = int(here.name) if _NUMBER.fullmatch(here.name) else None
+    name = here.name if expected_seq is None else expected_seq
     try:
         manifest: dict[str, Any] = json.loads((here / MANIFEST).read_bytes())
         if manifest.pop("check") != _check(manifest):
             raise damaged(name, f"{MANIFEST}: wrong checksum")
         version = formats.expect_format(manifest["format"], f"checkpoint {name}")
-        if type(manifest["seq"]) is not int or manifest["seq"] != (manifest["seq"] if seq is None else seq):
-            raise damaged(name, f"{MANIFEST} is that of checkpoint {manifest['seq']!r}")
+        seq = manifest["seq"]
+        if type(seq) is not int or expected_seq not in (None, seq):
+            raise damaged(name, f"{MANIFEST} is that of checkpoint {seq!r}")
         for key in ("recipe", "progress", "files"):
             if not isinstance(manifest[key], dict):
                 raise damaged(name, f"{MANIFEST}: {key} is not a map")
@@ -120,12 +122,12 @@ def clock_and_size(folder: Path, seq: int) -> tuple[float, int]:
 
 def verify(folder: Path, seq: int) -> dict[str, Any]:
     """The manifest of a checkpoint whose files were read to the last byte. Raises what `read` raises."""
-    return verify_at(folder_of(folder, seq), seq)
+    return verify_at(folder_of(folder, seq))
 
 
-def verify_at(here: Path, seq: int | None = None) -> dict[str, Any]:
-    """The same for the checkpoint in the folder `here`, which may have another name."""
-    manifest = read_at(here, seq)
+def verify_at(here: Path) -> dict[str, Any]:
+    """The same for the checkpoint in the folder `here`, which may have been renamed."""
+    manifest = read_at(here)
     for file, expected in manifest["files"].items():
         try:
             found = checksum(here / Path(file).name)

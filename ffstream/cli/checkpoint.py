@@ -41,7 +41,7 @@ def checkpoint(
 @click.pass_context
 def list_command(context: click.Context, file: Path | None, state: Path | None, as_json: bool) -> None:
     """Show the checkpoints on disk, by their manifests and sizes alone. Exit code 1 if one is damaged."""
-    folder = _checkpoints(states.folder(file, state))
+    folder = folder_in(states.folder(file, state))
     found, halves = list(look(folder, thoroughly=False)), half_written(folder)
     if as_json:
         print_json({"path": str(folder), "checkpoints": [_describe(each) for each in found], "half_written": halves})
@@ -61,14 +61,14 @@ def verify(context: click.Context, seq: int | None, file: Path | None, state: Pa
 
     Exit code 1 if one is damaged, 2 if there is no state folder, or no checkpoint SEQ in it.
     """
-    folder = _checkpoints(states.folder(file, state))
+    folder = folder_in(states.folder(file, state))
     found = []
     for each in look(folder, thoroughly=True, seq=seq):
         found.append(each)
         if not as_json:
             click.echo(f"checkpoint {each.seq}: whole" if each.problem is None else _said(each.problem))
     if seq is not None and not found:
-        raise _missing(folder, seq)
+        raise missing(folder, seq)
     used = _used(found if seq is None else list(look(folder, thoroughly=True)))
     if as_json:
         print_json({"path": str(folder), "checkpoints": [_describe(each) for each in found], "recovery": used})
@@ -77,13 +77,15 @@ def verify(context: click.Context, seq: int | None, file: Path | None, state: Pa
     _end(context, found)
 
 
-def _checkpoints(state: Path) -> Path:
+def folder_in(state: Path) -> Path:
+    """The folder of the checkpoints in a state folder. Raises ConfigError."""
     if not any((state / name).exists() for name in ("journal.sqlite", "checkpoints")):
         raise ConfigError(f"no state folder at {state}", hint="--state names a daemon's state folder")
     return state / "checkpoints"
 
 
-def _missing(folder: Path, seq: int) -> ConfigError:
+def missing(folder: Path, seq: int) -> ConfigError:
+    """The error for a checkpoint that is not there."""
     if folder_of(folder, seq).name in half_written(folder):
         return ConfigError(f"checkpoint {seq} is half written", hint="a write goes on, or was cut short")
     there = ", ".join(str(each.seq) for each in look(folder, thoroughly=False))

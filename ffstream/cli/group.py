@@ -21,6 +21,7 @@ _HOME = {
     "rollback": "control",
     "journal": "journal",
     "backup": "backup",
+    "export": "export",
     "pause": "control",
     "resume": "control",
     "drain": "control",

@@ -238,6 +238,20 @@ def load_parts(modules: Any) -> None:
             raise OptionError(wrong("parts", modules, f"cannot import {module}: {error!r}"), hint=hint) from error
 
 
+def stored_recipe(stored: Mapping[str, Any]) -> Recipe:
+    """The recipe that `Recipe.model_dump(mode="json")` wrote.
+
+    Does not import the modules in `parts`, because a stored recipe must not run code. Raises OptionError.
+    """
+    load_parts(())
+    try:
+        return make(Recipe, stored)
+    except OptionError as error:
+        if parts := stored.get("parts"):
+            error.hint = f"import its parts before: {show(parts)}"
+        raise
+
+
 def make_recipe(given: Mapping[str, Any], preset: Mapping[str, Any]) -> Recipe:
     """The recipe for the options `given` in a [network] section, on top of a preset. Raises OptionError."""
     try:

@@ -21,7 +21,7 @@ README = Path(ffstream.__file__).parent.joinpath("README.md").read_text(encoding
 BLOCKS = re.findall(r"```(python|toml)\n(.*?)```", README, re.DOTALL)
 PARTS = next(text for _, text in BLOCKS if text.startswith("# my_parts.py"))
 OPTIONS = next(text for kind, text in BLOCKS if kind == "toml")
-ALONE = next(text for _, text in BLOCKS if "Network(recipe" in text)
+ALONE = next(text for _, text in BLOCKS if "weights.load(" in text)
 
 
 @pytest.fixture
@@ -75,7 +75,9 @@ def test_a_daemon_learns_with_them_is_killed_and_goes_on(folder: Path, daemons: 
     assert again.terminate() == 0
 
 
-def test_the_network_is_usable_alone() -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=100, check=False)
+def test_a_network_is_trained_saved_and_used_without_a_daemon(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ALONE]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "digits.safetensors").is_file()
     assert float(done.stdout.split("%")[0]) < 12
