@@ -1,4 +1,4 @@
-"""Backups while a producer streams, the daemon removes what it has learned, and is killed in the end."""
+"""Backups are complete while a producer sends, the daemon trims its journal, and it is killed at the end."""
 
 import json
 import shutil
@@ -18,11 +18,11 @@ from tests.support import wait_until
 RATE = 300.0  # messages a second
 
 
-def wait_for_more(sender: Sender, seen: int) -> None:
+def wait_for_acks(sender: Sender, last_seq: int) -> None:
     wait_until(
-        lambda: bool(sender.acks) and sender.acks[-1].first_seq > seen + 3 * CHECKPOINT_SAMPLES,
+        lambda: bool(sender.acks) and sender.acks[-1].first_seq > last_seq + 3 * CHECKPOINT_SAMPLES,
         2 * COMMAND_S,
-        "a few checkpoints' worth of samples is acked",
+        "the samples of three checkpoints are acked",
     )
 
 
@@ -32,39 +32,41 @@ def first_seq_of(state: Path) -> int:
 
 
 @pytest.mark.timeout(600)
-def test_backup_holds_everything_acked_before_it_began(daemons: Daemons, tmp_path: Path) -> None:
+def test_a_backup_contains_every_sample_acked_before_it_began(daemons: Daemons, tmp_path: Path) -> None:
     daemon = daemons.start(*SETTINGS, "checkpoint.keep=1")
     sender = Sender(daemon.learn, 1, RATE)
     acked: list[int] = []
     for number in range(3):
-        wait_for_more(sender, acked[-1] if acked else 0)
+        wait_for_acks(sender, acked[-1] if acked else 0)
         sender.check()
         wait_until(lambda: first_seq_of(daemon.state) > 1, COMMAND_S, "the journal was trimmed")
         acked.append(max(each.last_seq for each in list(sender.acks)))
-        made = run_json("backup", str(tmp_path / f"backup-{number}"), "--state", str(daemon.state))
-        assert made["last_seq"] >= acked[-1]
-        assert 1 < made["first_seq"] <= made["checkpoint_seq"] + 1, "it was trimmed, and goes on from the checkpoint"
+        backup = run_json("backup", str(tmp_path / f"backup-{number}"), "--state", str(daemon.state))
+        assert backup["last_seq"] >= acked[-1]
+        assert 1 < backup["first_seq"] <= backup["checkpoint_seq"] + 1, (
+            "the trimmed journal continues from the checkpoint"
+        )
     sender.finish()
     daemon.kill()
     shutil.rmtree(daemon.state)
 
-    heard = set(sender.acks)
+    acks = set(sender.acks)
     for number, before in enumerate(acked):
         folder = tmp_path / f"backup-{number}"
         for command in ("journal", "checkpoint"):
             assert run_cli(command, "verify", "--state", str(folder)).returncode == 0
-        said = json.loads((folder / "backup.json").read_text())
+        summary = json.loads((folder / "backup.json").read_text())
         rows = journal_rows(folder / "journal.sqlite")
-        assert sum(row.samples for row in rows) == said["last_seq"] - said["first_seq"] + 1
-        assert [row for row in rows if row.first_seq <= before and row not in heard] == []
+        assert sum(row.samples for row in rows) == summary["last_seq"] - summary["first_seq"] + 1
+        assert [row for row in rows if row.first_seq <= before and row not in acks] == []
         shutil.copytree(folder, tmp_path / f"state-{number}")
         again = daemons.start(*SETTINGS, "learning.partial=flush", name=f"state-{number}")
         status = again.status(idle=True)
-        assert status["accepted"] == status["learned"] == said["last_seq"] >= before
+        assert status["accepted"] == status["learned"] == summary["last_seq"] >= before
         assert again.terminate() == 0
 
 
-def test_killed_backup_leaves_no_folder_that_could_be_taken_for_one(daemons: Daemons, tmp_path: Path) -> None:
+def test_a_killed_backup_leaves_no_folder_that_looks_complete(daemons: Daemons, tmp_path: Path) -> None:
     daemon = daemons.start(*SETTINGS)
     sender = Sender(daemon.learn, 1, RATE)
     wait_until(lambda: manifest.seqs(daemon.state / "checkpoints"), 2 * COMMAND_S, "a checkpoint is there")
@@ -82,7 +84,7 @@ def test_killed_backup_leaves_no_folder_that_could_be_taken_for_one(daemons: Dae
     assert daemon.terminate() == 0
 
 
-def test_what_is_wrong_is_said_in_two_lines(tmp_path: Path) -> None:
+def test_a_failed_backup_prints_an_error_and_a_hint(tmp_path: Path) -> None:
     done = run_cli("backup", str(tmp_path / "backup"), "--state", str(tmp_path / "none"))
     assert done.returncode == 2
     error, hint = done.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""A whole daemon in this process and real clients over real sockets."""
+"""A complete daemon in this process, and real clients over real sockets."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ Start = Callable[..., Running]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts daemons, by default on the same state folder; ends them."""
+    """Starts daemons, by default on the same state folder. They are stopped at the end of the test."""
     started: list[Running] = []
 
     def make(*settings: str, name: str = "state") -> Running:
@@ -79,7 +79,7 @@ def feed(running: Running, count: int, *, seed: int = 0, batch: int = 8) -> None
 # --- learning -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_sent_is_learned(daemon: Running) -> None:
+def test_every_sent_sample_is_learned(daemon: Running) -> None:
     feed(daemon, 100)
     status = daemon.control().status()
     assert (status["accepted"], status["learned"], status["applied_seq"], status["backlog"]) == (100, 100, 100, 0)
@@ -88,8 +88,8 @@ def test_what_is_sent_is_learned(daemon: Running) -> None:
     assert [stage["last_seq"] for stage in status["stages"]] == [100, 100]
 
 
-def test_a_stream_that_can_be_learned_is_learned(start: Start) -> None:
-    """Each label lights its own quarter of the image; the error falls from three in four to nothing."""
+def test_the_error_falls_on_a_stream_that_is_easy_to_learn(start: Start) -> None:
+    """Each label has its own bright quarter of the image. Guessing would have an error of 75 %."""
     running = start("network.learning_rate=0.02", "network.ema_samples=0", "prequential.queue_depth=1000000")
     rng = np.random.default_rng(0)
     producer = running.producer()
@@ -100,14 +100,14 @@ def test_a_stream_that_can_be_learned_is_learned(start: Start) -> None:
         producer.send(quarters, which)
     producer.flush(WAIT_S)
     running.control().wait_idle(WAIT_S)
-    # Learning does not wait for the evaluation, and without the last samples the error is that of the beginning.
+    # Learning does not wait for the evaluation. Without the last samples the error would be that of the first ones.
     wait_until(lambda: running.metric("prequential_samples_total") == 960, WAIT_S, "all samples are evaluated")
     assert running.control().status()["prequential_error"] < 0.3
     answer = running.predictor().predict(np.repeat(np.eye(4, dtype=np.uint8) * 200, 4, axis=1).reshape(4, 4, 4))
     assert answer.labels.tolist() == [0, 1, 2, 3]
 
 
-def test_uint8_and_float_say_the_same(start: Start) -> None:
+def test_images_as_uint8_and_as_float_have_the_same_effect(start: Start) -> None:
     one, two = start(name="one"), start(name="two")
     for running, scale in ((one, None), (two, np.float32(255))):
         producer = running.producer()
@@ -126,11 +126,11 @@ def test_uint8_and_float_say_the_same(start: Start) -> None:
 
 @pytest.fixture
 def fixed_ports() -> tuple[str, ...]:
-    """So that clients find a restarted daemon where the first one was."""
+    """Settings with which clients find a restarted daemon."""
     return tuple(f"listen.{name}=tcp://127.0.0.1:{free_port()}" for name in wire_spec.SOCKETS)
 
 
-def test_a_producer_that_goes_on_through_restarts_is_learned_exactly_once(
+def test_samples_sent_during_restarts_are_learned_exactly_once_and_in_order(
     start: Start, fixed_ports: tuple[str, ...]
 ) -> None:
     running = start(*fixed_ports, "limits.window_messages=16")
@@ -163,10 +163,12 @@ def test_a_producer_that_goes_on_through_restarts_is_learned_exactly_once(
     rows = running.stored()
     assert rows[-1][1] * 3 == sent
     for (_, n, first_seq, _), (_, next_n, next_seq, _) in pairwise(rows):
-        assert (next_n, next_seq) == (n + 1, first_seq + 3), "in order too"
+        assert (next_n, next_seq) == (n + 1, first_seq + 3)
 
 
-def test_sent_again_is_acked_again_after_a_restart_too(start: Start, fixed_ports: tuple[str, ...]) -> None:
+def test_a_resent_message_is_acked_again_and_not_stored_again_after_a_restart(
+    start: Start, fixed_ports: tuple[str, ...]
+) -> None:
     running = start(*fixed_ports)
     peer = running.peer()
     for n in (1, 2, 3):
@@ -184,9 +186,7 @@ def test_sent_again_is_acked_again_after_a_restart_too(start: Start, fixed_ports
     assert again.answer()["code"] == "below_base"
 
 
-def test_an_acked_sample_is_learned_though_the_daemon_stopped_before(
-    start: Start, fixed_ports: tuple[str, ...]
-) -> None:
+def test_an_acked_sample_is_learned_after_a_restart(start: Start, fixed_ports: tuple[str, ...]) -> None:
     running = start(*fixed_ports)
     running.control().request("pause")
     producer = running.producer()
@@ -200,15 +200,15 @@ def test_an_acked_sample_is_learned_though_the_daemon_stopped_before(
 # --- backpressure ---------------------------------------------------------------------------------------------------
 
 
-def test_a_full_backlog_holds_a_producer_back_and_loses_nothing(start: Start) -> None:
+def test_a_full_backlog_makes_a_producer_wait_and_no_sample_is_lost(start: Start) -> None:
     running = start("limits.backlog_max_samples=20", "limits.window_messages=8")
     control = running.control()
     control.request("pause")
     producer = running.producer()
     sent = 0
 
-    def is_held_back() -> bool:
-        """Sends one more. When that takes long, acks may only be slow: then it is tried again."""
+    def must_wait() -> bool:
+        """Sends one more sample. A timeout with room in the backlog means that acks are slow, so try again."""
         nonlocal sent
         try:
             producer.send(images(1, sent), labels(1, sent), timeout_s=1.0)
@@ -218,7 +218,7 @@ def test_a_full_backlog_holds_a_producer_back_and_loses_nothing(start: Start) ->
         assert sent < 40
         return False
 
-    wait_until(is_held_back, WAIT_S, "the producer is held back")
+    wait_until(must_wait, WAIT_S, "the producer must wait")
     status = control.status()
     assert (status["state"], status["learned"]) == ("paused", 0)
     assert 20 <= status["backlog"] < 20 + 8
@@ -234,8 +234,8 @@ def test_a_full_backlog_holds_a_producer_back_and_loses_nothing(start: Start) ->
     assert producer.counts.rejected == 0
 
 
-def test_messages_over_the_limit_are_refused_for_now_and_end_up_stored(start: Start) -> None:
-    """All at once, over the credit: some are refused, and sent again until they are taken."""
+def test_messages_over_the_backlog_limit_are_rejected_sent_again_and_stored(start: Start) -> None:
+    """More messages than the credit allows: some are rejected with a retryable error."""
     running = start("limits.backlog_max_samples=8", "limits.commit_max_messages=1")
     producer = running.producer()
     for at in range(64):
@@ -246,13 +246,13 @@ def test_messages_over_the_limit_are_refused_for_now_and_end_up_stored(start: St
     assert running.metric("samples_acked_total") == 64
 
 
-# --- bad input harms nobody -----------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------------------------
 
 IMAGE = bytes(INPUTS)
 FLOATS = np.zeros(INPUTS, "<f4")
 
 
-def _good(**other: Any) -> bytes:
+def _valid(**other: Any) -> bytes:
     fields = {"client": "bad", "n": 1, "base": 1, "count": 1, "dtype": "uint8", "shape": [INPUTS], "labels": b"\0\0"}
     packed: bytes = msgpack.packb({"v": 1, "type": "samples"} | fields | other)
     return packed
@@ -262,42 +262,42 @@ BAD: list[tuple[str, list[bytes]]] = [
     ("bad_header", [b"hello"]),
     ("bad_header", [b""]),
     ("bad_header", [b"\x91" * 30_000]),
-    ("bad_header", [_good(n=-1), IMAGE]),
-    ("bad_header", [_good(base=2), IMAGE]),
-    ("bad_header", [_good(count=0), b""]),
-    ("bad_header", [_good(client="x" * 65), IMAGE]),
-    ("bad_header", [_good(shape=[0]), b""]),
-    ("bad_frames", [_good()]),
-    ("bad_frames", [_good(), IMAGE, IMAGE]),
-    ("unknown_type", [_good(type="sample"), IMAGE]),
+    ("bad_header", [_valid(n=-1), IMAGE]),
+    ("bad_header", [_valid(base=2), IMAGE]),
+    ("bad_header", [_valid(count=0), b""]),
+    ("bad_header", [_valid(client="x" * 65), IMAGE]),
+    ("bad_header", [_valid(shape=[0]), b""]),
+    ("bad_frames", [_valid()]),
+    ("bad_frames", [_valid(), IMAGE, IMAGE]),
+    ("unknown_type", [_valid(type="sample"), IMAGE]),
     ("unknown_type", [msgpack.packb({"v": 1, "type": "welcome"})]),
-    ("unsupported_version", [_good(v=2), IMAGE]),
-    ("bad_dtype", [_good(dtype="float64"), bytes(8 * INPUTS)]),
-    ("bad_shape", [_good(shape=[15]), bytes(15)]),
-    ("bad_shape", [_good(shape=[2, 8]), IMAGE]),
-    ("bad_shape", [_good(shape=[1, 4, 4]), IMAGE]),
-    ("bad_shape", [_good(shape=[2**31, 2**31, 2**31, 16]), IMAGE]),
-    ("bad_size", [_good(), IMAGE[:-1]]),
-    ("bad_size", [_good(labels=b"\0"), IMAGE]),
-    ("bad_size", [_good(dtype="float32"), IMAGE]),
-    ("label_out_of_range", [_good(labels=b"\4\0"), IMAGE]),
-    ("not_finite", [_good(dtype="float32"), (FLOATS + np.float32("nan")).tobytes()]),
-    ("not_finite", [_good(dtype="float32"), (FLOATS - np.float32("inf")).tobytes()]),
-    ("value_out_of_range", [_good(dtype="float32"), (FLOATS + np.float32(3e38)).tobytes()]),
-    ("too_large", [_good(count=5000, labels=bytes(10_000)), bytes(5000 * INPUTS)]),
+    ("unsupported_version", [_valid(v=2), IMAGE]),
+    ("bad_dtype", [_valid(dtype="float64"), bytes(8 * INPUTS)]),
+    ("bad_shape", [_valid(shape=[15]), bytes(15)]),
+    ("bad_shape", [_valid(shape=[2, 8]), IMAGE]),
+    ("bad_shape", [_valid(shape=[1, 4, 4]), IMAGE]),
+    ("bad_shape", [_valid(shape=[2**31, 2**31, 2**31, 16]), IMAGE]),
+    ("bad_size", [_valid(), IMAGE[:-1]]),
+    ("bad_size", [_valid(labels=b"\0"), IMAGE]),
+    ("bad_size", [_valid(dtype="float32"), IMAGE]),
+    ("label_out_of_range", [_valid(labels=b"\4\0"), IMAGE]),
+    ("not_finite", [_valid(dtype="float32"), (FLOATS + np.float32("nan")).tobytes()]),
+    ("not_finite", [_valid(dtype="float32"), (FLOATS - np.float32("inf")).tobytes()]),
+    ("value_out_of_range", [_valid(dtype="float32"), (FLOATS + np.float32(3e38)).tobytes()]),
+    ("too_large", [_valid(count=5000, labels=bytes(10_000)), bytes(5000 * INPUTS)]),
     ("too_large", [b"x" * 65_537]),
 ]
 
 
-def test_bad_messages_among_good_ones_are_answered_counted_and_harm_nobody(daemon: Running) -> None:
+def test_bad_messages_are_answered_and_counted_and_do_not_affect_other_clients(daemon: Running) -> None:
     producer = daemon.producer()
-    villain = daemon.peer()
+    bad_client = daemon.peer()
     order = np.random.default_rng(1).permutation(np.repeat(np.arange(len(BAD)), 4))
     for at, which in enumerate(order):
-        villain.send_frames(*BAD[which][1])
+        bad_client.send_frames(*BAD[which][1])
         producer.send(images(2, at), labels(2, at))
     producer.flush(WAIT_S)
-    answers = [villain.answer() for _ in order]
+    answers = [bad_client.answer() for _ in order]
     assert all(answer["type"] == "error" and answer["message"] and answer["hint"] for answer in answers)
     assert not any(answer["retry"] for answer in answers)
     expected = {code: 4 * [each for each, _ in BAD].count(code) for code, _ in BAD}
@@ -312,15 +312,15 @@ def test_bad_messages_among_good_ones_are_answered_counted_and_harm_nobody(daemo
     assert np.isfinite(answer.goodness).all()
 
 
-def test_a_bad_message_leaves_no_trace_in_the_weights(start: Start) -> None:
+def test_bad_messages_do_not_change_the_weights(start: Start) -> None:
     clean, attacked = start(name="clean"), start(name="attacked")
-    villain = attacked.peer()
+    bad_client = attacked.peer()
     for running in (clean, attacked):
         producer = running.producer()
         for at in range(0, 64, 8):
             if running is attacked:
                 for _, frames in BAD:
-                    villain.send_frames(*frames)
+                    bad_client.send_frames(*frames)
             producer.send(images(8, at), labels(8, at))
             producer.flush(WAIT_S)
         running.control().wait_idle(WAIT_S)
@@ -330,18 +330,18 @@ def test_a_bad_message_leaves_no_trace_in_the_weights(start: Start) -> None:
 
 
 @pytest.mark.parametrize("socket", wire_spec.SOCKETS)
-def test_each_socket_understands_what_the_specification_says(daemon: Running, socket: str) -> None:
-    understood = wire_spec.socket_types()[socket]
+def test_each_socket_accepts_exactly_the_message_types_of_the_specification(daemon: Running, socket: str) -> None:
+    accepted = wire_spec.socket_types()[socket]
     peer = daemon.peer(socket)
     for name in wire_spec.messages():
         peer.send(name)
         answer = peer.answer()
         unknown = answer["type"] == "error" and answer["code"] == "unknown_type"
-        assert unknown == (name not in understood), f"{socket}: {name}"
+        assert unknown == (name not in accepted), f"{socket}: {name}"
 
 
 @pytest.mark.parametrize("socket", wire_spec.SOCKETS)
-def test_a_message_over_the_byte_limit_cuts_off_its_sender_only(start: Start, socket: str) -> None:
+def test_a_message_over_the_byte_limit_ends_only_the_connection_of_its_sender(start: Start, socket: str) -> None:
     running = start("limits.message_max_bytes=4096")
     good, bad = running.peer(socket), running.peer(socket)
     bad.send("ping")
@@ -352,18 +352,18 @@ def test_a_message_over_the_byte_limit_cuts_off_its_sender_only(start: Start, so
     assert good.answer()["type"] == "pong"
 
 
-def test_a_refusal_reaches_whoever_asked_for_it(daemon: Running) -> None:
+def test_a_rejected_message_is_reported_to_the_callback_or_raised_by_flush(daemon: Running) -> None:
     peer = daemon.peer()
     for n in range(1, 7):
         peer.samples(n, client="me")
     peer.acked(6)
     black, white = np.zeros((1, INPUTS), np.uint8), np.full((1, INPUTS), 255, np.uint8)
-    told: list[Refused] = []
-    producer = daemon.producer(client="me", start_at=1, on_refused=told.append)
+    refused: list[Refused] = []
+    producer = daemon.producer(client="me", start_at=1, on_refused=refused.append)
     for at in range(6):
         producer.send(white if at % 3 == 1 else black, [0])
     producer.flush(WAIT_S)
-    assert [(each.n, each.code) for each in told] == [(2, "stored_differently"), (5, "stored_differently")]
+    assert [(each.n, each.code) for each in refused] == [(2, "stored_differently"), (5, "stored_differently")]
     assert (producer.counts.acked, producer.counts.rejected) == (4, 2)
     strict = daemon.producer(client="me", start_at=6)
     strict.send(white, [0])
@@ -374,7 +374,7 @@ def test_a_refusal_reaches_whoever_asked_for_it(daemon: Running) -> None:
 # --- predictions ----------------------------------------------------------------------------------------------------
 
 
-def test_predictions_before_anything_is_learned(daemon: Running) -> None:
+def test_predictions_are_answered_before_the_first_sample(daemon: Running) -> None:
     answer = daemon.predictor().predict(images(3))
     assert (answer.version, answer.seq) == (0, 0)
     assert answer.labels.shape == (3,)
@@ -382,7 +382,7 @@ def test_predictions_before_anything_is_learned(daemon: Running) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
-def test_predictions_have_a_label_and_a_goodness_for_each(daemon: Running, dtype: str) -> None:
+def test_a_prediction_has_a_label_for_each_image_and_a_goodness_for_each_label(daemon: Running, dtype: str) -> None:
     feed(daemon, 40)
     query = images(7).reshape(7, 4, 4)
     answer = daemon.predictor().predict(query if dtype == "uint8" else (query / 255).astype(dtype))
@@ -390,10 +390,12 @@ def test_predictions_have_a_label_and_a_goodness_for_each(daemon: Running, dtype
     assert answer.labels.dtype == np.int64
     assert np.array_equal(answer.goodness.argmax(1), answer.labels)
     assert answer.seq == 40
-    wait_until(lambda: daemon.metric("predictions_total") == 7, WAIT_S, "they are counted, after the reply")
+    wait_until(
+        lambda: daemon.metric("predictions_total") == 7, WAIT_S, "they are counted, which happens after the reply"
+    )
 
 
-def test_predictions_change_nothing_and_do_not_change_while_nothing_is_learned(daemon: Running) -> None:
+def test_predictions_change_nothing_and_are_repeatable_while_nothing_is_learned(daemon: Running) -> None:
     feed(daemon, 40)
     predictor = daemon.predictor()
     first = predictor.predict(images(9))
@@ -404,7 +406,7 @@ def test_predictions_change_nothing_and_do_not_change_while_nothing_is_learned(d
     assert daemon.control().status()["learned"] == 40
 
 
-def test_predictions_go_on_while_learning_and_their_snapshots_only_get_newer(start: Start) -> None:
+def test_predictions_continue_during_learning_and_their_snapshots_only_get_newer(start: Start) -> None:
     running = start("learning.publish_every=1")
     predictor = running.predictor()
     producer = running.producer()
@@ -419,7 +421,7 @@ def test_predictions_go_on_while_learning_and_their_snapshots_only_get_newer(sta
     seen.append((final.version, final.seq))
     assert seen == sorted(seen)
     assert final.seq == 400
-    assert len(dict(seen)) == len(set(seen)), "a version stands for one state"
+    assert len(dict(seen)) == len(set(seen)), "each version belongs to one sequence number"
 
 
 @pytest.mark.parametrize(
@@ -431,9 +433,9 @@ def test_predictions_go_on_while_learning_and_their_snapshots_only_get_newer(sta
         (np.zeros((4097, INPUTS), np.uint8), "too_large"),
     ],
 )
-def test_a_bad_query_is_refused_and_the_next_one_answered(daemon: Running, query: Any, code: str) -> None:
+def test_a_bad_query_is_rejected_and_the_next_one_is_answered(daemon: Running, query: Any, code: str) -> None:
     predictor = daemon.predictor()
-    with pytest.raises(FFStreamError) as caught:  # by the client, which knows the limits
+    with pytest.raises(FFStreamError) as caught:  # raised by the client, which knows the limits
         predictor.predict(query)
     assert caught.value.code == code
     assert caught.value.hint
@@ -459,7 +461,7 @@ def test_one_image_is_answered_with_and_without_a_batch_axis(daemon: Running, sh
 
 
 @pytest.mark.parametrize("shape", [(0, INPUTS), (1, 0), (), (1, 2, 8), (1, 1, 4, 4)])
-def test_a_query_that_cannot_travel_is_not_sent(daemon: Running, shape: tuple[int, ...]) -> None:
+def test_a_query_with_an_impossible_shape_is_not_sent(daemon: Running, shape: tuple[int, ...]) -> None:
     predictor = daemon.predictor()
     with pytest.raises(BadShape) as caught:
         predictor.predict(np.zeros(shape, np.uint8))
@@ -470,7 +472,7 @@ def test_a_query_that_cannot_travel_is_not_sent(daemon: Running, shape: tuple[in
 # --- control --------------------------------------------------------------------------------------------------------
 
 
-def test_the_status_has_what_scripts_read(daemon: Running) -> None:
+def test_the_status_has_the_keys_that_scripts_read(daemon: Running) -> None:
     before = daemon.control().status()
     assert before["prequential_error"] is before["prequential_error_total"] is None
     feed(daemon, 40)
@@ -501,11 +503,11 @@ def known_commands(running: Running) -> set[str]:
     return set(re.findall(r"\w+", caught.value.hint.removeprefix("known commands are")))
 
 
-def test_every_command_of_the_specification_is_known(daemon: Running) -> None:
+def test_the_daemon_knows_exactly_the_commands_of_the_specification(daemon: Running) -> None:
     assert known_commands(daemon) == wire_spec.commands()
 
 
-def test_pause_and_resume(daemon: Running) -> None:
+def test_a_paused_daemon_acks_and_predicts_but_does_not_learn_until_it_is_resumed(daemon: Running) -> None:
     control = daemon.control()
     assert control.request("pause") == {"paused": True}
     producer = daemon.producer()
@@ -517,15 +519,15 @@ def test_pause_and_resume(daemon: Running) -> None:
         with pytest.raises(RequestRefused, match="paused, and 8 samples are not learned") as caught:
             control.request(command, {"timeout_s": 3600})
         assert (caught.value.remote_code, caught.value.hint) == ("paused", "ffstream resume, then again")
-    assert control.status()["state"] == "paused", "and not draining"
-    assert len(daemon.predictor().predict(images(1)).labels) == 1, "predictions go on"
+    assert control.status()["state"] == "paused", "a rejected drain must not change the state"
+    assert len(daemon.predictor().predict(images(1)).labels) == 1, "predictions continue"
     assert control.request("resume") == {"paused": False}
     assert control.wait_idle(WAIT_S)["learned"] == 8
     assert control.status()["state"] == "ready"
     assert daemon.metric("learning_paused") == 0
 
 
-def test_a_pause_outlives_a_restart(start: Start) -> None:
+def test_learning_stays_paused_after_a_restart(start: Start) -> None:
     running = start()
     feed(running, 40)
     running.control().request("pause")
@@ -534,9 +536,9 @@ def test_a_pause_outlives_a_restart(start: Start) -> None:
         status = running.control().status()
         assert (status["state"], status["paused"], status["learned"]) == ("paused", True, 40)
         assert running.metric("learning_paused") == 1
-    feed_more = running.producer()
-    feed_more.send(images(8), labels(8))
-    feed_more.flush(WAIT_S)
+    producer = running.producer()
+    producer.send(images(8), labels(8))
+    producer.flush(WAIT_S)
     assert running.control().status()["backlog"] == 8
     running.control().request("resume")
     assert running.control().wait_idle(WAIT_S)["learned"] == 48
@@ -544,38 +546,38 @@ def test_a_pause_outlives_a_restart(start: Start) -> None:
     assert running.control().status()["state"] == "ready"
 
 
-def test_a_drain_of_a_paused_daemon_that_has_learned_everything_stops_it(daemon: Running) -> None:
+def test_a_paused_daemon_that_has_learned_everything_can_be_drained(daemon: Running) -> None:
     feed(daemon, 40)
     daemon.control().request("pause")
     assert daemon.control().request("drain")["learned"] == 40
 
 
-def test_a_wait_that_is_too_short_is_refused(daemon: Running, watched: Watch) -> None:
-    inside, go_on = hold_at("learned", watched, WAIT_S)
+def test_wait_idle_fails_at_its_deadline(daemon: Running, watched: Watch) -> None:
+    reached, release = hold_at("learned", watched, WAIT_S)
     producer = daemon.producer()
     producer.send(images(8), labels(8))
     producer.flush(WAIT_S)
-    assert inside.wait(WAIT_S)
+    assert reached.wait(WAIT_S)
     with pytest.raises(RequestRefused, match=r"8 samples are not learned after 0\.05 s") as caught:
         daemon.control().wait_idle(0.05)
     assert caught.value.remote_code == "deadline_exceeded"
-    go_on.set()
+    release.set()
     assert daemon.control().wait_idle(WAIT_S)["learned"] == 8
 
 
 @pytest.mark.parametrize("timeout", [-1, "soon", None, 1e9, float("nan"), [1]])
-def test_a_wait_without_a_sensible_deadline_is_refused(daemon: Running, timeout: Any) -> None:
+def test_wait_idle_rejects_an_invalid_timeout(daemon: Running, timeout: Any) -> None:
     with pytest.raises(RequestRefused) as caught:
         daemon.control().request("wait_idle", {"timeout_s": timeout})
     assert (caught.value.remote_code, caught.value.hint) == ("bad_header", "0 to 86400")
 
 
-def test_an_idle_daemon_need_not_be_waited_for(daemon: Running) -> None:
+def test_wait_idle_returns_at_once_when_the_daemon_is_idle(daemon: Running) -> None:
     assert daemon.control().wait_idle(0)["learned"] == 0
 
 
-def test_many_that_wait_do_not_keep_others_from_asking(daemon: Running, watched: Watch) -> None:
-    _, go_on = hold_at("learned", watched, WAIT_S)
+def test_many_waiting_clients_do_not_block_other_requests(daemon: Running, watched: Watch) -> None:
+    _, release = hold_at("learned", watched, WAIT_S)
     producer = daemon.producer()
     producer.send(images(8), labels(8))
     producer.flush(WAIT_S)
@@ -583,11 +585,11 @@ def test_many_that_wait_do_not_keep_others_from_asking(daemon: Running, watched:
     for id in range(20):
         waiting.send("request", id=id, command="wait_idle", arguments={"timeout_s": 60})
     assert daemon.control().status()["backlog"] == 8
-    go_on.set()
+    release.set()
     assert {waiting.answer()["id"] for _ in range(20)} == set(range(20))
 
 
-def test_a_checkpoint_on_request(daemon: Running) -> None:
+def test_a_checkpoint_is_written_on_request(daemon: Running) -> None:
     feed(daemon, 40)
     control = daemon.control()
     result = control.request("checkpoint")
@@ -595,13 +597,13 @@ def test_a_checkpoint_on_request(daemon: Running) -> None:
     assert result["bytes"] > 1000
     assert daemon.daemon.learner.checkpoints.store.seqs() == [40]
     assert control.status()["checkpoint_seq"] == 40
-    assert control.request("checkpoint")["seq"] == 40, "nothing new, and no error"
+    assert control.request("checkpoint")["seq"] == 40, "a second request without new samples is no error"
     assert daemon.metric("checkpoint_last_seq") == 40
     assert daemon.metric("checkpoint_bytes") == result["bytes"]
     assert daemon.metric("checkpoint_failures_total") == 0
 
 
-def test_checkpoints_asked_for_at_the_same_time_are_all_answered(daemon: Running) -> None:
+def test_all_of_several_checkpoint_requests_are_answered(daemon: Running) -> None:
     producer = daemon.producer()
     peer = daemon.peer("control")
     for id in range(30):
@@ -613,8 +615,10 @@ def test_checkpoints_asked_for_at_the_same_time_are_all_answered(daemon: Running
     assert {answer["id"] for answer in answers} == set(range(30))
 
 
-def test_a_later_checkpoint_does_for_one_that_waits(daemon: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be written before the thread that waits for the earlier one has looked."""
+def test_a_later_checkpoint_answers_a_request_for_an_earlier_one(
+    daemon: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be written before the waiting thread polls for the earlier one."""
     control = daemon.control()
     feed(daemon, 40)
     control.request("checkpoint")
@@ -624,7 +628,7 @@ def test_a_later_checkpoint_does_for_one_that_waits(daemon: Running, monkeypatch
     assert control.request("checkpoint", {"timeout_s": 1.0})["seq"] == 40
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told_and_learning_goes_on(daemon: Running) -> None:
+def test_a_failed_checkpoint_is_reported_and_learning_continues(daemon: Running) -> None:
     feed(daemon, 8)
     folder = daemon.state / "checkpoints"
     folder.rename(daemon.state / "away")
@@ -637,7 +641,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_learning_goes_on(daemon
     assert daemon.control().request("checkpoint")["seq"] == 16
 
 
-def test_checkpoints_come_by_themselves_and_the_journal_is_trimmed(start: Start) -> None:
+def test_regular_checkpoints_are_written_and_the_journal_is_trimmed(start: Start) -> None:
     running = start("checkpoint.every_samples=40", "checkpoint.keep=2", "checkpoint.ladder_s=[]")
     store = running.daemon.learner.checkpoints.store
     for seed in range(4):
@@ -649,14 +653,14 @@ def test_checkpoints_come_by_themselves_and_the_journal_is_trimmed(start: Start)
     assert running.stored()[-1][2:] == (313, 8)
 
 
-def test_the_options_in_force(start: Start) -> None:
+def test_the_config_command_returns_the_effective_options(start: Start) -> None:
     running = start("checkpoint.keep=7")
     options = running.control().request("config")["config"]
     assert options["checkpoint"]["keep"] == 7
     assert [layer["connection"]["units"] for layer in options["network"]["layers"]] == [32, 32]
 
 
-def test_stop_ends_the_wait_and_a_checkpoint_is_left(daemon: Running) -> None:
+def test_the_stop_command_ends_the_daemon_with_a_checkpoint(daemon: Running) -> None:
     feed(daemon, 40)
     assert daemon.control().request("stop") == {"stopping": True}
     thread = threading.Thread(target=daemon.daemon.wait)
@@ -667,19 +671,19 @@ def test_stop_ends_the_wait_and_a_checkpoint_is_left(daemon: Running) -> None:
     assert daemon.daemon.learner.checkpoints.store.seqs() == [40]
 
 
-def test_drain_takes_no_more_learns_what_is_there_and_stops(daemon: Running, watched: Watch) -> None:
+def test_a_drain_rejects_new_samples_learns_the_acked_ones_and_stops(daemon: Running, watched: Watch) -> None:
     control = daemon.control()
-    _, go_on = hold_at("learned", watched, WAIT_S)
+    _, release = hold_at("learned", watched, WAIT_S)
     producer = daemon.producer()
     producer.send(images(40), labels(40))
     producer.flush(WAIT_S)
     peer, drain = daemon.peer(), daemon.peer("control")
     drain.send("request", id=1, command="drain", arguments={"timeout_s": WAIT_S})
-    wait_until(lambda: control.status()["state"] == "draining", WAIT_S, "it drains")
+    wait_until(lambda: control.status()["state"] == "draining", WAIT_S, "it is draining")
     peer.samples(1)
     answer = peer.answer()
     assert (answer["code"], answer["retry"]) == ("draining", True)
-    go_on.set()
+    release.set()
     result = drain.answer()
     assert (result["type"], result["result"]["learned"]) == ("reply", 40)
     thread = threading.Thread(target=daemon.daemon.wait)
@@ -689,7 +693,7 @@ def test_drain_takes_no_more_learns_what_is_there_and_stops(daemon: Running, wat
 
 
 @pytest.mark.parametrize("timeout_s", ["soon", -1, float("nan")])
-def test_a_drain_that_is_refused_leaves_nothing_behind(daemon: Running, timeout_s: object) -> None:
+def test_a_rejected_drain_does_not_change_the_state(daemon: Running, timeout_s: object) -> None:
     control = daemon.control()
     with pytest.raises(RequestRefused, match="timeout_s"):
         control.request("drain", {"timeout_s": timeout_s})
@@ -705,7 +709,7 @@ def get(running: Running, path: str) -> httpx.Response:
     return httpx.get(f"http://{running.daemon.http.address}{path}", trust_env=False, timeout=WAIT_S)
 
 
-def test_every_metric_is_there_with_its_type_and_in_base_units(daemon: Running) -> None:
+def test_every_metric_has_its_type_a_value_and_base_units(daemon: Running) -> None:
     feed(daemon, 32)
     daemon.peer().send_frames(b"nonsense")
     daemon.control().request("checkpoint")
@@ -736,40 +740,40 @@ def test_every_metric_is_there_with_its_type_and_in_base_units(daemon: Running) 
     assert 'ffstream_phase{phase="interleaved"} 1.0' in text
 
 
-def test_the_status_and_the_page_are_served(daemon: Running) -> None:
+def test_the_page_shows_only_keys_of_the_status(daemon: Running) -> None:
     feed(daemon, 8)
     assert get(daemon, "/status").json()["learned"] == 8
     page = get(daemon, "/")
     assert page.headers["content-type"].startswith("text/html")
     keys = set(re.findall(r"\bs\.(\w+)", page.text)) | set(re.findall(r"\bstage\.(\w+)", page.text))
     status = daemon.control().status()
-    assert keys <= set(status) | set(status["stages"][0]) | {"textContent"}, "the page shows what the status has"
+    assert keys <= set(status) | set(status["stages"][0]) | {"textContent"}
 
 
-def test_health_and_readiness_of_predictions_and_of_samples(daemon: Running, watched: Watch) -> None:
-    def said(path: str) -> tuple[int, str]:
+def test_health_and_both_kinds_of_readiness_follow_pause_and_drain(daemon: Running, watched: Watch) -> None:
+    def probe(path: str) -> tuple[int, str]:
         answer = get(daemon, path)
         return answer.status_code, answer.text.strip()
 
-    assert said("/readyz") == said("/readyz/learn") == (200, "ready")
+    assert probe("/readyz") == probe("/readyz/learn") == (200, "ready")
     daemon.control().request("pause")
-    assert said("/readyz") == said("/readyz/learn") == (200, "ready, learning is paused")
+    assert probe("/readyz") == probe("/readyz/learn") == (200, "ready, learning is paused")
     daemon.control().request("resume")
-    # What is acked is not learned while a stage is held, so the drain lasts.
-    _, go_on = hold_at("learned", watched, WAIT_S)
+    # While a stage is held, an acked sample is not learned, so the drain does not end.
+    _, release = hold_at("learned", watched, WAIT_S)
     peer = daemon.peer()
     peer.samples(1)
     peer.acked(1)
     daemon.peer("control").send("request", id=1, command="drain", arguments={"timeout_s": WAIT_S})
-    wait_until(lambda: said("/readyz/learn")[0] == 503, WAIT_S, "it takes no more samples")
-    assert said("/readyz/learn")[1].startswith("draining: ")
-    assert said("/readyz") == (200, "ready, the daemon is draining: no more samples are accepted")
+    wait_until(lambda: probe("/readyz/learn")[0] == 503, WAIT_S, "it rejects samples")
+    assert probe("/readyz/learn")[1].startswith("draining: ")
+    assert probe("/readyz") == (200, "ready, the daemon is draining: no more samples are accepted")
     assert len(daemon.predictor().predict(images(3)).labels) == 3
-    assert said("/healthz") == (200, "ok")
-    go_on.set()
+    assert probe("/healthz") == (200, "ok")
+    release.set()
 
 
-def test_a_daemon_of_which_a_part_died_during_its_start_is_never_ready(
+def test_a_daemon_with_a_thread_that_dies_during_its_start_is_never_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead = StageFailed("ff-stage-0 died", hint="see the log")
@@ -788,14 +792,14 @@ def test_a_daemon_of_which_a_part_died_during_its_start_is_never_ready(
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ff-")]
 
 
-def test_a_thread_that_dies_shows_and_the_daemon_ends_with_its_error(daemon: Running) -> None:
+def test_a_daemon_with_a_dead_thread_is_unhealthy_and_stops_with_its_error(daemon: Running) -> None:
     feed(daemon, 8)
     peer = daemon.peer()
     peer.samples(1)
     peer.acked(1)
 
     def fail(*arguments: object) -> None:
-        raise RuntimeError("nobody foresaw this")
+        raise RuntimeError("an unexpected error")
 
     daemon.daemon.learner.run.pipeline.stages[0].layers[0].update = fail  # type: ignore[method-assign]
     peer.samples(2)
@@ -804,49 +808,49 @@ def test_a_thread_that_dies_shows_and_the_daemon_ends_with_its_error(daemon: Run
         assert get(daemon, path).status_code == 503
         assert get(daemon, path).text.startswith("failed: ")
     daemon.daemon.wait()
-    with pytest.raises(FFStreamError, match="nobody foresaw this"):
+    with pytest.raises(FFStreamError, match="an unexpected error"):
         daemon.stop()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ff-stage")]
 
 
-def test_a_stuck_http_thread_is_named_and_ends_the_daemon(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = start("pipeline.stall_timeout_s=6")  # so long that no other thread is kept waiting by the machine
-    go_on = threading.Event()
+def test_a_stuck_http_thread_stops_the_daemon_and_is_named(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = start("pipeline.stall_timeout_s=6")  # long enough that no other thread seems stuck on a slow machine
+    release = threading.Event()
 
     def rejection_reason() -> None:
-        if threading.current_thread().name == running.daemon.http.name:  # ff-learn asks, too
-            go_on.wait(WAIT_S)
+        if threading.current_thread().name == running.daemon.http.name:  # ff-learn calls it, too
+            release.wait(WAIT_S)
 
     monkeypatch.setattr(running.daemon.admission, "rejection_reason", rejection_reason)
     host, _, port = running.daemon.http.address.rpartition(":")
-    with socket.create_connection((host, int(port)), WAIT_S) as asking:
-        asking.sendall(b"GET /readyz HTTP/1.1\r\nHost: here\r\n\r\n")
+    with socket.create_connection((host, int(port)), WAIT_S) as connection:
+        connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: here\r\n\r\n")
         running.daemon.wait()
         assert running.daemon.state == "failed"
-        go_on.set()
+        release.set()
     with pytest.raises(StageFailed, match="ff-http made no progress"):
         running.stop()
 
 
-def test_a_socket_that_is_stuck_is_named_and_ends_the_daemon(start: Start) -> None:
-    """A query that never comes back would leave a daemon that seems alive."""
-    running = start("pipeline.stall_timeout_s=6")  # so long that no other thread is kept waiting by the machine
-    go_on = threading.Event()
+def test_a_stuck_socket_thread_stops_the_daemon_and_is_named(start: Start) -> None:
+    """Otherwise a daemon that answers no query would seem healthy."""
+    running = start("pipeline.stall_timeout_s=6")  # long enough that no other thread seems stuck on a slow machine
+    release = threading.Event()
 
-    def never_come_back(batch: object) -> None:
-        go_on.wait(WAIT_S)
+    def never_return(batch: object) -> None:
+        release.wait(WAIT_S)
 
-    running.daemon.predict.handle = never_come_back  # type: ignore[method-assign]
+    running.daemon.predict.handle = never_return  # type: ignore[method-assign]
     running.peer("predict").send("predict", bytes(INPUTS), id=1, count=1, dtype="uint8", shape=[INPUTS])
     running.daemon.wait()
     assert running.daemon.state == "failed"
-    go_on.set()
+    release.set()
     with pytest.raises(StageFailed, match="ff-predict made no progress"):
         running.stop()
 
 
-def test_who_is_late_keeps_the_state_folder(start: Start) -> None:
-    """What is late may still write: another daemon must not have the folder before this process has ended."""
+def test_a_daemon_that_does_not_stop_in_time_keeps_the_lock_on_its_state_folder(start: Start) -> None:
+    """Its threads may still write, so no other daemon may use the folder before the process has ended."""
     running = start()
     steps = running.daemon._steps
     steps[:] = [step._replace(end=lambda timeout_s: False) if step.name == "checkpoint" else step for step in steps]
@@ -862,8 +866,8 @@ def test_who_is_late_keeps_the_state_folder(start: Start) -> None:
 # --- starting -------------------------------------------------------------------------------------------------------
 
 
-def fails(state: Path, *settings: str) -> FFStreamError:
-    """The error that a daemon does not start with; nothing of it is left."""
+def start_error(state: Path, *settings: str) -> FFStreamError:
+    """The error of a start that fails."""
     daemon = Daemon(config(state, *settings))
     with pytest.raises(FFStreamError) as caught:
         daemon.start()
@@ -871,62 +875,62 @@ def fails(state: Path, *settings: str) -> FFStreamError:
     return caught.value
 
 
-def test_two_daemons_do_not_share_a_state(daemon: Running) -> None:
-    assert isinstance(fails(daemon.state), StartBlocked)
+def test_two_daemons_cannot_use_the_same_state_folder(daemon: Running) -> None:
+    assert isinstance(start_error(daemon.state), StartBlocked)
     feed(daemon, 8)
 
 
-def test_two_daemons_do_not_share_a_port(daemon: Running, tmp_path: Path) -> None:
+def test_two_daemons_cannot_listen_on_the_same_port(daemon: Running, tmp_path: Path) -> None:
     for name in wire_spec.SOCKETS:
-        error = fails(tmp_path / "other", f"listen.{name}={getattr(daemon.daemon, name).endpoint}")
+        error = start_error(tmp_path / "other", f"listen.{name}={getattr(daemon.daemon, name).endpoint}")
         assert isinstance(error, StartBlocked)
         assert error.message.startswith("cannot listen on tcp://127.0.0.1:")
         assert error.message.endswith(f" (listen.{name}): Address already in use")
         assert f"stop it, or set listen.{name} to another address or port" in error.hint
-    error = fails(tmp_path / "other", f"listen.http={daemon.daemon.http.address}")
+    error = start_error(tmp_path / "other", f"listen.http={daemon.daemon.http.address}")
     assert isinstance(error, StartBlocked)
     assert error.message == f"cannot listen on {daemon.daemon.http.address} (listen.http): Address already in use"
     assert "stop it, or set listen.http to another address or port" in error.hint
     feed(daemon, 8)
 
 
-def test_a_start_that_failed_can_be_tried_again(tmp_path: Path, start: Start) -> None:
+def test_a_failed_start_can_be_repeated(tmp_path: Path, start: Start) -> None:
     state = tmp_path / "state"
     state.mkdir()
     (state / "journal.sqlite").write_text("not a database " * 100)
     for _ in range(2):
-        assert isinstance(fails(state), JournalDamaged), "not: in use by another daemon"
+        assert isinstance(start_error(state), JournalDamaged), "the first failure has released the lock"
     (state / "journal.sqlite").unlink()
     feed(start(), 8)
 
 
-def test_another_network_does_not_start_on_this_state(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_state_with_another_network_is_rejected(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     running = start()
     feed(running, 8)
     running.stop()
     assert "stopped late=none" in caplog.text
     caplog.clear()
-    assert isinstance(fails(running.state, "network.image_shape=[25]"), JournalIncompatible)
-    error = fails(running.state, "network.widths=[32]")
+    assert isinstance(start_error(running.state, "network.image_shape=[25]"), JournalIncompatible)
+    error = start_error(running.state, "network.widths=[32]")
     assert isinstance(error, CheckpointIncompatible)
     assert "network.layers (how many) = 1, not 2" in error.message
-    assert "stopped" not in caplog.text, "what never served has not stopped"
+    assert "stopped" not in caplog.text, "a daemon that never served does not log that it stopped"
 
 
-def test_checkpoints_without_their_journal_do_not_start(start: Start) -> None:
-    """New samples would be given numbers that count as learned already."""
+def test_checkpoints_without_their_journal_are_rejected(start: Start) -> None:
+    """Otherwise new samples would get sequence numbers that count as learned."""
     running = start()
     feed(running, 40)
     running.stop()
     for path in running.state.glob("journal.sqlite*"):
         path.unlink()
-    error = fails(running.state)
+    error = start_error(running.state)
     assert isinstance(error, JournalDamaged)
     assert "checkpoint 40" in error.message
 
 
-def test_a_damaged_checkpoint_is_counted_and_the_one_before_is_used(start: Start) -> None:
+def test_a_daemon_starts_from_the_checkpoint_before_a_damaged_one_and_counts_it(start: Start) -> None:
     running = start()
     feed(running, 40)
     running.control().request("checkpoint")
@@ -945,7 +949,7 @@ def test_a_damaged_checkpoint_is_counted_and_the_one_before_is_used(start: Start
     assert np.array_equal(after.goodness, before.goodness), "the same samples lead to the same weights"
 
 
-def test_a_gap_in_the_journal_ends_the_daemon_loudly(start: Start) -> None:
+def test_a_gap_in_the_journal_stops_the_daemon_with_an_error(start: Start) -> None:
     running = start()
     running.control().request("pause")
     producer = running.producer()
@@ -962,7 +966,7 @@ def test_a_gap_in_the_journal_ends_the_daemon_loudly(start: Start) -> None:
         running.stop()
 
 
-def test_nothing_is_left_of_a_daemon_that_has_stopped(start: Start) -> None:
+def test_a_stopped_daemon_leaves_no_thread_and_no_open_port(start: Start) -> None:
     running = start()
     feed(running, 8)
     running.stop()
@@ -984,27 +988,27 @@ def test_nothing_is_left_of_a_daemon_that_has_stopped(start: Start) -> None:
 # --- rollback -------------------------------------------------------------------------------------------------------
 
 
-def test_a_rollback_while_samples_and_queries_come(start: Start) -> None:
-    """Nobody who sends or asks notices, and what comes after it is learned."""
+def test_a_rollback_does_not_interrupt_producers_and_predictors(start: Start) -> None:
+    """Samples that are sent after the rollback are learned."""
     running = start("checkpoint.every_samples=40", "checkpoint.keep=100")
     producer, predictor, control = running.producer(), running.predictor(), running.control()
     answered: list[int] = []
     learned = 0
     stop = threading.Event()
 
-    def ask() -> None:
+    def predict() -> None:
         while not stop.is_set():
             answered.append(predictor.predict(images(1)).version)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    predicting = threading.Thread(target=predict)
+    predicting.start()
     try:
         for at in range(60):
             producer.send(images(4, seed=at), labels(4, seed=at))
             if at == 20:
                 producer.flush(WAIT_S)
                 control.wait_idle(WAIT_S)
-                control.request("checkpoint")  # one that comes by itself may be passed over for a later one
+                control.request("checkpoint")  # a regular one may be replaced by a later one
             if at == 40:
                 producer.flush(WAIT_S)
                 learned = control.wait_idle(WAIT_S)["learned"]
@@ -1014,10 +1018,10 @@ def test_a_rollback_while_samples_and_queries_come(start: Start) -> None:
         status = control.wait_idle(WAIT_S)
     finally:
         stop.set()
-        asking.join(WAIT_S)
+        predicting.join(WAIT_S)
     assert (status["accepted"], status["applied_seq"]) == (240, 240)
     assert status["learned"] == 240 - status["skipped"] == 240 - (learned - 90)
-    assert answered == sorted(answered), "versions only go up"
+    assert answered == sorted(answered), "versions only increase"
 
 
 @pytest.mark.parametrize(
@@ -1031,7 +1035,7 @@ def test_a_rollback_while_samples_and_queries_come(start: Start) -> None:
         *({"to": 0, "later": later} for later in ("forget", None, ["skip"], {"skip": 1})),
     ],
 )
-def test_a_rollback_that_makes_no_sense_is_refused(daemon: Running, arguments: dict[str, object]) -> None:
+def test_a_rollback_with_invalid_arguments_is_rejected(daemon: Running, arguments: dict[str, object]) -> None:
     with pytest.raises(RequestRefused) as caught:
         daemon.control().request("rollback", arguments)
     assert caught.value.remote_code == "bad_header"

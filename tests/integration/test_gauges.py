@@ -1,4 +1,4 @@
-"""What a scrape says of a daemon that has nothing to say yet, and of one that was restarted or rolled back."""
+"""Gauges are absent until their value is known, and are restored after a restart and a rollback."""
 
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ OF_LEARNING = {"layer_goodness", "layer_loss"}
 
 
 def scrape(running: Running) -> dict[str, dict[tuple[str, ...], float]]:
-    """Every gauge, the values that it has by those of their labels."""
+    """Every gauge, with its values by the values of their labels."""
     text = httpx.get(f"http://{running.daemon.http.address}/metrics", trust_env=False, timeout=WAIT_S).text
     return {
         family.name.removeprefix("ffstream_"): {tuple(each.labels.values()): each.value for each in family.samples}
@@ -27,7 +27,7 @@ def scrape(running: Running) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 def absent(running: Running) -> set[str]:
-    """Gauges without a value, but for those of the process's output, which `ffstream serve` sets."""
+    """Gauges without a value, except the one that only `ffstream serve` sets."""
     return {name for name, values in scrape(running).items() if not values} - {"output_dropped_lines"}
 
 
@@ -38,18 +38,18 @@ def learn(running: Running, count: int) -> None:
     running.control().wait_idle(WAIT_S)
 
 
-def test_before_the_first_sample_nothing_is_said_about_errors_and_checkpoints(tmp_path: Path) -> None:
+def test_gauges_of_errors_and_checkpoints_are_absent_before_the_first_sample(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
         unknown = {"prequential_error_ratio", *OF_CHECKPOINTS, *OF_LEARNING}
-        wait_until(lambda: absent(running) == unknown, WAIT_S, "the journal was looked at")
+        wait_until(lambda: absent(running) == unknown, WAIT_S, "the journal is measured")
         assert scrape(running)["prequential_window_samples"] == {(): 0.0}
         learn(running, 80)
         wait_until(lambda: absent(running) == OF_CHECKPOINTS, WAIT_S, "it has predicted and learned")
         running.control().request("checkpoint")
-        assert absent(running) <= OF_LEARNING, "the checkpoint's barrier came after no sample"
+        assert absent(running) <= OF_LEARNING, "no sample was learned since the checkpoint"
 
 
-def test_after_a_restart_errors_and_checkpoints_are_as_before(
+def test_gauges_of_errors_and_checkpoints_are_restored_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Running(tmp_path / "state") as running:
@@ -79,14 +79,14 @@ def test_after_a_restart_errors_and_checkpoints_are_as_before(
         assert 1000 <= after["checkpoint_age_seconds"][()] < 1000 + 4 * WAIT_S
 
 
-def test_after_a_rollback_they_are_as_they_were_then(tmp_path: Path) -> None:
+def test_gauges_have_their_earlier_values_after_a_rollback(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
         learn(running, 40)
         running.control().request("checkpoint")
         then = scrape(running)
         learn(running, 80)
         assert running.control().request("checkpoint")["seq"] == 120
-        running.control().request("pause")  # or what comes later is learned again, before anybody can look
+        running.control().request("pause")  # otherwise later samples are learned again before the scrape
         running.control().request("rollback", {"to": 40})
         now = scrape(running)
         for name in (
@@ -98,7 +98,7 @@ def test_after_a_rollback_they_are_as_they_were_then(tmp_path: Path) -> None:
             assert now[name] == then[name]
 
 
-def test_after_a_rollback_to_the_beginning_nothing_is_known(tmp_path: Path) -> None:
+def test_gauges_are_absent_after_a_rollback_to_the_beginning(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
         learn(running, 40)
         running.control().request("pause")

@@ -1,4 +1,4 @@
-"""Parts from outside the package: those of `ffstream/README.md`, word for word."""
+"""The example of parts from outside the package in `ffstream/README.md` works as it is printed."""
 
 import os
 import re
@@ -26,7 +26,7 @@ ALONE = next(text for _, text in BLOCKS if "weights.load(" in text)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the module lies; daemons and this process import it from there."""
+    """A folder with the module, from which daemons and this process can import it."""
     (tmp_path / "my_parts.py").write_text(PARTS, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
@@ -45,17 +45,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     ],
     ids=" ".join,
 )
-def test_each_passes_the_battery(folder: Path, options: dict[str, object]) -> None:
+def test_each_part_passes_the_tests_of_every_layer(folder: Path, options: dict[str, object]) -> None:
     battery.check_layer(SMALL.change(**recipe_parts(), **options), folder / "runs")
 
 
 def recipe_parts() -> dict[str, list[str]]:
-    """The module, imported as a daemon does."""
+    """Imports the module as a daemon does, and returns the option for a recipe."""
     recipe(parts=["my_parts"])
     return {"parts": ["my_parts"]}
 
 
-def test_a_daemon_learns_with_them_is_killed_and_goes_on(folder: Path, daemons: Daemons) -> None:
+def test_a_killed_daemon_with_outside_parts_resumes(folder: Path, daemons: Daemons) -> None:
     config = folder / "ffstream.toml"
     config.write_text(OPTIONS, encoding="utf-8")
     settings = ("learning.partial=wait", "checkpoint.every_samples=512", "network.warmup_samples=0")

@@ -1,4 +1,4 @@
-"""What deploy/ asks a daemon, asked of one that runs."""
+"""The health checks in `deploy/` work on a running daemon."""
 
 import json
 import os
@@ -14,19 +14,19 @@ import yaml
 from tests.in_process import Running
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-DEAD = "http://127.0.0.1:1"  # where nobody listens
+DEAD = "http://127.0.0.1:1"  # no program listens there
 WAIT_S = 60.0
 
 
 def healthcheck(running: Running) -> int:
-    """The exit code of the image's HEALTHCHECK, in an environment whose proxy is dead."""
+    """Exit code of the HEALTHCHECK of the image, with proxy variables that it must ignore."""
     text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
     (command,) = re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", text, re.MULTILINE)
     python, *arguments = json.loads(command)
     assert python == "python"
     assert sum("127.0.0.1:8757" in each for each in arguments) == 1
     assert "timeout=2)" in arguments[-1]
-    # As long as it takes: this machine may be busy.
+    # The machine may be slow.
     arguments[-1] = arguments[-1].replace("timeout=2)", f"timeout={WAIT_S})")
     arguments = [each.replace("127.0.0.1:8757", running.daemon.http.address) for each in arguments]
     proxies = {name: DEAD for each in ("http_proxy", "https_proxy", "all_proxy") for name in (each, each.upper())}
@@ -41,19 +41,19 @@ def healthcheck(running: Running) -> int:
     return done.returncode
 
 
-def test_a_container_is_healthy_while_it_lives_whatever_becomes_of_samples(tmp_path: Path) -> None:
+def test_a_container_is_healthy_while_its_daemon_lives_even_if_it_rejects_samples(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
         assert healthcheck(running) == 0
         running.daemon.admission.draining = True
         address = running.daemon.http.address
         assert httpx.get(f"http://{address}/readyz/learn", trust_env=False, timeout=WAIT_S).status_code == 503
-        assert healthcheck(running) == 0, "a restart would not help"
+        assert healthcheck(running) == 0, "a restart would not make it accept samples"
         running.stop()
         assert healthcheck(running) != 0
 
 
 @pytest.mark.parametrize("token", [False, True])
-def test_every_probe_is_answered_without_a_token(tmp_path: Path, token: bool) -> None:
+def test_every_kubernetes_probe_is_answered_without_a_token(tmp_path: Path, token: bool) -> None:
     settings = []
     if token:
         (tmp_path / "token").write_text("t" * 32)

@@ -1,4 +1,4 @@
-"""`ffstream replay` against a daemon in this process: what is checked first, what drifts, where it goes on."""
+"""`ffstream replay` with a daemon in this process: the checks before the first sample, drift, and resuming."""
 
 import json
 import signal
@@ -38,7 +38,7 @@ def write_folder(
     brightest: int = 255,
     shape: tuple[int, ...] = (4, 4),
 ) -> Split:
-    """A data set of images with those labels, shuffled; returns its training split."""
+    """Writes a data set of random images with shuffled labels. Returns its training split."""
     folder.mkdir()
     rng = np.random.default_rng(1)
     for prefix in ("train", "t10k"):
@@ -51,7 +51,7 @@ def write_folder(
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
-    """A daemon for 16 pixels and 4 labels that is paused: its journal keeps what it is sent."""
+    """A daemon for 16 pixels and 4 labels. It is paused, so its journal keeps every sample."""
     with Running(tmp_path / "state") as daemon:
         daemon.control().request("pause")
         yield daemon
@@ -67,7 +67,7 @@ def replay(running: Running) -> Callable[..., Result]:
 
 
 def stored(running: Running) -> list[tuple[int, list[int]]]:
-    """Message number and labels of each message in the journal, in the order of its samples."""
+    """Number and labels of each message in the journal, in order of sequence numbers."""
     connection = sqlite3.connect(running.state / "journal.sqlite")
     try:
         rows = connection.execute("SELECT n, labels FROM messages ORDER BY first_seq").fetchall()
@@ -88,10 +88,10 @@ def stored_labels(running: Running) -> list[int]:
     return [label for _, labels in stored(running) for label in labels]
 
 
-# --- the check before the first sample ------------------------------------------------------------------------------
+# --- checks before the first sample ---------------------------------------------------------------------------------
 
 
-def test_labels_out_of_range_are_named_and_nothing_is_sent(
+def test_labels_out_of_range_are_an_error_before_anything_is_sent(
     running: Running, replay: Callable[..., Result], tmp_path: Path
 ) -> None:
     split = write_folder(tmp_path / "letters", first_label=1)
@@ -112,7 +112,9 @@ def test_labels_out_of_range_are_named_and_nothing_is_sent(
     assert stored_labels(running) == (split.labels - 1).tolist()
 
 
-def test_more_classes_than_the_daemon_has(running: Running, replay: Callable[..., Result], tmp_path: Path) -> None:
+def test_more_classes_than_the_daemon_has_are_an_error(
+    running: Running, replay: Callable[..., Result], tmp_path: Path
+) -> None:
     write_folder(tmp_path / "many", classes=6)
     refused = replay(tmp_path / "many")
     assert refused.exit_code == 1
@@ -120,7 +122,7 @@ def test_more_classes_than_the_daemon_has(running: Running, replay: Callable[...
     assert stored(running) == []
 
 
-def test_an_offset_that_leaves_the_range_of_labels(replay: Callable[..., Result], tmp_path: Path) -> None:
+def test_an_offset_that_makes_labels_negative_is_an_error(replay: Callable[..., Result], tmp_path: Path) -> None:
     write_folder(tmp_path / "good")
     refused = replay(tmp_path / "good", "--label-offset", "-1")
     assert refused.exit_code == 1
@@ -172,7 +174,7 @@ def test_images_travel_in_their_shape_or_flat(tmp_path: Path, image_shape: list[
         ({"first_label": 1, "classes": 3}, "the labels are 1 to 3, none is 0: --label-offset -1 makes them 0 to 2"),
     ],
 )
-def test_what_is_suspicious_is_a_warning(
+def test_suspicious_data_causes_a_warning(
     replay: Callable[..., Result], tmp_path: Path, data: dict[str, Any], warning: str
 ) -> None:
     write_folder(tmp_path / "data", **data)
@@ -181,7 +183,7 @@ def test_what_is_suspicious_is_a_warning(
     assert done.stderr.startswith(f"warning: {warning}")
 
 
-def test_evaluate_has_the_same_offset(running: Running, tmp_path: Path) -> None:
+def test_evaluate_accepts_the_same_label_offset(running: Running, tmp_path: Path) -> None:
     write_folder(tmp_path / "letters", first_label=1)
     every = ["evaluate", str(tmp_path / "letters"), "--at", running.daemon.predict.endpoint, "--json"]
     done = [CliRunner().invoke(main, [*every, "--label-offset", offset]) for offset in ("-1", "3")]
@@ -194,7 +196,7 @@ def test_evaluate_has_the_same_offset(running: Running, tmp_path: Path) -> None:
 # --- drift ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_drift_changes_the_labels_from_its_sample_on(
+def test_a_label_drift_changes_all_labels_from_its_sample_on(
     running: Running, replay: Callable[..., Result], tmp_path: Path
 ) -> None:
     split = write_folder(tmp_path / "data")
@@ -209,14 +211,14 @@ def test_a_drift_changes_the_labels_from_its_sample_on(
 
 
 @pytest.mark.parametrize("given", [["--drift", "label_permutation"], ["--drift-at", "3"]])
-def test_a_drift_needs_its_place(replay: Callable[..., Result], tmp_path: Path, given: list[str]) -> None:
+def test_a_drift_needs_both_of_its_options(replay: Callable[..., Result], tmp_path: Path, given: list[str]) -> None:
     write_folder(tmp_path / "data")
     refused = replay(tmp_path / "data", *given)
     assert refused.exit_code == 2
     assert "--drift and --drift-at belong together" in refused.stderr
 
 
-def test_a_drift_behind_the_end_is_a_warning(replay: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_drift_behind_the_last_sample_causes_a_warning(replay: Callable[..., Result], tmp_path: Path) -> None:
     write_folder(tmp_path / "data")
     done = replay(tmp_path / "data", "--drift", "label_permutation", "--drift-at", "600")
     assert done.exit_code == 0
@@ -234,7 +236,7 @@ def test_a_replay_killed_ten_times_sends_every_sample_once(running: Running, tmp
     for _ in range(10):
         killed = subprocess.Popen([*command, "--rate", "150"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            wait_until(lambda: running.daemon.journal.head.seq > accepted, WAIT_S, "it sends")  # noqa: B023
+            wait_until(lambda: running.daemon.journal.head.seq > accepted, WAIT_S, "samples are stored")  # noqa: B023
         finally:
             killed.send_signal(signal.SIGKILL)
             killed.communicate(timeout=WAIT_S)
@@ -254,13 +256,13 @@ def test_a_replay_killed_ten_times_sends_every_sample_once(running: Running, tmp
     assert control.wait_idle(WAIT_S)["learned"] == 2 * SAMPLES
 
 
-def test_ctrl_c_and_the_same_command_again(running: Running, tmp_path: Path) -> None:
+def test_a_replay_interrupted_by_ctrl_c_is_resumed_by_the_same_command(running: Running, tmp_path: Path) -> None:
     split = write_folder(tmp_path / "data")
     command = [*CLI, "replay", str(tmp_path / "data"), "--to", running.daemon.learn.endpoint, "--client", NAME]
     command += ["--batch", "4", "--json"]
     first = subprocess.Popen([*command, "--rate", "100"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: running.daemon.journal.head.seq > 0, WAIT_S, "it sends")
+        wait_until(lambda: running.daemon.journal.head.seq > 0, WAIT_S, "samples are stored")
         first.send_signal(signal.SIGINT)
         stdout, stderr = first.communicate(timeout=WAIT_S)
     finally:
@@ -274,8 +276,10 @@ def test_ctrl_c_and_the_same_command_again(running: Running, tmp_path: Path) -> 
     assert [labels for _, labels in stored(running)] == [labels.tolist() for _, labels in batches(split, 4)]
 
 
-def test_a_message_that_was_missing_is_sent(running: Running, replay: Callable[..., Result], tmp_path: Path) -> None:
-    """The first replay was killed while a message was refused for now and the one after it stored."""
+def test_a_resumed_replay_sends_a_message_that_is_missing_in_the_middle(
+    running: Running, replay: Callable[..., Result], tmp_path: Path
+) -> None:
+    """The first replay was killed after a message was rejected for now and a later one was stored."""
     split = write_folder(tmp_path / "data")
     decides = {"batch": 10, "seed": 0, "order": "shuffled", "drift": None, "drift_at": None}
     first = place(NAME, 1, fingerprint(split, decides), restart=False).n
@@ -300,8 +304,8 @@ def test_a_message_that_was_missing_is_sent(running: Running, replay: Callable[.
     assert [labels for _, labels in sorted(stored(running))] == wanted
 
 
-def test_nothing_is_sent_far_after_the_lowest_unanswered_message() -> None:
-    """Or a message could be missing that a resumed replay does not send again."""
+def test_no_message_is_sent_far_after_the_lowest_unacked_one() -> None:
+    """Otherwise a resumed replay would not send every missing message again."""
 
     def ack_the_lowest_last(daemon: Scripted, fields: dict[str, Any]) -> None:
         if fields["n"] % 5 != 1:
@@ -323,18 +327,20 @@ def test_nothing_is_sent_far_after_the_lowest_unanswered_message() -> None:
     assert max(fields["n"] - fields["base"] for fields in sent) == 4
 
 
-def test_the_end_restart_and_other_options(running: Running, replay: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_name_resumes_the_same_stream_only_unless_it_is_restarted(
+    running: Running, replay: Callable[..., Result], tmp_path: Path
+) -> None:
     split = write_folder(tmp_path / "data")
     write_folder(tmp_path / "other", classes=2)
     assert replay(tmp_path / "data", "--client", NAME, "--limit", "256").exit_code == 0
 
-    # The same command has nothing left to send; without its limit it goes on.
+    # The same command has nothing left to send. Without the limit it continues.
     result = json.loads(replay(tmp_path / "data", "--client", NAME, "--limit", "256").stdout)
     assert (result["sent"], result["acked"], result["resumed"]) == (0, 0, 256)
     assert json.loads(replay(tmp_path / "data", "--client", NAME).stdout)["sent"] == SAMPLES - 256
     assert stored_labels(running) == [label for _, labels in batches(split, 64) for label in labels.tolist()]
 
-    # Another stream is refused under this name, whatever makes it another one.
+    # Any option that changes the stream is an error with this name.
     for folder, *options in (
         ("other",),
         ("data", "--seed", "1"),
@@ -358,10 +364,12 @@ def test_the_end_restart_and_other_options(running: Running, replay: Callable[..
         assert len(stored_labels(running)) == count * SAMPLES
 
 
-def test_a_name_that_another_program_used(running: Running, replay: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_name_that_another_program_has_used_needs_restart(
+    running: Running, replay: Callable[..., Result], tmp_path: Path
+) -> None:
     write_folder(tmp_path / "data")
     running.peer().samples(1, client=NAME)
-    wait_until(lambda: running.daemon.journal.head.seq == 1, WAIT_S, "it is stored")
+    wait_until(lambda: running.daemon.journal.head.seq == 1, WAIT_S, "the sample is stored")
     refused = replay(tmp_path / "data", "--client", NAME)
     assert refused.exit_code == 2
     assert "'camera' has sent other data" in refused.stderr
@@ -369,7 +377,7 @@ def test_a_name_that_another_program_used(running: Running, replay: Callable[...
     assert len(stored_labels(running)) == SAMPLES + 1
 
 
-def test_restart_needs_a_name(replay: Callable[..., Result], tmp_path: Path) -> None:
+def test_restart_without_a_name_is_an_error(replay: Callable[..., Result], tmp_path: Path) -> None:
     write_folder(tmp_path / "data")
     refused = replay(tmp_path / "data", "--restart")
     assert refused.exit_code == 2

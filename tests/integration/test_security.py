@@ -1,4 +1,4 @@
-"""Nobody gets in who should not: keys, tokens and endpoints, with real sockets and real files."""
+"""Keys, tokens and endpoints keep unauthorized clients out. Sockets and files are real."""
 
 import logging
 import shutil
@@ -26,24 +26,24 @@ SOON_S = 30.0
 TOKEN = "a-token-of-some-length"
 
 
-class House:
-    """A daemon with keys. `anna` may do everything, `bert` may only send samples, `eve` nothing."""
+class SecuredDaemon:
+    """A daemon with keys. The key `anna` is allowed on every socket, `bert` only on learn, `eve` on none."""
 
     def __init__(self, folder: Path, *settings: str) -> None:
         self.folder = folder
         for name in ("daemon", "other-daemon", "anna", "bert", "eve"):
-            keys.create(folder / "made", name)
+            keys.create(folder / "keys", name)
         for name in SOCKETS:
             (folder / name).mkdir()
-            self.admit("anna", name)
-        self.admit("bert", "learn")
+            self.allow("anna", name)
+        self.allow("bert", "learn")
         token = folder / "token"
         token.touch(0o600)
         token.write_text(TOKEN + "\n")
         self.running = Running(folder / "state", *self.settings(), *settings)
 
     def settings(self) -> list[str]:
-        """The whole of [security]."""
+        """All options of [security]."""
         folders = [f"security.{name}_clients={self.folder / name}" for name in SOCKETS]
         return [
             f"security.server_key={self.secret('daemon')}",
@@ -52,15 +52,15 @@ class House:
         ]
 
     def secret(self, name: str) -> Path:
-        return self.folder / "made" / f"{name}.key_secret"
+        return self.folder / "keys" / f"{name}.key_secret"
 
     def public(self, name: str) -> Path:
-        return self.folder / "made" / f"{name}.key"
+        return self.folder / "keys" / f"{name}.key"
 
-    def admit(self, name: str, socket: str) -> None:
+    def allow(self, name: str, socket: str) -> None:
         shutil.copy(self.public(name), self.folder / socket)
 
-    def shut_out(self, name: str, socket: str) -> None:
+    def revoke(self, name: str, socket: str) -> None:
         (self.folder / socket / f"{name}.key").unlink()
 
     def keys(self, name: str, daemon: str = "daemon") -> CurveKeys:
@@ -71,8 +71,8 @@ class House:
         assert isinstance(loop.endpoint, str)
         return loop.endpoint
 
-    def visit(self, socket: str, keys: CurveKeys | None, endpoint: str | None = None) -> None:
-        """Does something harmless over a new connection. Raises what the client raises."""
+    def use(self, socket: str, keys: CurveKeys | None, endpoint: str | None = None) -> None:
+        """Makes one harmless request over a new connection. Raises the error of the client."""
         endpoint = endpoint or self.endpoint(socket)
         if socket == "learn":
             Producer(endpoint, keys=keys, connect_timeout_s=SOON_S).close()
@@ -87,15 +87,15 @@ class House:
         name = "connections_refused_total"
         return sum(self.running.metric(name, socket=socket, reason=reason) for reason in reasons)
 
-    def await_refusal(self, socket: str, *reasons: str, count: int = 1) -> None:
+    def await_refusals(self, socket: str, *reasons: str, count: int = 1) -> None:
         wait_until(lambda: self.refused(socket, *reasons) >= count, SOON_S, f"{count} refused at {socket} {reasons}")
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    with house.running:
-        yield house
+def secured(tmp_path: Path) -> Iterator[SecuredDaemon]:
+    secured = SecuredDaemon(tmp_path)
+    with secured.running:
+        yield secured
 
 
 def log_of(caplog: pytest.LogCaptureFixture, socket: str, reason: str) -> list[str]:
@@ -103,25 +103,25 @@ def log_of(caplog: pytest.LogCaptureFixture, socket: str, reason: str) -> list[s
     return [record.getMessage() for record in caplog.records if record.getMessage().startswith(wanted)]
 
 
-def test_who_has_the_key_gets_in(house: House) -> None:
-    anna = house.keys("anna")
-    producer = house.running.producer(keys=anna)
+def test_a_client_with_an_allowed_key_is_served(secured: SecuredDaemon) -> None:
+    anna = secured.keys("anna")
+    producer = secured.running.producer(keys=anna)
     producer.send(images(32), labels(32))
     producer.flush(SOON_S)
     assert producer.counts.acked == 32
-    control = house.running.control(keys=anna)
+    control = secured.running.control(keys=anna)
     control.wait_idle(SOON_S)
-    answer = house.running.predictor(keys=anna).predict(images(3))
+    answer = secured.running.predictor(keys=anna).predict(images(3))
     assert (len(answer.labels), answer.seq) == (3, 32)
-    assert all(house.refused(name, reason) == 0 for name in SOCKETS for reason in ("unknown_key", "handshake"))
+    assert all(secured.refused(name, reason) == 0 for name in SOCKETS for reason in ("unknown_key", "handshake"))
 
 
-def test_the_largest_message_fits_with_its_encryption(house: House) -> None:
-    limits = house.running.daemon.config.limits
+def test_the_byte_limit_is_that_of_the_message_without_encryption(secured: SecuredDaemon) -> None:
+    limits = secured.running.daemon.config.limits
     peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     peer.setsockopt(zmq.LINGER, 0)
-    house.keys("anna").use(peer)
-    peer.connect(house.endpoint("learn"))
+    secured.keys("anna").use(peer)
+    peer.connect(secured.endpoint("learn"))
     peer.send_multipart([b"no header", bytes(limits.message_max_bytes)])
     assert peer.poll(10_000)
     peer.recv()
@@ -134,99 +134,103 @@ def test_the_largest_message_fits_with_its_encryption(house: House) -> None:
 
 
 @pytest.mark.parametrize("name", SOCKETS)
-def test_who_has_not_is_told_soon_counted_and_logged(
-    house: House, name: str, caplog: pytest.LogCaptureFixture
+def test_an_unknown_key_is_rejected_counted_and_logged(
+    secured: SecuredDaemon, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     with pytest.raises(RequestRefused, match="does not admit this key") as caught:
-        house.visit(name, house.keys("eve"))
+        secured.use(name, secured.keys("eve"))
     assert caught.value.remote_code == "unauthorized"
     assert caught.value.hint
-    house.await_refusal(name, "unknown_key")
+    secured.await_refusals(name, "unknown_key")
     (line, *_) = log_of(caplog, name, "unknown_key")
-    assert f"key={keys.load_public(house.public('eve')).decode()}" in line
+    assert f"key={keys.load_public(secured.public('eve')).decode()}" in line
     assert "address=127.0.0.1" in line
 
 
-# Each has a house of its own: a client tries more than once, and its later tries would count for the next one.
+# Each test has its own daemon, because a client tries several times, and late tries would count for the next test.
 
 
 @pytest.mark.parametrize("name", SOCKETS)
-def test_who_has_no_key_is_told_soon_counted_and_logged(
-    house: House, name: str, caplog: pytest.LogCaptureFixture
+def test_a_missing_key_is_rejected_counted_and_logged(
+    secured: SecuredDaemon, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     with pytest.raises(RequestRefused, match="wants a key"):
-        house.visit(name, None)
-    house.await_refusal(name, "handshake", "broken_off")
+        secured.use(name, None)
+    secured.await_refusals(name, "handshake", "broken_off")
     assert log_of(caplog, name, "handshake") or log_of(caplog, name, "broken_off")
 
 
 @pytest.mark.parametrize("name", SOCKETS)
-def test_who_has_the_key_of_another_daemon_is_told_soon_counted_and_logged(
-    house: House, name: str, caplog: pytest.LogCaptureFixture
+def test_the_server_key_of_another_daemon_is_rejected_counted_and_logged(
+    secured: SecuredDaemon, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     with pytest.raises(RequestRefused, match="breaks every handshake off") as caught:
-        house.visit(name, house.keys("anna", "other-daemon"))
+        secured.use(name, secured.keys("anna", "other-daemon"))
     assert "--server-key" in caught.value.hint
-    house.await_refusal(name, "handshake", count=3)
+    secured.await_refusals(name, "handshake", count=3)
     assert log_of(caplog, name, "handshake")
 
 
 @pytest.mark.parametrize("name", SOCKETS)
-def test_what_is_no_client_is_counted_and_keeps_nobody_out(house: House, name: str) -> None:
+def test_bytes_that_are_no_handshake_are_counted_and_do_not_affect_other_clients(
+    secured: SecuredDaemon, name: str
+) -> None:
     for count, garbage in enumerate((b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(200)), 1):
-        say(house.endpoint(name), garbage)
-        house.await_refusal(name, "handshake", count=count)
-    house.visit(name, house.keys("anna"))
-    assert house.refused(name, "handshake") == 2
+        send_over_tcp(secured.endpoint(name), garbage)
+        secured.await_refusals(name, "handshake", count=count)
+    secured.use(name, secured.keys("anna"))
+    assert secured.refused(name, "handshake") == 2
 
 
-def say(endpoint: str, data: bytes) -> bytes:
-    """Over plain TCP; returns what came until the daemon closed the connection, or for a second."""
+def send_over_tcp(endpoint: str, data: bytes) -> bytes:
+    """Sends bytes over plain TCP. Returns what arrived until the daemon closed the connection, or within a second."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    heard = b""
+    received = b""
     with socket.create_connection((host, int(port)), 1) as raw:
         raw.sendall(data)
         try:
             while more := raw.recv(1 << 16):
-                heard += more
+                received += more
         except (TimeoutError, ConnectionResetError):
             pass
-    return heard
+    return received
 
 
-def test_a_key_opens_its_own_socket_only(house: House) -> None:
-    house.visit("learn", house.keys("bert"))
+def test_a_key_is_valid_only_for_the_sockets_where_it_is_allowed(secured: SecuredDaemon) -> None:
+    secured.use("learn", secured.keys("bert"))
     for name in ("predict", "control"):
         with pytest.raises(RequestRefused, match="does not admit this key"):
-            house.visit(name, house.keys("bert"))
-        house.await_refusal(name, "unknown_key")
-    assert house.refused("learn", "unknown_key") == 0
+            secured.use(name, secured.keys("bert"))
+        secured.await_refusals(name, "unknown_key")
+    assert secured.refused("learn", "unknown_key") == 0
 
 
-def test_a_client_with_keys_at_a_daemon_without(tmp_path: Path) -> None:
+def test_a_client_with_keys_is_told_that_the_daemon_has_none(tmp_path: Path) -> None:
     for name in ("anna", "daemon"):
-        keys.create(tmp_path / "made", name)
-    own = CurveKeys.load(tmp_path / "made/anna.key_secret", tmp_path / "made/daemon.key")
+        keys.create(tmp_path / "keys", name)
+    own = CurveKeys.load(tmp_path / "keys/anna.key_secret", tmp_path / "keys/daemon.key")
     with Running(tmp_path / "state") as running:
         control = running.control(keys=own)
         with pytest.raises(RequestRefused, match=r"knows no keys|breaks every handshake off"):
             control.status(SOON_S)
 
 
-def test_a_flood_of_strangers_writes_few_lines(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_rejected_connections_write_few_log_lines(
+    secured: SecuredDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
     began = time.monotonic()
     for _ in range(100):
-        say(house.endpoint("learn"), b"GET / HTTP/1.1\r\n\r\n")
-    house.await_refusal("learn", "handshake", count=100)
-    house.visit("learn", house.keys("anna"))
+        send_over_tcp(secured.endpoint("learn"), b"GET / HTTP/1.1\r\n\r\n")
+    secured.await_refusals("learn", "handshake", count=100)
+    secured.use("learn", secured.keys("anna"))
     wait_until(
-        lambda: counted(log_of(caplog, "learn", "handshake")) == 100, SOON_S, "every one is in the log's counts"
+        lambda: counted(log_of(caplog, "learn", "handshake")) == 100, SOON_S, "the log lines count all of them"
     )
-    # One a second: by the time that it took, which depends on the machine.
+    # At most one line a second, however long the machine took.
     assert len(log_of(caplog, "learn", "handshake")) <= 2 + (time.monotonic() - began) / rejections._LINE_S
 
 
@@ -235,55 +239,55 @@ def counted(lines: list[str]) -> int:
 
 
 def test_a_silent_connection_is_closed_and_counted(tmp_path: Path) -> None:
-    house = House(tmp_path, "limits.handshake_timeout_s=0.2")
-    with house.running:
-        host, _, port = house.endpoint("control").removeprefix("tcp://").rpartition(":")
+    secured = SecuredDaemon(tmp_path, "limits.handshake_timeout_s=0.2")
+    with secured.running:
+        host, _, port = secured.endpoint("control").removeprefix("tcp://").rpartition(":")
         with socket.create_connection((host, int(port)), SOON_S) as raw:
             while raw.recv(1 << 10):
                 pass
-        house.await_refusal("control", "broken_off")
+        secured.await_refusals("control", "broken_off")
 
 
-def test_what_was_recorded_gets_nowhere(house: House) -> None:
-    """Whoever sends a whole recorded conversation again, handshake and samples, has no sample stored."""
-    proxy = RecordingProxy(house.endpoint("learn"))
-    with Producer(proxy.endpoint, keys=house.keys("anna")) as producer:
+def test_a_recorded_connection_cannot_be_replayed(secured: SecuredDaemon) -> None:
+    """All recorded bytes of a client, handshake and samples, are sent again. No sample is stored."""
+    proxy = RecordingProxy(secured.endpoint("learn"))
+    with Producer(proxy.endpoint, keys=secured.keys("anna")) as producer:
         producer.send(images(8), labels(8))
     proxy.close()
-    assert len(house.running.stored()) == 1
+    assert len(secured.running.stored()) == 1
     assert images(8).tobytes()[:INPUTS] not in proxy.recorded
-    received = house.running.metric("samples_received_total")
+    received = secured.running.metric("samples_received_total")
 
-    say(house.endpoint("learn"), bytes(proxy.recorded))
-    house.await_refusal("learn", "handshake")
-    assert house.running.metric("samples_received_total") == received
-    assert len(house.running.stored()) == 1
+    send_over_tcp(secured.endpoint("learn"), bytes(proxy.recorded))
+    secured.await_refusals("learn", "handshake")
+    assert secured.running.metric("samples_received_total") == received
+    assert len(secured.running.stored()) == 1
 
 
-def test_frames_sent_twice_within_a_connection_are_refused(house: House) -> None:
-    proxy = RecordingProxy(house.endpoint("learn"))
-    through = Producer(proxy.endpoint, keys=house.keys("anna"), ack_timeout_s=0.5)
-    proxy.change = lambda said: said + said
+def test_frames_that_are_repeated_within_a_connection_are_rejected(secured: SecuredDaemon) -> None:
+    proxy = RecordingProxy(secured.endpoint("learn"))
+    through = Producer(proxy.endpoint, keys=secured.keys("anna"), ack_timeout_s=0.5)
+    proxy.change = lambda data: data + data
     through.send(images(8), labels(8))
     wait_until(lambda: proxy.closed_by_daemon, SOON_S, "the daemon closes the connection")
     proxy.change = bytes
-    through.flush(SOON_S)  # it connects again, and sends again
+    through.flush(SOON_S)  # the producer connects and sends again
     through.close()
     proxy.close()
-    assert [samples for *_, samples in house.running.stored()] == [8]
+    assert [samples for *_, samples in secured.running.stored()] == [8]
 
 
 @pytest.mark.parametrize("direction", ["change", "change_answers"])
-def test_a_byte_changed_on_the_way_is_noticed(house: House, direction: str) -> None:
-    proxy = RecordingProxy(house.endpoint("learn"))
-    through = Producer(proxy.endpoint, keys=house.keys("anna"), ack_timeout_s=0.5)
-    setattr(proxy, direction, lambda said: said[:-1] + bytes([said[-1] ^ 1]))
+def test_a_byte_changed_in_transit_is_detected(secured: SecuredDaemon, direction: str) -> None:
+    proxy = RecordingProxy(secured.endpoint("learn"))
+    through = Producer(proxy.endpoint, keys=secured.keys("anna"), ack_timeout_s=0.5)
+    setattr(proxy, direction, lambda data: data[:-1] + bytes([data[-1] ^ 1]))
     through.send(images(8), labels(8))
     if direction == "change":
         wait_until(lambda: proxy.closed_by_daemon, SOON_S, "the daemon closes the connection")
-        assert house.running.stored() == []
+        assert secured.running.stored() == []
     else:
-        wait_until(house.running.stored, SOON_S, "it is stored, and nobody told")
+        wait_until(secured.running.stored, SOON_S, "the samples are stored, and the ack is lost")
         with pytest.raises(DeadlineExceeded):
             through.flush(0.2)
     setattr(proxy, direction, bytes)
@@ -291,28 +295,28 @@ def test_a_byte_changed_on_the_way_is_noticed(house: House, direction: str) -> N
     assert through.counts.acked == 8
     through.close()
     proxy.close()
-    assert [samples for *_, samples in house.running.stored()] == [8]
+    assert [samples for *_, samples in secured.running.stored()] == [8]
 
 
-def test_the_same_name_under_two_keys_is_two_clients(house: House) -> None:
+def test_the_same_client_name_with_two_keys_is_two_clients(secured: SecuredDaemon) -> None:
     producers = []
     for seed, name in enumerate(("anna", "bert")):
-        producer = house.running.producer(client="camera", keys=house.keys(name))
-        assert producer.send(images(8, seed), labels(8, seed)) == 1, "numbers of its own"
+        producer = secured.running.producer(client="camera", keys=secured.keys(name))
+        assert producer.send(images(8, seed), labels(8, seed)) == 1, "each has its own message numbers"
         producer.flush(SOON_S)
         producers.append(producer)
-    for seed, producer in enumerate(producers, 2):  # the other has said hello since
+    for seed, producer in enumerate(producers, 2):  # the other one has sent hello since
         producer.send(images(8, seed), labels(8, seed))
         producer.flush(SOON_S)
         assert (producer.counts.acked, producer.counts.rejected) == (16, 0)
-    anna, bert = (keys.load_public(house.public(name)).decode() for name in ("anna", "bert"))
-    assert [(client, n) for client, n, *_ in house.running.stored()] == [
+    anna, bert = (keys.load_public(secured.public(name)).decode() for name in ("anna", "bert"))
+    assert [(client, n) for client, n, *_ in secured.running.stored()] == [
         (f"{key}\x1fcamera", n) for n in (1, 2) for key in (anna, bert)
     ]
-    control = house.running.control(keys=house.keys("anna"))
+    control = secured.running.control(keys=secured.keys("anna"))
     control.wait_idle(SOON_S)
     assert control.status()["learned"] == 32
-    assert house.running.producer(client="camera", keys=house.keys("bert")).send(images(1), labels(1)) == 3
+    assert secured.running.producer(client="camera", keys=secured.keys("bert")).send(images(1), labels(1)) == 3
 
 
 @pytest.mark.parametrize(
@@ -327,12 +331,12 @@ def test_the_same_name_under_two_keys_is_two_clients(house: House) -> None:
         ),
     ],
 )
-def test_new_names_are_no_way_around_the_limits_of_a_key(
+def test_the_limits_of_a_key_apply_to_all_its_client_names(
     tmp_path: Path, limits: list[str], sent: list[tuple[str, int]], code: str
 ) -> None:
-    house = House(tmp_path, *(f"limits.{limit}" for limit in limits))
-    with house.running:
-        peer = house.running.peer(keys=house.keys("anna"))
+    secured = SecuredDaemon(tmp_path, *(f"limits.{limit}" for limit in limits))
+    with secured.running:
+        peer = secured.running.peer(keys=secured.keys("anna"))
         *good, (name, n) = sent
         for client, number in good:
             peer.samples(number, client=client)
@@ -340,66 +344,70 @@ def test_new_names_are_no_way_around_the_limits_of_a_key(
         peer.samples(n, client=name)
         answer = peer.answer()
         assert (answer["code"], answer["n"], answer["retry"]) == (code, n, True)
-        other = house.running.peer(keys=house.keys("bert"))
+        other = secured.running.peer(keys=secured.keys("bert"))
         other.samples(n, client=name)
         assert set(other.acked(1)) == {n}
 
 
-def test_producers_without_a_name_come_and_go_as_often_as_they_like(tmp_path: Path) -> None:
-    house = House(tmp_path, "limits.client_names_max=2")
-    with house.running:
+def test_the_limit_of_names_does_not_stop_unnamed_producers_that_connect_and_leave(tmp_path: Path) -> None:
+    secured = SecuredDaemon(tmp_path, "limits.client_names_max=2")
+    with secured.running:
         for seed in range(6):
-            with house.running.producer(keys=house.keys("anna")) as producer:
+            with secured.running.producer(keys=secured.keys("anna")) as producer:
                 producer.send(images(4, seed=seed), labels(4, seed=seed))
             wait_until(
-                lambda: house.running.daemon.journal.clients.unresolved_of(producer.client) == 0, SOON_S, "it is gone"
+                lambda: secured.running.daemon.journal.clients.unresolved_of(producer.client) == 0,
+                SOON_S,
+                "the name is released",
             )
-        assert house.running.control(keys=house.keys("anna")).wait_idle(SOON_S)["learned"] == 24
+        assert secured.running.control(keys=secured.keys("anna")).wait_idle(SOON_S)["learned"] == 24
 
 
-def test_a_key_that_is_added_opens_at_once_and_one_that_is_removed_closes(house: House) -> None:
-    eve = house.keys("eve")
+def test_adding_and_removing_a_key_takes_effect_at_once(secured: SecuredDaemon) -> None:
+    eve = secured.keys("eve")
     for _ in range(5):
         with pytest.raises(RequestRefused):
-            house.visit("control", eve)
-        house.admit("eve", "control")
-        house.visit("control", eve)
-        house.shut_out("eve", "control")
+            secured.use("control", eve)
+        secured.allow("eve", "control")
+        secured.use("control", eve)
+        secured.revoke("eve", "control")
 
 
-def test_a_key_removed_while_connected(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connected_client_is_rejected_once_its_key_is_removed(
+    secured: SecuredDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
-    anna, bert = house.keys("anna"), house.keys("bert")
-    producer = house.running.producer(keys=bert, ack_timeout_s=0.5, on_refused=lambda refused: None)
+    anna, bert = secured.keys("anna"), secured.keys("bert")
+    producer = secured.running.producer(keys=bert, ack_timeout_s=0.5, on_refused=lambda refused: None)
     producer.send(images(4), labels(4))
     producer.flush(SOON_S)
-    control = house.running.control(keys=anna)
+    control = secured.running.control(keys=anna)
     control.status()
 
-    house.shut_out("bert", "learn")
-    house.shut_out("anna", "control")
-    ring = house.running.daemon._access.guards["learn"].keyring
-    wait_until(lambda: len(ring.accepted) == 1, SOON_S, "the daemon has seen it")
+    secured.revoke("bert", "learn")
+    secured.revoke("anna", "control")
+    ring = secured.running.daemon._access.guards["learn"].keyring
+    wait_until(lambda: len(ring.accepted) == 1, SOON_S, "the daemon has read the folder")
     for _ in range(3):
         producer.send(images(4), labels(4))
         with pytest.raises(RequestRefused, match="no longer accepted") as caught:
             producer.flush(SOON_S)
         assert caught.value.remote_code == "unauthorized"
-    wait_until(lambda: is_refused(control), SOON_S, "control is refused, too")
-    assert sum(samples for *_, samples in house.running.stored()) == 4
-    assert house.refused("learn", "key_removed") == 1
-    assert house.running.metric("messages_rejected_total", reason="unauthorized") >= 4
+    wait_until(lambda: is_refused(control), SOON_S, "the control client is rejected, too")
+    assert sum(samples for *_, samples in secured.running.stored()) == 4
+    assert secured.refused("learn", "key_removed") == 1
+    assert secured.running.metric("messages_rejected_total", reason="unauthorized") >= 4
     assert len(log_of(caplog, "learn", "key_removed")) == 1
 
-    house.admit("bert", "learn")
-    wait_until(lambda: len(ring.accepted) == 2, SOON_S, "it is back")
-    # What was refused was never settled.
-    wait_until(lambda: is_flushed(producer), 2 * SOON_S, "it is let in")
+    secured.allow("bert", "learn")
+    wait_until(lambda: len(ring.accepted) == 2, SOON_S, "the key is allowed again")
+    # Samples that were rejected are still unacked, so the producer sends them again.
+    wait_until(lambda: is_flushed(producer), 2 * SOON_S, "the producer is accepted")
     assert producer.counts.acked == 16
 
 
 def is_flushed(producer: Producer) -> bool:
-    """False if it hears that it was refused: each message that it sent again has such an answer of its own."""
+    """False if it was rejected. Each message that was sent again can have such an answer."""
     try:
         producer.flush(SOON_S)
     except RequestRefused as error:
@@ -417,11 +425,13 @@ def is_refused(control: Control) -> bool:
     return False
 
 
-def test_broken_files_among_the_keys_harm_nobody(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_key_files_are_logged_and_do_not_affect_other_keys(
+    secured: SecuredDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
-    folder = house.folder / "control"
-    ring = house.running.daemon._access.guards["control"].keyring
-    # Nobody looks meanwhile: a file that is just being written is a broken one more, and logged as one.
+    folder = secured.folder / "control"
+    ring = secured.running.daemon._access.guards["control"].keyring
+    # Hold the lock, or the daemon might read a file that is not completely written and log it twice.
     with ring._lock:
         (folder / "empty.key").touch()
         (folder / "half.key").write_text('curve\n    public-key = "abc')
@@ -430,55 +440,59 @@ def test_broken_files_among_the_keys_harm_nobody(house: House, caplog: pytest.Lo
         (folder / "folder.key").mkdir()
         (folder / "dangling.key").symlink_to("nowhere")
         (folder / "huge.key").write_bytes(bytes(1 << 20))
-    house.visit("control", house.keys("anna"))
-    wait_until(lambda: "half.key" in caplog.text, SOON_S, "it is logged")
-    assert "failed" not in house.running.daemon.state
+    secured.use("control", secured.keys("anna"))
+    wait_until(lambda: "half.key" in caplog.text, SOON_S, "the broken file is logged")
+    assert "failed" not in secured.running.daemon.state
     with ring._lock:
-        (folder / "half.key").write_bytes(house.public("eve").read_bytes())  # in place: the folder's time stays
-    wait_until(lambda: len(ring.accepted) == 2, SOON_S, "read again")
-    house.visit("control", house.keys("eve"))
+        (folder / "half.key").write_bytes(
+            secured.public("eve").read_bytes()
+        )  # in place, so the modification time of the folder does not change
+    wait_until(lambda: len(ring.accepted) == 2, SOON_S, "the file is read again")
+    secured.use("control", secured.keys("eve"))
     assert caplog.text.count("half.key") == 1
 
 
-def test_without_its_folder_nobody_gets_in(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    (house.folder / "control").rename(house.folder / "away")
+def test_without_its_folder_of_keys_a_socket_rejects_every_client(
+    secured: SecuredDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    (secured.folder / "control").rename(secured.folder / "away")
     with pytest.raises(RequestRefused, match="does not admit"):
-        house.visit("control", house.keys("anna"))
+        secured.use("control", secured.keys("anna"))
     assert caplog.text.count("no keys accepted") == 1
-    (house.folder / "away").rename(house.folder / "control")
-    house.visit("control", house.keys("anna"))
+    (secured.folder / "away").rename(secured.folder / "control")
+    secured.use("control", secured.keys("anna"))
 
 
-def test_a_zap_thread_that_dies_ends_the_daemon(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    zap = house.running.daemon._access.zap
+def test_a_dead_zap_thread_stops_the_daemon(secured: SecuredDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    zap = secured.running.daemon._access.zap
     assert zap is not None
 
     def broken() -> None:
         raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr(zap, "_refresh", broken)
-    wait_until(lambda: house.running.daemon.failure is not None, SOON_S, "the daemon has noticed")
-    # Nobody gets in without it, not even with the right key.
+    wait_until(lambda: secured.running.daemon.failure is not None, SOON_S, "the daemon has failed")
+    # Without it every client is rejected, also with an allowed key.
     with pytest.raises((RequestRefused, DeadlineExceeded)):
-        Control(house.endpoint("control"), keys=house.keys("anna")).status(1.0)
+        Control(secured.endpoint("control"), keys=secured.keys("anna")).status(1.0)
     with pytest.raises(StageFailed, match=r"ff-zap: .*on purpose"):
-        house.running.stop()
+        secured.running.stop()
     assert not any(thread.name == "ff-zap" for thread in threading.enumerate())
 
 
-def test_http_wants_its_token(house: House) -> None:
-    with httpx.Client(base_url=f"http://{house.running.daemon.http.address}", trust_env=False) as client:
+def test_http_status_and_metrics_need_the_token(secured: SecuredDaemon) -> None:
+    with httpx.Client(base_url=f"http://{secured.running.daemon.http.address}", trust_env=False) as client:
         for path in ("/", "/healthz", "/readyz", "/readyz/learn"):
             assert client.get(path).status_code == 200
         for path in ("/status", "/metrics", "/none", "/status/", "/healthz/"):
-            for borne in (None, "Bearer wrong", TOKEN, f"bearer {TOKEN}x", f"Basic {TOKEN}"):
-                answer = client.get(path, headers={} if borne is None else {"Authorization": borne})
-                assert answer.status_code == 401, (path, borne)
+            for authorization in (None, "Bearer wrong", TOKEN, f"bearer {TOKEN}x", f"Basic {TOKEN}"):
+                answer = client.get(path, headers={} if authorization is None else {"Authorization": authorization})
+                assert answer.status_code == 401, (path, authorization)
                 assert answer.headers["www-authenticate"].startswith("Bearer")
         for path in ("/status", "/metrics"):
             for scheme in ("Bearer", "bearer", "BEARER"):
                 assert client.get(path, headers={"Authorization": f"{scheme} {TOKEN}"}).status_code == 200
-    assert house.refused("http", "token") == 25
+    assert secured.refused("http", "token") == 25
 
 
 @pytest.mark.parametrize(
@@ -495,7 +509,9 @@ def test_http_wants_its_token(house: House) -> None:
         ("listen.http=:0", "listen.http"),
     ],
 )
-def test_an_open_door_is_refused(tmp_path: Path, setting: str, option: str) -> None:
+def test_an_endpoint_reachable_from_elsewhere_without_keys_is_rejected(
+    tmp_path: Path, setting: str, option: str
+) -> None:
     with pytest.raises(ConfigError, match=option) as caught:
         Daemon(config(tmp_path / "state", setting)).start()
     assert "security.insecure=true" in caught.value.hint
@@ -503,20 +519,22 @@ def test_an_open_door_is_refused(tmp_path: Path, setting: str, option: str) -> N
 
 
 @pytest.mark.parametrize("where", ["tcp://*:*", "tcp://0.0.0.0:*"])
-def test_an_open_door_that_is_meant(tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_endpoint_reachable_from_elsewhere_is_allowed_with_insecure(
+    tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with Running(tmp_path / "state", "security.insecure=true", f"listen.control={where}", "listen.http=0.0.0.0:0"):
         assert "listening without authentication socket=control" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["tcp://127.0.0.7:*", "tcp://localhost:*", "ipc://{}/c"])
-def test_what_others_cannot_reach_needs_no_keys(tmp_path: Path, where: str) -> None:
+def test_a_local_endpoint_needs_no_keys(tmp_path: Path, where: str) -> None:
     with Running(tmp_path / "state", f"listen.control={where.format(tmp_path)}"):
         pass
 
 
-def test_keys_that_are_not_complete(house: House, tmp_path: Path) -> None:
+def test_incomplete_security_options_are_rejected(secured: SecuredDaemon, tmp_path: Path) -> None:
     def start(*settings: str) -> None:
-        Daemon(config(tmp_path / "second", *house.settings(), *settings)).start()
+        Daemon(config(tmp_path / "second", *secured.settings(), *settings)).start()
 
     for name in SOCKETS:
         with pytest.raises(ConfigError, match=f"security.{name}_clients is missing"):
@@ -526,21 +544,23 @@ def test_keys_that_are_not_complete(house: House, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no effect without"):
         start("security.server_key=")
     public = tmp_path / "public-only"
-    shutil.copy(house.public("daemon"), public)
+    shutil.copy(secured.public("daemon"), public)
     public.chmod(0o600)
     with pytest.raises(ConfigError, match="contains a public key, expected a secret key"):
         start(f"security.server_key={public}")
-    (house.folder / "control").chmod(0o777)
+    (secured.folder / "control").chmod(0o777)
     with pytest.raises(ConfigError, match="other users may write"):
         start()
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644])
-def test_secrets_that_others_can_read(house: House, tmp_path: Path, mode: int) -> None:
+def test_secret_files_that_other_users_can_access_are_rejected(
+    secured: SecuredDaemon, tmp_path: Path, mode: int
+) -> None:
     for path, start in (
-        (house.secret("daemon"), lambda: Daemon(config(tmp_path / "second", *house.settings())).start()),
-        (house.folder / "token", lambda: Daemon(config(tmp_path / "second", *house.settings())).start()),
-        (house.secret("anna"), lambda: house.keys("anna")),
+        (secured.secret("daemon"), lambda: Daemon(config(tmp_path / "second", *secured.settings())).start()),
+        (secured.folder / "token", lambda: Daemon(config(tmp_path / "second", *secured.settings())).start()),
+        (secured.secret("anna"), lambda: secured.keys("anna")),
     ):
         path.chmod(mode)
         with pytest.raises(ConfigError, match="can be accessed by users other") as caught:
@@ -549,7 +569,9 @@ def test_secrets_that_others_can_read(house: House, tmp_path: Path, mode: int) -
         path.chmod(0o600)
 
 
-def test_the_state_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_state_folder_must_belong_to_this_user_and_not_be_writable_by_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with Running(tmp_path / "new"):
         assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
     assert "others may read" not in caplog.text
@@ -565,17 +587,17 @@ def test_the_state_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         Daemon(config(tmp_path / "new")).start()
 
 
-def test_a_lock_that_leads_elsewhere_harms_nothing_there(tmp_path: Path) -> None:
-    victim, state = tmp_path / "victim", tmp_path / "state"
-    victim.write_text("precious")
+def test_a_lock_file_that_is_a_symbolic_link_is_rejected_and_its_target_unchanged(tmp_path: Path) -> None:
+    target, state = tmp_path / "target", tmp_path / "state"
+    target.write_text("precious")
     state.mkdir(0o700)
-    (state / "lock").symlink_to(victim)
+    (state / "lock").symlink_to(target)
     with pytest.raises(ConfigError, match=str(state)):
         Daemon(config(state)).start()
-    assert victim.read_text() == "precious"
+    assert target.read_text() == "precious"
 
 
-def test_a_control_message_over_a_header_ends_its_connection(tmp_path: Path) -> None:
+def test_a_control_message_larger_than_a_header_ends_its_connection(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
         peer = running.peer("control")
         peer.send_frames(bytes(65_537))

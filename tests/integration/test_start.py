@@ -1,4 +1,4 @@
-"""Starts that fail: what may pass has exit code 75, what stays has 2; and a new state is never made by mistake."""
+"""Starts that fail. Exit code 75: a later start may succeed; 2: it cannot. No new state is created by mistake."""
 
 import os
 import resource
@@ -25,7 +25,7 @@ NEW = "new state folder created path={}"
 
 
 def blocked(state: Path, *settings: str, existing: bool = False) -> StartBlocked:
-    """The error that keeps a daemon from starting, but may pass; nothing of the daemon is left."""
+    """The error of a start that is blocked for now."""
     with pytest.raises(StartBlocked) as caught:
         Daemon(config(state, *settings), existing=existing).start()
     assert caught.value.hint
@@ -35,7 +35,7 @@ def blocked(state: Path, *settings: str, existing: bool = False) -> StartBlocked
 # --- exit codes -----------------------------------------------------------------------------------------------------
 
 
-def test_what_may_pass_has_an_exit_code_that_a_service_manager_tries_again_for(tmp_path: Path) -> None:
+def test_a_port_in_use_has_the_exit_code_after_which_a_service_manager_tries_again(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = f"listen.http=127.0.0.1:{taken.getsockname()[1]}"
         done = run_cli(*serve_arguments(tmp_path / "state", [port]))
@@ -52,13 +52,15 @@ def test_what_may_pass_has_an_exit_code_that_a_service_manager_tries_again_for(t
         ("listen.predict=tcp://none0:5758", StartBlocked, "no interface or host has that name now"),
     ],
 )
-def test_addresses(tmp_path: Path, setting: str, kind: type[Exception], hint: str) -> None:
+def test_an_address_that_does_not_exist_now_blocks_the_start(
+    tmp_path: Path, setting: str, kind: type[Exception], hint: str
+) -> None:
     with pytest.raises(kind, match=r"listen\.predict") as caught:
         Daemon(config(tmp_path / "state", "security.insecure=true", setting)).start()
     assert hint in str(caught.value)
 
 
-def test_a_read_only_disk_may_pass(tmp_path: Path) -> None:
+def test_a_read_only_disk_blocks_the_start(tmp_path: Path) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)]
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a file system here")
@@ -76,7 +78,7 @@ def _highest() -> int:
 
 @contextmanager
 def descriptors(spare: int) -> Iterator[None]:
-    """In the block this process can open so many files and no more."""
+    """In the block, this process can open this many files and no more."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened: list[int] = []
     try:
@@ -93,10 +95,8 @@ def descriptors(spare: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_a_start_without_descriptors_for_its_sockets_may_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """libzmq would abort the process."""
+def test_a_lack_of_descriptors_for_sockets_blocks_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this check libzmq would abort the process."""
     monkeypatch.setattr("ffstream.daemon.daemon.raise_file_limit", lambda: None)
     daemon = Daemon(config(tmp_path / "state"))
     with pytest.raises(StartBlocked, match="cannot open sockets: Too many open files") as caught, descriptors(40):
@@ -106,7 +106,7 @@ def test_a_start_without_descriptors_for_its_sockets_may_pass(
         pass
 
 
-def test_a_state_folder_that_cannot_be_opened_for_want_of_descriptors_may_pass(tmp_path: Path) -> None:
+def test_a_lack_of_descriptors_for_the_state_folder_blocks_the_start(tmp_path: Path) -> None:
     lock = StateLock(tmp_path)
     with descriptors(0), pytest.raises(StartBlocked, match="Too many open files") as caught:
         lock.take()
@@ -115,7 +115,7 @@ def test_a_state_folder_that_cannot_be_opened_for_want_of_descriptors_may_pass(t
     lock.release()
 
 
-def test_a_standby_waits_while_descriptors_are_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_standby_waits_until_there_are_enough_descriptors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     serves = Running(tmp_path / "state")
     stands_by = Daemon(config(tmp_path / "state"))
@@ -126,7 +126,7 @@ def test_a_standby_waits_while_descriptors_are_short(tmp_path: Path, caplog: pyt
     try:
         wait_until(lambda: "stands by" in caplog.text, WAIT_S, "it stands by")
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
-        wait_until(lambda: "cannot take over yet" in caplog.text, WAIT_S, "it meets the shortage")
+        wait_until(lambda: "cannot take over yet" in caplog.text, WAIT_S, "it reports the shortage")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
         serves.stop()
@@ -137,7 +137,7 @@ def test_a_standby_waits_while_descriptors_are_short(tmp_path: Path, caplog: pyt
     stands_by.stop()
 
 
-def test_sighup_does_not_end_a_standby(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sighup_does_not_stop_a_standby(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     with Running(tmp_path / "state"):
         stands_by = Daemon(config(tmp_path / "state"))
@@ -156,7 +156,7 @@ def test_sighup_does_not_end_a_standby(tmp_path: Path, caplog: pytest.LogCapture
 # --- ipc ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_ipc_endpoint_is_not_taken_from_the_daemon_that_serves(tmp_path: Path) -> None:
+def test_an_ipc_endpoint_in_use_blocks_the_start(tmp_path: Path) -> None:
     learn = f"listen.learn=ipc://{tmp_path}/learn"
     with Running(tmp_path / "first", learn) as first:
         error = blocked(tmp_path / "second", learn)
@@ -170,7 +170,7 @@ def test_an_ipc_endpoint_is_not_taken_from_the_daemon_that_serves(tmp_path: Path
         producer.flush(WAIT_S)
 
 
-def test_the_socket_of_a_killed_daemon_is_taken_over(daemons: Daemons, tmp_path: Path) -> None:
+def test_the_ipc_socket_of_a_killed_daemon_is_replaced(daemons: Daemons, tmp_path: Path) -> None:
     learn = f"listen.learn=ipc://{tmp_path}/learn"
     daemons.start(learn).kill()
     assert (tmp_path / "learn").is_socket()
@@ -183,12 +183,12 @@ def test_the_socket_of_a_killed_daemon_is_taken_over(daemons: Daemons, tmp_path:
 # --- a new state ----------------------------------------------------------------------------------------------------
 
 
-def test_a_new_state_is_told_and_an_old_one_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_a_new_state_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = tmp_path / "state"
     with Running(state):
         pass
-    told = [each for each in caplog.records if each.getMessage().startswith(NEW.format(state))]
-    assert [each.levelname for each in told] == ["WARNING"]
+    lines = [each for each in caplog.records if each.getMessage().startswith(NEW.format(state))]
+    assert [each.levelname for each in lines] == ["WARNING"]
     caplog.clear()
     with Running(state):
         assert "new state" not in caplog.text
@@ -197,12 +197,12 @@ def test_a_new_state_is_told_and_an_old_one_is_not(tmp_path: Path, caplog: pytes
         assert f"new state created in an existing folder path={state}" in caplog.text
 
 
-def test_existing_refuses_to_create_a_state(tmp_path: Path) -> None:
+def test_existing_does_not_create_a_new_state(tmp_path: Path) -> None:
     state = tmp_path / "state"
     refused = "does not exist, and --existing refuses to create a new state"
     assert blocked(state, existing=True).message == f"{state} {refused}"
     assert not state.exists()
-    state.mkdir(0o700)  # a mount point, say
+    state.mkdir(0o700)  # such as a mount point
     (state / "journal.sqlite").touch()
     error = blocked(state, existing=True)
     assert error.message == f"{state}/journal.sqlite {refused}"
@@ -216,7 +216,7 @@ def test_existing_refuses_to_create_a_state(tmp_path: Path) -> None:
     daemon.stop()
 
 
-def test_existing_is_an_option_and_a_variable(tmp_path: Path) -> None:
+def test_existing_can_be_set_by_option_and_by_environment_variable(tmp_path: Path) -> None:
     state = tmp_path / "state"
     for extra, environment in ((["--existing"], {}), ([], {"FFSTREAM_EXISTING": "true"})):
         done = subprocess.run(

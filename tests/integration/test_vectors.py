@@ -1,4 +1,4 @@
-"""`wire/vectors.json` against a daemon that runs: every reply is the one that the file says."""
+"""A running daemon gives every reply of `ffstream/wire/vectors.json`."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def plain(value: Any) -> Any:
-    """With msgpack's bins in place of `{"hex": …}`."""
+    """Replaces each `{"hex": …}` by its bytes."""
     if isinstance(value, dict):
         if set(value) == {"hex"}:
             return bytes.fromhex(value["hex"])
@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:
 
 
 def mismatch(expected: Any, found: Any, where: str = "header") -> str | None:
-    """What is not as expected, and where; None if all is."""
+    """Describes the first difference; None if there is none."""
     if isinstance(expected, dict) and set(expected) == {"any"}:
         return None if type(found) is KINDS[expected["any"]] else f"{where} is {found!r}, no {expected['any']}"
     if type(expected) is not type(found):
@@ -46,26 +46,26 @@ def mismatch(expected: Any, found: Any, where: str = "header") -> str | None:
     return next((fault for part in parts if (fault := mismatch(*part[:2], f"{where}.{part[2]}"))), None)
 
 
-def test_each_exchange_has_a_name_of_its_own() -> None:
+def test_exchange_names_are_unique() -> None:
     assert VECTORS["protocol"] == 1
     assert len(EXCHANGES) == len(VECTORS["vectors"])
 
 
 @pytest.mark.parametrize("name", EXCHANGES)
-def test_the_frames_are_what_the_header_says(name: str) -> None:
+def test_the_bytes_to_send_equal_the_packed_header(name: str) -> None:
     for step in EXCHANGES[name]["steps"]:
         if "header" in step:
             assert msgpack.packb(plain(step["header"])).hex() == step["send"][0]
 
 
 @pytest.mark.parametrize("name", EXCHANGES)
-def test_a_daemon_replies_as_the_file_says(daemon: Running, name: str) -> None:
+def test_the_daemon_gives_the_replies_of_the_file(daemon: Running, name: str) -> None:
     exchange = EXCHANGES[name]
     with daemon.peer(exchange["socket"]) as peer:
         for step in exchange["steps"]:
             peer.send_frames(*map(bytes.fromhex, step["send"]))
             if step["reply"] is None:
-                continue  # the reply to the next step would not fit if there was one
+                continue  # if there was a reply, it would not match the next step
             header, payload = peer.answer_and_payload()
             assert mismatch(plain(step["reply"]["header"]), header) is None
             assert list(map(len, payload)) == step["reply"]["payload"]
