@@ -15,15 +15,16 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum, IntEnum
+from enum import Enum
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import zmq
 
 from ffstream import __version__
 from ffstream.config import Config
 from ffstream.daemon.commands import Commands
+from ffstream.daemon.shutdown import Order, Shutdown
 from ffstream.daemon.state import JOURNAL, StateLock, has_journal, is_missing
 from ffstream.errors import DeadlineExceeded, FFStreamError, StageFailed, StartBlocked
 from ffstream.ff import kernels
@@ -51,24 +52,9 @@ from ffstream.wire.images import ImageChecker
 log = logging.getLogger(__name__)
 
 _RETURN_MEMORY_S = 10.0
-_LOOK_S = 1.0
-_STANDBY_LOOK_S = 0.02
-_FROZEN_S = 2.0  # that a look may come late; more, and the process was stopped, or its machine
-
-
-class _Order(IntEnum):
-    """The steps of a stop."""
-
-    ACCEPT_NO_MORE = 1  # what was acked is in the journal
-    LEARN_WHAT_IS_QUEUED = 2  # the last barrier takes the state
-    EVALUATE_WHAT_IS_QUEUED = 3  # the evaluator's part completes the last barrier
-    WRITE_CHECKPOINT = 4
-    END_COMMANDS = 5  # those that wait get an answer
-    ANSWER_NO_MORE = 6  # predictions and control went on until here
-    ADMIT_NO_MORE = 7  # no socket is left that would admit without asking
-    CLOSE_CONTEXT = 8
-    CLOSE_JOURNAL = 9
-    RELEASE_STATE = 10
+_POLL_S = 1.0
+_STANDBY_POLL_S = 0.02
+_FROZEN_S = 2.0  # a poll that is later means that the process, or the machine, was stopped
 
 
 class _Wake(Enum):
@@ -76,14 +62,6 @@ class _Wake(Enum):
 
     STOP = 1
     RELOAD = 2
-
-
-class _Step(NamedTuple):
-    """How to end one part: gets the seconds that are left, says whether it was in time."""
-
-    order: _Order
-    name: str
-    end: Callable[[float], bool]
 
 
 class Daemon:
@@ -99,43 +77,45 @@ class Daemon:
         self.metrics = Metrics()
         self.failure: Exception | None = None
         self._phase = "starting"  # then "ready", then "stopping"
-        # First of all: a daemon that must not listen need not spend minutes on recovery.
+        # Before anything else: a daemon that must not listen should not spend minutes on recovery.
         self._access = Access(config.listen, config.security, self.metrics, self._fail)
         self._lock = StateLock(config.state, existing=existing)
         self._blocked_by = ""  # why a standby could not take the folder when it last tried
         self._loops: list[RouterLoop] = []  # those that are bound
-        self._steps = [_Step(_Order.RELEASE_STATE, "lock", self._release_state)]
-        # Not an Event: a signal handler that sets one deadlocks if its thread is just about to wait for it.
+        self._shutdown = Shutdown()
+        self._shutdown.add(Order.RELEASE_STATE, "lock", self._release_state)
+        # Not an Event: setting one in a signal handler deadlocks if that thread is about to wait for it.
         self._wake: SimpleQueue[_Wake] = SimpleQueue()
 
     # --- start -------------------------------------------------------------------------------------------------
 
     @as_start_errors()
     def stand_by(self, heartbeat: Callable[[], None] = lambda: None) -> bool:
-        """Waits while another daemon has the state folder: the kernel takes it from one that dies, however it dies.
+        """Waits while another daemon has the state folder. The kernel releases its lock however that daemon dies.
 
-        Calls `heartbeat` each second meanwhile. True when it is ours and `start` may follow, False when a stop was
-        requested. Raises ConfigError, and at first StartBlocked; later, what blocks it is logged and waited for.
+        Calls `heartbeat` each second meanwhile. True once this daemon has the folder and `start` may follow, False
+        when a stop was requested. Raises ConfigError. Raises StartBlocked at first; later, a lock that cannot be
+        taken is logged, and tried again.
         """
         if self._lock.take():
             return True
         self._expect_journal()
-        # What would keep it from serving is said now, and not when it is needed.
+        # Fail fast: validate before waiting, not at takeover.
         open_store(self.config).check_recipe()
         kernels.prepare()
-        log.info("stands by pid=%d state=%s", os.getpid(), self.config.state)
+        log.info("standing by pid=%d state=%s", os.getpid(), self.config.state)
         beat = -math.inf
         while not self._can_take():
-            if time.monotonic() - beat >= _LOOK_S:
+            if time.monotonic() - beat >= _POLL_S:
                 beat = time.monotonic()
                 heartbeat()
-            if self._is_woken(_STANDBY_LOOK_S):
+            if self._is_woken(_STANDBY_POLL_S):
                 return False
-        log.info("takes over pid=%d state=%s", os.getpid(), self.config.state)
+        log.info("taking over pid=%d state=%s", os.getpid(), self.config.state)
         return True
 
     def _can_take(self) -> bool:
-        """Whether the folder is ours now. No descriptor left, or a disk that is away, may pass: logged once each."""
+        """Whether the folder is ours now. Passing obstacles, such as no free descriptor, are logged once each."""
         try:
             taken = self._lock.take()
         except StartBlocked as error:
@@ -151,10 +131,10 @@ class Daemon:
         try:
             self._start()
         except BaseException:
-            with suppress(FFStreamError):  # `stop` has logged it; what failed first is what the caller needs
+            with suppress(FFStreamError):  # the caller needs the first failure; `stop` has logged its own
                 self.stop()
             raise
-        # What exists now lives as long as the daemon: the collector need not walk over it again and again, nor once.
+        # These objects live as long as the daemon: the garbage collector need not traverse them.
         gc.freeze()
         gc.enable()
         self._phase = "ready"
@@ -177,7 +157,7 @@ class Daemon:
         self._open_state()
         self._recover()
         self._open_sockets()
-        if self.failure is not None:  # what was started first may be dead by now
+        if self.failure is not None:  # a thread that was started first may have died by now
             raise self.failure
 
     def _open_state(self) -> None:
@@ -195,13 +175,13 @@ class Daemon:
         journal = state / JOURNAL
         is_new = not has_journal(state)
         self.journal = Journal(journal, inputs=recipe.inputs, labels=recipe.labels)
-        self._steps.append(_Step(_Order.CLOSE_JOURNAL, "journal", self._close_journal))
+        self._shutdown.add(Order.CLOSE_JOURNAL, "journal", self._close_journal)
         if is_new:
             what = "new state folder created" if self._lock.made else "new state created in an existing folder"
             hint = "if there was a state before, stop the daemon and mount or restore it; --existing refuses this"
             log.warning("%s path=%s hint=%s", what, state.absolute(), hint)
         for path in (journal, state):
-            fsync_entry(path)  # an ack must not depend on a folder that power loss can take away
+            fsync_entry(path)  # without it, power loss could remove the folder that an ack depends on
 
     def _expect_journal(self) -> None:
         if self._existing and not has_journal(self.config.state):
@@ -209,33 +189,48 @@ class Daemon:
 
     def _recover(self) -> None:
         self.learner = Learner(self.config, self.journal, self.metrics, self._fail)
-        self._steps += [
-            _Step(_Order.LEARN_WHAT_IS_QUEUED, "learner", self._end_learning),
-            _Step(_Order.EVALUATE_WHAT_IS_QUEUED, "prequential", self.learner.end_evaluation),
-            _Step(_Order.WRITE_CHECKPOINT, "checkpoint", self.learner.end_writing),
-        ]
+        self._shutdown.add(Order.LEARN_QUEUED, "learner", self._end_learning)
+        self._shutdown.add(Order.EVALUATE_QUEUED, "prequential", self.learner.end_evaluation)
+        self._shutdown.add(Order.WRITE_CHECKPOINT, "checkpoint", self.learner.end_writing)
         self.learner.start()
 
     def _open_sockets(self) -> None:
-        config, limits, recipe = self.config, self.config.limits, self.config.network
-        checker = ImageChecker(recipe.image_shape, recipe.labels, limits.message_max_samples)
-        boot = secrets.token_hex(8)
         check_free_files()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._steps.append(_Step(_Order.CLOSE_CONTEXT, "sockets", self._end_context))
-        access = self._access
-        if access.zap is not None:
-            access.zap.start(self._context)
-            self._steps.append(_Step(_Order.ADMIT_NO_MORE, access.zap.name, access.zap.stop))
+        self._shutdown.add(Order.CLOSE_CONTEXT, "sockets", self._end_context)
+        zap = self._access.zap
+        if zap is not None:
+            zap.start(self._context)
+            self._shutdown.add(Order.STOP_AUTHENTICATING, zap.name, zap.stop)
+        self._make_loops()
+        self._shutdown.add(Order.END_COMMANDS, "commands", self._end_commands)
+        listen = self.config.listen
+        self._bind(self.learn, listen.learn, Order.STOP_ACCEPTING)
+        self._bind(self.predict, listen.predict, Order.STOP_ANSWERING)
+        self._bind(self.control, listen.control, Order.STOP_ANSWERING)
+        self._make_http()
+        self._shutdown.add(Order.STOP_ANSWERING, self.http.name, self.http.stop)
+        for server in (self.learn, self.predict, self.control, self.http):
+            server.start()
+
+    def _bind(self, loop: RouterLoop, endpoint: str, order: Order) -> None:
+        loop.bind(self._context, endpoint, self._access.guards.get(loop.socket_name))
+        self._loops.append(loop)
+        self._shutdown.add(order, loop.name, loop.stop)
+
+    def _make_loops(self) -> None:
+        config, limits, recipe, metrics = self.config, self.config.limits, self.config.network, self.metrics
+        checker = ImageChecker(recipe.image_shape, recipe.labels, limits.message_max_samples)
+        boot = secrets.token_hex(8)
         housekeeping = Housekeeping(
-            self.journal, self.learner.checkpoints, limits, Resources(config.state, limits), self.metrics
+            self.journal, self.learner.checkpoints, limits, Resources(config.state, limits), metrics
         )
         self.admission = Admission(
             self.journal,
             limits,
             housekeeping,
             applied_seq=lambda: self.learner.applied_seq,
-            metrics=self.metrics,
+            metrics=metrics,
             leftover_samples=recipe.batch_size - 1 if config.learning.partial == "wait" else 0,
         )
         self.learn = LearnLoop(
@@ -245,7 +240,7 @@ class Daemon:
             housekeeping,
             limits,
             boot=boot,
-            metrics=self.metrics,
+            metrics=metrics,
             on_failure=self._fail,
         )
         self.predict = PredictLoop(
@@ -254,7 +249,7 @@ class Daemon:
             limits,
             is_behind=self.learner.is_behind,
             boot=boot,
-            metrics=self.metrics,
+            metrics=metrics,
             on_failure=self._fail,
         )
         self.commands = Commands(
@@ -263,23 +258,17 @@ class Daemon:
         self.control = ControlLoop(
             self.commands.table,
             limits,
-            self.metrics,
+            metrics,
             self._fail,
             checker=checker,
             boot=boot,
             waits=self.commands.waits,
         )
-        self._steps.append(_Step(_Order.END_COMMANDS, "commands", self._end_commands))
-        for loop, endpoint, order in (
-            (self.learn, config.listen.learn, _Order.ACCEPT_NO_MORE),
-            (self.predict, config.listen.predict, _Order.ANSWER_NO_MORE),
-            (self.control, config.listen.control, _Order.ANSWER_NO_MORE),
-        ):
-            loop.bind(self._context, endpoint, access.guards.get(loop.socket_name))
-            self._loops.append(loop)
-            self._steps.append(_Step(order, loop.name, loop.stop))
-        self.metrics.journal_seq.set_function(lambda: self.journal.head.seq)
-        self.metrics.journal_backlog.set_function(lambda: self.journal.backlog(self.learner.applied_seq))
+        metrics.journal_seq.set_function(lambda: self.journal.head.seq)
+        metrics.journal_backlog.set_function(lambda: self.journal.backlog(self.learner.applied_seq))
+
+    def _make_http(self) -> None:
+        limits, access = self.config.limits, self._access
         app = make_app(
             self.metrics.registry,
             alive=lambda: self.failure is None,
@@ -291,16 +280,13 @@ class Daemon:
         )
         self.http = HttpServer(
             app,
-            config.listen.http,
+            self.config.listen.http,
             limits.http_connections,
             limits.handshake_timeout_s,
             limits.http_keep_alive_s,
             self._fail,
             access.http_rejections,
         )
-        self._steps.append(_Step(_Order.ANSWER_NO_MORE, self.http.name, self.http.stop))
-        for started in (self.learn, self.predict, self.control, self.http):
-            started.start()
 
     def _fail(self, error: Exception) -> None:
         """The first thread to die ends the daemon."""
@@ -311,7 +297,7 @@ class Daemon:
 
     @property
     def state(self) -> str:
-        """`starting`, `ready`, `draining`, `stopping`; or `failed`, which none of these takes back."""
+        """`starting`, `ready`, `draining`, `stopping`; or `failed`, which is final."""
         if self.failure is not None:
             return "failed"
         return "draining" if self._phase == "ready" and self.admission.draining else self._phase
@@ -354,22 +340,22 @@ class Daemon:
     def wait(self, heartbeat: Callable[[], None] = lambda: None) -> None:
         """Returns when a stop was requested or something failed. Calls `heartbeat` each second while all is well."""
         limit_s = self.config.pipeline.stall_timeout_s
-        returned = looked = watched_from = time.monotonic()
-        while not self._is_woken(_LOOK_S):
-            before, looked = looked, time.monotonic()
-            if looked - before > _LOOK_S + _FROZEN_S:
-                watched_from = looked  # nobody made progress while the whole process stood still
-            if looked - returned > _RETURN_MEMORY_S:
+        returned = polled = watched_from = time.monotonic()
+        while not self._is_woken(_POLL_S):
+            before, polled = polled, time.monotonic()
+            if polled - before > _POLL_S + _FROZEN_S:
+                watched_from = polled  # no thread makes progress while the whole process is stopped
+            if polled - returned > _RETURN_MEMORY_S:
                 return_free_memory()
-                returned = looked
-            stuck = self._stalled(limit_s) if looked - watched_from > limit_s else None
+                returned = polled
+            stuck = self._stalled(limit_s) if polled - watched_from > limit_s else None
             if stuck is not None:
                 self._fail(StageFailed(f"{stuck} made no progress for {limit_s:g} s", hint="restart; see the log"))
             else:
                 heartbeat()
 
     def _stalled(self, limit_s: float) -> str | None:
-        """Names a thread that has had the same work in hand for that long."""
+        """Name of a thread that has worked on the same item for that long."""
         zap = self._access.zap
         served = [each.thread for each in (self.learn, self.predict, self.control, self.http, zap) if each]
         return find_stuck([*served, *self.learner.threads], limit_s)
@@ -387,29 +373,18 @@ class Daemon:
             self._access.reload()
 
     def request_stop(self) -> None:
-        """Sets a flag, and returns; safe in a signal handler. Whoever waits then stops the daemon."""
+        """Sets a flag and returns; safe in a signal handler. The thread in `wait` then stops the daemon."""
         self._wake.put(_Wake.STOP)
 
     def request_reload(self) -> None:
-        """The same for client keys, which are read again. Learning and the connections go on."""
+        """Sets a flag to read the client keys again. Learning and open connections go on."""
         self._wake.put(_Wake.RELOAD)
 
     def stop(self) -> None:
         """Ends what was started, in order, each step with a deadline. Raises what failed, if anything did."""
         served, self._phase = self._phase == "ready", "stopping"
-        deadline = time.monotonic() + self.config.shutdown.drain_timeout_s
-        late: list[str] = []
-        for step in sorted(self._steps):
-            if step.order is _Order.RELEASE_STATE and late:
-                continue  # what is late may still write: the folder is ours until the process ends
-            try:
-                in_time = step.end(max(0.1, deadline - time.monotonic()))
-            except Exception:  # the steps after it have things to end, too
-                log.exception("step failed name=%s", step.name)
-                in_time = False
-            if not in_time:
-                late.append(step.name)
-        if served or late:  # a start that failed says why, and that is all there is to say
+        late = self._shutdown.run(self.config.shutdown.drain_timeout_s)
+        if served or late:  # a failed start has logged its reason already
             log.info("stopped late=%s", ",".join(late) or "none")
         if self.failure is not None:
             raise self.failure
@@ -420,12 +395,12 @@ class Daemon:
         return self.learner.end_learning(timeout_s, failed=self.failure is not None)
 
     def _end_commands(self, timeout_s: float) -> bool:
-        """A command that waits holds a thread, and Python does not exit before its threads."""
+        """A waiting command holds a thread, and Python does not exit before its threads."""
         self.learner.end_waits()
         return True
 
     def _end_context(self, timeout_s: float) -> bool:
-        """Sends what lingers, at most a second long. A loop that is still alive has a socket: then it stays open."""
+        """Sends pending replies for at most a second. Stays open if a loop is still alive and has a socket."""
         if any(loop.thread.is_alive() for loop in self._loops):
             return False
         self._context.term()
