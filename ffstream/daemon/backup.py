@@ -1,22 +1,22 @@
-"""A copy of a state folder that a daemon can be started on, made while a daemon runs on it or not.
+"""Backup: a copy of a state folder that a daemon can start on. It works with or without a running daemon.
 
     journal.sqlite     as one read transaction sees it, copied by SQLite's backup API
-    checkpoints/SEQ/   the newest whole checkpoint that this journal goes on from
+    checkpoints/SEQ/   the newest whole checkpoint that this journal continues from
     backup.json        what the copy holds
 
-Valid if and only if it stands under its final name: it is written beside it, flushed, checked in every byte, and
-renamed last. A death leaves a folder `.NAME.…` and nothing else. Everything acked before it began is in it:
+A backup is valid if and only if it has its final name: it is written beside it, flushed, verified in every byte, and
+renamed last. A crash leaves only a folder `.NAME.…`. A backup contains everything that was acked before it began:
 
-    1. open the files of the newest checkpoint: they can be read to the end even if the daemon removes them
+    1. open the files of the newest checkpoint: they stay readable even if the daemon removes them
     2. begin the read transaction
-    3. the checkpoint must still be in its place, or a rollback may have undone it; each sample after it must be in
-       the journal or skipped; otherwise begin again with what is there now
+    3. check that the checkpoint is still in its place (a rollback may have undone it), and that each sample after it
+       is in the journal or skipped; otherwise start over with what is there now
     4. copy both, compare checksums, mark the journal as closed (see journal.clean_close), verify it
 
-The daemon goes on accepting and learning. Only its -wal file cannot be folded meanwhile: it grows by what is acked.
+The daemon goes on accepting and learning. Only its -wal file cannot be folded meanwhile, and grows by what is acked.
 
-This reads the folder itself and is no command of the daemon's: a control client could make the daemon write anywhere
-that its user may, and a backup must work when no daemon does.
+It reads the folder directly and is not a command of the daemon: otherwise a control client could make the daemon
+write anywhere its user may, and a backup must also work when no daemon runs.
 """
 
 import json
@@ -43,9 +43,9 @@ FORMAT = 1
 JOURNAL = "journal.sqlite"
 BACKUP = "backup.json"
 _CHECKPOINTS = "checkpoints"
-_ATTEMPTS = 20  # each takes another checkpoint; a rollback, or new checkpoints, came in between
+_ATTEMPTS = 20  # an attempt fails when a rollback or new checkpoints come in between
 _PAUSE_S = 0.1
-_PAGES = 512  # of a step
+_PAGES = 512  # per step
 
 OnPages = Callable[[int, int], object]
 
@@ -64,11 +64,11 @@ class Backup:
 
 
 class _Changed(Exception):
-    """The state folder changed so that what was read of it does not belong together."""
+    """The state folder changed: the parts that were read do not belong together."""
 
 
 def make(state: Path, target: Path, on_pages: OnPages = lambda done, total: None) -> Backup:
-    """Writes a backup of a state folder to a new folder. `on_pages` is told how much of the journal is copied.
+    """Writes a backup of a state folder to a new folder. `on_pages` gets the pages copied so far, and their total.
 
     Raises ConfigError (no state folder, target not usable), JournalDamaged, CheckpointDamaged, DiskFull, Unavailable.
     """
@@ -114,7 +114,7 @@ def check_format(state: Path) -> None:
 def _check_target(state: Path, target: Path) -> None:
     if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
         raise ConfigError(f"{target} exists", hint="name a folder that does not exist yet")
-    if not target.name or target.name == ".." or target.is_mount():  # it is to be the new name of a folder beside it
+    if not target.name or target.name == ".." or target.is_mount():  # a folder beside it is renamed to it
         raise ConfigError(f"{target} cannot be replaced", hint="name a new folder inside it")
     if target.resolve().is_relative_to(state.resolve()):
         raise ConfigError(f"{target} is inside the state folder", hint="name a folder outside, on another disk")
@@ -122,7 +122,7 @@ def _check_target(state: Path, target: Path) -> None:
 
 @contextmanager
 def _aside(target: Path) -> Iterator[Path]:
-    """A folder beside the target, for its user alone; removed unless it was renamed."""
+    """A private folder beside the target; removed unless it was renamed."""
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
     try:
         yield aside
@@ -141,7 +141,7 @@ def _copy(state: Path, aside: Path, on_pages: OnPages) -> int:
             time.sleep(_PAUSE_S)
         for left in aside.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-    raise Unavailable(f"{state} changed in each of {_ATTEMPTS} attempts", hint="is somebody rolling back? try again")
+    raise Unavailable(f"{state} changed in each of {_ATTEMPTS} attempts", hint="is a rollback under way? try again")
 
 
 def _copy_now(state: Path, aside: Path, damaged: set[int], on_pages: OnPages, stack: ExitStack) -> int:
@@ -158,7 +158,7 @@ def _copy_now(state: Path, aside: Path, damaged: set[int], on_pages: OnPages, st
         if chosen is None and not view.goes_on_from(0):
             raise JournalDamaged(
                 f"the journal begins at sample {view.first_seq}, and no whole checkpoint in {folder} has learned"
-                " what came before: a daemon would not start on a copy",
+                " what came before: a daemon would not start on the copy",
                 hint="ffstream checkpoint verify, ffstream journal verify",
             )
         if chosen is not None and not chosen.copy_to(aside / _CHECKPOINTS):
@@ -166,14 +166,14 @@ def _copy_now(state: Path, aside: Path, damaged: set[int], on_pages: OnPages, st
             raise _Changed
         _copy_journal(source, aside / JOURNAL, on_pages)
     if before != _fingerprint(path):
-        raise _Changed  # nobody had it open, so it was read without locks; now somebody has
+        raise _Changed  # it was closed and read without locks; now a daemon has opened it
     clean_close.accept(aside / JOURNAL)
     _verify(aside / JOURNAL, path)
     return 0 if chosen is None else chosen.seq
 
 
 def _fingerprint(path: Path) -> object:
-    """Whether the journal is closed, and as it was; None while it has a log, whose readers have locks."""
+    """Identifies a closed journal's content; None while it has a log, whose readers hold locks."""
     found = path.stat()
     return None if clean_close.has_log(path) else (found.st_ino, found.st_mtime_ns, found.st_size)
 
@@ -199,7 +199,7 @@ class _View:
             raise database.unusable(path, error) from error
 
     def goes_on_from(self, seq: int) -> bool:
-        """Whether a daemon can go on from that checkpoint."""
+        """Whether a daemon can continue from that checkpoint."""
         is_undone = self.rollback_to is not None and seq > self.rollback_to
         return seq <= self.last_seq and self.skipped.next_wanted(seq) >= self.first_seq and not is_undone
 
@@ -225,7 +225,7 @@ class _Held:
         self._opened.close()
 
     def is_in_place(self) -> bool:
-        """Whether it has not been removed, nor replaced by one of another history."""
+        """Whether it was neither removed nor replaced after a rollback."""
         try:
             return (self._here / MANIFEST).exists() and all(
                 os.path.samestat(os.fstat(file.fileno()), (self._here / Path(name).name).stat())
@@ -250,9 +250,9 @@ class _Held:
 
 
 def _hold(folder: Path, seqs: list[int]) -> Iterator[_Held]:
-    """Whole ones, as far as that shows, the newest first."""
+    """Opens checkpoints, the newest first; damaged and removed ones are passed over."""
     for seq in reversed(seqs):
-        with suppress(CheckpointDamaged, FileNotFoundError):  # damaged, or the daemon has removed it
+        with suppress(CheckpointDamaged, FileNotFoundError):
             yield _Held(folder, seq)
 
 

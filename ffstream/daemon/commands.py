@@ -1,4 +1,4 @@
-"""What a client of the control socket may ask for: arguments are checked first, then the work is done.
+"""The commands of the control socket: arguments are checked first, then the work is done.
 
 Each command takes the request's arguments on the control loop's thread, raises BadHeader for wrong ones, and returns
 the work, which another thread does. The work's result is the reply; what it raises is an error reply.

@@ -1,7 +1,7 @@
-"""What would keep a daemon from starting and can be known before: `ffstream config check`, and the start itself.
+"""Finds what would keep a daemon from starting: for `ffstream config check`, and for the start itself.
 
-Nothing is created, changed or locked, and neither torch nor numba is imported unless `pipeline.device` is "cuda".
-What may pass by itself, a port in use for example, is for the start to find.
+It creates, changes and locks nothing, and imports neither torch nor numba unless `pipeline.device` is "cuda".
+Conditions that may pass by themselves, such as a port in use, are left to the start.
 """
 
 import os
@@ -21,14 +21,14 @@ from ffstream.util.option_errors import about, wrong
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError that names the option, or the file that it names."""
+    """Raises ConfigError, which names the option or its file."""
     check_exposure(config.listen, config.security)
     load_credentials(config.security)
     _check_ipc_folders(config.listen)
     _check_state_folder(config.state)
     _check_stored(config)
     if config.pipeline.device == "cuda":
-        from ffstream.pipeline.device import choose_device  # torch knows
+        from ffstream.pipeline.device import choose_device  # imports torch
 
         choose_device("cuda")
 
@@ -44,21 +44,23 @@ def _check_ipc_folders(listen: Listen) -> None:
 
 
 def _check_state_folder(state: Path) -> None:
-    """A folder, or a name that a folder can be made under."""
+    """It is a folder, or can be created as one."""
     there = next(each for each in (state.absolute(), *state.absolute().parents) if os.path.lexists(each))
     try:
         mode = there.stat().st_mode
-    except OSError:  # a link to nowhere or a folder above may not be entered: the start says more
+    except OSError:  # a dangling link, or a parent that may not be entered: the start says more
         return
     if not stat.S_ISDIR(mode):
-        raise ConfigError(wrong("state", state, f"{there} is no folder"), hint="--state names a folder to write to")
+        raise ConfigError(
+            wrong("state", state, f"{there} is not a folder"), hint="--state names a folder to write to"
+        )
     if there == state.absolute():
         with about("state"):
             check_folder(state, group_may_write=True)
 
 
 def _check_stored(config: Config) -> None:
-    """That the stored state is of this network. What is damaged, or cannot be read now, is left to recovery."""
+    """The state belongs to this network. Damaged or unreadable files are left to recovery."""
     recipe = config.network
     journal, checkpoints = config.state / "journal.sqlite", config.state / "checkpoints"
     if (config.state / "backup.json").exists():

@@ -1,8 +1,8 @@
-"""The state folder, and whose it is: one process at a time has it.
+"""The state folder and its lock: one process at a time may use it.
 
-The locks are the kernel's (flock). They go with the process, however that ends, and leave nothing to clean up. One is
-on the folder, the other on the file `lock` in it, for file systems that lock no folders. That one alone would not do:
-a lock holds a file, not its name, and when somebody deletes the file the next daemon makes and locks another.
+The locks are the kernel's (flock). They end with the process, however it ends, and leave nothing to clean up. One is
+on the folder. The other is on the file `lock` in it, for file systems that cannot lock folders. The file alone is not
+enough: a lock belongs to the file, not to its name, so if someone deletes it, the next daemon locks a new one.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ JOURNAL = "journal.sqlite"
 
 
 def has_journal(folder: Path) -> bool:
-    """Whether a daemon has begun a journal there: SQLite's file is empty until then. Raises OSError."""
+    """Whether a daemon has started a journal there: SQLite's file is empty before. Raises OSError."""
     try:
         return (folder / JOURNAL).stat().st_size > 0
     except FileNotFoundError:
@@ -29,7 +29,7 @@ def has_journal(folder: Path) -> bool:
 
 
 def is_missing(path: Path) -> StartBlocked:
-    """The error where `--existing` refuses to begin with a new state."""
+    """The error when `--existing` refuses to create a new state."""
     return StartBlocked(
         f"{path} does not exist, and --existing refuses to create a new state",
         hint="mount its disk or restore it; for a first start, leave --existing out (or FFSTREAM_EXISTING=false)",
@@ -37,9 +37,9 @@ def is_missing(path: Path) -> StartBlocked:
 
 
 class StateLock:
-    """On a folder, which is made when it is not there at first; one that vanishes later is not made anew.
+    """Lock of a folder, which is created if it does not exist at first; if it vanishes later, it is not.
 
-    With `existing` it is never made. `made` says whether this object made it.
+    With `existing` it is never created. `made` says whether this object created it.
     """
 
     def __init__(self, folder: Path, *, existing: bool = False) -> None:
@@ -50,7 +50,7 @@ class StateLock:
         self._held: list[int] = []  # descriptors
 
     def take(self) -> bool:
-        """Whether this process has it now; another one may. Raises ConfigError for a folder that cannot be used, and
+        """Tries to lock; False when another process has it. Raises ConfigError for a folder that cannot be used, and
         StartBlocked for one that may be usable later.
         """
         if self._held:
@@ -78,10 +78,10 @@ class StateLock:
                 raise is_missing(self._folder)
             try:
                 make_folder(self._folder, 0o700)
-            except FileNotFoundError as error:  # those above it were made, or are there: /proc
+            except FileNotFoundError as error:  # a parent exists and takes no folders, as in /proc
                 raise ConfigError(
-                    f"{self._folder}: {error.strerror}: that file system holds no new folders",
-                    hint="name a folder on another one with --state",
+                    f"{self._folder}: {error.strerror}: no folder can be created on that file system",
+                    hint="name a folder on another file system with --state",
                 ) from error
             self.made = True
         self._found = True
@@ -92,11 +92,11 @@ class StateLock:
             self._lock()
         except BlockingIOError:
             raise
-        except OSError as error:  # a network file system's, for example
-            log.debug("the folder itself is not locked path=%s error=%s", self._folder, error.strerror)
+        except OSError as error:  # on a network file system, for example
+            log.debug("cannot lock the folder itself path=%s error=%s", self._folder, error.strerror)
 
     def _lock_file(self) -> None:
-        # Neither through a link nor emptied: what is there may be somebody else's.
+        # Do not follow a symbolic link, do not truncate: the file may be someone else's.
         self._held.append(os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         self._lock()
 
@@ -104,6 +104,6 @@ class StateLock:
         fcntl.flock(self._held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
-        """Lets another process have it."""
+        """Unlocks it for another process."""
         while self._held:
             os.close(self._held.pop())

@@ -1,13 +1,13 @@
-"""Where learning begins: at the newest whole checkpoint that the journal goes on from.
+"""Recovery: learning resumes at the newest whole checkpoint that the journal continues from.
 
-The journal goes on from checkpoint S if and only if it holds each sample after S that is not skipped. That is true of
-the newest checkpoints (`retention` sees to it). Of an older one, on the ladder, it becomes true when a rollback to
-exactly S skips everything that came later: the samples that are no longer in the journal are lost to learning, and
-that is what the operator asked for. A rollback to a sample between two such checkpoints is refused.
+The journal continues from checkpoint S if and only if it holds every sample after S that is not skipped. `retention`
+keeps this true of the newest checkpoints. For an older one, on the ladder, it becomes true when a rollback to exactly
+S skips everything later: samples that are no longer in the journal are then never learned again, which is what the
+operator asked for. A rollback to a sample between two such checkpoints is rejected.
 
 A rollback that skips is atomic. Its commit is the transaction that adds the skip and notes `rollback_to` (see
-`journal.skips`); the checkpoints that have learned skipped samples are removed after it. A death in between leaves
-the note, and recovery removes them.
+`journal.skips`). The checkpoints that have learned skipped samples are removed afterwards; after a crash in between,
+recovery finds the note and removes them.
 """
 
 from contextlib import closing
@@ -26,10 +26,10 @@ from ffstream.util import failpoints
 def find_resume_state(
     store: CheckpointStore, journal: Journal, metrics: Metrics, at_most: int | None = None, *, skip: bool = False
 ) -> ResumeState:
-    """The newest whole checkpoint (at or below a sample) or the very beginning.
+    """The newest whole checkpoint (at or below the sample `at_most`), or the beginning.
 
     With `skip`, the samples beyond `at_most` will not be learned, so the journal need not hold them. Raises
-    JournalDamaged when the journal does not go on from it; for a sample that is asked for, SequenceUnknown.
+    JournalDamaged when the journal does not continue from it; if `at_most` was given, SequenceUnknown.
     """
     with closing(Reader(journal.path)) as reader:
         skipped, unfinished = reader.skips, reader.unfinished_rollback
@@ -41,10 +41,10 @@ def find_resume_state(
     if checkpoint is not None:
         resume = ResumeState(checkpoint.seq, checkpoint.tensors, checkpoint.progress)
     if resume.seq > journal.head.seq:
-        # New samples would get numbers that count as learned: acked, and never learned.
+        # New samples would get numbers that count as learned: they would be acked and never learned.
         raise JournalDamaged(
-            f"{journal.path} ends at sample {journal.head.seq}, before checkpoint {resume.seq}: they are not of the"
-            " same time, or the journal was copied without its -wal file",
+            f"{journal.path} ends at sample {journal.head.seq}, before checkpoint {resume.seq}: they are of"
+            " different times, or the journal was copied without its -wal file",
             hint="put journal.sqlite and journal.sqlite-wal back that belong to the checkpoints, or restore a folder"
             " that `ffstream backup` made",
         )
@@ -52,7 +52,7 @@ def find_resume_state(
     if wanted < journal.first_seq and not (skip and at_most is not None and wanted > at_most):
         if at_most is not None:
             raise _unreachable(store, journal, at_most, resume.seq if checkpoint else None, skip=skip)
-        # Nothing would ever fill the gap: learning would wait for it, and say nothing.
+        # Learning would silently wait for the gap to be filled, for ever.
         raise JournalDamaged(
             f"samples {wanted} to {journal.first_seq - 1} are in no whole checkpoint and not in"
             f" {journal.path} any more",
@@ -74,7 +74,7 @@ def finish_rollback(store: CheckpointStore, journal: Journal, to: int) -> None:
 
 
 class Reach(NamedTuple):
-    """How far back a rollback can go. None: nowhere."""
+    """How far back a rollback can go. None: not possible."""
 
     rollback_from: int | None  # the oldest sample, with --skip; only to checkpoints, below `relearn_from`
     rollback_age_s: float | None  # how long daemons have run since then
@@ -88,7 +88,9 @@ def reach(store: CheckpointStore, journal: Journal) -> Reach:
     try:
         rungs = store.rungs()
     except OSError as error:
-        raise Unavailable(f"checkpoints cannot be read: {error}", hint="are descriptors left?") from error
+        raise Unavailable(
+            f"checkpoints cannot be read: {error}", hint="see the log; perhaps no file descriptor is left"
+        ) from error
     if not rungs:
         return Reach(None, None, None)
     relearn = (rung.seq for rung in rungs if rung.seq + 1 >= journal.first_seq)
@@ -111,5 +113,5 @@ def _unreachable(
         hint += f"{'; ' if hint else ''}with --skip also exactly to checkpoint {', '.join(exact)}"
     return SequenceUnknown(
         f"{what}, and the journal begins at sample {journal.first_seq}",
-        hint=hint or "nothing is learned that could be undone",
+        hint=hint or "nothing has been learned yet",
     )

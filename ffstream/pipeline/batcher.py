@@ -1,7 +1,7 @@
-"""Stored messages to microbatches, on a fixed grid.
+"""Turns stored messages into microbatches on a fixed grid.
 
-Where a microbatch ends depends on the recipe and the sequence number alone, whatever messages the samples came in. A
-flush may cut one short when the stream pauses, and samples that are to be skipped always do; the next one ends on the
+Where a microbatch ends depends only on the recipe and the sequence number, not on how the samples were grouped into
+messages. A flush may end one early when the stream pauses, and skipped samples always do; the next one ends on the
 grid again.
 """
 
@@ -34,17 +34,17 @@ class Batcher:
         self._recipe = recipe
         self._pieces: deque[_Piece] = deque()
         self._held = 0
-        self.seq = seq  # of the last sample given out
+        self.seq = seq  # of the last sample returned
 
     @property
     def pending(self) -> int:
-        """Samples read and not given out."""
+        """Samples read and not returned yet."""
         return self._held
 
     def next(self, *, flush: bool = False) -> tuple[Tensor, Tensor] | None:
         """Images (B, inputs) and labels (B) of the next microbatch; None while it is incomplete.
 
-        With `flush` an incomplete one will do. Raises JournalDamaged.
+        With `flush`, also an incomplete one. Raises JournalDamaged.
         """
         skip = self._reader.skips.after(self.seq)
         if skip is not None and skip.first <= self.seq + 1:
@@ -65,7 +65,7 @@ class Batcher:
 
     def _read(self, samples: int) -> None:
         beyond = self.seq + self._held
-        # Rows of a kind are joined: most cost of single-sample messages is what Python does for each array.
+        # Rows of one dtype are joined, because Python's cost per array dominates for single-sample messages.
         for dtype, rows_of_kind in groupby(self._reader.read(beyond, samples), lambda row: row.dtype):
             rows = list(rows_of_kind)
             count = sum(row.samples for row in rows)

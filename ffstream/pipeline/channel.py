@@ -1,8 +1,8 @@
 """The bounded queue between two stages.
 
-`block`: a full queue makes the sender wait. `skip`: a full queue gives up its oldest microbatch, so that the
-receiver learns from the freshest activities and the sender never waits; what is given up is counted. Barriers are
-never given up. A closed channel refuses to be written and ends its reader once it is empty.
+`block`: a full queue makes the sender wait. `skip`: a full queue drops its oldest microbatch, so that the receiver
+learns from the newest activities and the sender never waits; dropped microbatches are counted. Barriers are never
+dropped. A closed channel rejects writes, and ends its reader once it is empty.
 """
 
 import threading
@@ -16,7 +16,7 @@ Item = MicroBatch | StageOutput | Barrier
 
 
 class Closed(Exception):
-    """The channel's other end is gone."""
+    """The other end of the channel is closed."""
 
 
 class Channel:
@@ -35,10 +35,10 @@ class Channel:
         return len(self._items)
 
     def put(self, item: Item) -> None:
-        """Hands an item on. Raises Closed."""
+        """Appends an item. Raises Closed."""
         with self._changed:
             while len(self._items) >= self.capacity and not self._closed:
-                if self.overflow == "skip" and self._give_up_oldest():
+                if self.overflow == "skip" and self._drop_oldest():
                     break
                 self._changed.wait()
             if self._closed:
@@ -46,7 +46,7 @@ class Channel:
             self._items.append(item)
             self._changed.notify_all()
 
-    def _give_up_oldest(self) -> bool:
+    def _drop_oldest(self) -> bool:
         for position, item in enumerate(self._items):
             if not isinstance(item, Barrier):
                 del self._items[position]
@@ -55,7 +55,7 @@ class Channel:
         return False
 
     def get(self) -> Item:
-        """The next item. Raises Closed when there will be none."""
+        """Removes and returns the next item. Raises Closed when there will be none."""
         with self._changed:
             while not self._items and not self._closed:
                 self._changed.wait()
@@ -66,7 +66,7 @@ class Channel:
             return item
 
     def close(self, *, drop: bool = False) -> None:
-        """No more items. What is in the queue is still read, unless dropped."""
+        """Accepts no more items. Queued items can still be read, unless `drop`."""
         with self._changed:
             self._closed = True
             self._broken = self._broken or drop

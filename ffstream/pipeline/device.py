@@ -1,4 +1,4 @@
-"""Where a stage computes. On CUDA each stage has a stream of its own; on the CPU there is nothing to order."""
+"""Where a stage computes. On CUDA each stage has its own stream; on the CPU nothing needs ordering."""
 
 import os
 from collections import deque
@@ -12,28 +12,28 @@ from ffstream.ff.layer import Activities
 
 
 class DeviceStream:
-    """A stage's place on the CPU: work is done when the call returns."""
+    """On the CPU: work is done when the call returns."""
 
     def use(self) -> AbstractContextManager[Any]:
-        """The context that the stage's thread works in."""
+        """The context in which the stage's thread works."""
         return nullcontext()
 
     def hand_over(self) -> Any:
-        """A token for the moment that all work so far is done."""
+        """An event that is set once all work so far is done."""
         return None
 
     def receive(self, activities: Activities, ready: Any) -> None:
-        """Makes what follows wait for that moment."""
+        """Makes later work wait for that event."""
 
     def settle(self) -> None:
-        """Keeps the host from running ahead without bound."""
+        """Limits how far the host runs ahead of the device."""
 
     def synchronize(self) -> None:
-        """Waits for everything."""
+        """Waits for all work."""
 
 
 class CudaStream(DeviceStream):
-    """A CUDA stream. Events order it after the stage before; the host stays at most `ahead` steps in front."""
+    """A CUDA stream. Events order it after the previous stage; the host runs at most `ahead` steps ahead."""
 
     def __init__(self, device: torch.device, ahead: int) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -88,9 +88,9 @@ def choose_product_dtype(name: str, device: torch.device) -> torch.dtype:
 def _bound_compiled_products() -> None:
     """On the CPU oneDNN compiles a bf16 product for each shape, and torch keeps it: 1,024 of them are 600 MB.
 
-    The network has a few dozen shapes; microbatches that are flushed on time have any number of rows. The limits are
-    read at the first such product, so this comes before it. torch's cache (the first; one a thread) lies over
-    oneDNN's (one for all threads).
+    The network has a few dozen shapes, but flushed microbatches can have any number of rows. The limits are read at
+    the first such product, so they must be set before. torch's cache (the first variable; one per thread) sits on top
+    of oneDNN's (one for all threads).
     """
     os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")

@@ -1,7 +1,7 @@
-"""The replay buffer: recent samples, from which sleep and replay draw.
+"""The replay buffer: recent samples, from which replay and the sleep phase draw.
 
-A ring: the newest `capacity` samples, as uint8 whatever they came as. What is drawn depends on what is in it, the
-seed and the step alone, so that a run that was killed and resumed draws the same.
+A ring of the newest `capacity` samples, stored as uint8. A draw depends only on the content, the seed and the step,
+so that a run that was killed and resumed draws the same.
 
 Shapes: B samples, M samples in the buffer, I numbers in an image.
 """
@@ -31,7 +31,7 @@ class ReplayBuffer:
         return min(self._added, self.capacity)
 
     def add(self, images_BI: Tensor, labels_B: Tensor) -> None:
-        """Keeps samples; the oldest ones make room."""
+        """Stores samples in place of the oldest ones."""
         if not self.capacity:
             return
         if images_BI.dtype != torch.uint8:
@@ -51,7 +51,7 @@ class ReplayBuffer:
         return images_BI, self._labels_M[at_B]
 
     def _shift(self, images_BI: Tensor, generator: torch.Generator) -> Tensor:
-        """Each image by its own number of pixels; what comes in at an edge is 0."""
+        """Shifts each image by its own number of pixels; new pixels at an edge are 0."""
         height, width, *channels = self._shape
         reach = self._jitter
         images_BHWC = images_BI.view(-1, height, width, *(channels or [1]))
@@ -63,7 +63,7 @@ class ReplayBuffer:
         return padded[which_B11, rows_BH1, columns_B1W].view(len(images_BI), -1)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """A copy: tensors, and what JSON can hold."""
+        """A copy: tensors, and JSON values."""
         if not self.capacity:
             return {}, {}
         size = len(self)
@@ -74,7 +74,7 @@ class ReplayBuffer:
         return tensors, {"replay.added": self._added}
 
     def load_state_dict(self, tensors: dict[str, Tensor], added: int) -> None:
-        """Holds what a state held."""
+        """Restores a state."""
         size = min(added, self.capacity)
         self._images_MI[:size] = tensors["replay.images"]
         self._labels_M[:size] = tensors["replay.labels"]

@@ -1,4 +1,4 @@
-"""What power loss cannot take: files and folders that were flushed to the disk."""
+"""Files and folders that survive power loss, because they are flushed to the disk."""
 
 import os
 from pathlib import Path
@@ -17,12 +17,12 @@ def fsync_entry(path: Path) -> None:
     """Makes the name of a file or folder survive power loss. Raises OSError."""
     try:
         fsync(path.absolute().parent)
-    except PermissionError:  # a folder that this user may enter, and not read, such as /home with mode 0711
+    except PermissionError:  # this user may enter the folder but not read it, such as /home with mode 0711
         os.sync()
 
 
 def make_folder(folder: Path, mode: int) -> None:
-    """Makes a folder and those above it that are missing, so that power loss does not take them. Raises OSError."""
+    """Creates a folder and its missing parents so that they survive power loss. Raises OSError."""
     missing = [each for each in (folder.absolute(), *folder.absolute().parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True, mode=mode)
     for made in missing:
@@ -30,14 +30,14 @@ def make_folder(folder: Path, mode: int) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """The same for a folder and everything below it. Raises OSError.
+    """Flushes a folder and everything below it. Raises OSError.
 
-    For what an earlier process left: it may have died between a write and its flush. Whoever goes on from there sees
-    what it wrote, and relies on it, although as yet it is in the machine's memory only.
+    An earlier process may have died between a write and its flush. What it wrote can be read, but is only in the
+    machine's memory, so it must be flushed before anything relies on it.
     """
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
-        if (there := os.path.realpath(root)) in seen:  # a link leads back
+        if (there := os.path.realpath(root)) in seen:  # a symbolic link leads back
             folders.clear()
             continue
         seen.add(there)

@@ -1,7 +1,7 @@
 """Addresses to listen on, as a person writes them: `tcp://HOST:PORT`, `ipc://PATH`, and `HOST:PORT` for HTTP.
 
-HOST is a name, an interface, an IPv4 address, an IPv6 address in brackets, or `*` for all interfaces (for HTTP also
-nothing); PORT is a number, and `*` (for HTTP 0) stands for any free one. Only the form is looked at here.
+HOST is a name, an interface, an IPv4 address, an IPv6 address in brackets, or `*` for all interfaces (for HTTP it may
+also be empty). PORT is a number; `*` (for HTTP 0) means any free one. Only the syntax is checked here.
 """
 
 import os
@@ -11,19 +11,19 @@ from typing import NamedTuple
 
 PORT_MAX = 65_535
 _PATH_MAX_BYTES = 107  # of a Unix socket, in Linux
-_ANY = frozenset({"", "*", "::"})  # hosts that stand for every address
+_ANY = frozenset({"", "*", "::"})  # hosts that mean every address
 _FORBIDDEN = re.compile(r"[\s/?#@,;\[\]]")
 
 
 class Address(NamedTuple):
-    """Where a socket listens. Without a port: on any free one. With a `path`, on that one, and no host."""
+    """Where a socket listens: at host and port (None: any free one), or at `path`."""
 
     host: str = ""
     port: int | None = None
     path: str = ""
 
     def collides(self, other: "Address") -> bool:
-        """Whether two sockets cannot have these addresses at the same time."""
+        """Whether two sockets cannot use these addresses at the same time."""
         if self.path or other.path:
             return self.path == other.path and self.path != "*"
         if self.port is None or self.port != other.port:
@@ -37,7 +37,7 @@ class Address(NamedTuple):
 
 
 def parse(endpoint: str) -> Address:
-    """A ZeroMQ endpoint. Raises ValueError that says what is expected."""
+    """Parses a ZeroMQ endpoint. Raises ValueError, which says what is expected."""
     scheme, separator, rest = endpoint.partition("://")
     if not separator or scheme not in ("tcp", "ipc"):
         raise ValueError("expected tcp://HOST:PORT or ipc://PATH")
@@ -46,7 +46,7 @@ def parse(endpoint: str) -> Address:
     if not rest or "\0" in rest:
         raise ValueError("expected ipc://PATH, with the path of a socket")
     if (size := len(os.fsencode(rest))) > _PATH_MAX_BYTES:
-        raise ValueError(f"the path of a socket has at most {_PATH_MAX_BYTES} bytes, this one {size}")
+        raise ValueError(f"the path of a socket has at most {_PATH_MAX_BYTES} bytes, this one has {size}")
     return Address(path=rest)
 
 
@@ -57,7 +57,7 @@ def listens_on_ipv6(endpoint: str) -> bool:
 
 
 def parse_http(address: str) -> Address:
-    """`host:port` for HTTP. Raises ValueError that says what is expected."""
+    """Parses `host:port` for HTTP. Raises ValueError, which says what is expected."""
     if "://" in address:
         raise ValueError("expected HOST:PORT alone, without a scheme")
     return _parse_tcp(address, "HOST:PORT", wildcard=False)
@@ -66,7 +66,7 @@ def parse_http(address: str) -> Address:
 def _parse_tcp(text: str, form: str, *, wildcard: bool) -> Address:
     host, separator, port = text.rpartition(":")
     if not separator or port.endswith("]"):
-        raise ValueError(f"expected {form}, and there is no port")
+        raise ValueError(f"expected {form}, but there is no port")
     return Address(_host(host, form, wildcard), _port(port, form, wildcard))
 
 
@@ -74,7 +74,7 @@ def _port(port: str, form: str, wildcard: bool) -> int | None:
     if wildcard and port == "*":
         return None
     if not (port.isascii() and port.isdecimal()):
-        raise ValueError(f"expected {form}, and {port!r} is no port")
+        raise ValueError(f"expected {form}, but {port!r} is not a port")
     if int(port[:8]) > PORT_MAX:
         raise ValueError(f"a port is a number from 1 to {PORT_MAX}, or {'*' if wildcard else '0'} for any free one")
     return int(port) or None
@@ -88,16 +88,16 @@ def _host(host: str, form: str, wildcard: bool) -> str:
                 return inner
         except ValueError:
             pass
-        raise ValueError(f"[{inner}] is no IPv6 address")
+        raise ValueError(f"[{inner}] is not an IPv6 address")
     if ":" in host:
         raise ValueError(f"expected {form}, with an IPv6 address in brackets: [::1]")
     if (not host and wildcard) or (host == "*" and not wildcard) or _FORBIDDEN.search(host):
-        raise ValueError(f"expected {form}, and {host!r} is no host")
+        raise ValueError(f"expected {form}, but {host!r} is not a host")
     if re.fullmatch(r"[\d.]+", host):
         try:
             ip_address(host)
         except ValueError:
-            raise ValueError(f"{host} is no IPv4 address") from None
+            raise ValueError(f"{host} is not an IPv4 address") from None
     return host
 
 

@@ -1,7 +1,7 @@
-"""Errors of the operating system at the start of a daemon, as an error with a true hint.
+"""Turns errors of the operating system at the start of a daemon into errors with a hint.
 
 StartBlocked if and only if the same start can succeed later without a changed option: exit code 75, and a service
-manager tries again. Otherwise ConfigError: exit code 2, and it does not.
+manager tries again. Otherwise ConfigError: exit code 2, and it does not try again.
 """
 
 import errno
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ffstream.errors import ConfigError, StartBlocked
 
 if TYPE_CHECKING:
-    import zmq  # not at run time: `config check` is quick
+    import zmq  # not at run time, so that `config check` is quick
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +38,18 @@ _PERMANENT = {
 _OUT_OF_FILES = {
     errno.EMFILE: "this process may open no more files: raise its limit (ulimit -n; LimitNOFILE= in a unit)",
     errno.ENFILE: "the system has no file descriptor left: end programs that hold many, or raise fs.file-max",
-    errno.ENOMEM: "the system has no memory left for it: end programs that hold much",
-    errno.ENOBUFS: "the system has no memory left for it: end programs that hold much",
+    errno.ENOMEM: "the system has no memory left for this: end programs that use much",
+    errno.ENOBUFS: "the system has no memory left for this: end programs that use much",
 }
 _OF_PATHS = _OUT_OF_FILES | {
     errno.EROFS: "that file system is mounted read-only: remount it writable, or name another path with {option}",
     errno.ENOSPC: "free space on that file system, or name another path with {option}",
     errno.EDQUOT: "the disk quota is used up: free space, or name another path with {option}",
     errno.ENOENT: "mount the disk that holds it, or create it, or name another path with {option}",
-    errno.ENOTDIR: "{option} names a folder, and each part of its path is one, too",
-    errno.EEXIST: "{option} names a folder, and a file has that name",
-    errno.ELOOP: "a symbolic link in the path leads back to itself, or is not allowed there",
-    errno.ENOLCK: "that file system has no locks (left): name a folder on a local disk with {option}",
+    errno.ENOTDIR: "{option} must name a folder, and each part of its path must be one",
+    errno.EEXIST: "{option} must name a folder, but a file has that name",
+    errno.ELOOP: "a symbolic link in the path points to itself, or is not allowed there",
+    errno.ENOLCK: "that file system has no locks, or none left: name a folder on a local disk with {option}",
 }
 _OF_ADDRESSES = _OUT_OF_FILES | {
     errno.EADDRINUSE: "another program listens there: stop it, or set {option} to another address or port",
@@ -64,12 +64,12 @@ _LISTEN_FORM_ZMQ = "tcp://address:port or ipc://path"
 
 
 def no_files_hint(error: OSError) -> str:
-    """What to do where descriptors or memory are short; empty for other errors."""
+    """What to do about a shortage of descriptors or memory; empty for other errors."""
     return _OUT_OF_FILES.get(error.errno or 0, "")
 
 
 def path_error(option: str, path: Path, error: OSError) -> ConfigError | StartBlocked:
-    """For a path that `option` names, or one below it. Names the path that failed, which may be a folder above it."""
+    """For the path in `option`, or one below it. Names the path that failed, which may be a folder above it."""
     failed = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
     reason = error.strerror or str(error)
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -108,21 +108,21 @@ def _describe(path: Path) -> str:
 
 
 def listen_error(option: str, address: str, error: "OSError | zmq.ZMQError") -> ConfigError | StartBlocked:
-    """For an address that `option` names and that cannot be listened on."""
+    """For the address in `option`, when it cannot be listened on."""
     number = error.errno or 0
-    if number < 0:  # of getaddrinfo: a name server may answer later. ZeroMQ reports that as ENODEV
+    if number < 0:  # from getaddrinfo: a name server may answer later. ZeroMQ reports ENODEV for it
         number = errno.ENODEV
     form = _LISTEN_FORM.get(option, _LISTEN_FORM_ZMQ)
     hint = _OF_ADDRESSES.get(number, f"set {{option}} to {form}")
     known = number in errno.errorcode
     kind = StartBlocked if known and number not in _PERMANENT else ConfigError
-    reason = (error.strerror or str(error)).partition(" (")[0]  # which both libraries follow by the address
+    reason = (error.strerror or str(error)).partition(" (")[0]  # both libraries append the address
     return kind(f"cannot listen on {address} ({option}): {reason}", hint=hint.format(option=option))
 
 
 @contextmanager
 def as_start_errors() -> Iterator[None]:
-    """Turns an OSError that nobody expected at that place; its traceback goes to the log. Also a decorator."""
+    """Turns an unexpected OSError into a start error, and logs its traceback. Also works as a decorator."""
     try:
         yield
     except OSError as error:

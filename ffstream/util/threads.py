@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 # An ack or a prediction takes microseconds. Behind a learning thread of the same priority it would wait milliseconds.
 LEARNING_NICENESS = 15
 EVALUATION_NICENESS = 19
-WRITING_NICENESS = 19  # a checkpoint may take longer, learning should not
+WRITING_NICENESS = 19  # a checkpoint may be slow, learning should not
 
 OnFailure = Callable[[FFStreamError], None]
 

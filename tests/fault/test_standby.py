@@ -37,7 +37,7 @@ def test_a_standby_takes_over_from_a_killed_daemon_and_no_acked_sample_is_lost(d
             stands_by.await_ready()
             serves = stands_by
         producer.flush(COMMAND_S)
-    assert serves.log_text().count("takes over") == 2
+    assert serves.log_text().count("taking over") == 2
     status = serves.status(idle=True)
     assert (status["accepted"], status["learned"]) == (sent, sent)
     assert serves.terminate() == 0

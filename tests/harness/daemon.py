@@ -106,7 +106,7 @@ class DaemonProcess:
 
     def await_standby(self) -> None:
         """Waits until it stands by for the daemon that serves. Raises DaemonFailed."""
-        self._await(lambda: f"stands by pid={self.pid} " in self.log_text(), "standing by")
+        self._await(lambda: f"standing by pid={self.pid} " in self.log_text(), "standing by")
 
     def _await(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + START_S

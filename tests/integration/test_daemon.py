@@ -852,7 +852,7 @@ def test_a_stuck_socket_thread_stops_the_daemon_and_is_named(start: Start) -> No
 def test_a_daemon_that_does_not_stop_in_time_keeps_the_lock_on_its_state_folder(start: Start) -> None:
     """Its threads may still write, so no other daemon may use the folder before the process has ended."""
     running = start()
-    steps = running.daemon._steps
+    steps = running.daemon._shutdown._steps
     steps[:] = [step._replace(end=lambda timeout_s: False) if step.name == "checkpoint" else step for step in steps]
     end = running.daemon.learner.checkpoints.writer.stop
     with pytest.raises(DeadlineExceeded, match="checkpoint"):

@@ -124,7 +124,7 @@ def test_a_standby_waits_until_there_are_enough_descriptors(tmp_path: Path, capl
     waiting.start()
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        wait_until(lambda: "stands by" in caplog.text, WAIT_S, "it stands by")
+        wait_until(lambda: "standing by" in caplog.text, WAIT_S, "it stands by")
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
         wait_until(lambda: "cannot take over yet" in caplog.text, WAIT_S, "it reports the shortage")
     finally:
@@ -144,7 +144,7 @@ def test_sighup_does_not_stop_a_standby(tmp_path: Path, caplog: pytest.LogCaptur
         result: list[bool] = []
         waiting = threading.Thread(target=lambda: result.append(stands_by.stand_by()), daemon=True)
         waiting.start()
-        wait_until(lambda: "stands by" in caplog.text, WAIT_S, "it stands by")
+        wait_until(lambda: "standing by" in caplog.text, WAIT_S, "it stands by")
         stands_by.request_reload()
         wait_until(lambda: "reloaded nothing" in caplog.text, WAIT_S, "it reloads")
         assert not result

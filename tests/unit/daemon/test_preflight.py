@@ -105,13 +105,13 @@ def test_an_exposed_socket_without_keys_is_refused(site: Site) -> None:
 
 def test_an_ipc_socket_in_a_folder_that_is_missing_is_refused(site: Site) -> None:
     site.check(listen__learn=f"ipc://{site.folder}/learn.sock")
-    with pytest.raises(ConfigError, match=r"^listen\.learn = .*there is no folder"):
+    with pytest.raises(ConfigError, match=r"^listen\.learn = .*there is not a folder"):
         site.check(listen__learn=f"ipc://{site.folder}/none/learn")
 
 
 def test_a_state_that_cannot_be_a_folder_is_refused(site: Site) -> None:
     for wrong in (site.token, site.token / "below", site.token / "far" / "below"):
-        with pytest.raises(ConfigError, match=r"^state = .*token is no folder"):
+        with pytest.raises(ConfigError, match=r"^state = .*token is not a folder"):
             site.check(state=str(wrong))
     site.state.mkdir(0o777)
     site.state.chmod(0o777)

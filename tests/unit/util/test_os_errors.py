@@ -62,7 +62,7 @@ def test_addresses(number: int, kind: type[Exception], hint: str) -> None:
         (errno.ENFILE, StartBlocked, "fs.file-max"),
         (errno.EIO, StartBlocked, "check that disk"),
         (errno.ENOTCONN, StartBlocked, "check that disk"),
-        (errno.ENOTDIR, ConfigError, "--state names a folder"),
+        (errno.ENOTDIR, ConfigError, "--state must name a folder"),
     ],
 )
 def test_paths(tmp_path: Path, number: int, kind: type[Exception], hint: str) -> None:

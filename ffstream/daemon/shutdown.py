@@ -1,0 +1,62 @@
+"""The stop of a daemon, in numbered steps that share one deadline.
+
+Each part registers how it ends when it is started, so a start that fails half-way stops what was started and no more.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
+
+_LEAST_S = 0.1  # that each step gets, however late it is
+
+
+class Order(IntEnum):
+    """The steps."""
+
+    STOP_ACCEPTING = 1  # what was acked is in the journal
+    LEARN_QUEUED = 2  # the last barrier saves the state
+    EVALUATE_QUEUED = 3  # the evaluation's part completes the last barrier
+    WRITE_CHECKPOINT = 4
+    END_COMMANDS = 5  # those that wait get an answer
+    STOP_ANSWERING = 6  # predictions and control went on until here
+    STOP_AUTHENTICATING = 7  # no socket is left that would accept connections without it
+    CLOSE_CONTEXT = 8
+    CLOSE_JOURNAL = 9
+    RELEASE_STATE = 10
+
+
+class _Step(NamedTuple):
+    order: Order
+    name: str
+    end: Callable[[float], bool]
+
+
+class Shutdown:
+    """Collects steps, then runs them in order."""
+
+    def __init__(self) -> None:
+        self._steps: list[_Step] = []
+
+    def add(self, order: Order, name: str, end: Callable[[float], bool]) -> None:
+        """`end` gets the seconds that are left, and returns whether it was in time."""
+        self._steps.append(_Step(order, name, end))
+
+    def run(self, timeout_s: float) -> list[str]:
+        """Runs every step, whatever becomes of those before it. Returns the names of those that were late."""
+        deadline = time.monotonic() + timeout_s
+        late: list[str] = []
+        for step in sorted(self._steps, key=lambda step: step.order):
+            if step.order is Order.RELEASE_STATE and late:
+                continue  # a late part may still write: the folder is locked until the process ends
+            try:
+                in_time = step.end(max(_LEAST_S, deadline - time.monotonic()))
+            except Exception:
+                log.exception("step failed name=%s", step.name)
+                in_time = False
+            if not in_time:
+                late.append(step.name)
+        return late
