@@ -231,8 +231,7 @@ def test_a_journal_over_its_limit_rejects_samples_until_a_checkpoint_makes_room(
         def is_full() -> bool:
             return running.daemon.admission.rejection_reason() is not None
 
-        # One message at a time: everything in a window would be stored after the limit and must be learned in the
-        # end.
+        # One message at a time: all messages of a window would be stored beyond the limit, and must be learned.
         while not is_full():
             send_more()
             wait_until(lambda: is_full() or running.daemon.journal.head.seq == sent, WAIT_S, "the message is stored")

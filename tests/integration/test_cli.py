@@ -344,9 +344,8 @@ def inspect(state: Path, code: int = 0) -> list[dict[str, Any]]:
 
 def test_a_state_folder_can_be_inspected_while_a_daemon_runs_after_a_kill_and_when_damaged(daemons: Daemons) -> None:
     daemon = daemons.start()
-    replay(
-        daemon, "--limit", "2000", "--client", "one"
-    )  # with a name, because an unnamed client may be forgotten at any time
+    # With names, because an unnamed client may be forgotten at any time.
+    replay(daemon, "--limit", "2000", "--client", "one")
     status(daemon, idle=True)
     run_json("checkpoint", "--at", daemon.control)
     run_json("pause", "--at", daemon.control)

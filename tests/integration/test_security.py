@@ -444,9 +444,8 @@ def test_broken_key_files_are_logged_and_do_not_affect_other_keys(
     wait_until(lambda: "half.key" in caplog.text, SOON_S, "the broken file is logged")
     assert "failed" not in secured.running.daemon.state
     with ring._lock:
-        (folder / "half.key").write_bytes(
-            secured.public("eve").read_bytes()
-        )  # in place, so the modification time of the folder does not change
+        # In place, so the modification time of the folder does not change.
+        (folder / "half.key").write_bytes(secured.public("eve").read_bytes())
     wait_until(lambda: len(ring.accepted) == 2, SOON_S, "the file is read again")
     secured.use("control", secured.keys("eve"))
     assert caplog.text.count("half.key") == 1

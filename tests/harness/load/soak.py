@@ -21,8 +21,7 @@ from tests.harness.load.usage import Comparison, Tolerance, Usage, UsageSampler,
 from tests.harness.load.workers import Worker, shared_count
 from tests.harness.raw_client import next_number, resend_until_acked
 
-# Checkpoints are frequent, so rows are deleted from the journal all the time and its files soon reach their full
-# size.
+# Checkpoints are frequent, so the journal is trimmed all the time and its files soon reach their full size.
 SETTINGS = (
     "network.preset=fast",
     "checkpoint.every_s=5",
