@@ -127,7 +127,7 @@ def _figure(name: str, count: int, seconds: float) -> float:
 def checkout(commit: str) -> Iterator[Path]:
     """The files of a commit in a temporary folder, which goes with the block. Raises Failed."""
     with tempfile.TemporaryDirectory(prefix="ffstream-base-") as folder:
-        with tarfile.open(fileobj=BytesIO(_git("archive", commit))) as archive:
+        with tarfile.TarFile(fileobj=BytesIO(_git("archive", commit))) as archive:
             archive.extractall(folder, filter="data")
         yield Path(folder)
 
@@ -164,7 +164,7 @@ class _Side:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
+                encoding="utf-8",
                 start_new_session=True,
             )
         stack.callback(self._end)

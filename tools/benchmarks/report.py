@@ -62,7 +62,7 @@ def _commit() -> tuple[str, bool | str]:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(
-        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        ["git", *arguments], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=60, check=True
     ).stdout.strip()
 
 

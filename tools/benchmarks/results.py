@@ -54,7 +54,7 @@ def save(rows: Iterable[Row], path: Path = ROWS) -> None:
 
 def run(command: Sequence[str]) -> list[Row]:
     """Runs a tool with `--json` and returns its rows. Its output passes through. Raises Failed."""
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     sys.stdout.write(done.stdout)
     if done.returncode:
         raise Failed(f"{shlex.join(command)} ended with exit code {done.returncode}: not recorded")
