@@ -51,7 +51,14 @@ def bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     that a .pth file adds is not searched for .pth files, so it does not find the source tree."""
     environment = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment)
-    pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "--disable-pip-version-check"]
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        environment / "bin" / "python",
+        "--disable-pip-version-check",
+    ]
     run(*pip, "install", "--quiet", "--no-index", "--no-deps", wheel, cwd=environment)
     (site,) = environment.glob("lib/python3.*/site-packages")
     dependencies = [path for path in sys.path if path.endswith("site-packages")]
