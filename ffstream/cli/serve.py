@@ -51,6 +51,14 @@ _FORCED = b"second signal: exit at once; nothing acked is lost\n"
     " the first, so that a disk that is not mounted is not taken for a first start.",
 )
 @click.option(
+    "--from",
+    "start_from",
+    metavar="WEIGHTS",
+    type=click.Path(path_type=Path),
+    help="Begin a new stream from these weights: a file that `ffstream export` wrote, a checkpoint's folder or a"
+    " state folder. Only the weights are taken. Ignored once the stream exists, so a restart needs no other options.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -58,7 +66,13 @@ _FORCED = b"second signal: exit at once; nothing acked is lost\n"
     help="The log goes to stderr, one line an event. Lines are dropped and counted while nobody reads it.",
 )
 def serve(
-    file: Path | None, state: Path | None, settings: Iterable[str], standby: bool, existing: bool, log_level: str
+    file: Path | None,
+    state: Path | None,
+    settings: Iterable[str],
+    standby: bool,
+    existing: bool,
+    start_from: Path | None,
+    log_level: str,
 ) -> None:
     """Run the daemon in the foreground.
 
@@ -89,7 +103,7 @@ def serve(
     logging.basicConfig(
         stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    daemon = Daemon(config, existing=existing)
+    daemon = Daemon(config, existing=existing, start_from=start_from)
     daemon.metrics.output_dropped.set_function(lambda: sum(stream.dropped for stream in output))
     _handle_signals(daemon)
     _run(daemon, config.state / ENDPOINTS, standby=standby)

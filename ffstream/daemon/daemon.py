@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -31,6 +32,7 @@ from ffstream.ff import kernels
 from ffstream.journal.journal import Journal
 from ffstream.learning.checkpoints import open_store
 from ffstream.learning.learner import Learner
+from ffstream.learning.origin import StreamOrigin
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
 from ffstream.server.admission import Admission
@@ -67,12 +69,14 @@ class _Wake(Enum):
 class Daemon:
     """One daemon on one state folder. `start`, then `wait`, then `stop`. Raises ConfigError if it must not listen.
 
-    With `existing` it never creates a new state: a folder without a journal counts as missing.
+    With `existing` it never creates a new state: a folder without a journal counts as missing. With `start_from` a
+    new stream begins from these weights: see `learning.origin`.
     """
 
     @as_start_errors()
-    def __init__(self, config: Config, *, existing: bool = False) -> None:
+    def __init__(self, config: Config, *, existing: bool = False, start_from: Path | None = None) -> None:
         self.config = config
+        self._origin = StreamOrigin(start_from, config) if start_from is not None else None
         self._existing = existing
         self.metrics = Metrics()
         self.failure: Exception | None = None
@@ -102,6 +106,7 @@ class Daemon:
         self._expect_journal()
         # Fail fast: validate before waiting, not at takeover.
         open_store(self.config).check_recipe()
+        self._check_origin()
         kernels.prepare()
         log.info("standing by pid=%d state=%s", os.getpid(), self.config.state)
         beat = -math.inf
@@ -154,6 +159,7 @@ class Daemon:
     def _start(self) -> None:
         use_one_core()
         raise_file_limit()
+        self._check_origin()  # before a state folder is created
         self._open_state()
         self._recover()
         self._open_sockets()
@@ -187,7 +193,13 @@ class Daemon:
         if self._existing and not has_journal(self.config.state):
             raise is_missing(self.config.state / JOURNAL)
 
+    def _check_origin(self) -> None:
+        if self._origin is not None:
+            self._origin.check(self.config.state / JOURNAL)
+
     def _recover(self) -> None:
+        if self._origin is not None:
+            self._origin.begin(self.journal, open_store(self.config))
         self.learner = Learner(self.config, self.journal, self.metrics, self._fail)
         self._shutdown.add(Order.LEARN_QUEUED, "learner", self._end_learning)
         self._shutdown.add(Order.EVALUATE_QUEUED, "prequential", self.learner.end_evaluation)

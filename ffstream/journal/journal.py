@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream.errors import JournalDamaged, JournalIncompatible, Unavailable
-from ffstream.journal import clean_close, clock, database, identity, schema
+from ffstream.journal import clean_close, clock, database, identity, origin, schema
 from ffstream.journal.clients import Clients, Receipt
 from ffstream.journal.database import UNREADABLE, Transaction, damage_as_error, damaged
+from ffstream.journal.origin import Origin
 from ffstream.util import failpoints
 
 _COMMIT_WAIT_MS = 2000  # for the write lock, which other threads hold for one short transaction
@@ -96,6 +97,7 @@ class Journal:
     def _recover(self) -> None:
         self._next_seq = self._recover_next_seq()
         self.head = Head(self._next_seq - 1)
+        self.origin = origin.read(self._db, self.path)
         self._first_seq = self._db.execute("SELECT min(first_seq) FROM messages").fetchone()[0] or self._next_seq
         self._trimmed_to = 0
         self.clients = Clients()
@@ -145,6 +147,12 @@ class Journal:
             (receipt.first_seq, client, n),
         ).fetchone()
         return row is None or bool(row[0] == schema.checksum(receipt.first_seq, count, dtype, labels, images))
+
+    def begin_from(self, weights: Origin) -> None:
+        """Records the weights that the stream begins from. Call this before the first sample. Raises Unavailable."""
+        with Transaction(self._db, self.path):
+            origin.write(self._db, weights)
+        self.origin = weights
 
     # --- storing -------------------------------------------------------------------------------------------------
 

@@ -6,11 +6,10 @@ the first checkpoint is written, and both before the first sample is accepted.
 """
 
 import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from ffstream.journal.database import UNREADABLE, Transaction, connect, damaged, unusable
+from ffstream.journal.database import UNREADABLE, damaged, unusable
 
 
 class Origin(NamedTuple):
@@ -20,14 +19,8 @@ class Origin(NamedTuple):
     checksum: str
 
 
-def read(journal: Path) -> Origin | None:
-    """Where the stream began; None if it began from random weights. Raises JournalDamaged or Unavailable."""
-    with closing(connect(journal, read_only=True)) as connection:
-        return read_from(connection, journal)
-
-
-def read_from(connection: sqlite3.Connection, path: Path) -> Origin | None:
-    """The same, on an open connection."""
+def read(connection: sqlite3.Connection, path: Path) -> Origin | None:
+    """The origin in a journal; None if the stream began from random weights. Raises JournalDamaged or Unavailable."""
     try:
         rows = connection.execute("SELECT source, checksum FROM origin").fetchall()
     except UNREADABLE as error:
@@ -37,8 +30,7 @@ def read_from(connection: sqlite3.Connection, path: Path) -> Origin | None:
     return Origin(*rows[0]) if rows else None
 
 
-def write(journal: Path, origin: Origin) -> None:
-    """Makes the origin durable. Raises Unavailable."""
-    with closing(connect(journal)) as connection, Transaction(connection, journal):
-        connection.execute("DELETE FROM origin")
-        connection.execute("INSERT INTO origin VALUES (?, ?)", origin)
+def write(connection: sqlite3.Connection, origin: Origin) -> None:
+    """Records the origin, in a transaction of the caller."""
+    connection.execute("DELETE FROM origin")
+    connection.execute("INSERT INTO origin VALUES (?, ?)", origin)

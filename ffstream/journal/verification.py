@@ -211,7 +211,7 @@ class Verification:
         readers: dict[str, Callable[..., object]] = {
             "skips": skips.read,
             "events": events.read,
-            "origin": origin.read_from,
+            "origin": origin.read,
         }
         for table, read in readers.items():
             with recorded(self.findings, table), reading(self._db):

@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from ffstream.checkpoint.store import CheckpointStore
-from ffstream.errors import JournalDamaged, SequenceUnknown, Unavailable
+from ffstream.errors import CheckpointDamaged, JournalDamaged, SequenceUnknown, Unavailable
 from ffstream.journal import skips
 from ffstream.journal.journal import Journal
 from ffstream.journal.reader import Reader
@@ -48,6 +48,8 @@ def find_resume_state(
             hint="put journal.sqlite and journal.sqlite-wal back that belong to the checkpoints, or restore a folder"
             " that `ffstream backup` made",
         )
+    if checkpoint is None and journal.origin is not None:
+        raise _no_origin(journal, at_most)
     wanted = skipped.next_wanted(resume.seq)
     if wanted < journal.first_seq and not (skip and at_most is not None and wanted > at_most):
         if at_most is not None:
@@ -59,6 +61,24 @@ def find_resume_state(
             hint="put a checkpoint back that has learned them, or use another --state folder",
         )
     return resume
+
+
+def _no_origin(journal: Journal, at_most: int | None) -> CheckpointDamaged | SequenceUnknown:
+    """The error if a stream that began from given weights would begin from random ones."""
+    assert journal.origin is not None
+    if at_most is not None:
+        return SequenceUnknown(
+            f"there is no checkpoint at or before {at_most}, and the stream did not begin from random weights",
+            hint="`ffstream checkpoint list` shows the checkpoints",
+        )
+    hint = "restore a checkpoint or a backup"
+    if not journal.head.seq:
+        hint = f"start again with --from {journal.origin.source}"
+    return CheckpointDamaged(
+        f"the stream in {journal.path} began from the weights in {journal.origin.source}, and there is no whole"
+        " checkpoint to begin at",
+        hint=f"{hint}, or use another --state folder",
+    )
 
 
 def finish_rollback(store: CheckpointStore, journal: Journal, to: int) -> None:
@@ -83,7 +103,7 @@ class Reach(NamedTuple):
 
 def reach(store: CheckpointStore, journal: Journal) -> Reach:
     """How far back a rollback can go now. Raises Unavailable."""
-    if journal.first_seq == 1:
+    if journal.first_seq == 1 and journal.origin is None:
         return Reach(0, store.clock_s(), 0)
     try:
         rungs = store.rungs()

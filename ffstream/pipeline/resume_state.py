@@ -7,13 +7,14 @@ its random initialisation, and nobody would notice.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, Self, TypeGuard
 
 import torch
 from torch import Tensor
 
 from ffstream.errors import CheckpointIncompatible
 from ffstream.ff.member import Member, joined
+from ffstream.ff.network import Network
 
 _POSITIONS = ("step", "version", "phase_position")
 _LARGEST = 2**62
@@ -30,6 +31,11 @@ class ResumeState(NamedTuple):
     tensors: Mapping[str, Tensor] = {}
     progress: Mapping[str, Any] = {}
     version_at_least: int = 0
+
+    @classmethod
+    def of_network(cls, network: Network) -> Self:
+        """The state of a network that has learned nothing from the stream."""
+        return cls(0, network.state_dict(), dict.fromkeys(_POSITIONS, 0))
 
     @property
     def version(self) -> int:

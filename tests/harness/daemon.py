@@ -198,6 +198,7 @@ def start_daemon(
     *,
     standby: bool = False,
     config: Path | None = None,
+    start_from: Path | None = None,
     program: Sequence[str] = CLI,
     environment: Mapping[str, str] = {},
     output: int | None = None,
@@ -209,6 +210,7 @@ def start_daemon(
     """
     arguments = [*directory.arguments(), *(["--standby"] if standby else [])]
     arguments += ["--config", str(config)] if config else []
+    arguments += ["--from", str(start_from)] if start_from else []
     with directory.log.open("ab") as log:
         process = subprocess.Popen(
             [*program, *arguments],
@@ -229,14 +231,20 @@ class Daemons:
         self._started: list[DaemonProcess] = []
 
     def start(
-        self, *settings: str, name: str = "state", standby: bool = False, config: Path | None = None
+        self,
+        *settings: str,
+        name: str = "state",
+        standby: bool = False,
+        config: Path | None = None,
+        start_from: Path | None = None,
     ) -> DaemonProcess:
         """A daemon that serves on the state folder `name`, a new one or that of an earlier daemon.
 
-        With `standby`, a daemon that stands by for the one that serves there. Raises DaemonFailed.
+        With `standby`, a daemon that stands by for the one that serves there. `start_from` is `serve --from`. Raises
+        DaemonFailed.
         """
         directory = DaemonDirectory(self._root / name, settings)
-        daemon = start_daemon(directory, standby=standby, config=config)
+        daemon = start_daemon(directory, standby=standby, config=config, start_from=start_from)
         self._started.append(daemon)
         if standby:
             daemon.await_standby()
