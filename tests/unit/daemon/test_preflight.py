@@ -105,7 +105,7 @@ def test_an_exposed_socket_without_keys_is_refused(site: Site) -> None:
 
 def test_an_ipc_socket_in_a_folder_that_is_missing_is_refused(site: Site) -> None:
     site.check(listen__learn=f"ipc://{site.folder}/learn.sock")
-    with pytest.raises(ConfigError, match=r"^listen\.learn = .*there is not a folder"):
+    with pytest.raises(ConfigError, match=r"^listen\.learn = .*there is no folder"):
         site.check(listen__learn=f"ipc://{site.folder}/none/learn")
 
 
