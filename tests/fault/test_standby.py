@@ -91,7 +91,7 @@ def test_a_standby_with_invalid_endpoints_fails_at_its_start(daemons: Daemons) -
     serves = daemons.start()
     done = run_cli(*serve_arguments(serves.state, ["listen.learn=tcp://0.0.0.0:*"]), "--standby")
     assert done.returncode == 2
-    assert "can be reached from elsewhere" in done.stderr
+    assert "is reachable from other machines" in done.stderr
     assert serves.status()["state"] == "ready"
 
 
