@@ -1,1 +1,1 @@
-"""The measurements, each beside its peer in the same run. `tools/bench` is the way in."""
+"""Measurements, each beside a peer in the same run. `tools/bench` runs them."""

@@ -1,4 +1,4 @@
-"""`tools/bench`: one command a measurement."""
+"""`tools/bench`: one command for each measurement."""
 
 import shlex
 import signal
@@ -25,16 +25,16 @@ from tools.benchmarks import (
 )
 from tools.benchmarks.report import Report
 
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-_rounds = click.option("--rounds", default=3, show_default=True, help="Repetitions; medians are of these.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+_rounds = click.option("--rounds", default=3, show_default=True, help="Number of repetitions.")
 
 
 @click.group()
 def main() -> None:
-    """Measure ffstream, each figure beside its peer in the same run."""
+    """Measure ffstream; each figure beside a peer that is measured in the same run."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    signal.signal(signal.SIGTERM, _exit)  # so that what a measurement started is ended
+    signal.signal(signal.SIGTERM, _exit)  # so that daemons and folders are cleaned up
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
@@ -42,9 +42,9 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def _report(seeds: Sequence[int] = (0,), settings: Sequence[str] = (), device: str | None = None) -> Report:
-    """Of the command that is running. `settings` are the daemon's, beside those that a person gave.
+    """The report of the command that is running. `settings` are those of the daemon, besides those from `--set`.
 
-    Where no seeds are named, weights and samples are made with seed 0.
+    The default seed is the one that makes weights and samples in all measurements.
     """
     options = dict(click.get_current_context().params)
     as_json = options.pop("as_json")
@@ -66,13 +66,13 @@ def learn_command(as_json: bool, rounds: int) -> None:
 @main.command("accuracy")
 @click.argument("dataset", default="embedded")
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="Folder of the data set.")
-@click.option("--seeds", default=3, show_default=True)
+@click.option("--seeds", default=3, show_default=True, help="Number of passes, with seeds 0, 1, 2, …")
 @click.option("--set", "settings", multiple=True, help="An option of the daemon, as in `ffstream serve`.")
 @click.option(
     "--overlay-method",
     "updates",
     default=0,
-    help="Also run the label-in-pixels method for so many full-batch updates.",
+    help="Also train with the label-in-pixels method, this number of full-batch updates.",
 )
 @_json
 def accuracy_command(
@@ -86,19 +86,19 @@ def accuracy_command(
 
 
 @main.command("ingest")
-@click.option("--long", is_flag=True, help="Also memory between sample 60,000 and 600,000.")
+@click.option("--long", is_flag=True, help="Also measure memory between sample 60,000 and 600,000.")
 @_json
 @_rounds
 def ingest_command(long: bool, as_json: bool, rounds: int) -> None:
-    """Acked and learned samples a second, from a producer in another process; the daemon's memory."""
+    """Acked and learned samples per second, from a producer in another process; the daemon's memory."""
     ingest.run(_report(settings=ingest.SETTINGS), rounds, long=long)
 
 
 @main.command("checkpoint")
 @_json
-@click.option("--rounds", default=9, show_default=True, help="Pairs of spans; medians are of these.")
+@click.option("--rounds", default=9, show_default=True, help="Number of pairs: with and without a checkpoint.")
 def checkpoint_command(as_json: bool, rounds: int) -> None:
-    """Learning speed while a checkpoint of 784-2000x4 is taken and written."""
+    """Learning speed of 784-2000x4 while a checkpoint is written."""
     checkpoint.run(_report(), rounds)
 
 
@@ -106,7 +106,7 @@ def checkpoint_command(as_json: bool, rounds: int) -> None:
 @_json
 @_rounds
 def recovery_command(as_json: bool, rounds: int) -> None:
-    """From kill -9 with 60,000 samples behind the last checkpoint to ready, and to all of them learned."""
+    """Time from kill -9, with 60,000 samples after the last checkpoint, until ready and until all are learned."""
     recovery.run(_report(settings=recovery.SETTINGS), rounds)
 
 
@@ -122,19 +122,19 @@ def predict_command(as_json: bool, rounds: int) -> None:
 @_json
 @_rounds
 def security_command(as_json: bool, rounds: int) -> None:
-    """What encryption costs: acked samples a second with CURVE, beside the same without."""
+    """Acked samples per second with encryption (CURVE), beside the same without."""
     security.run(_report(settings=security.SETTINGS), rounds)
 
 
 @main.command("device")
-@click.option("--dry", is_flag=True, help="The same on the CPU with tiny networks: shows that it runs, nothing else.")
-@click.option("--seconds", default=0.4, show_default=True, help="Length of one measurement, about.")
-@click.option("--limit", default=180.0, show_default=True, help="Seconds after which no further network is begun.")
+@click.option("--dry", is_flag=True, help="Run on the CPU with tiny networks, to test the benchmark itself.")
+@click.option("--seconds", default=0.4, show_default=True, help="Approximate length of one measurement.")
+@click.option("--limit", default=180.0, show_default=True, help="Seconds after which no further network is started.")
 @_json
 def device_command(dry: bool, seconds: float, limit: float, as_json: bool) -> None:
-    """Learning speed on a CUDA device, arranged in different ways. `tools/gpu` runs this."""
+    """Learning speed on a CUDA device, with different arrangements of streams. `tools/gpu` runs this."""
     if not dry and not torch.cuda.is_available():
-        raise click.ClickException("torch sees no CUDA device; --dry runs the same on the CPU with tiny networks")
+        raise click.ClickException("torch finds no CUDA device; --dry runs on the CPU with tiny networks")
     name = "none: a dry run on the CPU" if dry else torch.cuda.get_device_name()
     good = device.run(_report(device=name), dry=dry, seconds=seconds, limit_s=limit)
     sys.exit(0 if good else 1)
@@ -142,16 +142,18 @@ def device_command(dry: bool, seconds: float, limit: float, as_json: bool) -> No
 
 @main.command("record", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option(
-    "--file", type=click.Path(exists=True, path_type=Path), help="Rows that `tools/bench` or `tools/gpu` printed."
+    "--file",
+    type=click.Path(exists=True, path_type=Path),
+    help="File of rows that `tools/bench` or `tools/gpu` printed.",
 )
 @click.argument("command", nargs=-1)
 def record_command(file: Path | None, command: tuple[str, ...]) -> None:
-    """Run COMMAND and keep what it prints with --json, or keep the rows of a file; then write the tables.
+    """Run COMMAND, store the rows that it prints with --json, and regenerate the tables.
 
-    tools/bench record tools/crash --kills 100 --json
+    Example: tools/bench record tools/crash --kills 100 --json
     """
     if bool(command) == bool(file):
-        raise click.UsageError("either COMMAND or --file")
+        raise click.UsageError("give either COMMAND or --file")
     try:
         new = results.parse(file.read_text(encoding="utf-8"), str(file)) if file else results.run(command)
     except results.Failed as error:
@@ -161,9 +163,9 @@ def record_command(file: Path | None, command: tuple[str, ...]) -> None:
 
 
 @main.command("report")
-@click.option("--write", is_flag=True, help="Write them into tools/README.md.")
+@click.option("--write", is_flag=True, help="Write the tables into tools/README.md.")
 def report_command(write: bool) -> None:
-    """Make the tables of tools/README.md from the rows that are kept; without --write, print that page."""
+    """Generate the tables of tools/README.md from results.jsonl; without --write, print the page."""
     if write:
         _write_tables()
     else:
@@ -177,17 +179,15 @@ def _write_tables() -> None:
 
 @main.command("compare")
 @click.argument("base", metavar="COMMIT")
-@click.option("--pairs", default=20, show_default=True, help="Pairs of measurements; the verdict is on their ratios.")
-@click.option(
-    "--what", default=",".join(compare.WHAT), show_default=True, help="What to measure, separated by commas."
-)
-@click.option("--seconds", default=3.0, show_default=True, help="Length of one measurement, about.")
+@click.option("--pairs", default=20, show_default=True, help="Number of pairs of measurements.")
+@click.option("--what", default=",".join(compare.WHAT), show_default=True, help="Measurements, separated by commas.")
+@click.option("--seconds", default=3.0, show_default=True, help="Approximate length of one measurement.")
 @_json
 def compare_command(base: str, pairs: int, what: str, seconds: float, as_json: bool) -> None:
     """Compare the speed of this tree with that of COMMIT; exit code 1 if it is slower.
 
-    Each pair gives the ratio of this tree's speed to that of COMMIT. Printed are the median ratio and its 95 %
-    bootstrap interval; a measurement passes if the interval reaches 0.98.
+    Each pair gives the ratio of this tree's speed to that of COMMIT. The result is the median ratio with its 95 %
+    bootstrap interval. A measurement passes if the upper end of the interval is at least 0.98.
     """
     names = what.split(",")
     unknown = set(names) - set(compare.WHAT)

@@ -1,6 +1,6 @@
-"""What a stream leads to: one pass through the daemon, test error and prequential error, beside its peers.
+"""Test error and prequential error after one pass through the daemon, beside a backprop MLP.
 
-The test split is used once a run, at the end. Hyper-parameters were chosen on the last 10,000 training images.
+The test split is used once per run, at the end. Hyper-parameters were chosen on the last 10,000 training images.
 """
 
 import statistics
@@ -14,13 +14,13 @@ from tests.harness.daemon import temporary_daemon
 from tools.benchmarks import peers
 from tools.benchmarks.report import Report
 
-# Every microbatch is to be predicted first, so the evaluator may queue as many as the pass has.
+# Every microbatch is predicted before it is learned, so the queue of the evaluation must hold a whole pass.
 SETTINGS = ("prequential.busy_fraction=1", "prequential.queue_depth=100000")
 _WIDTHS = (784, 512, 512)
 
 
 def run(report: Report, dataset: Dataset, seeds: int, settings: tuple[str, ...] = ()) -> None:
-    """One pass for each seed: order of the stream and first weights."""
+    """One pass for each seed. The seed decides the order of the stream and the initial weights."""
     tests, prequentials, mlp_tests, mlp_prequentials = [], [], [], []
     for seed in range(seeds):
         test, prequential = _daemon(dataset, seed, settings)
@@ -41,7 +41,7 @@ def run(report: Report, dataset: Dataset, seeds: int, settings: tuple[str, ...] 
 
 
 def overlay_method(report: Report, dataset: Dataset, updates: int) -> None:
-    """The label-in-pixels method on the same data: full batch, many updates."""
+    """Test error of the label-in-pixels method after `updates` full-batch updates."""
     torch.manual_seed(0)
     images, labels = _tensors(dataset.train.images, dataset.train.labels)
     method = peers.OverlayMethod(_WIDTHS)

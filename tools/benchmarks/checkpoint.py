@@ -1,8 +1,8 @@
-"""What a checkpoint costs while learning goes on: learning speed while one is taken and written, beside that without.
+"""Learning speed while a checkpoint is written, beside learning speed without one.
 
-The whole learning side runs on a journal that holds more than it can learn in the time. Spans with and without a
-checkpoint alternate and are equally long; one with lasts from the request until it is durable. The slowdown is the
-median of what each pair says.
+The learner runs on a journal that holds more samples than it can learn in the time. Intervals with and without a
+checkpoint alternate and are equally long. An interval with one lasts from the request until it is durable. The
+slowdown is the median over the pairs.
 """
 
 import statistics
@@ -24,7 +24,7 @@ _MESSAGE = 1024
 
 
 def run(report: Report, rounds: int, *, widths: tuple[int, ...] = (2000,) * 4, samples: int = 600_000) -> None:
-    """The figures for one network."""
+    """Measures one network."""
     with tempfile.TemporaryDirectory() as folder:
         config = Config.model_validate(
             {
@@ -59,7 +59,7 @@ def _fill(journal: Journal, samples: int) -> None:
 
 
 def _measure(report: Report, learner: Learner, rounds: int, network: str) -> None:
-    learner.checkpoint(_DEADLINE_S)  # warm: files, buffers, threads
+    learner.checkpoint(_DEADLINE_S)  # warm-up: files, buffers, threads
     start = time.perf_counter()
     written = learner.checkpoint(_DEADLINE_S)
     span_s = time.perf_counter() - start
@@ -76,7 +76,7 @@ def _measure(report: Report, learner: Learner, rounds: int, network: str) -> Non
 
 
 def _rate(learner: Learner, work: Callable[[], object]) -> float:
-    """Samples learned a second while it lasts."""
+    """Samples learned per second while `work` runs."""
     start, before = time.perf_counter(), learner.applied_seq
     work()
     return (learner.applied_seq - before) / (time.perf_counter() - start)

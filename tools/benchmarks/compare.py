@@ -1,11 +1,12 @@
-"""Is this tree slower than a commit? Both are measured in turn, many times, and the ratios are judged together.
+"""Tests whether this tree is slower than a commit.
 
-A pair is one daemon of each side, both fresh, measured one after the other within seconds; which side goes first
-alternates. So a slow drift of the machine meets both, and a ratio holds what differs between two starts of the same
-program. A first pair is not counted: it fills caches and says how many samples a measurement takes.
+For each pair, a new daemon of each side is started, and both are measured within seconds of each other. The side that
+is measured first alternates. So a slow drift of the machine's speed affects both sides, and the spread of the ratios
+includes the variation between two starts of one program. The first pair is not counted: it fills caches, and from its
+speeds follows how many samples one measurement needs.
 
-The base is an archive of the commit in a temporary folder, first in PYTHONPATH: it uses the packages of this tree's
-virtual environment, so nothing is installed, and a difference is one of the code.
+The commit is extracted into a temporary folder that comes first in PYTHONPATH. It uses the packages of this tree's
+virtual environment, so nothing is installed, and only the code differs.
 """
 
 import json
@@ -27,24 +28,24 @@ import numpy as np
 
 from tools.benchmarks.report import ROOT, Report
 
-WHAT = ("learning", "prediction", "ingest")  # in this order: `ingest` leaves samples that are not learned
+WHAT = ("learning", "prediction", "ingest")  # in this order, because `ingest` leaves samples that are not learned
 LIMIT = 0.98
 SEEDS = (0,)
 _UNITS = {"learning": "samples/s", "prediction": "ms", "ingest": "samples/s"}
 _PROBE = {"learning": 20_480, "prediction": 200, "ingest": 40_960}
-_GRID = {"learning": 10_240, "prediction": 100, "ingest": 10_240}  # counts are multiples: whole microbatches
+_GRID = {"learning": 10_240, "prediction": 100, "ingest": 10_240}  # counts are multiples of these: whole microbatches
 _RESAMPLES = 10_000
 _ANSWER_S = 600.0
 _END_S = 30.0
 
 
 class Failed(Exception):
-    """A side could not be measured. `str` says which and why."""
+    """A side could not be measured. The message says which and why."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Ratios of speeds, this tree's over the base's: their median, and where it lies with 95 % confidence."""
+    """The median ratio of this tree's speed to the base's, and its 95 % confidence interval."""
 
     ratio: float
     low: float
@@ -52,19 +53,19 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether it may be as fast as it has to be."""
+        """Whether the interval reaches `LIMIT`."""
         return self.high >= LIMIT
 
 
 def judge(ratios: Sequence[float]) -> Verdict:
-    """The median with its bootstrap interval (percentiles of the medians of samples drawn with replacement)."""
+    """The median with its bootstrap interval: percentiles of the medians of resamples."""
     drawn = np.random.default_rng(SEEDS[0]).choice(np.asarray(ratios), (_RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
     return Verdict(float(np.median(ratios)), float(low), float(high))
 
 
 def run(report: Report, base: str, *, pairs: int, what: Sequence[str], seconds: float) -> bool:
-    """Reports each pair and the verdicts. True if nothing is slower. Raises Failed."""
+    """Reports each pair, then the verdicts. Returns whether all passed. Raises Failed."""
     base = _git("rev-parse", "--short=12", f"{base}^{{commit}}").decode().strip()
     with checkout(base) as folder:
         trees = {"base": folder, "this": ROOT}
@@ -106,7 +107,7 @@ def run(report: Report, base: str, *, pairs: int, what: Sequence[str], seconds: 
 
 
 def _choose_counts(probed: Mapping[str, Mapping[str, float]], seconds: float) -> dict[str, int]:
-    """How many samples or queries take about so many seconds on the slower side."""
+    """The numbers of samples and queries that take about `seconds` on the slower side."""
     counts = {}
     for name, found in probed.items():
         taken = max(found.values()) * (_PROBE[name] if name == "prediction" else 1)
@@ -116,7 +117,7 @@ def _choose_counts(probed: Mapping[str, Mapping[str, float]], seconds: float) ->
 
 
 def _figure(name: str, count: int, seconds: float) -> float:
-    """What a person wants to see: samples a second, or the median latency in ms."""
+    """Samples per second, or the median latency in ms."""
     return 1e3 * seconds if name == "prediction" else count / seconds
 
 
@@ -125,7 +126,7 @@ def _figure(name: str, count: int, seconds: float) -> float:
 
 @contextmanager
 def checkout(commit: str) -> Iterator[Path]:
-    """The files of a commit in a temporary folder, which goes with the block. Raises Failed."""
+    """A temporary folder with the files of a commit. Raises Failed."""
     with tempfile.TemporaryDirectory(prefix="ffstream-base-") as folder:
         with tarfile.TarFile(fileobj=BytesIO(_git("archive", commit))) as archive:
             archive.extractall(folder, filter="data")
@@ -140,7 +141,7 @@ def _git(*arguments: str) -> bytes:
 
 
 def _measure_pair(trees: Mapping[str, Path], first: str, counts: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """Seconds by measurement and side. Both daemons run; the one that is not measured idles."""
+    """Seconds by measurement and side. Both daemons run; the one that is not measured is idle."""
     order = sorted(trees, key=lambda side: side != first)
     with ExitStack() as stack:
         sides = {side: _Side(stack, trees[side]) for side in order}
@@ -152,7 +153,7 @@ def _measure_pair(trees: Mapping[str, Path], first: str, counts: Mapping[str, in
 
 
 class _Side:
-    """A daemon of that tree and its clients: `one_side.py` as a process group that ends with the stack."""
+    """A daemon of `tree` and its clients: `one_side.py` in a process group that ends with the stack."""
 
     def __init__(self, stack: ExitStack, tree: Path) -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ffstream-side-"))
@@ -170,7 +171,7 @@ class _Side:
         stack.callback(self._end)
 
     def await_ready(self) -> None:
-        """Returns once everything is warm. Raises Failed."""
+        """Returns once the daemon is warmed up. Raises Failed."""
         self._answer()
 
     def measure(self, name: str, count: int) -> float:

@@ -1,14 +1,14 @@
-"""Learning on one device, arranged in different ways, beside backpropagation and the device's own matrix products.
+"""Learning speed on one device with different arrangements, beside backpropagation and plain matrix products.
 
     one_stream       the serial reference: one layer after another, on one stream
-    stage_streams    the product's way: a thread and a stream for each layer, activities through bounded queues
-    stage_graphs     an experiment that the product does not have: a CUDA graph for each layer's forward pass and one
-                     for its update, so that the host launches two graphs instead of some fifty kernels. The learning
-                     rate is frozen at its first value
-    backprop_mlp     a perceptron of the same widths and batch, trained by backpropagation
-    products         the forward and weight-gradient product of every layer and nothing else
+    stage_streams    what the product does: a thread and a stream for each layer, with bounded queues between them
+    stage_graphs     an experiment, not in the product: one CUDA graph for the forward pass of each layer and one for
+                     its update, so that the host launches two graphs instead of about fifty kernels. The learning
+                     rate stays at its first value
+    backprop_mlp     an MLP of the same widths and batch size, trained by backpropagation
+    products         only the forward and the weight-gradient product of every layer
 
-All but `products` get their images from the host's memory, as a stream's samples come.
+All except `products` copy their images from the host's memory for each microbatch.
 """
 
 import itertools
@@ -44,7 +44,7 @@ _DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class Case:
-    """One network, one batch size, one device; images (B, I) uint8 and labels (B) on the host."""
+    """A network, a device, and one microbatch on the host: images (B, I) uint8 and labels (B)."""
 
     recipe: Recipe
     device: torch.device
@@ -54,7 +54,7 @@ class Case:
 
     @classmethod
     def make(cls, widths: Sequence[int], batch: int, device: torch.device) -> "Case":
-        """With random images."""
+        """A case with random images."""
         recipe = make_recipe("fast", widths=list(widths), batch_size=batch, warmup_batch_size=batch, warmup_samples=0)
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (batch, recipe.inputs), generator=generator, dtype=torch.uint8)
@@ -63,27 +63,27 @@ class Case:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Inputs, then the units of each layer."""
+        """The number of inputs, then the units of each layer."""
         return (self.recipe.inputs, *(layer.connection.output_shape(())[0] for layer in self.recipe.layers))
 
     def placement(self, buffers: int) -> Placement:
-        """Where its layers compute."""
+        """The placement of its layers."""
         return Placement(self.device, self.dtype, buffers)
 
     def synchronize(self) -> None:
-        """Waits for the device."""
+        """Waits until the device has finished all work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 class Way(Protocol):
-    """A way to learn: `run` learns so many microbatches and returns when all layers have."""
+    """An arrangement: `run` learns `steps` microbatches and returns when all layers have finished."""
 
     def run(self, steps: int) -> None: ...
 
 
 def run(report: Report, *, dry: bool, seconds: float, limit_s: float) -> bool:
-    """All networks and batch sizes. True if nothing failed. After `limit_s` seconds no further network is begun."""
+    """Measures all networks and batch sizes; starts no further one after `limit_s`. Returns whether none failed."""
     device = torch.device("cpu" if dry else "cuda")
     deadline = time.monotonic() + limit_s
     good = True
@@ -91,7 +91,7 @@ def run(report: Report, *, dry: bool, seconds: float, limit_s: float) -> bool:
         for batch in (8, 16) if dry else (256, 2048):
             name = f"gpu/{network}/batch{batch}"
             if time.monotonic() > deadline:
-                report.fail(name, f"not begun: {limit_s:g} s are over")
+                report.fail(name, f"not started: the limit of {limit_s:g} s has passed")
                 good = False
                 continue
             good &= _measure(report, name, Case.make(widths, batch, device), seconds)
@@ -106,7 +106,7 @@ def _measure(report: Report, name: str, case: Case, seconds: float) -> bool:
         try:
             with begin(case) as running:
                 found[way] = batch * _steps_per_second(running, seconds)
-        except Exception as error:  # one way that fails must not hide the others
+        except Exception as error:  # measure the others all the same
             report.fail(f"{name}/{way}", f"{type(error).__name__}: {error}".splitlines()[0])
             good = False
     for way in ("one_stream", "stage_streams", "stage_graphs"):
@@ -120,7 +120,7 @@ def _measure(report: Report, name: str, case: Case, seconds: float) -> bool:
 
 
 def _steps_per_second(way: Way, seconds: float) -> float:
-    """The median of some measurements of about that length, after a warm-up."""
+    """The median of `_REPEATS` measurements of about `seconds`, after a warm-up."""
     way.run(3)
     steps, taken = 2, _timed(way, 2)
     while taken < seconds / 4:
@@ -140,7 +140,7 @@ def _timed(way: Way, steps: int) -> float:
 
 
 class _Repeated:
-    """A function of the step, called again and again."""
+    """Calls a function for each step."""
 
     def __init__(self, case: Case, work: Callable[[int], object]) -> None:
         self._case, self._work = case, work
@@ -160,7 +160,7 @@ def one_stream(case: Case) -> Iterator[Way]:
 
 @contextmanager
 def backprop(case: Case) -> Iterator[Way]:
-    """In the precision of the other ways' products."""
+    """Its matrix products have the same dtype as those of the others."""
     mlp = peers.BackpropMlp(case.widths, device=case.device)
 
     def learn(step: int) -> None:
@@ -192,7 +192,7 @@ def products(case: Case) -> Iterator[Way]:
 
 
 class _Stages:
-    """The product's stages, fed from here."""
+    """The product's stages, with microbatches from this thread."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
@@ -261,9 +261,10 @@ def stage_streams(case: Case) -> Iterator[Way]:
 
 
 class _GraphStage:
-    """One layer whose forward pass and update are graphs on memory that stays; on the CPU, calls.
+    """One layer whose forward pass and update are CUDA graphs. On the CPU they are plain calls.
 
-    Its input is copied first, so that the stage before may write its output again while this one still learns.
+    Graphs read and write fixed memory. The input is copied first, so that the stage before can overwrite its output
+    while this one still learns from it.
     """
 
     def __init__(self, layer: Layer, input: Activities, device: torch.device) -> None:
@@ -276,13 +277,13 @@ class _GraphStage:
             self._forward: Callable[[], Any] = lambda: layer.forward(self.input)
             self._update: Callable[[], Any] = layer.update
         else:
-            self._record(layer, self.stream)
+            self._capture(layer, self.stream)
 
-    def _record(self, layer: Layer, stream: torch.cuda.Stream) -> None:
+    def _capture(self, layer: Layer, stream: torch.cuda.Stream) -> None:
         initial = layer.state_dict()
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
-            for _ in range(3):  # before recording: libraries initialise, buffers grow
+            for _ in range(3):  # warm-up before capture: libraries initialise, buffers grow
                 layer.forward(self.input)
                 layer.update()
         torch.cuda.synchronize()
@@ -295,28 +296,28 @@ class _GraphStage:
         layer.load_state_dict(initial)
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
-            forward.replay()  # recording computes nothing, and the next stage is recorded on this output
+            forward.replay()  # capture computes nothing, and the next stage is captured with this output
         torch.cuda.synchronize()
 
     def _event(self) -> Any:
         return torch.cuda.Event() if self.stream is not None else None
 
     def use(self) -> AbstractContextManager[Any]:
-        """What is done in the block is done on this stage's stream."""
+        """Work inside the block is done on this stage's stream."""
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def wait(self, event: Any) -> None:
-        """What follows on the stream comes after the event."""
+        """Makes later work on the stream wait for the event."""
         if self.stream is not None:
             self.stream.wait_event(event)
 
     def mark(self, event: Any) -> None:
-        """The event is when the stream has come here."""
+        """Records the event after the work so far on the stream."""
         if self.stream is not None:
             event.record(self.stream)
 
     def learn(self, source: Tensor, follower: "_GraphStage | None") -> None:
-        """Takes its input, computes the output once the follower has taken the last one, updates."""
+        """Copies its input, computes its output once the follower has copied the previous one, and updates."""
         self.input.h_NF.copy_(source)
         self.mark(self.taken)
         if follower is not None:
@@ -327,7 +328,7 @@ class _GraphStage:
 
 
 class Graphs:
-    """All stages, launched by one thread."""
+    """All stages, with one thread that launches their graphs."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
@@ -355,7 +356,7 @@ class Graphs:
 
 @contextmanager
 def stage_graphs(case: Case) -> Iterator[Way]:
-    """Recorded once, replayed for each microbatch."""
+    """Captured once, replayed for each microbatch."""
     yield _Repeated(case, Graphs(case).learn)
 
 

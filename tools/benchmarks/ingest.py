@@ -1,6 +1,6 @@
-"""How fast a separate producer process gets samples acked, and learned; and what memory the daemon needs for it.
+"""Samples per second that a producer in another process gets acked, and learned, and the daemon's memory meanwhile.
 
-The peer of the acks is SQLite alone: the same rows committed by the same journal in a process that does nothing else.
+The peer of the ack rate is SQLite alone: the journal commits the same rows in a process that does nothing else.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ from tests.harness.daemon import temporary_daemon
 from tools.benchmarks.report import Report, rate
 
 SETTINGS = ("network.preset=fast",)
-# A producer in a process of its own. Prints samples acked a second, and when it sent the first.
+# A producer process. Prints the samples acked per second, and the time at which it sent the first one.
 PRODUCER = """
 import sys, time
 import numpy as np
@@ -40,7 +40,7 @@ producer.close()
 
 
 def run(report: Report, rounds: int, *, long: bool) -> None:
-    """Batches of 64, single samples, and with `long` the memory at sample 600,000."""
+    """Messages of 64 samples, messages of one sample, and with `long` the memory at sample 600,000."""
     for _ in range(rounds):
         _batches(report, 240_000, 64)
         _singles(report, 60_000)
@@ -49,7 +49,7 @@ def run(report: Report, rounds: int, *, long: bool) -> None:
 
 
 def produce(endpoint: str, samples: int, batch: int, keys: tuple[Path, Path] | None = None) -> tuple[float, float]:
-    """Samples acked a second by a producer in a process of its own, and when it sent the first."""
+    """Samples acked per second by a producer process, and the time at which it sent the first one."""
     command = [sys.executable, "-c", PRODUCER, endpoint, str(samples), str(batch), *map(str, keys or ())]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, check=True)
     acked, began = map(float, done.stdout.split())
@@ -58,7 +58,7 @@ def produce(endpoint: str, samples: int, batch: int, keys: tuple[Path, Path] | N
 
 def _batches(report: Report, samples: int, batch: int) -> None:
     with temporary_daemon(*SETTINGS) as daemon, Control(daemon.endpoints["control"]) as control:
-        produce(daemon.endpoints["learn"], 5_120, batch)  # every thread warm, every buffer there
+        produce(daemon.endpoints["learn"], 5_120, batch)  # warm-up: threads and buffers
         control.wait_idle(60)
         acked, began = produce(daemon.endpoints["learn"], samples, batch)
         control.wait_idle(300)
@@ -86,7 +86,7 @@ def _memory(report: Report) -> None:
 
 
 def _journal_rate(samples: int, batch: int) -> float:
-    """The journal without sockets and learning, as many messages a commit as a busy daemon groups."""
+    """Samples per second of the journal alone, with as many messages per commit as in a busy daemon."""
     image, label = bytes(784 * batch), bytes(2 * batch)
     group = max(1, 512 // batch)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
-"""How fast layers learn: the pipeline beside the serial reference and its peers.
+"""Learning speed of the pipeline, beside the serial reference and other methods.
 
-The pipeline is the whole learner: it reads a real journal, forms microbatches, publishes snapshots. Samples are
-random numbers: the products do not care, and no data set is needed.
+The pipeline is that of a daemon: it reads a journal, forms microbatches and publishes snapshots. Samples are random
+numbers, which does not change the speed, so no data set is needed.
 """
 
 import os
@@ -32,7 +32,7 @@ _DEADLINE_S = 300.0
 
 
 def run(report: Report, rounds: int) -> None:
-    """All networks in all precisions."""
+    """Measures each network in each precision."""
     cores = os.cpu_count() or 1
     for widths, batches, name in (((512, 512), 200, "784-512-512"), ((2000,) * 4, 16, "784-2000x4")):
         for precision in _DTYPES:

@@ -1,11 +1,13 @@
-"""One side of `tools/bench compare`: measures the checkout that PYTHONPATH names, whatever its layout.
+"""One side of `tools/bench compare`: measures the source tree that comes first in PYTHONPATH.
 
-It runs by path, on the packages of one virtual environment, and uses only what has stayed the same since the first
-releases: `ffstream serve`, `endpoints.json` in the state folder, and the public methods of the clients.
+The tree may have another layout and other option names than this one. So this script is run by its path, and it uses
+only interfaces that have not changed for long: `ffstream serve`, `endpoints.json` in the state folder, and the public
+methods of the clients.
 
-Its argument is a new folder for the daemon's state. One line in on stdin, one line out on stdout: the name of a
-measurement and a count, then seconds as JSON, for `learning` and `ingest` of all samples, for `prediction` the median
-of the queries. `{"ready": true}` comes first. It ends, and its daemon with it, when stdin ends.
+Its argument is an empty folder for the daemon's state. It prints `{"ready": true}` once the daemon is warmed up. Then
+it reads lines of the form `MEASUREMENT COUNT` from stdin and answers each with a line `{"seconds": …}` on stdout: the
+time for all samples (`learning`, `ingest`), or the median over the queries (`prediction`). It kills its daemon and
+ends when stdin ends.
 """
 
 import json
@@ -48,7 +50,7 @@ class Side:
         self.prediction(_WARMUP_QUERIES)
 
     def learning(self, samples: int) -> float:
-        """Seconds from `resume`, with all samples on disk, until predictions have learned them."""
+        """Seconds from `resume`, with all samples in the journal, until predictions have learned them."""
         self._control.request("pause")
         self._send(samples)
         start = time.perf_counter()
@@ -60,11 +62,11 @@ class Side:
         """Seconds until all samples are acked, while the daemon learns them."""
         self._control.request("resume")
         seconds = self._send(samples)
-        self._control.request("pause")  # the rest is not learned: the other side is measured next
+        self._control.request("pause")  # so that it does not compete with the other side, which is measured next
         return seconds
 
     def prediction(self, queries: int) -> float:
-        """Median seconds of queries of one image, one after another, while the daemon idles."""
+        """Median seconds of queries of one image, one after another, while the daemon is idle."""
         times = []
         for at in range(queries):
             image = _IMAGES[at % 4096][None]
@@ -94,7 +96,7 @@ def main() -> None:
             name, count = line.split()
             print(json.dumps({"seconds": getattr(side, name)(int(count))}), flush=True)
     finally:
-        daemon.kill()  # nothing of it is kept
+        daemon.kill()  # its state is not needed
         daemon.wait()
 
 

@@ -1,4 +1,4 @@
-"""What ffstream is measured against. None of this is in the product.
+"""What ffstream is compared with. None of this is part of the product.
 
 Shapes: B samples, I inputs, O outputs.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def intra_op_threads(count: int) -> Iterator[None]:
-    """Torch's own parallelism for as long as a peer that depends on it runs."""
+    """Sets the number of torch's intra-op threads during the block, for peers that use them."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -25,9 +25,9 @@ def intra_op_threads(count: int) -> Iterator[None]:
 
 
 def gemm_roofline(widths: tuple[int, ...], batch: int, dtype: torch.dtype, threads: int, seconds: float) -> float:
-    """FLOP/s of the machine's own matrix products, at a network's shapes, on `threads` threads at once.
+    """FLOP/s of plain matrix products with the shapes of a network, on `threads` threads at once.
 
-    Each thread does, over and over, the forward and the weight-gradient product of every layer.
+    Each thread repeats the forward and the weight-gradient product of every layer.
     """
     done = [0.0] * threads
     start_line = threading.Barrier(threads + 1)
@@ -59,7 +59,7 @@ def gemm_roofline(widths: tuple[int, ...], batch: int, dtype: torch.dtype, threa
 
 
 def flops(widths: tuple[int, ...]) -> float:
-    """Floating-point operations of the two products that a sample costs in every layer."""
+    """Floating-point operations per sample: two matrix products in every layer."""
     return 4.0 * sum(a * b for a, b in itertools.pairwise(widths))
 
 
@@ -89,7 +89,7 @@ class OverlayMethod:
         return torch.relu(layer(direction))
 
     def error(self, images_BI: Tensor, labels_B: Tensor) -> float:
-        """Test error."""
+        """The share of samples that it predicts wrong."""
         goodness = []
         with torch.no_grad():
             for label in range(10):
@@ -103,7 +103,7 @@ class OverlayMethod:
 
 
 def overlay(images_BI: Tensor, labels_B: Tensor) -> Tensor:
-    """The label as one bright pixel among the first ten."""
+    """The images with the label as one bright pixel among the first ten."""
     x_BI = images_BI.clone()
     x_BI[:, :10] = 0
     x_BI[torch.arange(len(x_BI)), labels_B] = images_BI.max()
@@ -129,6 +129,6 @@ class BackpropMlp:
         self._optimizer.step()
 
     def wrong(self, images_BI: Tensor, labels_B: Tensor) -> int:
-        """How many are predicted wrong."""
+        """The number of samples that it predicts wrong."""
         with torch.no_grad():
             return int((self.model(images_BI).argmax(1) != labels_B).sum())

@@ -1,6 +1,6 @@
-"""How long a client waits for a prediction: idle, and while the daemon learns at full speed.
+"""Latency of predictions at the client, while the daemon is idle and while it learns at full speed.
 
-The peer is the same prediction without a daemon: the classifier called in this process.
+The peer is a call of the classifier in this process, without a daemon.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ _QUERIES = 2000
 
 
 def run(report: Report, rounds: int) -> None:
-    """Single-image queries, one at a time."""
+    """Queries of one image, one after another."""
     for _ in range(rounds):
         alone = _percentile(_times_alone(), 50)
         with temporary_daemon(*SETTINGS) as daemon, Control(daemon.endpoints["control"]) as control:
@@ -44,7 +44,7 @@ def run(report: Report, rounds: int) -> None:
             finally:
                 producer.terminate()
                 producer.wait(30)
-                control.request("pause")  # no need to learn the backlog before the stop
+                control.request("pause")  # so that the daemon need not learn the backlog before it stops
 
 
 def _until_backlog(control: Control, samples: int) -> None:

@@ -1,9 +1,9 @@
-"""How soon a daemon is back after kill -9, with 60,000 acked samples behind its last checkpoint.
+"""Time to recover from kill -9, with 60,000 acked samples after the last checkpoint.
 
-`ready`: from starting the process until it takes samples and queries. `first_answer`: until it has answered one, for
-which it fetches its loops. `caught_up`: until predictions have learned every sample that was acked before; the peer
-is the speed at which a daemon learns the same samples as they come. `taken_over`: from the kill until a daemon that
-stood by has answered a query.
+`ready`: from the start of the process until it accepts samples and queries. `first_answer`: until it has answered a
+query, for which it loads the compiled loops. `caught_up`: until predictions have learned every acked sample; the peer
+is the speed at which a daemon learns the same samples as they arrive. `taken_over`: from the kill until a standby has
+answered a query.
 """
 
 import statistics
@@ -24,7 +24,7 @@ _DEADLINE_S = 300.0
 
 
 def run(report: Report, rounds: int) -> None:
-    """Medians over so many kills."""
+    """Reports medians over `rounds` kills."""
     ready, first_answer, caught_up, taken_over, learning = [], [], [], [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder, Daemons(Path(folder)) as daemons:
@@ -48,7 +48,7 @@ def run(report: Report, rounds: int) -> None:
 
 
 def _ask(daemon: DaemonProcess) -> float:
-    """When it has answered a query."""
+    """The time at which it has answered a query."""
     with Predictor(daemon.predict) as predictor:
         predictor.predict(np.zeros((1, 784), np.uint8))
     return time.perf_counter()
@@ -64,7 +64,7 @@ def _take_over(daemons: Daemons, daemon: DaemonProcess) -> float:
 
 
 def _learn(daemon: DaemonProcess) -> float:
-    """60,000 samples, a checkpoint, and another 60,000 behind it. Returns how fast these were learned."""
+    """Sends 60,000 samples, takes a checkpoint, and sends another 60,000. Returns the speed of learning these."""
     images = np.random.default_rng(0).integers(0, 256, (_SAMPLES, 784), dtype=np.uint8)
     labels = np.random.default_rng(1).integers(0, 10, _SAMPLES)
     seconds = 0.0

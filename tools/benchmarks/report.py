@@ -1,8 +1,7 @@
-"""What a measurement prints, where it comes from, and how rates are taken on a noisy machine.
+"""Rows: what a measurement prints, with its origin. And how to measure rates on a noisy machine.
 
-A row is one JSON object: `name value unit`, where there is a peer `peer peer_value ratio`, what else the measurement
-says, and its origin: the command with its options and seeds, the commit, versions, processor and date. So a row can
-be judged without knowing who ran it.
+A row is one JSON object. It has `name value unit`, with a peer also `peer peer_value ratio`, further keys of the
+measurement, and its origin: the command with its options and seeds, the commit, versions, processor and date.
 """
 
 import functools
@@ -21,10 +20,10 @@ from typing import Any
 import ffstream
 
 ROOT = Path(__file__).resolve().parents[2]
-# Results recorded one after another must not mark those that follow.
+# Changes of these files do not count: otherwise the first recorded result would make the tree dirty for the next.
 _RECORDED = (":!tools/benchmarks/results.jsonl", ":!tools/README.md")
 _PACKAGES = ("torch", "numpy", "pyzmq")
-# Those that change which kernels torch and numpy choose.
+# Flags that decide which kernels torch and numpy choose.
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 NOT_RECORDED = "not recorded"
 
@@ -33,7 +32,7 @@ Row = dict[str, Any]
 
 @functools.cache
 def origin() -> Row:
-    """Commit, versions and machine. What cannot be found out is "not recorded"."""
+    """Commit, versions and machine. A value that is unknown is "not recorded"."""
     commit, dirty = _commit()
     processor, flags = _processor()
     return {
@@ -49,8 +48,8 @@ def origin() -> Row:
 
 
 def _commit() -> tuple[str, bool | str]:
-    """This tree's commit, and whether files differ from it."""
-    given = os.environ.get("FFSTREAM_COMMIT")  # for a copy of the tree without its repository
+    """The commit of this tree, and whether files differ from it."""
+    given = os.environ.get("FFSTREAM_COMMIT")  # set by `tools/gpu --commit`, for a copy of the tree without .git
     if given:
         return given, NOT_RECORDED
     try:
@@ -74,7 +73,7 @@ def _version(package: str) -> str:
 
 
 def _processor() -> tuple[str, list[str]]:
-    """Its name, and those of its flags that matter."""
+    """The name of the processor, and which of `_FLAGS` it has."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -86,7 +85,7 @@ def _processor() -> tuple[str, list[str]]:
 
 
 class Report:
-    """Prints rows as they come: for people, or one JSON object a line."""
+    """Prints each row at once: as text, or as one JSON object per line."""
 
     def __init__(
         self,
@@ -96,8 +95,8 @@ class Report:
         seeds: Sequence[int] = (),
         device: str | None = None,
     ) -> None:
-        """`command` and `options` are what a person types to get the same rows; `seeds` are all that were used.
-        `device` is the name of the GPU that was measured."""
+        """`command` and `options` are those that produced the rows, `seeds` all that were used, and `device` is the
+        name of the GPU that was measured."""
         self._as_json = as_json
         self._ends_with: Row = {"command": command, "options": dict(options or {}), "seeds": list(seeds)}
         if device is not None:
@@ -120,7 +119,7 @@ class Report:
         self._print(row | more)
 
     def fail(self, name: str, why: str) -> None:
-        """Prints a row that says why there is no figure."""
+        """Prints a row with the reason why there is no value."""
         self._print({"name": name, "failed": why})
 
     def _print(self, row: Row) -> None:
@@ -134,12 +133,12 @@ class Report:
 
 
 def today() -> str:
-    """The date in UTC, as rows have it."""
+    """The date in UTC."""
     return datetime.now(UTC).date().isoformat()
 
 
 def describe_origin(row: Mapping[str, Any]) -> str:
-    """One line for a person."""
+    """The origin of a row as one line of text."""
     dirty = " with changes" if row["dirty"] is True else ""
     versions = ", ".join(f"{key} {row[key]}" for key in ("python", *_PACKAGES, "ffstream"))
     machine = f"{row['processor']} ({' '.join(row['flags'])}), {row['cores']} cores"
@@ -160,7 +159,7 @@ def _as_text(row: Row) -> str:
 
 
 def in_turn(rounds: int, *runs: Callable[[], float]) -> list[float]:
-    """Medians of figures measured A B C A B C …, so that a drift of the machine meets them all."""
+    """Medians of measurements in the order A B C A B C …, so that a drift of the machine affects all of them."""
     figures: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
         for figure, run in zip(figures, runs, strict=True):
@@ -169,7 +168,7 @@ def in_turn(rounds: int, *runs: Callable[[], float]) -> list[float]:
 
 
 def rate(count: int, work: Callable[[], object]) -> float:
-    """Count a second of one call."""
+    """`count` divided by the seconds that one call of `work` takes."""
     start = time.perf_counter()
     work()
     return count / (time.perf_counter() - start)

@@ -1,11 +1,12 @@
-"""Results that are kept: rows in results.jsonl, and the tables of tools/README.md, which are made of them.
+"""Recorded results: the rows in results.jsonl, and the tables of tools/README.md that are generated from them.
 
-results.jsonl has one JSON object a line. Valid if and only if each has `name`, `command` and the keys of an origin
-(`report.origin`). It is a measurement (`value unit`, perhaps with `low` and `high` instead of a value, perhaps with
-`peer peer_value ratio`), or has a `result`: what a tool printed as JSON, or text. A figure whose origin nobody wrote
-down says "not recorded", and `entered` is the commit that put it into the documentation. `note` is for readers.
+results.jsonl has one JSON object per line. It is valid if and only if each has `name`, `command` and the keys of
+`report.origin`. A row is a measurement or has a `result`. A measurement has `value unit`, or `low high unit` for a
+range, and `peer peer_value ratio` if there is a peer. A `result` is the JSON that a tool printed, or text. If the
+origin of a figure is unknown, its keys are "not recorded", and `entered` is the commit that added the figure to the
+documentation. `note` is a remark for readers.
 
-The tables stand between `<!-- results NAME -->` and `<!-- end -->`, NAME being a section's or `machines`.
+Each table is between `<!-- results NAME -->` and `<!-- end -->`. NAME is a section or `machines`.
 """
 
 import json
@@ -22,7 +23,7 @@ from tools.benchmarks.report import NOT_RECORDED, ROOT, Row, origin, today
 
 ROWS = ROOT / "tools" / "benchmarks" / "results.jsonl"
 README = ROOT / "tools" / "README.md"
-# What the names of a section's rows begin with.
+# The first part of the names of the rows in each section.
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy",),
     "learning": ("learn",),
@@ -36,7 +37,7 @@ _BLOCK = re.compile(r"(<!-- results (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 class Failed(Exception):
-    """Nothing was recorded. `str` says why."""
+    """Nothing was recorded. The message says why."""
 
 
 def load(path: Path = ROWS) -> list[Row]:
@@ -53,16 +54,16 @@ def save(rows: Iterable[Row], path: Path = ROWS) -> None:
 
 
 def run(command: Sequence[str]) -> list[Row]:
-    """Runs a tool with `--json` and returns its rows. Its output passes through. Raises Failed."""
+    """Runs a tool, prints its output and returns its rows. `command` includes `--json`. Raises Failed."""
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     sys.stdout.write(done.stdout)
     if done.returncode:
-        raise Failed(f"{shlex.join(command)} ended with exit code {done.returncode}: not recorded")
+        raise Failed(f"{shlex.join(command)} ended with exit code {done.returncode}; nothing is recorded")
     return parse(done.stdout, shlex.join(each for each in command if each != "--json"))
 
 
 def parse(output: str, command: str) -> list[Row]:
-    """The rows of a tool's output: its JSON lines. A line that is not a row becomes the result of one."""
+    """The rows in the output of a tool. A JSON line that is no row becomes the `result` of one. Raises Failed."""
     found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     if not found:
         raise Failed(f"{command} printed no JSON: does it need --json?")
@@ -76,8 +77,8 @@ def parse(output: str, command: str) -> list[Row]:
 
 
 def merge(rows: Iterable[Row], new: Sequence[Row]) -> list[Row]:
-    """The rows with the new ones, which replace those of the same commands on the same processor or of unrecorded
-    origin."""
+    """All rows and the new ones. These replace the rows of the same command on the same processor, and those of the
+    same command whose origin is unknown."""
     replaced = {(row["command"], row["processor"]) for row in new}
     commands = {row["command"] for row in new}
     kept = [
@@ -93,7 +94,7 @@ def merge(rows: Iterable[Row], new: Sequence[Row]) -> list[Row]:
 
 
 def render(text: str, rows: Sequence[Row]) -> str:
-    """The text with all tables made of these rows. Raises ValueError for an unknown section."""
+    """The text with its tables generated from these rows. Raises ValueError for an unknown section."""
     machines = _Machines(rows)
 
     def block(match: re.Match[str]) -> str:
@@ -109,7 +110,7 @@ def render(text: str, rows: Sequence[Row]) -> str:
 
 
 class _Machines:
-    """Letters for the machines, with what was installed, that rows were measured on."""
+    """A letter for each combination of machine and versions that rows were measured on."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._letters: dict[str, str] = {}
@@ -132,7 +133,7 @@ def _machine(row: Row) -> str:
 
 def _section(rows: Sequence[Row], machines: _Machines) -> str:
     if not rows:
-        return "\nNothing measured yet.\n"
+        return "\nNo results yet.\n"
     results = [row for row in rows if "result" in row]
     lines = [""]
     for command, own in _grouped((row for row in rows if "result" not in row), "command"):
@@ -166,7 +167,7 @@ def _source(row: Row, machines: _Machines) -> str:
 
 
 def _figure(name: str, rows: Sequence[Row]) -> str:
-    """One line of a table. Rows of one name are repetitions: their median and range."""
+    """One line of a table. Several rows with one name are repetitions: shows their median and range."""
     unit = rows[0].get("unit", "")
     cells = [
         f"`{name}`{_note(rows[0])}",
@@ -191,7 +192,7 @@ def _spread(rows: Sequence[Row], key: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits; whole numbers as they are."""
+    """Floats with three significant digits, integers with all."""
     if isinstance(value, int):
         return f"{value:,}"
     shown = float(f"{value:.3g}")
@@ -199,7 +200,7 @@ def number(value: float) -> str:
 
 
 def _result(result: Mapping[str, Any] | str) -> str:
-    """What a tool printed, without lists and tables."""
+    """The plain values of what a tool printed, without lists and objects."""
     if isinstance(result, str):
         return result
     plain = {key: value for key, value in result.items() if isinstance(value, bool | int | float | str)}

@@ -1,4 +1,4 @@
-"""What encryption costs: the ack rate with CURVE beside the same daemon, producer and messages without."""
+"""Ack rate with encryption (CURVE), beside the ack rate without."""
 
 import statistics
 import tempfile
@@ -15,7 +15,7 @@ _BATCH = 64
 
 
 def run(report: Report, rounds: int) -> None:
-    """Batches of 64, plain and encrypted in turn; the last line has the medians."""
+    """Messages of 64 samples, plain and encrypted in turn. The last rows are the medians."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         settings = _settings(root)
@@ -38,7 +38,7 @@ def _settings(root: Path) -> list[str]:
 
 
 def _acked(*settings: str, own: tuple[Path, Path] | None = None) -> float:
-    """Samples acked a second, while the daemon learns as it always does."""
+    """Samples acked per second while the daemon learns."""
     with temporary_daemon(*SETTINGS, *settings) as daemon:
         produce(daemon.endpoints["learn"], 5_120, _BATCH, own)
         return produce(daemon.endpoints["learn"], _SAMPLES, _BATCH, own)[0]

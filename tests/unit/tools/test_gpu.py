@@ -56,7 +56,7 @@ def test_what_takes_too_long_is_ended_and_its_rows_are_kept(
 ) -> None:
     program = 'import time\nprint(\'{"name": "x"}\', flush=True)\ntime.sleep(60)'
     assert gpu.run([sys.executable, "-c", program, "--json"], {}, 3.0) == (False, '{"name": "x"}\n')
-    assert "was ended" in capfd.readouterr().err
+    assert "was killed" in capfd.readouterr().err
 
 
 def test_the_table_has_a_line_for_each_network_and_batch(gpu: ModuleType) -> None:
@@ -66,7 +66,7 @@ def test_the_table_has_a_line_for_each_network_and_batch(gpu: ModuleType) -> Non
         {"name": f"{way}/share_of_products", "value": 1.0, "peer": "products", "peer_value": 10.0, "ratio": 0.1},
         {"name": "gpu/784-512-512/batch256/stage_graphs", "failed": "RuntimeError: no graphs here"},
     ]
-    rows += [{"name": "gpu/784-512-512/batch2048", "failed": "not begun: 180 s are over"}]
+    rows += [{"name": "gpu/784-512-512/batch2048", "failed": "not started: the limit of 180 s has passed"}]
     head, line, last = gpu.table(rows).splitlines()
     assert head.split()[:3] == ["samples/s", "backprop_mlp", "one_stream"]
     assert line.split() == ["784-512-512", "batch256", "1,000,000", "2,000,000", "10.0%", "failed"]
