@@ -4,7 +4,7 @@ Daemons as processes are in `tests/harness/daemon.py`.
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from tests.harness.raw_client import RawClient
 
 INPUTS = 16
 ANSWER_S = 20.0
+WAIT_S = 30.0
 SMALL = (
     *FREE_PORTS,
     "network.image_shape=[4,4]",
@@ -184,3 +185,16 @@ class Running:
             return connection.execute(query).fetchall()
         finally:
             connection.close()
+
+
+Start = Callable[..., Running]  # type of the fixture `start` in tests/integration
+
+
+def feed(running: Running, count: int, *, seed: int = 0, batch: int = 8) -> None:
+    """Sends random samples and waits until they are learned."""
+    producer = running.producer()
+    for at in range(0, count, batch):
+        size = min(batch, count - at)
+        producer.send(images(size, seed + at), labels(size, seed + at))
+    producer.flush(WAIT_S)
+    running.control().wait_idle(WAIT_S)

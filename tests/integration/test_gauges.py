@@ -8,10 +8,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.in_process import Running, images, labels
+from tests.in_process import WAIT_S, Running, feed
 from tests.support import wait_until
 
-WAIT_S = 30.0
 OF_CHECKPOINTS = {"checkpoint_bytes", "checkpoint_last_seq", "checkpoint_age_seconds"}
 OF_LEARNING = {"layer_goodness", "layer_loss"}
 
@@ -31,19 +30,12 @@ def absent(running: Running) -> set[str]:
     return {name for name, values in scrape(running).items() if not values} - {"output_dropped_lines"}
 
 
-def learn(running: Running, count: int) -> None:
-    with running.producer() as producer:
-        for at in range(0, count, 8):
-            producer.send(images(8, at), labels(8, at))
-    running.control().wait_idle(WAIT_S)
-
-
 def test_gauges_of_errors_and_checkpoints_are_absent_before_the_first_sample(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
         unknown = {"prequential_error_ratio", *OF_CHECKPOINTS, *OF_LEARNING}
         wait_until(lambda: absent(running) == unknown, WAIT_S, "the journal is measured")
         assert scrape(running)["prequential_window_samples"] == {(): 0.0}
-        learn(running, 80)
+        feed(running, 80)
         wait_until(lambda: absent(running) == OF_CHECKPOINTS, WAIT_S, "it has predicted and learned")
         running.control().request("checkpoint")
         assert absent(running) <= OF_LEARNING, "no sample was learned since the checkpoint"
@@ -53,7 +45,7 @@ def test_gauges_of_errors_and_checkpoints_are_restored_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Running(tmp_path / "state") as running:
-        learn(running, 80)
+        feed(running, 80)
         result = running.control().request("checkpoint")
         before = scrape(running)
         assert 0 < before["prequential_error_ratio"][()] <= 1
@@ -81,10 +73,10 @@ def test_gauges_of_errors_and_checkpoints_are_restored_after_a_restart(
 
 def test_gauges_have_their_earlier_values_after_a_rollback(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
-        learn(running, 40)
+        feed(running, 40)
         running.control().request("checkpoint")
         then = scrape(running)
-        learn(running, 80)
+        feed(running, 80)
         assert running.control().request("checkpoint")["seq"] == 120
         running.control().request("pause")  # otherwise later samples are learned again before the scrape
         running.control().request("rollback", {"to": 40})
@@ -100,7 +92,7 @@ def test_gauges_have_their_earlier_values_after_a_rollback(tmp_path: Path) -> No
 
 def test_gauges_are_absent_after_a_rollback_to_the_beginning(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
-        learn(running, 40)
+        feed(running, 40)
         running.control().request("pause")
         running.control().request("rollback", {"to": 0})
         assert {"prequential_error_ratio", *OF_CHECKPOINTS} <= absent(running)
