@@ -1,6 +1,7 @@
-"""Every option once: type, default, unit, sentence. File, environment, `--set` and documentation derive from here.
+"""Every option, once: its type, default, unit and description. Everything else about options is derived from here.
 
-Later sources win: defaults, the file, `FFSTREAM_SECTION__KEY` in the environment, `--set section.key=value`.
+Options are set by a TOML file, by `FFSTREAM_SECTION__KEY` in the environment and by `--set section.key=value`. If
+several of these set the same option, the last in this order applies.
 """
 
 import math
@@ -28,8 +29,8 @@ from ffstream.util import endpoints, option_sources
 from ffstream.util.option_errors import Option, OptionError, UnknownOption, options_of, show, wrong
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN, DEFAULT_PREDICT, MAX_HEADER_BYTES
 
-_LABELS_MAX = (MAX_HEADER_BYTES - 1024) // 2  # a message's labels stand in its header, two bytes each
-_INT_MAX = 2**31 - 1  # of what libzmq is told
+_LABELS_MAX = (MAX_HEADER_BYTES - 1024) // 2  # the header of a message holds its labels, two bytes each
+_INT_MAX = 2**31 - 1  # libzmq takes an int
 
 
 class _Section(BaseModel):
@@ -37,7 +38,7 @@ class _Section(BaseModel):
 
 
 def _fill_preset(given: Any) -> Any:
-    """A preset's name and the options that differ from it, to a whole recipe."""
+    """A complete recipe from the name of a preset and the options that change it."""
     return recipe(given) if isinstance(given, Mapping) else given
 
 
@@ -45,11 +46,11 @@ class Listen(_Section):
     """Where the daemon listens."""
 
     learn: str = Field(
-        DEFAULT_LEARN, description="endpoint for producers; `*` and `[::]` as host: every IPv4 and IPv6 address"
+        DEFAULT_LEARN, description="endpoint for producers; the hosts `*` and `[::]` mean all IPv4 and IPv6 addresses"
     )
     predict: str = Field(DEFAULT_PREDICT, description="endpoint for queries")
     control: str = Field(DEFAULT_CONTROL, description="endpoint for control")
-    http: str = Field("127.0.0.1:8757", description="host:port for metrics, health and the page")
+    http: str = Field("127.0.0.1:8757", description="host:port for metrics, health checks and the web page")
 
     @field_validator("learn", "predict", "control")
     @classmethod
@@ -70,192 +71,222 @@ class Listen(_Section):
         for one, other in combinations(addresses, 2):
             if addresses[one].collides(addresses[other]):
                 raise ValueError(
-                    wrong(other, getattr(self, other), f"listen.{one} has this address already: {getattr(self, one)}")
+                    wrong(other, getattr(self, other), f"listen.{one} uses this address, too: {getattr(self, one)}")
                 )
         return self
 
 
 class Limits(_Section):
-    """What the daemon accepts."""
+    """Limits on what the daemon accepts and stores."""
 
     message_max_bytes: int = Field(
         8 << 20,
         ge=1024,
         le=_INT_MAX,
-        description="bytes of a message's images; up to twice as many get an error, still more end the connection",
+        description="bytes of images in a message; a message of up to twice this size gets an error, a larger one"
+        " closes the connection",
     )
-    message_max_samples: int = Field(4096, ge=1, le=_LABELS_MAX, description="samples of a message")
-    window_messages: int = Field(1024, ge=1, description="messages that a producer may have unanswered")
-    commit_max_messages: int = Field(1024, ge=1, le=2048, description="messages of a group commit")
-    commit_max_bytes: int = Field(16 << 20, ge=1024, description="bytes of a group commit, about")
+    message_max_samples: int = Field(4096, ge=1, le=_LABELS_MAX, description="samples in a message")
+    window_messages: int = Field(1024, ge=1, description="unanswered messages that a producer may have")
+    commit_max_messages: int = Field(1024, ge=1, le=2048, description="messages in a group commit")
+    commit_max_bytes: int = Field(16 << 20, ge=1024, description="approximate bytes in a group commit")
     backlog_max_samples: int = Field(
         5_000_000,
         ge=1,
-        description="samples that wait to be learned; at it none are accepted until a tenth of them is learned",
+        description="samples on disk, not learned yet; at this limit samples are rejected until a tenth is learned",
     )
     journal_max_bytes: int = Field(
         16 << 30,
         ge=1 << 20,
-        description="bytes of the journal in use, with its log when another program keeps that from being emptied",
+        description="bytes in use in the journal, plus its -wal file while another program keeps that large",
     )
     disk_min_free_bytes: int = Field(
-        512 << 20, ge=0, description="bytes that stay free on the disk or in the journal; below, no samples are taken"
+        512 << 20,
+        ge=0,
+        description="bytes that must be free on the disk or in the journal; below that, samples are rejected",
     )
     memory_max_bytes: int = Field(
-        0, ge=0, description="bytes of memory above which no samples are taken; 0: nine tenths of the machine's"
+        0,
+        ge=0,
+        description="bytes of memory above which samples are rejected; 0: nine tenths of the machine's memory",
     )
-    clients_max: int = Field(10_000, ge=1, description="producers that the journal remembers")
-    client_names_max: int = Field(1000, ge=1, description="names under which one key may store")
+    clients_max: int = Field(10_000, ge=1, description="clients that the journal remembers")
+    client_names_max: int = Field(1000, ge=1, description="client names that one key may use")
     client_forget_after_s: float = Field(
         7 * 86_400.0,
         gt=0,
-        description="seconds without a message after which a producer may be forgotten; only while a daemon runs",
+        description="seconds without a message after which a client may be forgotten, while a daemon runs",
     )
     client_nameless_forget_after_s: float = Field(
         3600.0,
         gt=0,
-        description="the same for a producer without a name of its own, once nine tenths of the clients are known",
+        description="the same for a client with a generated name, once nine tenths of clients_max are reached",
     )
     client_unresolved_max_messages: int = Field(
         16_384,
         ge=1,
-        description="stored messages that a producer, or one key, counts as unanswered; beyond, a window a name",
+        description="stored messages that a client, or all clients of a key, may treat as unanswered; beyond that"
+        " each client may have window_messages",
     )
     client_samples_per_s: float = Field(
-        0.0, ge=0, description="samples a second from one producer, or one key; 0: no limit"
+        0.0, ge=0, description="samples per second that one client, or one key, may send; 0: no limit"
     )
     receive_queue_messages: int = Field(
         2048,
         ge=0,
         le=_INT_MAX,
-        description="messages of one peer that wait to be looked at, above the window; 0: no limit",
+        description="messages of one client that wait in the socket; more than window_messages; 0: no limit",
     )
     learning_min_share: float = Field(
         0.25,
         ge=0,
         le=0.9,
-        description="share of the time that predictions leave to learning while it is behind the stream; 0: none",
+        description="share of the time that predictions leave for learning while it is behind the stream; 0: none",
     )
-    query_batch_max_samples: int = Field(1024, ge=1, description="samples of queries predicted at once")
+    query_batch_max_samples: int = Field(1024, ge=1, description="samples of queries that are predicted together")
     reply_queue_messages: int = Field(
-        1000, ge=1, le=_INT_MAX, description="replies that wait for one peer to read them"
+        1000, ge=1, le=_INT_MAX, description="replies that wait until one client reads them"
     )
     heartbeat_s: float = Field(
         5.0,
         ge=1,
         le=600,
-        description="seconds between the signs of life that a silent peer is asked for, by TCP; after 4 it is gone",
+        description="seconds between TCP keep-alives to a silent client; after 4 unanswered ones it is disconnected",
     )
     handshake_timeout_s: float = Field(
-        10.0, ge=0.1, le=600, description="seconds for a connection's handshake; then it is closed"
+        10.0, ge=0.1, le=600, description="seconds after which a connection without a complete handshake is closed"
     )
-    http_connections: int = Field(64, ge=1, description="HTTP requests answered at a time; more get a 503")
-    # Prometheus closes its own idle connections after 300 s: it goes first, so no scrape meets a closed connection.
+    http_connections: int = Field(64, ge=1, description="concurrent HTTP requests; further ones get status 503")
+    # Prometheus closes its idle connections after 300 s. It must close first, so that no scrape uses a closed
+    # connection.
     http_keep_alive_s: float = Field(
         330.0,
         ge=1,
         le=86_400,
-        description="seconds an HTTP connection may be idle; keep it above the scrape interval",
+        description="seconds that an HTTP connection may be idle; must be longer than the scrape interval",
     )
 
     @model_validator(mode="after")
-    def _let_windows_in(self) -> Self:
-        # Behind a full queue a client's heartbeats wait, too, and it takes the daemon for dead. Whoever keeps to the
-        # window must not get there.
+    def _queue_holds_a_window(self) -> Self:
+        # A client's heartbeats wait behind a full queue, too, so the client would think that the daemon is dead. A
+        # client that respects its window must never fill the queue.
         if 0 < self.receive_queue_messages <= self.window_messages:
             raise ValueError(
                 wrong(
                     "receive_queue_messages",
                     self.receive_queue_messages,
-                    f"must be above limits.window_messages = {self.window_messages}, or 0 for no limit",
+                    f"must be greater than limits.window_messages = {self.window_messages}, or 0 for no limit",
                 )
             )
         return self
 
 
 class Security(_Section):
-    """Who gets in. `ffstream keygen` makes the keys; an empty name means: none."""
+    """Who may connect. `ffstream keygen` makes keys. An empty name means that there is no such file or folder."""
 
-    insecure: bool = Field(False, description="listen beyond loopback without keys or token")
-    server_key: str = Field("", description="file with the daemon's secret key; none: anybody gets in, unencrypted")
-    learn_clients: str = Field("", description="folder with the public keys of those who may send samples")
-    predict_clients: str = Field("", description="folder with the public keys of those who may ask for predictions")
-    control_clients: str = Field("", description="folder with the public keys of those who may control the daemon")
-    http_token: str = Field("", description="file with the token that HTTP requests bear, but for health and page")
+    insecure: bool = Field(False, description="allow listening beyond loopback without keys or token")
+    server_key: str = Field(
+        "", description="file with the daemon's secret key; none: anybody may connect, without encryption"
+    )
+    learn_clients: str = Field("", description="folder with the public keys of clients that may send samples")
+    predict_clients: str = Field(
+        "", description="folder with the public keys of clients that may ask for predictions"
+    )
+    control_clients: str = Field("", description="folder with the public keys of clients that may control the daemon")
+    http_token: str = Field(
+        "", description="file with the bearer token for HTTP requests, except health checks and the web page"
+    )
 
 
 class Learning(_Section):
-    """How the stream becomes microbatches."""
+    """How the stream is divided into microbatches."""
 
     linger_s: float = Field(1.0, ge=0, description="seconds that an incomplete microbatch waits for more samples")
     partial: Literal["flush", "wait"] = Field(
-        "flush", description="then learn it as it is, or wait for ever: same input, same microbatches"
+        "flush",
+        description="then learn it (flush), or wait for ever, so that the same samples make the same microbatches",
     )
     publish_every: int = Field(4, ge=1, description="microbatches between two snapshots")
-    wake: int = Field(0, ge=0, description="microbatches of a wake phase; 0: positive and negative interleaved")
-    sleep: int = Field(0, ge=0, description="microbatches of a sleep phase")
+    wake: int = Field(
+        0, ge=0, description="microbatches in a wake phase; 0: no phases, positive and negative rows are interleaved"
+    )
+    sleep: int = Field(0, ge=0, description="microbatches in a sleep phase")
 
 
 class PipelineSection(_Section):
-    """How the layers run. The weights depend on `overflow = skip` and on the precision, on nothing else here."""
+    """How the layers run. Of these options, only `overflow = skip` and `precision` change the weights."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of products; auto: bf16 where it is fast")
-    queue_depth: int = Field(4, ge=1, description="microbatches between two stages")
-    overflow: Literal["block", "skip"] = Field("block", description="wait for a slow stage, or let it skip")
-    stages: tuple[int, ...] = Field((), description="layers in each stage; empty: one each")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a device")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="precision of matrix products; auto: bf16 where it is fast"
+    )
+    queue_depth: int = Field(4, ge=1, description="microbatches in the queue between two stages")
+    overflow: Literal["block", "skip"] = Field(
+        "block", description="when a queue is full, wait for the slow stage (block) or let it skip microbatches"
+    )
+    stages: tuple[int, ...] = Field((), description="number of layers in each stage; empty: one layer each")
     stall_timeout_s: float = Field(60.0, gt=0, description="seconds without progress before a thread counts as stuck")
 
 
 class Checkpoints(_Section):
-    """When the whole state goes to disk."""
+    """When checkpoints are written, and which are kept."""
 
-    every_samples: int = Field(100_000, ge=0, description="samples between checkpoints; 0: not by count")
-    every_s: float = Field(60.0, ge=0, description="seconds between checkpoints; 0: not by time")
+    every_samples: int = Field(100_000, ge=0, description="samples between two checkpoints; 0: not by count")
+    every_s: float = Field(60.0, ge=0, description="seconds between two checkpoints; 0: not by time")
     write_bytes_per_s: int = Field(
-        64 << 20, ge=0, description="bytes a second of a checkpoint while learning goes on; 0: as fast as it goes"
+        64 << 20,
+        ge=0,
+        description="bytes per second when a checkpoint is written while learning goes on; 0: no limit",
     )
     keep: int = Field(
-        3, ge=1, description="newest checkpoints kept; the journal holds what came after the oldest of them"
+        3,
+        ge=1,
+        description="newest checkpoints that are kept; the journal keeps all samples after the oldest of them",
     )
     ladder_s: tuple[float, ...] = Field(
         (600.0, 3600.0, 86_400.0, 604_800.0),
-        description="older checkpoints kept for rollback --skip, by seconds of running: one per first number up to"
-        " the age of the second, then one per second up to the third, …; empty: none",
+        description="older checkpoints kept for `rollback --skip`, in seconds of running: one per first number up"
+        " to the age of the second, then one per second number up to the age of the third, and so on; empty: none",
     )
     max_bytes: int = Field(
-        2 << 30, ge=0, description="bytes of all checkpoints; beyond, older ones go, never the newest `keep`"
+        2 << 30,
+        ge=0,
+        description="bytes of all checkpoints; beyond that older ones are removed, but never the newest `keep`",
     )
 
     @model_validator(mode="after")
     def _ascend(self) -> Self:
-        steps = [int(each) if each.is_integer() else each for each in self.ladder_s]  # as they were written
+        steps = [int(each) if each.is_integer() else each for each in self.ladder_s]  # as the user wrote them
         if len(steps) == 1 or any(not 0 < a < b < math.inf for a, b in pairwise(steps)):
             raise ValueError(wrong("ladder_s", steps, "expected ascending seconds, two or more, or [] for no ladder"))
         return self
 
 
 class PrequentialSection(_Section):
-    """Predicting each microbatch before it is learned."""
+    """Prequential evaluation: microbatches are predicted before they are learned."""
 
-    fraction: float = Field(1.0, ge=0, le=1, description="share of microbatches that are predicted first")
+    fraction: float = Field(1.0, ge=0, le=1, description="share of microbatches that are predicted")
     busy_fraction: float = Field(0.125, ge=0, le=1, description="the same while learning is behind the stream")
-    busy_backlog_samples: int = Field(8192, ge=0, description="samples on disk from which learning counts as behind")
-    queue_depth: int = Field(16, ge=1, description="microbatches that may wait for it; more are passed over")
+    busy_backlog_samples: int = Field(
+        8192, ge=0, description="samples on disk, not learned yet, from which learning counts as behind"
+    )
+    queue_depth: int = Field(
+        16, ge=1, description="microbatches that may wait to be predicted; further ones are not predicted"
+    )
 
 
 class Shutdown(_Section):
-    """Deadlines of a stop."""
+    """Deadlines of a shutdown."""
 
     drain_timeout_s: float = Field(
-        20.0, gt=0, le=86_400, description="seconds to learn what is in the queues and checkpoint"
+        20.0, gt=0, le=86_400, description="seconds to learn what is in the queues and write a checkpoint"
     )
 
 
 class Config(_Section):
     """All options."""
 
-    state: Path = Field(Path("ffstream-state"), description="folder of journal and checkpoints")
+    state: Path = Field(Path("ffstream-state"), description="state folder: journal and checkpoints")
     listen: Listen = Listen()
     limits: Limits = Limits()
     security: Security = Security()
@@ -276,11 +307,13 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        """What one section says must make sense beside what the others say."""
+        """Checks options that depend on options of another section."""
         recipe, learning, stages = self.network, self.learning, self.pipeline.stages
         if learning.sleep and not learning.wake:
             raise ValueError(
-                wrong("learning.sleep", learning.sleep, "needs learning.wake too: set it to a count of microbatches")
+                wrong(
+                    "learning.sleep", learning.sleep, "needs learning.wake, too: set it to a number of microbatches"
+                )
             )
         unfit = [layer.objective.kind for layer in recipe.layers if not layer.objective.has_phases]
         if learning.wake and unfit:
@@ -288,7 +321,7 @@ class Config(_Section):
                 wrong(
                     "learning.wake",
                     learning.wake,
-                    f'needs network.objective = "threshold"; {show(unfit[0])} learns both phases at once',
+                    f'needs network.objective = "threshold"; {show(unfit[0])} cannot learn the phases separately',
                 )
             )
         if learning.partial == "wait" and self.limits.backlog_max_samples < recipe.batch_size:
@@ -296,7 +329,7 @@ class Config(_Section):
                 wrong(
                     "limits.backlog_max_samples",
                     self.limits.backlog_max_samples,
-                    f"learning.partial waits for network.batch_size = {recipe.batch_size} samples",
+                    f'with learning.partial = "wait" it must be at least network.batch_size = {recipe.batch_size}',
                 )
             )
         if stages and (sum(stages) != len(recipe.layers) or min(stages) < 1):
@@ -304,7 +337,7 @@ class Config(_Section):
                 wrong(
                     "pipeline.stages",
                     stages,
-                    f"expected numbers from 1 that add up to the {len(recipe.layers)} layers of the network",
+                    f"expected numbers from 1 whose sum is the number of layers, {len(recipe.layers)}",
                 )
             )
         if recipe.replay_jitter and (recipe.replay or learning.wake) and len(recipe.image_shape) not in (2, 3):
@@ -320,7 +353,7 @@ class Config(_Section):
 
 @cache
 def options() -> dict[str, Option]:
-    """Every option by its dotted name, and every section by its own."""
+    """All options by their dotted names, and all sections by their names."""
     found: dict[str, Option] = {}
     for name, option in options_of(Config).items():
         found[name] = option
@@ -331,13 +364,13 @@ def options() -> dict[str, Option]:
 
 
 def _names() -> list[str]:
-    """The names that have a value of their own."""
+    """The dotted names of all options, without sections."""
     sections = {name.partition(".")[0] for name in options() if "." in name}
     return [name for name in options() if name not in sections]
 
 
 def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The given options by their dotted names, those of sections one by one."""
+    """The options that are set, by their dotted names."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value and name not in _names():
             yield from ((f"{name}.{key}", each) for key, each in value.items())
@@ -346,7 +379,7 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _check_name(name: str, value: Any) -> None:
-    """What the validation below would pass over, or say in its own words."""
+    """Raises OptionError for what pydantic would accept, or would report in words meant for programmers."""
     option = options().get(name)
     if option is None:
         raise UnknownOption(name, _names())
@@ -360,7 +393,7 @@ def load(
     settings: Iterable[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Config:
-    """The options in force. Raises ConfigError that names the option."""
+    """The options from all sources. Raises ConfigError, which names the option."""
     given = option_sources.Given(_names())
     if file is not None:
         given.read(file)
@@ -370,17 +403,17 @@ def load(
 
 
 def validate(given: option_sources.Given) -> Config:
-    """The options that are given, and the defaults of all others. Raises ConfigError that names the option."""
+    """The options that are set, and the defaults of all others. Raises ConfigError, which names the option."""
     try:
         return Config.model_validate(given.tree)
     except ValidationError as error:
-        # Their inputs would be the merged tree, which is ours already; the URLs are for programmers.
+        # Its URLs are for programmers.
         raise _explain(error.errors(include_url=False)[0], given) from error
 
 
 def _explain(first: Mapping[str, Any], given: option_sources.Given) -> ConfigError:
-    """The error in plain words: the option, its value, what is expected, and where it was set."""
-    cause = first.get("ctx", {}).get("error")  # what a validator of ours raised
+    """The error for a person: the option, its value, what is expected, and where it was set."""
+    cause = first.get("ctx", {}).get("error")  # an error that one of our validators raised
     name = ".".join(str(part) for part in first["loc"][:2])
     hint = getattr(cause, "hint", "")
     if name in _names():
@@ -391,18 +424,22 @@ def _explain(first: Mapping[str, Any], given: option_sources.Given) -> ConfigErr
         message = f"{name}.{cause}" if name else str(cause)
     else:
         message = wrong(name, first["input"], "expected a section of options, not a value")
-    hints = (hint, given.said_by(message.partition(" ")[0].rstrip(":")), "ffstream config show lists all options")
+    hints = (hint, given.set_by(message.partition(" ")[0].rstrip(":")), "ffstream config show lists all options")
     return ConfigError(message, hint="; ".join(filter(None, hints)).replace("?;", "?"))
 
 
 def describe(config: Config) -> str:
-    """All options in force as a TOML file, with what each means."""
+    """All options as a TOML file, each with its description."""
     lines: list[str] = [f"# {Config.model_fields['state'].description}", f"state = {show(config.state)}"]
     for name in Config.model_fields:
         section = getattr(config, name)
         if isinstance(section, Recipe):
-            lines += ["", f"[{name}]", "# `preset = NAME` fills in the rest: " + ", ".join(PRESETS)]
-            lines += ["# options of layers may stand here as well, for all of them"]
+            lines += [
+                "",
+                f"[{name}]",
+                "# `preset = NAME` sets everything that is not set here: " + ", ".join(PRESETS),
+            ]
+            lines += ["# options of layers may be set here as well, for all layers"]
             lines += _described(section)
             for layer in section.layers:
                 lines += ["", f"[[{name}.layers]]", *_described(layer)]
@@ -412,6 +449,6 @@ def describe(config: Config) -> str:
 
 
 def _described(section: BaseModel) -> Iterator[str]:
-    """A line for each option, but for tables of their own."""
+    """A line for each option, except for layers, which are tables of their own."""
     for key, value in section.model_dump(exclude={"layers"}).items():
         yield f"{key} = {show(value)}  # {type(section).model_fields[key].description}"

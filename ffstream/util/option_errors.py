@@ -1,7 +1,7 @@
-"""Errors about options in plain words: which option, which value, what is expected, where it was set.
+"""Errors about options, for people: which option, which value, what is expected.
 
-What is expected is derived from how the option is declared, never from the words of the library that validates:
-those are for programmers, and differ between its versions.
+What is expected is derived from the declaration of the option, not from the message of the validation library, which
+is meant for programmers and differs between versions.
 """
 
 import json
@@ -15,13 +15,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from ffstream.errors import ConfigError
 
-_SHOWN_MAX = 80  # characters of a value
-_CLOSE = 0.7  # how alike two names must be, from 0 to 1
+_SHOWN_MAX = 80  # characters of a value; longer ones are cut
+_CLOSE = 0.7  # how similar two names must be, from 0 to 1
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 class OptionError(ValueError):
-    """What a validator raises: the option, and in the hint what to do."""
+    """Raised by validators. The message names the option, the hint says what to do."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class OptionError(ValueError):
 
 
 class UnknownOption(OptionError):
-    """No option has this name."""
+    """There is no option of this name."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         similar = closest(name, known)
@@ -39,7 +39,7 @@ class UnknownOption(OptionError):
 
 @dataclass(frozen=True)
 class Option:
-    """How an option is declared. `bounds` has some of the keys `ge`, `gt`, `le`, `lt`."""
+    """The declaration of an option. `bounds` has some of the keys `ge`, `gt`, `le`, `lt`."""
 
     kind: Any
     default: Any = None
@@ -47,15 +47,15 @@ class Option:
 
     @property
     def is_number(self) -> bool:
-        """Whether its value is one number."""
+        """Whether its value is a single number."""
         return self.kind in (int, float)
 
     def expected(self) -> str:
-        """What a value of this option must be."""
+        """What a value of this option must be, for an error message."""
         return f"expected {_kind(self.kind, self.default)}{self._range()}"
 
     def closest(self, value: Any) -> str:
-        """The choice that was probably meant, as a question; empty if there is none."""
+        """A question that names the choice that was probably meant; empty if none is similar."""
         similar = get_close_matches(str(value).lower(), _choices(self.kind), 1, 0.5)
         return f"did you mean {similar[0]}?" if similar else ""
 
@@ -105,7 +105,7 @@ def _choices(kind: Any) -> list[str]:
 
 
 def show(value: Any) -> str:
-    """A value as TOML has it, on one line."""
+    """A value as it is written in TOML, on one line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -118,13 +118,14 @@ def show(value: Any) -> str:
 
 
 def wrong(name: str, value: Any, reason: str) -> str:
-    """One line: the option, its value, and what is wrong with it."""
+    """An error message: the option, its value, and what is wrong with it."""
     shown = show(value)
     return f"{name} = {shown if len(shown) <= _SHOWN_MAX else shown[: _SHOWN_MAX - 1] + '…'}: {reason}"
 
 
 def closest(name: str, known: Iterable[str]) -> list[str]:
-    """The known dotted names that were probably meant: of another section, or spelled nearly so in the same one."""
+    """The known dotted names that were probably meant: the same name in another section, or a similar one in this
+    one."""
     section, _, leaf = name.lower().rpartition(".")
     by_section: dict[str, dict[str, str]] = {}
     for each in known:
@@ -140,7 +141,7 @@ def closest(name: str, known: Iterable[str]) -> list[str]:
 
 @contextmanager
 def about(option: str) -> Iterator[None]:
-    """Names the option in a ConfigError that is raised within, as it names only the file."""
+    """Puts the name of an option in front of the message of a ConfigError that is raised in the block."""
     try:
         yield
     except ConfigError as error:
