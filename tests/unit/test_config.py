@@ -525,4 +525,4 @@ def test_two_sockets_on_one_address_are_refused(one: str, other: str, collide: b
     with pytest.raises(ConfigError, match="uses this address, too") as caught:
         load(settings=settings, environment={})
     name, _, address = other.partition("=")
-    assert caught.value.message.startswith(f'listen.{name} = "{address}": listen.learn has this address')
+    assert caught.value.message.startswith(f'listen.{name} = "{address}": listen.learn uses this address, too')
