@@ -39,11 +39,11 @@ producer.close()
 """
 
 
-def run(report: Report, rounds: int, *, long: bool) -> None:
+def run(report: Report, rounds: int, *, long: bool, samples: int = 240_000) -> None:
     """Messages of 64 samples, messages of one sample, and with `long` the memory at sample 600,000."""
     for _ in range(rounds):
-        _batches(report, 240_000, 64)
-        _singles(report, 60_000)
+        _batches(report, samples, 64)
+        _singles(report, samples // 4)
     if long:
         _memory(report)
 

@@ -7,7 +7,7 @@ numbers, which does not change the speed, so no data set is needed.
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +31,14 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DEADLINE_S = 300.0
 
 
-def run(report: Report, rounds: int) -> None:
+Networks = Sequence[tuple[str, tuple[int, ...], int]]  # name, widths, microbatches of one measurement
+NETWORKS: Networks = (("784-512-512", (512, 512), 200), ("784-2000x4", (2000,) * 4, 16))
+
+
+def run(report: Report, rounds: int, networks: Networks = NETWORKS) -> None:
     """Measures each network in each precision."""
     cores = os.cpu_count() or 1
-    for widths, batches, name in (((512, 512), 200, "784-512-512"), ((2000,) * 4, 16, "784-2000x4")):
+    for name, widths, batches in networks:
         for precision in _DTYPES:
             _measure(
                 report,

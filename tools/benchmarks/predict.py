@@ -13,38 +13,47 @@ import torch
 from ffstream.client import Control, Predictor
 from ffstream.ff.network import Network
 from ffstream.ff.presets import recipe
-from tests.harness.daemon import temporary_daemon
+from tests.harness.daemon import DaemonProcess, temporary_daemon
 from tools.benchmarks.ingest import PRODUCER
 from tools.benchmarks.report import Report
 
 SETTINGS = ("network.preset=fast",)
-_QUERIES = 2000
 
 
-def run(report: Report, rounds: int) -> None:
+def run(report: Report, rounds: int, *, queries: int = 2000) -> None:
     """Queries of one image, one after another."""
     for _ in range(rounds):
-        alone = _percentile(_times_alone(), 50)
-        with temporary_daemon(*SETTINGS) as daemon, Control(daemon.endpoints["control"]) as control:
-            endpoints = daemon.endpoints
-            _times(endpoints["predict"], 100)
-            idle = _times(endpoints["predict"], _QUERIES)
-            report.add("predict/idle/p50", _percentile(idle, 50), "ms", "classifier_alone", alone)
-            report.add("predict/idle/p99", _percentile(idle, 99), "ms", "classifier_alone", alone)
-            command = [sys.executable, "-c", PRODUCER, endpoints["learn"], "600000", "64"]
-            producer = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            try:
-                _until_backlog(control, 20_000)
-                busy = _times(endpoints["predict"], _QUERIES)
-                backlog = control.status()["backlog"]
-                if backlog == 0:
-                    raise RuntimeError("the backlog ran out: the daemon was not learning at full speed")
-                report.add("predict/learning/p50", _percentile(busy, 50), "ms", "classifier_alone", alone)
-                report.add("predict/learning/p99", _percentile(busy, 99), "ms", "classifier_alone", alone)
-            finally:
-                producer.terminate()
-                producer.wait(30)
-                control.request("pause")  # so that the daemon need not learn the backlog before it stops
+        alone_ms = _percentile(_times_alone(), 50)
+        with temporary_daemon(*SETTINGS) as daemon:
+            while_idle(report, daemon, alone_ms, queries)
+            _while_learning(report, daemon, alone_ms, queries)
+
+
+def while_idle(report: Report, daemon: DaemonProcess, alone_ms: float, queries: int) -> None:
+    """Reports the latencies of a daemon that has nothing to learn, beside the median without a daemon."""
+    _times(daemon.predict, 100)  # warm-up
+    _report(report, "idle", _times(daemon.predict, queries), alone_ms)
+
+
+def _while_learning(report: Report, daemon: DaemonProcess, alone_ms: float, queries: int) -> None:
+    command = [sys.executable, "-c", PRODUCER, daemon.learn, "600000", "64"]
+    with Control(daemon.control) as control:
+        producer = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            _until_backlog(control, 20_000)
+            busy = _times(daemon.predict, queries)
+            if control.status()["backlog"] == 0:
+                raise RuntimeError("the backlog ran out: the daemon was not learning at full speed")
+            _report(report, "learning", busy, alone_ms)
+        finally:
+            producer.terminate()
+            producer.wait(30)
+            control.request("pause")  # so that the daemon need not learn the backlog before it stops
+
+
+def _report(report: Report, state: str, times: list[float], alone_ms: float) -> None:
+    for percent in (50, 99):
+        report.add(f"predict/{state}/p{percent}", _percentile(times, percent), "ms", "classifier_alone", alone_ms)
 
 
 def _until_backlog(control: Control, samples: int) -> None:

@@ -18,32 +18,31 @@ from tests.harness.daemon import DaemonProcess, Daemons
 from tools.benchmarks.report import Report
 
 SETTINGS = ("network.preset=fast", "checkpoint.every_s=0", "checkpoint.every_samples=0")
-_SAMPLES = 60_000
 _BATCH = 100
 _DEADLINE_S = 300.0
 
 
-def run(report: Report, rounds: int) -> None:
+def run(report: Report, rounds: int, *, samples: int = 60_000) -> None:
     """Reports medians over `rounds` kills."""
     ready, first_answer, caught_up, taken_over, learning = [], [], [], [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder, Daemons(Path(folder)) as daemons:
             daemon = daemons.start(*SETTINGS)
-            learning.append(_learn(daemon))
+            learning.append(_learn(daemon, samples))
             daemon.kill()
             start = time.perf_counter()
             again = daemons.start(*SETTINGS)
             ready.append(time.perf_counter() - start)
             first_answer.append(_ask(again) - start)
             with Control(again.control) as control:
-                assert control.wait_idle(_DEADLINE_S)["learned"] == 2 * _SAMPLES
+                assert control.wait_idle(_DEADLINE_S)["learned"] == 2 * samples
             caught_up.append(time.perf_counter() - start - ready[-1])
             taken_over.append(_take_over(daemons, again))
     report.add("recovery/ready", statistics.median(ready), "s")
     report.add("recovery/first_answer", statistics.median(first_answer), "s")
     report.add("recovery/taken_over", statistics.median(taken_over), "s", "ready", statistics.median(ready))
     report.add("recovery/caught_up_after_ready", statistics.median(caught_up), "s")
-    speed = _SAMPLES / statistics.median(caught_up)
+    speed = samples / statistics.median(caught_up)
     report.add("recovery/catching_up", speed, "samples/s", "learning_as_they_come", statistics.median(learning))
 
 
@@ -63,19 +62,19 @@ def _take_over(daemons: Daemons, daemon: DaemonProcess) -> float:
     return _ask(standby) - start
 
 
-def _learn(daemon: DaemonProcess) -> float:
-    """Sends 60,000 samples, takes a checkpoint, and sends another 60,000. Returns the speed of learning these."""
-    images = np.random.default_rng(0).integers(0, 256, (_SAMPLES, 784), dtype=np.uint8)
-    labels = np.random.default_rng(1).integers(0, 10, _SAMPLES)
+def _learn(daemon: DaemonProcess, samples: int) -> float:
+    """Sends samples, takes a checkpoint, and sends as many again. Returns the speed of learning these."""
+    images = np.random.default_rng(0).integers(0, 256, (samples, 784), dtype=np.uint8)
+    labels = np.random.default_rng(1).integers(0, 10, samples)
     seconds = 0.0
     with Producer(daemon.learn) as producer, Control(daemon.control) as control:
         for half in range(2):
             start = time.perf_counter()
-            for at in range(0, _SAMPLES, _BATCH):
+            for at in range(0, samples, _BATCH):
                 producer.send(images[at : at + _BATCH], labels[at : at + _BATCH])
             producer.flush(_DEADLINE_S)
             control.wait_idle(_DEADLINE_S)
             seconds = time.perf_counter() - start
             if half == 0:
                 control.request("checkpoint", timeout_s=_DEADLINE_S)
-    return _SAMPLES / seconds
+    return samples / seconds

@@ -40,14 +40,14 @@ class Failed(Exception):
     """Nothing was recorded. The message says why."""
 
 
-def load(path: Path = ROWS) -> list[Row]:
+def load() -> list[Row]:
     """All rows, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
 
 
-def save(rows: Iterable[Row], path: Path = ROWS) -> None:
+def save(rows: Iterable[Row]) -> None:
     """Writes all rows."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    ROWS.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 # --- recording ---------------------------------------------------------------------------------------------------

@@ -1,10 +1,14 @@
 """The results that are kept, and the tables of tools/README.md."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tools.benchmarks import results
+from tools.benchmarks.__main__ import main
 from tools.benchmarks.report import Row
 from tools.benchmarks.results import Failed
 
@@ -127,3 +131,22 @@ def test_an_unknown_section_is_an_error() -> None:
 )
 def test_numbers_have_three_digits(value: float, shown: str) -> None:
     assert results.number(value) == shown
+
+
+def test_record_stores_rows_and_regenerates_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, readme, new = tmp_path / "results.jsonl", tmp_path / "README.md", tmp_path / "new.jsonl"
+    old = row("learn/x", "tools/bench learn", value=1.0, unit="s")
+    kept.write_text(json.dumps(old) + "\n")
+    readme.write_text("<!-- results learning -->\n<!-- end -->\n")
+    new.write_text(json.dumps(old | {"value": 2.0, "commit": "def"}) + "\n")
+    monkeypatch.setattr(results, "ROWS", kept)
+    monkeypatch.setattr(results, "README", readme)
+    done = CliRunner().invoke(main, ["record", "--file", str(new)])
+    assert done.exit_code == 0, done.output
+    assert [each["commit"] for each in results.load()] == ["def"]
+    assert "| `learn/x` | 2 s |  |  |" in readme.read_text()
+
+
+@pytest.mark.parametrize("arguments", [["record"], ["record", "--file", "/dev/null", "true"]])
+def test_record_takes_either_a_command_or_a_file(arguments: list[str]) -> None:
+    assert CliRunner().invoke(main, arguments).exit_code == 2
