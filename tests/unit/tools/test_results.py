@@ -1,6 +1,8 @@
 """The results that are kept, and the tables of tools/README.md."""
 
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,15 @@ def test_numbers_have_three_digits(value: float, shown: str) -> None:
     assert results.number(value) == shown
 
 
+@pytest.fixture
+def _signals_are_kept() -> Iterator[None]:
+    """The commands handle SIGTERM, for the whole process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_signals_are_kept")
 def test_record_stores_rows_and_regenerates_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, readme, new = tmp_path / "results.jsonl", tmp_path / "README.md", tmp_path / "new.jsonl"
     old = row("learn/x", "tools/bench learn", value=1.0, unit="s")
@@ -147,6 +158,7 @@ def test_record_stores_rows_and_regenerates_the_tables(tmp_path: Path, monkeypat
     assert "| `learn/x` | 2 s |  |  |" in readme.read_text()
 
 
+@pytest.mark.usefixtures("_signals_are_kept")
 @pytest.mark.parametrize("arguments", [["record"], ["record", "--file", "/dev/null", "true"]])
 def test_record_takes_either_a_command_or_a_file(arguments: list[str]) -> None:
     assert CliRunner().invoke(main, arguments).exit_code == 2
