@@ -43,7 +43,7 @@ def test_defaults() -> None:
     assert load(environment={"HOME": "/", "FFSTREAM_CACHE": "/x", "FFSTREAM_MIRROR": "y"}) == Config()
 
 
-def test_later_sources_win(file: Path) -> None:
+def test_later_sources_override_earlier_ones(file: Path) -> None:
     from_file = load(file, environment={})
     assert (from_file.limits.clients_max, from_file.limits.window_messages) == (1, 1)
     environment = {"FFSTREAM_LIMITS__CLIENTS_MAX": "2", "FFSTREAM_LIMITS__WINDOW_MESSAGES": "2"}
@@ -79,13 +79,13 @@ def test_the_environment_is_read_unless_another_is_given(monkeypatch: pytest.Mon
         ("network.image_shape=[32,32,3]", "network", "image_shape", (32, 32, 3)),
     ],
 )
-def test_values_as_a_person_types_them(setting: str, section: str, key: str, value: Any) -> None:
+def test_values_are_parsed_as_toml(setting: str, section: str, key: str, value: Any) -> None:
     found = getattr(getattr(load(settings=[setting], environment={}), section), key)
     assert found == value
     assert type(found) is type(value)
 
 
-def test_a_preset_fills_in_what_is_not_named() -> None:
+def test_a_preset_sets_the_other_options() -> None:
     assert load(environment={}).network == recipe("stream")
     for name in PRESETS:
         assert load(settings=[f"network.preset={name}"], environment={}).network == recipe(name)
@@ -94,7 +94,7 @@ def test_a_preset_fills_in_what_is_not_named() -> None:
     assert mixed.layers == recipe("overlay").layers != recipe("stream").layers
 
 
-def test_a_file_composes_layers(tmp_path: Path) -> None:
+def test_layers_can_be_composed_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "ffstream.toml"
     path.write_text(
         """
@@ -169,7 +169,7 @@ def test_a_wrong_variable_is_named() -> None:
 
 
 @pytest.mark.parametrize("content", [b"[limits\n", b"a = ", b"\xff\xfe", b"a = 1\na = 2\n", b"\0"])
-def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_toml_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ffstream.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"ffstream\.toml") as caught:
@@ -197,7 +197,7 @@ def again(config: Config, tmp_path: Path) -> Config:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_description_is_a_file_that_says_the_same(preset: str, tmp_path: Path) -> None:
+def test_the_description_can_be_loaded_again(preset: str, tmp_path: Path) -> None:
     settings = [
         f"network.preset={preset}",
         "network.learning_rate=1e-7",
@@ -215,12 +215,12 @@ def test_the_description_is_a_file_that_says_the_same(preset: str, tmp_path: Pat
 
 
 @given(state=st.text(st.characters(exclude_characters="\0\x7f", exclude_categories=["Cs"]), min_size=1))
-def test_any_path_survives_the_description(state: str) -> None:
+def test_any_path_survives_a_round_trip(state: str) -> None:
     config = Config(state=Path(state))
     assert Path(tomllib.loads(describe(config))["state"]) == config.state
 
 
-def test_the_description_shows_every_option_with_its_sentence() -> None:
+def test_the_description_shows_every_option() -> None:
     lines = describe(Config()).splitlines()
     for name, section in SECTIONS.items():
         assert f"[{name}]" in lines
@@ -232,7 +232,7 @@ def test_the_description_shows_every_option_with_its_sentence() -> None:
     assert lines.count("[[network.layers]]") == 2
 
 
-def test_every_option_has_a_sentence_and_no_two_the_same() -> None:
+def test_every_option_has_a_unique_description() -> None:
     options = [info for section in SECTIONS.values() for info in type(section).model_fields.values()]
     sentences = [info.description or "" for info in options]
     sentences += [info.description or "" for info in LayerOptions.model_fields.values()]
@@ -241,7 +241,7 @@ def test_every_option_has_a_sentence_and_no_two_the_same() -> None:
     assert len(set(sentences)) == len(sentences)
 
 
-def test_every_section_but_the_network_has_a_sentence() -> None:
+def test_every_section_has_a_description() -> None:
     assert set(SECTIONS) | {"state"} == set(Config.model_fields)
     assert all(type(section).__doc__ for section in SECTIONS.values())
 
@@ -253,12 +253,12 @@ def test_every_number_has_a_limit() -> None:
                 assert info.metadata, f"{name}.{key} may be anything"
 
 
-def test_options_travel_as_json() -> None:
+def test_options_survive_a_round_trip_through_json() -> None:
     options = json.loads(json.dumps(Config().model_dump(mode="json")))
     assert options["network"]["batch_size"] == Config().network.batch_size
 
 
-def test_a_queue_that_a_polite_producer_could_fill_is_refused() -> None:
+def test_a_receive_queue_smaller_than_the_window_is_rejected() -> None:
     said = "limits.receive_queue_messages = 2048: must be greater than limits.window_messages = 2048"
     with pytest.raises(ConfigError, match=re.escape(said)):
         load(settings=["limits.window_messages=2048"], environment={})
@@ -280,7 +280,7 @@ PHASES = ("network.objective=threshold", "network.activities=label_conditioned")
         (["network.image_shape=[12]", "network.replay=1"], "network.image_shape = [12] has no rows and columns"),
     ],
 )  # fmt: skip
-def test_options_that_do_not_go_together_are_named(settings: list[str], named: str) -> None:
+def test_conflicting_options_are_named(settings: list[str], named: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(settings=settings, environment={})
     assert named in caught.value.message
@@ -294,7 +294,7 @@ def test_options_that_do_not_go_together_are_named(settings: list[str], named: s
         ["network.image_shape=[12]", "network.replay=0", "network.replay_jitter=1"],
     ],
 )
-def test_options_that_go_together(settings: list[str]) -> None:
+def test_compatible_options_are_accepted(settings: list[str]) -> None:
     load(settings=settings, environment={})
 
 
@@ -337,12 +337,12 @@ def tree_of(name: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [*options(), "network.preset"])
-def test_every_option_says_in_plain_words_what_it_expects(name: str) -> None:
-    """Whatever is wrong, the error names option and value, in no word of the validating library."""
+def test_errors_say_what_an_option_expects(name: str) -> None:
+    """Errors name the option and the value, and do not quote the validation library."""
     refused = 0
     for value in VALUES:
         if isinstance(value, dict) and name in {*SECTIONS, *PARTS}:
-            continue  # a table may be right; what is in it has names of its own
+            continue  # a table may be valid; its options have their own names
         sources = Given(())
         sources.tree = tree_of(name, value)
         try:
@@ -378,7 +378,7 @@ def test_a_misspelt_option_gets_a_suggestion(written: str, meant: str) -> None:
     assert f"did you mean {meant}?" in caught.value.hint
 
 
-def test_a_name_that_is_like_no_other_gets_no_suggestion() -> None:
+def test_an_unknown_name_that_is_not_similar_gets_no_suggestion() -> None:
     for written in ("network.hidden", "typo", "limits.x", "rubbish.more"):
         with pytest.raises(ConfigError, match="there is no such option") as caught:
             load(settings=[f"{written}=1"], environment={})
@@ -408,7 +408,7 @@ def test_an_error_says_where_the_option_was_set(file: Path) -> None:
 
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_a_file_as_windows_writes_it_is_read(tmp_path: Path, mark: bytes, end: bytes) -> None:
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path, mark: bytes, end: bytes) -> None:
     path = tmp_path / "ffstream.toml"
     path.write_bytes(mark + end.join(('state = "é–"'.encode(), b"[limits]", b"clients_max = 7", b"")))
     config = load(path, environment={})
@@ -453,7 +453,7 @@ ENDPOINTS = [
 
 
 @pytest.mark.parametrize(("endpoint", "reason"), ENDPOINTS)
-def test_an_endpoint_that_nothing_can_listen_on_is_refused(endpoint: str, reason: str) -> None:
+def test_invalid_endpoints_are_rejected(endpoint: str, reason: str) -> None:
     for name in ("learn", "predict", "control"):
         with pytest.raises(ConfigError) as caught:
             load(settings=[f"listen.{name}={endpoint}"], environment={})
@@ -473,7 +473,7 @@ def test_an_endpoint_that_nothing_can_listen_on_is_refused(endpoint: str, reason
         ("8757", "for example"),
     ],
 )
-def test_an_http_address_that_nothing_can_listen_on_is_refused(address: str, reason: str) -> None:
+def test_invalid_http_addresses_are_rejected(address: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=r"^listen\.http = ") as caught:
         load(settings=[f"listen.http={address}"], environment={})
     assert reason in caught.value.message
@@ -495,7 +495,7 @@ def test_an_http_address_that_nothing_can_listen_on_is_refused(address: str, rea
         "http=localhost:8757",
     ],
 )
-def test_what_can_be_listened_on(setting: str) -> None:
+def test_valid_endpoints_are_accepted(setting: str) -> None:
     load(settings=[f"listen.{setting}"], environment={})
 
 
@@ -517,7 +517,7 @@ def test_what_can_be_listened_on(setting: str) -> None:
         ("learn=ipc://*", "predict=ipc://*", False),
     ],
 )
-def test_two_sockets_on_one_address_are_refused(one: str, other: str, collide: bool) -> None:
+def test_two_sockets_on_one_address_are_rejected(one: str, other: str, collide: bool) -> None:
     settings = [f"listen.{one}", f"listen.{other}"]
     if not collide:
         load(settings=settings, environment={})

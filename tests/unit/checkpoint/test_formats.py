@@ -17,13 +17,13 @@ OLD: dict[str, Any] = {
 }
 
 
-def test_the_current_format_lacks_no_option() -> None:
+def test_a_recipe_of_the_current_format_is_complete() -> None:
     stored = recipe("stream").model_dump(mode="json")
     assert formats.complete(stored, formats.FORMAT) == stored
 
 
-def test_an_option_that_was_added_later_has_the_recorded_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How to add an option: FORMAT goes up, and ADDED says what older files mean."""
+def test_an_option_added_later_has_its_recorded_value_in_older_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To add an option, increase FORMAT and record in ADDED what older files mean."""
     monkeypatch.setattr(formats, "FORMAT", 3)
     added: dict[int, dict[str, Any]] = {
         2: {"augment": False, "layers.optimizer:adam.weight_decay": 0.0, "preprocessing.whiten": False},
@@ -41,8 +41,8 @@ def test_an_option_that_was_added_later_has_the_recorded_value(monkeypatch: pyte
     assert formats.complete({"layers": [{}]}, 3) == {"layers": [{}]}
 
 
-def test_an_old_file_with_an_added_option_is_compared_by_its_recorded_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the option's default is today: with the default, the old checkpoint is refused, and says why."""
+def test_older_files_are_compared_by_the_recorded_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default of the option does not matter. Another value is rejected, and the error names it."""
     monkeypatch.setattr(formats, "FORMAT", 2)
     monkeypatch.setattr(formats, "ADDED", {2: {"augment": False}})
     stored = formats.complete(OLD, 1)
@@ -52,12 +52,12 @@ def test_an_old_file_with_an_added_option_is_compared_by_its_recorded_value(monk
 
 
 @pytest.mark.parametrize("found", [0, -1, "1", None, True, 1.0])
-def test_what_is_not_a_format_is_an_error(found: Any) -> None:
+def test_an_invalid_format_is_an_error(found: Any) -> None:
     with pytest.raises(ValueError, match="format is"):
         formats.expect_format(found, "x")
 
 
-def test_weights_fit_a_network_that_only_learns_differently() -> None:
+def test_options_that_only_affect_learning_may_differ() -> None:
     stored = recipe("stream").model_dump(mode="json")
     other = {"batch_size": 64, "warmup_samples": 0, "learning_rate": 0.5, "objective": {"alpha": 1.0}, "seed": 3}
     recipes.expect_same_network(stored, recipe("stream", **other).model_dump(mode="json"), "x.safetensors")

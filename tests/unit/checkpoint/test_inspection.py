@@ -24,7 +24,7 @@ def state_of(store: CheckpointStore, seq: int) -> Path:
     return store.folder / f"{seq:020d}" / "state.safetensors"
 
 
-def test_the_newest_comes_first_with_its_recipe_and_size(store: CheckpointStore) -> None:
+def test_checkpoints_are_listed_newest_first_with_recipe_and_size(store: CheckpointStore) -> None:
     before = folder_contents(store.folder)
     found = list(look(store.folder, thoroughly=True))
     assert [each.seq for each in found] == [30, 20, 10]
@@ -34,7 +34,7 @@ def test_the_newest_comes_first_with_its_recipe_and_size(store: CheckpointStore)
     assert folder_contents(store.folder) == before
 
 
-def test_a_cheap_look_sees_sizes_and_a_thorough_one_every_byte(store: CheckpointStore) -> None:
+def test_a_quick_check_compares_sizes_and_a_thorough_one_every_byte(store: CheckpointStore) -> None:
     content = bytearray(state_of(store, 20).read_bytes())
     content[-1] ^= 1
     state_of(store, 20).write_bytes(content)
@@ -44,7 +44,7 @@ def test_a_cheap_look_sees_sizes_and_a_thorough_one_every_byte(store: Checkpoint
         assert [each.seq for each in found if isinstance(each.problem, CheckpointDamaged)] == damaged
 
 
-def test_one_alone(store: CheckpointStore) -> None:
+def test_a_single_checkpoint_can_be_checked(store: CheckpointStore) -> None:
     (found,) = look(store.folder, thoroughly=True, seq=20)
     assert (found.seq, found.problem) == (20, None)
     assert list(look(store.folder, thoroughly=True, seq=25)) == [], "what was never there is not damaged"
@@ -54,7 +54,7 @@ def verify(store: CheckpointStore, seq: int) -> Result:
     return CliRunner().invoke(main, ["checkpoint", "verify", str(seq), "--state", str(store.folder.parent)])
 
 
-def test_verify_tells_a_missing_checkpoint_from_a_damaged_one(store: CheckpointStore) -> None:
+def test_verify_distinguishes_a_missing_checkpoint_from_a_damaged_one(store: CheckpointStore) -> None:
     assert verify(store, 20).exit_code == 0
     missing = verify(store, 5)
     assert missing.exit_code == 2
@@ -70,14 +70,14 @@ def test_verify_tells_a_missing_checkpoint_from_a_damaged_one(store: CheckpointS
     assert (damaged.exit_code, "damaged: checkpoint 20: " in damaged.output) == (1, True)
 
 
-def test_one_that_the_daemon_removes_meanwhile_is_not_damaged(store: CheckpointStore) -> None:
+def test_a_checkpoint_that_is_removed_during_the_check_is_not_damaged(store: CheckpointStore) -> None:
     found = look(store.folder, thoroughly=True)
     assert next(found).seq == 30
     store._remove(20)
     assert [(each.seq, each.problem) for each in found] == [(10, None)]
 
 
-def test_what_is_half_written_is_named(store: CheckpointStore) -> None:
+def test_half_written_checkpoints_are_listed(store: CheckpointStore) -> None:
     (store.folder / ".writing-40").mkdir()
     (store.folder / f"{20:020d}" / "manifest.json").unlink()
     assert half_written(store.folder) == [".writing-40", f"{20:020d}"]
@@ -92,6 +92,6 @@ def test_what_is_half_written_is_named(store: CheckpointStore) -> None:
     ]
 
 
-def test_no_folder_has_none(tmp_path: Path) -> None:
+def test_a_missing_folder_has_no_checkpoints(tmp_path: Path) -> None:
     assert list(look(tmp_path / "none", thoroughly=True)) == []
     assert half_written(tmp_path / "none") == []

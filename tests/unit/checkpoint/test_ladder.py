@@ -1,4 +1,4 @@
-"""Which checkpoints stay, over thousands of them."""
+"""Which of thousands of checkpoints are kept."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ LOTS = 1 << 60
 
 
 def run(ladder: Ladder, written: list[Rung], look: Callable[[list[Rung]], object] = lambda kept: None) -> list[Rung]:
-    """What is kept in the end; `look` sees what is kept after each write."""
+    """The checkpoints that are kept at the end. `look` gets those that are kept after each write."""
     kept: list[Rung] = []
     for rung in written:
         kept.append(rung)
@@ -38,7 +38,7 @@ def steady(count: int, every_s: float, size: int = 100) -> list[Rung]:
     return [Rung(seq, seq * every_s, size) for seq in range(count)]
 
 
-def test_ten_days_of_checkpoints_each_minute_leave_one_per_ten_minutes_per_hour_per_day() -> None:
+def test_ten_days_of_checkpoints_are_thinned_out_as_configured() -> None:
     written = steady(10 * 24 * 60, MINUTE_S)
     reached: list[float] = []
 
@@ -51,7 +51,7 @@ def test_ten_days_of_checkpoints_each_minute_leave_one_per_ten_minutes_per_hour_
         reached.append(ages[0])
         assert len(kept) <= 3 + 7 + 25 + 8
         for step_s, reach_s in ((10 * MINUTE_S, HOUR_S), (HOUR_S, DAY_S), (DAY_S, 7 * DAY_S)):
-            # Whatever age within its reach somebody asks for, there is one that is older by a step at most.
+            # For any age within the reach of a step, there is a checkpoint that is at most one step older.
             wanted = step_s
             while wanted + step_s <= min(reach_s, now_s):
                 assert any(wanted <= age <= wanted + step_s for age in ages), (wanted, ages)
@@ -64,7 +64,7 @@ def test_ten_days_of_checkpoints_each_minute_leave_one_per_ten_minutes_per_hour_
     assert min(gaps) >= 10 * MINUTE_S, "no two of the ladder are closer than its smallest step"
 
 
-def test_budget_makes_the_ladder_sparser_and_not_shorter() -> None:
+def test_the_size_limit_makes_the_ladder_sparser_but_not_shorter() -> None:
     written = steady(3 * 24 * 60, MINUTE_S)
 
     def look(kept: list[Rung]) -> None:
@@ -79,19 +79,19 @@ def test_budget_makes_the_ladder_sparser_and_not_shorter() -> None:
     assert any(4 * HOUR_S <= age <= 30 * HOUR_S for age in ages)
 
 
-def test_a_budget_that_holds_nothing_leaves_the_newest() -> None:
+def test_the_newest_are_kept_even_if_they_exceed_the_size_limit() -> None:
     kept = run(Ladder(3, STEPS_S, 0), steady(500, MINUTE_S))
     assert [rung.seq for rung in kept] == [497, 498, 499]
 
 
-def test_without_steps_only_the_newest_stay() -> None:
+def test_without_steps_only_the_newest_are_kept() -> None:
     assert [rung.seq for rung in run(Ladder(2, (), LOTS), steady(100, HOUR_S))] == [98, 99]
 
 
 @st.composite
 def any_history(draw: st.DrawFn) -> tuple[Ladder, list[Rung]]:
     steps = draw(st.lists(st.floats(0.1, 1e6), max_size=5, unique=True))
-    clocks = st.floats(0, 1e9) | st.floats(-1e9, 1e9)  # whatever a manifest says
+    clocks = st.floats(0, 1e9) | st.floats(-1e9, 1e9)  # any value that a manifest may contain
     written = [
         Rung(seq, clock_s, size)
         for seq, (clock_s, size) in enumerate(
@@ -104,7 +104,7 @@ def any_history(draw: st.DrawFn) -> tuple[Ladder, list[Rung]]:
 
 @settings(max_examples=300)
 @given(history=any_history())
-def test_newest_always_stay_and_the_budget_is_kept_whatever_clocks_and_sizes_say(
+def test_the_invariants_hold_for_any_clocks_and_sizes(
     history: tuple[Ladder, list[Rung]],
 ) -> None:
     ladder, written = history
@@ -125,7 +125,7 @@ def test_newest_always_stay_and_the_budget_is_kept_whatever_clocks_and_sizes_say
 
 
 @pytest.mark.parametrize("value", ["[600]", "[600,600]", "[600,60]", "[0,60]", "[600,inf]", "[600,nan]"])
-def test_steps_that_are_no_ladder_are_refused(value: str) -> None:
+def test_invalid_ladder_steps_are_rejected(value: str) -> None:
     with pytest.raises(
         ConfigError, match=r"checkpoint\.ladder_s.*: expected .*seconds|ladder_s.*finite|ladder_s.*number"
     ):
@@ -168,7 +168,7 @@ def write(store: CheckpointStore, clock: Clock, count: int, every_s: float = 300
     return size
 
 
-def test_the_running_time_goes_on_after_a_restart_and_ignores_the_time_of_day(
+def test_running_time_continues_after_a_restart_and_ignores_the_time_of_day(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(make(tmp_path, clock), clock, 12)
@@ -182,7 +182,7 @@ def test_the_running_time_goes_on_after_a_restart_and_ignores_the_time_of_day(
     assert store.clock_s() == 5400
 
 
-def test_a_manifest_of_an_earlier_version_counts_as_the_oldest(tmp_path: Path, clock: Clock) -> None:
+def test_a_manifest_without_a_clock_counts_as_the_oldest(tmp_path: Path, clock: Clock) -> None:
     store = make(tmp_path, clock)
     write(store, clock, 4)
     for seq in store.seqs():
@@ -196,7 +196,7 @@ def test_a_manifest_of_an_earlier_version_counts_as_the_oldest(tmp_path: Path, c
     assert len(again.seqs()) <= 2 + 3
 
 
-def test_no_descriptor_to_look_with_removes_nothing(
+def test_nothing_is_removed_while_no_file_descriptors_are_left(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(make(tmp_path, clock), clock, 6)
@@ -215,7 +215,7 @@ def test_no_descriptor_to_look_with_removes_nothing(
     assert len(store.seqs()) <= len(before) + 1
 
 
-def test_a_rollback_and_what_is_written_after_it_age_as_all_others(tmp_path: Path, clock: Clock) -> None:
+def test_checkpoints_after_a_rollback_age_like_all_others(tmp_path: Path, clock: Clock) -> None:
     store = make(tmp_path, clock)
     write(store, clock, 12)
     store.discard_after(10)
@@ -226,7 +226,7 @@ def test_a_rollback_and_what_is_written_after_it_age_as_all_others(tmp_path: Pat
     assert store.recent(at_most=130) == [120, 130]
 
 
-def test_shedding_ends_with_the_newest(tmp_path: Path, clock: Clock) -> None:
+def test_shedding_never_removes_the_newest(tmp_path: Path, clock: Clock) -> None:
     store = make(tmp_path, clock)
     size = write(store, clock, 12)
     kept = store.seqs()
@@ -237,7 +237,9 @@ def test_shedding_ends_with_the_newest(tmp_path: Path, clock: Clock) -> None:
     assert kept == [110, 120]
 
 
-def test_death_while_rungs_are_removed_leaves_whole_ones(tmp_path: Path, clock: Clock, watched: Watch) -> None:
+def test_a_crash_while_old_checkpoints_are_removed_leaves_whole_ones(
+    tmp_path: Path, clock: Clock, watched: Watch
+) -> None:
     class Death(BaseException):
         pass
 

@@ -19,7 +19,7 @@ from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, Unavailab
 from tests.support import Watch
 
 RECIPE = {"inputs": 4, "widths": (32, 32), "alpha": 0.05, "goodness": "sum_squares"}
-MOMENTS = (
+FAILPOINTS = (
     "checkpoint.write.after",
     "checkpoint.fsync.after",
     "checkpoint.rename.after",
@@ -28,8 +28,8 @@ MOMENTS = (
 )
 
 
-class Death(BaseException):
-    """What SIGKILL is to a process."""
+class Crash(BaseException):
+    """Stands for a SIGKILL."""
 
 
 def checkpoint(seq: int) -> Checkpoint:
@@ -75,7 +75,7 @@ def folder_of(store: CheckpointStore, seq: int) -> Path:
 # --- writing and reading --------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_read_back(store: CheckpointStore) -> None:
+def test_a_checkpoint_is_read_back_as_it_was_written(store: CheckpointStore) -> None:
     size = store.write(checkpoint(100))
     assert store.seqs() == [100]
     assert the_same(store.load(100), checkpoint(100))
@@ -83,7 +83,7 @@ def test_what_is_written_is_read_back(store: CheckpointStore) -> None:
     assert sorted(path.name for path in folder_of(store, 100).iterdir()) == ["manifest.json", "state.safetensors"]
 
 
-def test_the_manifest_says_what_it_stands_for(store: CheckpointStore) -> None:
+def test_the_manifest_describes_the_checkpoint(store: CheckpointStore) -> None:
     store.write(checkpoint(100))
     manifest = json.loads((folder_of(store, 100) / "manifest.json").read_text())
     state = (folder_of(store, 100) / "state.safetensors").read_bytes()
@@ -94,12 +94,12 @@ def test_the_manifest_says_what_it_stands_for(store: CheckpointStore) -> None:
     assert manifest["recipe"] == RECIPE | {"widths": [32, 32]}
 
 
-def test_an_empty_folder_has_none(store: CheckpointStore) -> None:
+def test_an_empty_folder_has_no_checkpoints(store: CheckpointStore) -> None:
     assert store.seqs() == []
     assert store.newest() == (None, [])
 
 
-def test_the_newest_by_number_not_by_time(store: CheckpointStore) -> None:
+def test_the_newest_checkpoint_is_the_one_with_the_highest_number(store: CheckpointStore) -> None:
     for seq in (9, 1000, 100):
         store.write(checkpoint(seq))
     assert store.seqs() == [9, 100, 1000]
@@ -110,7 +110,7 @@ def test_the_newest_by_number_not_by_time(store: CheckpointStore) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_as_many_are_kept_as_wanted(tmp_path: Path, keep: int) -> None:
+def test_keep_limits_the_number_of_checkpoints(tmp_path: Path, keep: int) -> None:
     store = make(tmp_path, keep=keep)
     for seq in range(10, 60, 10):
         store.write(checkpoint(seq))
@@ -118,7 +118,7 @@ def test_as_many_are_kept_as_wanted(tmp_path: Path, keep: int) -> None:
     assert len(list(store.folder.iterdir())) == keep, "nothing else is left"
 
 
-def test_the_same_samples_need_no_second_checkpoint(store: CheckpointStore) -> None:
+def test_the_same_checkpoint_is_not_written_twice(store: CheckpointStore) -> None:
     size = store.write(checkpoint(100))
     manifest = folder_of(store, 100) / "manifest.json"
     before = manifest.read_bytes()
@@ -126,7 +126,7 @@ def test_the_same_samples_need_no_second_checkpoint(store: CheckpointStore) -> N
     assert manifest.read_bytes() == before
 
 
-def test_discarding_goes_back(store: CheckpointStore) -> None:
+def test_discarding_removes_later_checkpoints(store: CheckpointStore) -> None:
     for seq in (10, 20, 30):
         store.write(checkpoint(seq))
     store.discard_after(20)
@@ -135,7 +135,7 @@ def test_discarding_goes_back(store: CheckpointStore) -> None:
     assert store.seqs() == []
 
 
-def test_what_does_not_belong_there_is_left_out_of_account(store: CheckpointStore) -> None:
+def test_other_files_in_the_folder_are_ignored(store: CheckpointStore) -> None:
     store.write(checkpoint(100))
     for name in ("notes", f"{100:020d}.bak", "100", "0x10", "²" * 20):
         (store.folder / name).mkdir()
@@ -161,7 +161,7 @@ def to_folder(path: Path) -> None:
 
 
 def rewrite(path: Path, **changes: Any) -> None:
-    """Another manifest with a good checksum of its own: damage that only a look at the fields can find."""
+    """Changes a manifest and its checksum, so that only its content is wrong."""
     manifest = json.loads(path.read_text()) | changes
     manifest = {key: value for key, value in manifest.items() if value is not ... and key != "check"}
     check = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
@@ -209,7 +209,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_one_is_named_and_the_one_before_is_used(store: CheckpointStore, name: str) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(store: CheckpointStore, name: str) -> None:
     store.write(checkpoint(10))
     store.write(checkpoint(20))
     DAMAGES[name](folder_of(store, 20))
@@ -221,7 +221,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(store: CheckpointStor
     assert [damage.code for damage in damages] == ["checkpoint_damaged"]
 
 
-def test_any_flipped_bit_in_the_manifest_is_damage_or_harmless(store: CheckpointStore) -> None:
+def test_any_flipped_bit_in_the_manifest_is_detected_or_harmless(store: CheckpointStore) -> None:
     store.write(checkpoint(20))
     path = folder_of(store, 20) / MANIFEST
     good = path.read_bytes()
@@ -236,7 +236,7 @@ def test_any_flipped_bit_in_the_manifest_is_damage_or_harmless(store: Checkpoint
         assert the_same(found, checkpoint(20)), f"byte {at}: {good[at : at + 1]!r}"
 
 
-def test_all_damaged_is_told_for_each(store: CheckpointStore) -> None:
+def test_each_damaged_checkpoint_is_reported(store: CheckpointStore) -> None:
     for seq in (10, 20, 30):
         store.write(checkpoint(seq))
         flip(folder_of(store, seq) / STATE, -1)
@@ -245,7 +245,7 @@ def test_all_damaged_is_told_for_each(store: CheckpointStore) -> None:
     assert len(damages) == 3
 
 
-def test_a_damaged_one_is_written_again_when_learning_comes_by(store: CheckpointStore) -> None:
+def test_a_damaged_checkpoint_is_overwritten(store: CheckpointStore) -> None:
     store.write(checkpoint(10))
     store.write(checkpoint(20))
     flip(folder_of(store, 20) / STATE, -1)
@@ -255,7 +255,7 @@ def test_a_damaged_one_is_written_again_when_learning_comes_by(store: Checkpoint
     assert damages == []
 
 
-def test_nothing_in_a_checkpoint_leads_out_of_its_folder(store: CheckpointStore) -> None:
+def test_a_manifest_cannot_refer_to_files_outside_its_folder(store: CheckpointStore) -> None:
     store.write(checkpoint(10))
     outside = store.folder / "outside"
     outside.write_bytes(b"x")
@@ -266,7 +266,7 @@ def test_nothing_in_a_checkpoint_leads_out_of_its_folder(store: CheckpointStore)
 
 
 def test_a_newer_format_is_an_error_and_not_damage(store: CheckpointStore) -> None:
-    """An older checkpoint must not silently replace it."""
+    """Recovery must not silently use an older checkpoint."""
     store.write(checkpoint(10))
     store.write(checkpoint(20))
     rewrite(folder_of(store, 20) / MANIFEST, format=FORMAT + 1)
@@ -275,7 +275,7 @@ def test_a_newer_format_is_an_error_and_not_damage(store: CheckpointStore) -> No
     assert "newer ffstream" in caught.value.hint
 
 
-def test_another_recipe_names_what_changed(store: CheckpointStore, tmp_path: Path) -> None:
+def test_a_different_recipe_is_rejected_and_the_options_are_named(store: CheckpointStore, tmp_path: Path) -> None:
     store.write(checkpoint(10))
     other = make(tmp_path, alpha=0.5, widths=(32,), new=1)
     changed = r"network\.alpha = 0\.5, not .*; network\.new = 1, not absent; network\.widths = \[32\], not \[32, 32\]"
@@ -287,25 +287,23 @@ def test_another_recipe_names_what_changed(store: CheckpointStore, tmp_path: Pat
     assert the_same(make(tmp_path, widths=[32, 32]).load(10), checkpoint(10)), "a list is a tuple"
 
 
-# --- sudden death and a full disk -----------------------------------------------------------------------------------
+# --- crashes and a full disk -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_death_at_any_moment_leaves_a_whole_one_and_the_next_write_works(
-    tmp_path: Path, moment: str, watched: Watch
-) -> None:
+@pytest.mark.parametrize("failpoint", FAILPOINTS)
+def test_a_crash_at_any_failpoint_leaves_a_whole_checkpoint(tmp_path: Path, failpoint: str, watched: Watch) -> None:
     def die(now: str) -> None:
-        if now == moment:
-            raise Death
+        if now == failpoint:
+            raise Crash
 
     store = make(tmp_path, keep=2)
     store.write(checkpoint(10))
     watched(die)
-    with pytest.raises(Death):
+    with pytest.raises(Crash):
         store.write(checkpoint(20))
     watched(None)
     found, damages = store.newest()
-    assert the_same(found, checkpoint(20 if moment == "checkpoint.manifest.after" else 10))
+    assert the_same(found, checkpoint(20 if failpoint == "checkpoint.manifest.after" else 10))
     assert damages == []
     store.write(checkpoint(20))
     store.write(checkpoint(30))
@@ -314,30 +312,33 @@ def test_death_at_any_moment_leaves_a_whole_one_and_the_next_write_works(
     assert len(list(store.folder.iterdir())) == 2, "what death left is swept away"
 
 
-def test_every_moment_is_passed_in_order(tmp_path: Path, watched: Watch) -> None:
+def test_failpoints_are_reached_in_order(tmp_path: Path, watched: Watch) -> None:
     passed: list[str] = []
     watched(passed.append)
     make(tmp_path).write(checkpoint(10))
-    assert passed == list(MOMENTS)
+    assert passed == list(FAILPOINTS)
 
 
-def test_death_while_an_old_one_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_an_old_checkpoint_is_removed_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = make(tmp_path, keep=1)
     store.write(checkpoint(10))
 
     def die(*arguments: Any, **options: Any) -> None:
-        raise Death
+        raise Crash
 
     with monkeypatch.context() as context:
         context.setattr("shutil.rmtree", die)
-        with pytest.raises(Death):
+        with pytest.raises(Crash):
             store.write(checkpoint(20))
     assert the_same(store.newest()[0], checkpoint(20))
     assert store.seqs() == [20]
 
 
-def test_power_loss_finds_everything_in_the_right_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Content before name, the state before the manifest, and no step before the one that it rests on is synced."""
+def test_everything_is_fsynced_in_the_right_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contents before names, the state before the manifest, and each step only after the one before it was
+    fsynced."""
     done: list[str] = []
     names = {tmp_path / "checkpoints": "parent", tmp_path: "state folder"}
 
@@ -371,7 +372,7 @@ def test_power_loss_finds_everything_in_the_right_order(tmp_path: Path, monkeypa
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """A disk that refuses what is larger."""
+    """Limits the size of files in the block, like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -381,7 +382,9 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("refused", [STATE, MANIFEST])
-def test_a_disk_that_refuses_is_an_os_error_and_the_one_before_stays(store: CheckpointStore, refused: str) -> None:
+def test_a_failed_write_raises_oserror_and_keeps_the_previous_checkpoint(
+    store: CheckpointStore, refused: str
+) -> None:
     store.write(checkpoint(10))
     state, manifest = ((folder_of(store, 10) / name).stat().st_size for name in (STATE, MANIFEST))
     assert state < manifest
@@ -392,7 +395,7 @@ def test_a_disk_that_refuses_is_an_os_error_and_the_one_before_stays(store: Chec
     assert the_same(store.newest()[0], checkpoint(20))
 
 
-def test_damaged_newer_ones_do_not_push_out_whole_ones(tmp_path: Path) -> None:
+def test_damaged_newer_checkpoints_do_not_displace_whole_ones(tmp_path: Path) -> None:
     store = make(tmp_path, keep=1)
     for seq in (100, 300):
         make(tmp_path, keep=2).write(checkpoint(seq))
@@ -408,7 +411,7 @@ def damage(store: CheckpointStore, seq: int) -> None:
     (store.folder / f"{seq:020d}" / "state.safetensors").write_bytes(b"")
 
 
-def test_one_that_is_known_to_be_damaged_takes_no_place_of_a_whole_one(tmp_path: Path) -> None:
+def test_a_known_damaged_checkpoint_does_not_count_toward_keep(tmp_path: Path) -> None:
     store = make(tmp_path, keep=2)
     store.write(checkpoint(100))
     store.write(checkpoint(200))
@@ -416,14 +419,12 @@ def test_one_that_is_known_to_be_damaged_takes_no_place_of_a_whole_one(tmp_path:
     found, damages = store.newest()
     assert found is not None
     assert (found.seq, len(damages)) == (100, 1)
-    assert (store.seqs(), store.whole_seqs()) == ([100, 200], [100]), (
-        "left for whoever looks, but it vouches for nothing"
-    )
+    assert (store.seqs(), store.whole_seqs()) == ([100, 200], [100]), "it stays on disk, but nothing relies on it"
     store.write(checkpoint(250))
     assert store.seqs() == store.whole_seqs() == [100, 250]
 
 
-def test_a_damaged_one_counts_again_once_it_is_written_anew(tmp_path: Path) -> None:
+def test_a_rewritten_checkpoint_is_no_longer_damaged(tmp_path: Path) -> None:
     store = make(tmp_path)
     store.write(checkpoint(100))
     damage(store, 100)
@@ -434,10 +435,10 @@ def test_a_damaged_one_counts_again_once_it_is_written_anew(tmp_path: Path) -> N
     assert the_same(store.load(100), checkpoint(100))
 
 
-def test_what_cannot_be_read_gives_way_only_to_what_is_written(
+def test_an_unreadable_checkpoint_is_removed_only_after_a_new_one_is_written(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be whole: there was no descriptor to look at it. And then there was no room for another."""
+    """It may be whole: no file descriptor was left to read it. After that, the disk is full."""
     store.write(checkpoint(100))
 
     def full(*arguments: object) -> None:
@@ -451,7 +452,7 @@ def test_what_cannot_be_read_gives_way_only_to_what_is_written(
     assert the_same(store.load(100), checkpoint(100))
 
 
-def test_one_whose_last_flush_failed_is_flushed_before_it_counts(
+def test_a_checkpoint_whose_fsync_failed_is_fsynced_again(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     final = str(store.folder / f"{100:020d}")
@@ -471,7 +472,7 @@ def test_one_whose_last_flush_failed_is_flushed_before_it_counts(
     assert flushed.count(final) == 2
 
 
-def test_what_is_no_folder_holds_no_checkpoints_and_says_so(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").touch()
     with pytest.raises(Unavailable, match="checkpoints"):
         make(tmp_path)

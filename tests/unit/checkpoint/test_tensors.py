@@ -1,4 +1,4 @@
-"""What is saved is what the safetensors library reads."""
+"""The safetensors library reads what is saved."""
 
 import errno
 import itertools
@@ -31,7 +31,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
         max_size=8,
     )
 )
-def test_any_tensors(tmp_path: Path, kinds: dict[str, tuple[torch.dtype, list[int]]]) -> None:
+def test_any_tensors_can_be_saved_and_loaded(tmp_path: Path, kinds: dict[str, tuple[torch.dtype, list[int]]]) -> None:
     kinds.pop("__metadata__", None)
     given_tensors = {name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in kinds.items()}
     path = tmp_path / "x"
@@ -42,7 +42,9 @@ def test_any_tensors(tmp_path: Path, kinds: dict[str, tuple[torch.dtype, list[in
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_more_than_a_buffer(tmp_path: Path, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_larger_than_the_buffer_can_be_saved_and_loaded(
+    tmp_path: Path, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not direct:
         monkeypatch.setattr(tensors, "_DIRECT", 0)
     large = {"a": torch.randn(3, 1_000_001), "b": torch.arange(1 << 20), "c": torch.randn(7).to(torch.bfloat16)}
@@ -54,16 +56,16 @@ def test_more_than_a_buffer(tmp_path: Path, direct: bool, monkeypatch: pytest.Mo
     assert saved.xxh3_128 == xxhash.xxh3_128((tmp_path / "x").read_bytes()).hexdigest()
 
 
-def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     with pytest.raises(OSError, match="exists"):
         save({}, tmp_path / "x", lambda size: None)
 
 
-def test_what_a_disk_takes_in_part_and_then_refuses_is_written_once(
+def test_a_partial_direct_write_is_completed_through_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a quota does that ends inside a block."""
+    """For example, because a quota ends inside a block."""
     write, calls = os.write, itertools.count()
 
     def take_a_part(descriptor: int, memory: memoryview) -> int:

@@ -1,4 +1,4 @@
-"""Exported weights: what is read is what was written, or an error says why not."""
+"""Exported weights are read as they were written, or an error says why not."""
 
 import json
 import struct
@@ -90,7 +90,7 @@ def test_a_checkpoint_holds_the_same_weights(tmp_path: Path, which: str) -> None
 
 
 def test_a_network_with_loaded_weights_is_otherwise_new() -> None:
-    """Its optimiser, its schedule and its EMA start over; only the weights are those that were loaded."""
+    """Its optimiser, its schedule and its EMA start over. Only the weights are loaded."""
     old = trained(SMALL.change(preprocessing="none"))
     network = Weights(old.recipe, old.weights()).network()
     fresh = Network(old.recipe)
@@ -143,7 +143,8 @@ def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
             found = load(path)
         except FFStreamError:
             continue
-        # The checksum does not cover what only describes the file: its labels, say, which are in the recipe, too.
+        # The checksum does not cover metadata that only describes the file, such as `labels`, which is also in the
+        # recipe.
         assert (found.recipe, found.seq) == (want.recipe, want.seq), f"byte {at}"
         assert_equal(found.tensors, want.tensors)
 
@@ -171,7 +172,7 @@ def edit_metadata(path: Path, **changes: str) -> None:
     ],
     ids=str,
 )
-def test_metadata_that_cannot_be_used_is_named(
+def test_invalid_metadata_is_an_error_that_names_the_file(
     file: Path, changes: dict[str, str], error: type[FFStreamError], said: str
 ) -> None:
     edit_metadata(file, **changes)
@@ -182,7 +183,7 @@ def test_metadata_that_cannot_be_used_is_named(
     assert caught.value.hint
 
 
-def test_files_that_hold_no_weights_are_named(tmp_path: Path) -> None:
+def test_other_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(3)}, path)
     with pytest.raises(ConfigError, match="was not written by `ffstream export`"):
@@ -231,7 +232,7 @@ def test_an_existing_file_is_replaced_only_on_request(file: Path) -> None:
     assert [each.name for each in file.parent.iterdir()] == [file.name]
 
 
-def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_target_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         export(of_network(Network(SMALL)), tmp_path)
     with pytest.raises(ConfigError, match="there is no folder"):

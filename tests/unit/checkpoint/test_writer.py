@@ -32,7 +32,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     assert bench.writer.stop(DEADLINE_S)
 
 
-def test_what_is_submitted_is_written_and_told(bench: Bench) -> None:
+def test_a_submitted_checkpoint_is_written_and_reported(bench: Bench) -> None:
     bench.submit(1)
     wait_until(lambda: bench.written, DEADLINE_S, "the checkpoint is written")
     (written,) = bench.written
@@ -42,7 +42,7 @@ def test_what_is_submitted_is_written_and_told(bench: Bench) -> None:
     assert bench.store.seqs() == [1]
 
 
-def test_a_stop_writes_the_newest_that_was_submitted(bench: Bench) -> None:
+def test_stop_writes_the_last_submitted_checkpoint(bench: Bench) -> None:
     for seq in (1, 2, 3):
         bench.submit(seq)
     assert bench.writer.stop(DEADLINE_S)
@@ -50,10 +50,10 @@ def test_a_stop_writes_the_newest_that_was_submitted(bench: Bench) -> None:
     assert [written.seq for written in bench.written] == bench.store.seqs()
 
 
-def test_a_newer_one_takes_the_place_of_one_that_waits(
+def test_a_newer_checkpoint_replaces_one_that_waits(
     tmp_path: Path, watched: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Which loses nothing, so nobody is warned."""
+    """Nothing is lost, so this is not a warning."""
     writing, go_on = hold_at("checkpoint.write.after", watched, 30)
     bench = Bench(tmp_path)
     bench.submit(1)
@@ -69,7 +69,7 @@ def test_a_newer_one_takes_the_place_of_one_that_waits(
     ]
 
 
-def test_a_stop_has_a_deadline(tmp_path: Path, watched: Watch) -> None:
+def test_stop_has_a_deadline(tmp_path: Path, watched: Watch) -> None:
     slow = threading.Event()
     watched(lambda moment: slow.wait(DEADLINE_S) and None)
     store = CheckpointStore(tmp_path, keep=1, recipe={})
@@ -82,7 +82,7 @@ def test_a_stop_has_a_deadline(tmp_path: Path, watched: Watch) -> None:
     assert store.seqs() == [1]
 
 
-def test_a_dead_writer_settles_nothing_and_lets_nobody_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settle_returns_false_after_the_thread_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path, keep=1, recipe={})
     failures: list[FFStreamError] = []
     monkeypatch.setattr(store, "write", lambda *arguments: 1 / 0)
@@ -94,7 +94,7 @@ def test_a_dead_writer_settles_nothing_and_lets_nobody_wait(tmp_path: Path, monk
     assert "ZeroDivisionError" in failures[0].message
 
 
-def test_a_write_that_fails_is_told_and_the_next_one_works(bench: Bench) -> None:
+def test_a_failed_write_is_reported_and_the_next_one_works(bench: Bench) -> None:
     bench.store.folder.rename(bench.store.folder.with_name("away"))
     bench.submit(1)
     wait_until(lambda: bench.written, DEADLINE_S, "the failure is told")

@@ -1,6 +1,7 @@
-"""The mathematics of ffstream.ff written a second time: by rows, in float64, differentiated by autograd.
+"""The mathematics of ffstream.ff written a second time: row by row, in float64, differentiated by autograd.
 
-Definitions of what ships are written here anew, from the papers; parts from outside are taken at their own value.
+The parts that ship with ffstream are implemented again here, from the papers. Parts from outside use their own
+formulas.
 
 Shapes: B samples, N rows, I inputs, F units, L labels.
 """
@@ -20,7 +21,7 @@ from ffstream.ff.recipe import LayerOptions, Recipe
 
 Leaves = Mapping[str, Tensor]
 
-# Small, and lively enough that no gradient vanishes.
+# Small, but with gradients that do not vanish.
 SMALL = recipe(
     image_shape=[4, 4],
     labels=4,
@@ -38,7 +39,7 @@ CONDITIONED = CONTRASTED.change(activities="label_conditioned")
 
 
 def random_network(options: Recipe, seed: int = 1, scale: float = 0.6, **placement: Any) -> Network:
-    """A network in which no parameter is zero, label vectors and biases included."""
+    """A network in which no parameter is zero, including label vectors and biases."""
     network = Network(options, **placement)
     generator = torch.Generator().manual_seed(seed)
     state = network.state_dict()
@@ -50,19 +51,19 @@ def random_network(options: Recipe, seed: int = 1, scale: float = 0.6, **placeme
 
 
 def random_images(count: int, inputs: int, dtype: torch.dtype = torch.uint8, seed: int = 2) -> Tensor:
-    """Images (B, I), of which the label's pixels are bright too."""
+    """Random images (B, I). The pixels that may be replaced by the label are not zero."""
     generator = torch.Generator().manual_seed(seed)
     images_BI = torch.randint(0, 256, (count, inputs), generator=generator, dtype=torch.uint8)
     return images_BI if dtype == torch.uint8 else images_BI / 255
 
 
 def random_labels(count: int, labels: int, seed: int = 3) -> Tensor:
-    """Labels (B)."""
+    """Random labels (B)."""
     return torch.randint(0, labels, (count,), generator=torch.Generator().manual_seed(seed))
 
 
 def learn(network: Network, first: int, last: int, phase: Phase = "interleaved") -> None:
-    """Microbatches `first` to `last`, each from its number alone."""
+    """Learns the microbatches `first` to `last`. Their content depends on their number only."""
     options = network.recipe
     for step in range(first, last + 1):
         images_BI = random_images(options.batch_size, options.inputs, seed=step)
@@ -70,7 +71,7 @@ def learn(network: Network, first: int, last: int, phase: Phase = "interleaved")
 
 
 def leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters as autograd's leaves, in float64."""
+    """The parameters as leaves for autograd, in float64."""
     return {name: value.detach().double().clone().requires_grad_() for name, value in parameters.items()}
 
 
@@ -104,7 +105,7 @@ def goodness(options: Any, h: Tensor) -> Tensor:
 
 
 def normalized(options: Any, x_NI: Tensor, extra_squares: float = 0.0) -> Tensor:
-    """x̂, where the row's length contains what is not in x."""
+    """x̂. `extra_squares` counts in the length of a row, but is not in x."""
     squares_N1 = (x_NI**2).sum(1, keepdim=True) + extra_squares
     if options.kind == "rms":
         return x_NI / (squares_N1 / x_NI.shape[1] + 1e-8).sqrt()
@@ -115,7 +116,7 @@ def normalized(options: Any, x_NI: Tensor, extra_squares: float = 0.0) -> Tensor
 
 
 def preactivation(layer: LayerOptions, own: Leaves, x_NI: Tensor, shape: tuple[int, ...], labels: int) -> Tensor:
-    """z (N, F) of rows that hold no label. With the scheme `pixels` they are as long as if they did."""
+    """z (N, F) of label-free rows. With the scheme `pixels`, their length includes the label's pixel."""
     scheme: Any = layer.label_scheme
     x_NI = x_NI.double()
     strength = scheme.strength if scheme.kind == "pixels" else 0.0
@@ -127,9 +128,9 @@ def preactivation(layer: LayerOptions, own: Leaves, x_NI: Tensor, shape: tuple[i
 def with_label(
     layer: LayerOptions, own: Leaves, x_NI: Tensor, labels_N: Tensor, shape: tuple[int, ...], labels: int
 ) -> Tensor:
-    """z (N, F) of rows with a label each, as the scheme's definition says."""
+    """z (N, F) of rows with one label each, by the definition of the label scheme."""
     scheme: Any = layer.label_scheme
-    if scheme.kind == "pixels":  # the label is written into the image; E are its pixels' weights
+    if scheme.kind == "pixels":  # the label is written into the image; E are the weights of its pixels
         x_NI = x_NI.double().clone()
         x_NI[:, :labels] = 0
         x_NI[torch.arange(len(x_NI)), labels_N] = scheme.strength
@@ -140,7 +141,7 @@ def with_label(
 
 
 def by_label(layer: LayerOptions, own: Leaves, x_BI: Tensor, shape: tuple[int, ...], labels: int) -> Tensor:
-    """Goodness (B, L) of label-free rows, label by label."""
+    """The goodness (B, L) of label-free rows, computed label by label."""
     columns = []
     for label in range(labels):
         labels_B = torch.full((len(x_BI),), label)
@@ -153,7 +154,7 @@ def by_label(layer: LayerOptions, own: Leaves, x_BI: Tensor, shape: tuple[int, .
 
 
 def contrast(options: Any, positive_B: Tensor | None, negative_B: Tensor | None) -> Tensor:
-    """The loss of positive and negative rows, or of those that there are."""
+    """The loss of positive and negative rows, or of one kind alone."""
     if options.kind == "paired":
         assert positive_B is not None
         assert negative_B is not None
@@ -167,7 +168,7 @@ def contrast(options: Any, positive_B: Tensor | None, negative_B: Tensor | None)
 
 
 def label_loss(options: Any, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> Tensor:
-    """The loss of a layer that sees every label."""
+    """The loss of a layer that computes the goodness of every label."""
     if options.kind == "softmax":
         return cross_entropy(options.alpha * G_BL, own_B, label_smoothing=options.smoothing)
     if options.kind not in ("paired", "threshold"):
@@ -182,7 +183,7 @@ def label_loss(options: Any, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None
 def layer_loss(
     layer: LayerOptions, own: Leaves, given: Activities, wrong_B: Tensor | None, shape: tuple[int, ...], labels: int
 ) -> Tensor:
-    """The loss of a layer on what it was given."""
+    """The loss of a layer for given activities."""
     if given.positives is None:
         G_BL = by_label(layer, own, given.h_NF, shape, labels)
         return label_loss(layer.objective, G_BL, given.labels_N, wrong_B, given.phase)
@@ -197,6 +198,6 @@ def layer_loss(
 
 
 def hardest(G_BL: Tensor, own_B: Tensor) -> Tensor:
-    """The wrong label with the highest goodness, by trying all."""
+    """The wrong label with the highest goodness, found by trying all."""
     rows = zip(G_BL.tolist(), own_B.tolist(), strict=True)
     return torch.tensor([max((g, label) for label, g in enumerate(row) if label != own)[1] for row, own in rows])

@@ -3,7 +3,7 @@ import torch
 from ffstream.ff.buffers import BufferPool, Buffers, ReusedBuffers
 
 
-def test_kept_buffers_are_the_same_memory_and_grow_when_they_must() -> None:
+def test_reused_buffers_return_the_same_memory_and_grow_on_demand() -> None:
     buffers, like = ReusedBuffers(), torch.empty(0)
     first = buffers.get("a", like, 4, 3)
     assert first.shape == (4, 3)
@@ -13,13 +13,13 @@ def test_kept_buffers_are_the_same_memory_and_grow_when_they_must() -> None:
     assert buffers.get("a", like.to(torch.bfloat16), 4, 3).dtype == torch.bfloat16
 
 
-def test_plain_buffers_are_new_memory() -> None:
+def test_buffers_allocate_new_memory() -> None:
     buffers, like = Buffers(), torch.empty(0)
     one, other = buffers.get("a", like, 4), buffers.get("a", like, 4)
     assert one.data_ptr() != other.data_ptr()
 
 
-def test_a_copy_keeps_its_memory_while_it_is_held() -> None:
+def test_a_copy_keeps_its_memory_while_it_is_referenced() -> None:
     copies = BufferPool()
     source = torch.arange(4.0)
     held = copies.copy("x", source)
@@ -30,7 +30,7 @@ def test_a_copy_keeps_its_memory_while_it_is_held() -> None:
     assert held.tolist() == [0, 1, 2, 3]
 
 
-def test_the_memory_of_a_copy_that_nobody_holds_serves_the_next() -> None:
+def test_the_memory_of_a_released_copy_is_reused() -> None:
     copies = BufferPool()
     source = torch.arange(4.0)
     held = copies.copy("x", source)

@@ -1,4 +1,4 @@
-"""Prediction equals brute force: write each label into the image, go forward, sum the goodness."""
+"""Predictions equal brute force: write each label into the image, run all layers, add up the goodness."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ from tests.support import assert_bounded
 from tests.unit.ff import formulas
 from tests.unit.ff.formulas import SMALL
 
-B = 300  # more than are computed at a time
+B = 300  # more than the classifier computes at a time
 DEEP = SMALL.change(widths=[12, 8, 8], objective="paired")
 
 
 def brute_force(recipe: Recipe, classifier: Classifier, images_BI: Tensor) -> Tensor:
-    """Goodness (B, L): every label is tried, by the formulas."""
+    """The goodness (B, L), computed by trying every label with `formulas`."""
     layers = [formulas.leaves(layer_weights(classifier, index)) for index in range(len(recipe.layers))]
     x_BI = images_BI.double() / 255 if images_BI.dtype == torch.uint8 else images_BI.double()
     if recipe.preprocessing.kind == "running_mean":
@@ -41,7 +41,7 @@ def brute_force(recipe: Recipe, classifier: Classifier, images_BI: Tensor) -> Te
 
 
 def layer_weights(classifier: Classifier, index: int) -> dict[str, Tensor]:
-    """By their names in the layer."""
+    """The weights of one layer, by their names in the layer."""
     prefix = f"layers.{index}."
     return {name.removeprefix(prefix): v for name, v in classifier.weights.items() if name.startswith(prefix)}
 
@@ -58,7 +58,7 @@ def layer_weights(classifier: Classifier, index: int) -> dict[str, Tensor]:
         ("label_conditioned", ("vectors", "none", "none")),
     ],
 )
-def test_prediction_is_brute_force(
+def test_prediction_equals_brute_force(
     activities: str, schemes: tuple[str, ...], goodness: str, normalization: str, dtype: torch.dtype
 ) -> None:
     for preprocessing, depth, first_weight in (("none", 3, 1.0), ("running_mean", 3, 0.0), ("running_mean", 1, 1.0)):
@@ -79,7 +79,7 @@ def test_prediction_is_brute_force(
         assert float(want_BL.std(1).max()) > 0.01, "equal goodness for all labels proves nothing"
 
 
-def test_a_sample_is_predicted_the_same_in_any_company() -> None:
+def test_a_prediction_does_not_depend_on_the_other_samples_in_the_batch() -> None:
     classifier = formulas.random_network(DEEP).classifier()
     images_BI = formulas.random_images(B, 16)
     together = classifier.predict(images_BI).goodness_BL
@@ -88,8 +88,8 @@ def test_a_sample_is_predicted_the_same_in_any_company() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 16, 17, 255, 256, 257])
-def test_rows_that_fill_up_a_batch_do_not_show(count: int) -> None:
-    """Products in bf16 are of certain sizes only."""
+def test_padding_rows_do_not_change_predictions(count: int) -> None:
+    """Products in bf16 are padded to a few sizes."""
     network = Network(DEEP, Placement(product_dtype=torch.bfloat16))
     images_BI = formulas.random_images(B, 16)
     some = network.classifier().predict(images_BI[:count])
@@ -99,8 +99,8 @@ def test_rows_that_fill_up_a_batch_do_not_show(count: int) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_queries_of_any_size_do_not_pile_up() -> None:
-    """A product in bf16 is compiled for each number of rows, and kept."""
+def test_queries_of_many_sizes_do_not_leak_memory() -> None:
+    """A bf16 product is compiled for each number of rows, and the compiled code is never freed."""
     program = """
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
@@ -111,7 +111,7 @@ classifier = Network(recipe("stream", widths=[256, 256]), Placement(product_dtyp
 def product(rows):
     {}
 
-for rows in range(1, 257, 16):  # what each of the sizes that there are needs
+for rows in range(1, 257, 16):  # compile the sizes that predictions use
     product(rows)
 begin()
 for rows in range(1, 257):
@@ -124,7 +124,7 @@ for rows in range(1, 257):
     )
 
 
-def test_no_images_get_no_labels() -> None:
+def test_predicting_no_images_returns_no_labels() -> None:
     prediction = formulas.random_network(DEEP).classifier().predict(torch.empty(0, 16))
     assert prediction.labels_B.shape == (0,)
     assert prediction.goodness_BL.shape == (0, 4)

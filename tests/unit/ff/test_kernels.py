@@ -1,4 +1,4 @@
-"""The compiled loops run wherever the daemon may run."""
+"""The compiled loops work wherever the daemon can run."""
 
 import os
 import shutil
@@ -27,11 +27,12 @@ print(kernels.__file__)
 """
 
 
-def test_they_are_compiled_anew_where_nothing_can_be_kept(tmp_path: Path) -> None:
-    """As in a container that may write nowhere: the package belongs to root, and there is no home."""
+def test_loops_are_compiled_without_a_cache_if_no_folder_is_writable(tmp_path: Path) -> None:
+    """For example in a container without a writable folder: the package belongs to root and there is no home
+    folder."""
     package = tmp_path / "ffstream"
     shutil.copytree(Path(ffstream.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "ff" / "__pycache__").write_text("no folder: not even root can write into it")
+    (package / "ff" / "__pycache__").write_text("a file in place of the folder: not even root can write into it")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "NUMBA_"))}
     environment |= {"PYTHONPATH": str(tmp_path), "HOME": os.devnull, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", PROGRAM]
@@ -42,8 +43,8 @@ def test_they_are_compiled_anew_where_nothing_can_be_kept(tmp_path: Path) -> Non
     assert ran.stdout.startswith(str(package))
 
 
-def test_a_subclass_of_a_part_is_computed_by_its_own_formulas() -> None:
-    """Its kernel would silently compute those of the part that it changes."""
+def test_a_subclass_of_a_part_uses_its_own_formulas() -> None:
+    """The compiled kernel of its base class would silently compute something else."""
 
     class Doubled(SumSquares):
         def _value(self, h: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The battery, on every part that ships and on combinations of them."""
+"""Every part that ships with ffstream, and combinations of them, pass the battery."""
 
 from itertools import product
 from pathlib import Path
@@ -18,21 +18,21 @@ OBJECTIVES: dict[str, Any] = {
     "paired": {"kind": "paired", "alpha": 0.7},
     "threshold": PHASED,
 }
-VARIANTS: dict[str, Any] = {  # members that need more than their kind
+VARIANTS: dict[str, Any] = {  # members that need other options than their kind
     "dense": {"kind": "dense", "units": 12},
     **OBJECTIVES,
 }
 
 
 def base_for(family: str, kind: str) -> Recipe:
-    """A small recipe in which that part has something to do."""
+    """A small recipe in which that part has an effect."""
     if family == "label_scheme" and kind == "none":
         return CONDITIONED
     return CONTRASTED if family == "negatives" else SMALL
 
 
 def changed(recipe: Recipe, family: str, kind: str) -> Recipe:
-    """With that part in every layer that can have it."""
+    """The recipe with that part in every layer that can have it."""
     part = VARIANTS.get(kind, kind)
     if family == "label_scheme" and kind in ("pixels", "none"):
         layers = recipe.model_dump()["layers"]
@@ -46,14 +46,14 @@ EVERY = [(family, kind) for family in FAMILIES for kind in members(family)]
 
 
 @pytest.mark.parametrize(("family", "kind"), EVERY, ids=[f"{family} {kind}" for family, kind in EVERY])
-def test_every_registered_part(family: str, kind: str, tmp_path: Path) -> None:
+def test_every_registered_part_passes_the_battery(family: str, kind: str, tmp_path: Path) -> None:
     battery.check_layer(changed(base_for(family, kind), family, kind), tmp_path)
 
 
 @pytest.mark.parametrize("normalization", list(members("normalization")))
 @pytest.mark.parametrize("scheme", ["vectors", "groups"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_gradients_of_combinations(objective: str, scheme: str, normalization: str) -> None:
+def test_gradients_of_combinations_equal_autograd(objective: str, scheme: str, normalization: str) -> None:
     goodness = [{"kind": kind, "negative": sign} for kind in members("goodness") for sign in (False, True)]
     negatives = members("negatives") if objective != "softmax" else [LAYER_DEFAULTS["negatives"]]
     for activation, good, wrong in product(members("activation"), goodness, negatives):
@@ -71,7 +71,9 @@ def test_gradients_of_combinations(objective: str, scheme: str, normalization: s
 @pytest.mark.parametrize("preprocessing", list(members("preprocessing")))
 @pytest.mark.parametrize("negatives", list(members("negatives")))
 @pytest.mark.parametrize("objective", ["paired", "threshold"])
-def test_gradients_of_label_conditioned_layers(objective: str, negatives: str, preprocessing: str) -> None:
+def test_gradients_of_label_conditioned_layers_equal_autograd(
+    objective: str, negatives: str, preprocessing: str
+) -> None:
     for activation, goodness in product(members("activation"), members("goodness")):
         recipe = CONDITIONED.change(
             activation=activation,
@@ -84,13 +86,13 @@ def test_gradients_of_label_conditioned_layers(objective: str, negatives: str, p
 
 
 @pytest.mark.parametrize("recipe", [SMALL, CONTRASTED, CONDITIONED], ids=["all labels", "contrasted", "conditioned"])
-def test_a_layer_wider_than_the_kernels_blocks(recipe: Recipe) -> None:
-    """The labels' activities do not fit a core's cache here, so they are computed in parts."""
+def test_gradients_of_wide_layers_equal_autograd(recipe: Recipe) -> None:
+    """The activities for all labels do not fit into the cache of a core."""
     battery.check_gradients(recipe.change(widths=[512, 40], goodness="mean_squares", objective={"alpha": 0.5}))
 
 
-def test_layers_with_different_parts(tmp_path: Path) -> None:
-    """One network, every layer with options of its own."""
+def test_a_network_whose_layers_have_different_parts_passes_the_battery(tmp_path: Path) -> None:
+    """Each layer has its own options."""
     recipe = SMALL.change(
         layers=[
             {"connection": {"kind": "dense", "units": 10}, "label_scheme": "pixels", "objective": {"alpha": 0.5}},

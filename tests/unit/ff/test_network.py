@@ -1,4 +1,4 @@
-"""The serial reference: state, EMA weights, steps, and that it learns."""
+"""The serial reference: its state, EMA weights and steps, and that it learns."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_a_state_before_the_first_update_can_be_loaded() -> None:
         assert_equal(other.state_dict(), fresh.state_dict())
 
 
-def test_a_state_without_a_tensor_or_of_another_size_is_refused() -> None:
+def test_a_state_with_a_missing_or_misshapen_tensor_is_rejected() -> None:
     state = Network(SMALL).state_dict()
     del state["layers.1.parameters"]
     with pytest.raises(KeyError):
@@ -36,7 +36,7 @@ def test_a_state_without_a_tensor_or_of_another_size_is_refused() -> None:
         Network(SMALL).load_state_dict(Network(SMALL.change(widths=[9, 12])).state_dict())
 
 
-def test_the_seed_decides_the_first_weights_of_each_layer() -> None:
+def test_the_seed_determines_the_initial_weights_of_each_layer() -> None:
     nets = [Network(SMALL.change(seed=seed, widths=[16, 16, 16])).weights() for seed in (1, 1, 2)]
     weights = [{name: value for name, value in net.items() if name.endswith("weight")} for net in nets]
     assert_equal(weights[0], weights[1])
@@ -44,7 +44,7 @@ def test_the_seed_decides_the_first_weights_of_each_layer() -> None:
     assert not torch.equal(weights[0]["layers.1.weight"], weights[0]["layers.2.weight"])
 
 
-def test_first_weights_ignore_and_leave_the_global_random_numbers() -> None:
+def test_initial_weights_do_not_use_the_global_random_state() -> None:
     torch.manual_seed(1)
     want = torch.rand(1)
     torch.manual_seed(1)
@@ -53,14 +53,14 @@ def test_first_weights_ignore_and_leave_the_global_random_numbers() -> None:
     assert_equal(Network(SMALL).state_dict(), first)
 
 
-def test_the_label_pixels_begin_as_the_weights_of_those_pixels() -> None:
+def test_label_vectors_are_initialised_with_the_weights_of_the_label_pixels() -> None:
     weights = Network(SMALL).weights()
     assert torch.equal(weights["layers.0.label_vectors"], weights["layers.0.weight"][:, :4].t())
     assert not weights["layers.1.label_vectors"].any()
 
 
 def test_the_ema_follows_its_formula() -> None:
-    """It reaches back over so many samples, and over a fifth of what was learned while that is less."""
+    """Its reach is `ema_samples`, or a fifth of the learned samples while that is less."""
     for limit in (12.0, 50_000.0):
         network = Network(SMALL.change(ema_samples=limit))
         want = {name: v.double() for name, v in network.state_dict().items() if name.endswith("parameters")}
@@ -77,7 +77,7 @@ def test_the_ema_follows_its_formula() -> None:
 
 
 @pytest.mark.parametrize(("reach", "which"), [(40.0, "ema"), (0.0, "parameters")])
-def test_the_ema_weights_predict_if_there_are_any(reach: float, which: str) -> None:
+def test_the_ema_weights_predict_unless_the_ema_is_disabled(reach: float, which: str) -> None:
     network = Network(SMALL.change(ema_samples=reach))
     learn(network, 1, 10)
     state, weights = network.state_dict(), network.weights()
@@ -87,7 +87,7 @@ def test_the_ema_weights_predict_if_there_are_any(reach: float, which: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
-def test_optimizers_step_as_torch_does(kind: str) -> None:
+def test_optimizer_steps_equal_those_of_torch(kind: str) -> None:
     optimizer = {"kind": "sgd", "momentum": 0.9} if kind == "sgd" else {"kind": "adam", "beta1": 0.6, "beta2": 0.9}
     network = Network(PLAIN.change(optimizer=optimizer))
     (layer, *_) = network.layers
@@ -102,8 +102,8 @@ def test_optimizers_step_as_torch_does(kind: str) -> None:
         assert torch.allclose(layer.parameters.flat, parameter.detach(), atol=1e-6)
 
 
-def test_fewer_samples_than_a_microbatch_are_learned_alone() -> None:
-    """Nothing of the microbatch before is left in a buffer."""
+def test_a_partial_microbatch_is_not_affected_by_the_one_before() -> None:
+    """Nothing of the previous microbatch is left in a buffer."""
     for options in (SMALL, CONTRASTED, CONDITIONED):
         used, fresh = Network(options), Network(options)
         learn(used, 1, 3)
@@ -114,7 +114,7 @@ def test_fewer_samples_than_a_microbatch_are_learned_alone() -> None:
         assert_equal(used.state_dict(), fresh.state_dict())
 
 
-def test_step_sizes_go_with_the_root_of_the_rows_and_fall_with_the_samples() -> None:
+def test_step_sizes_scale_with_the_root_of_the_rows_and_follow_the_schedule() -> None:
     options = PLAIN.change(schedule={"kind": "inverse_sqrt", "samples": 100.0}, min_learning_rate_ratio=0.2)
     network = formulas.random_network(options)
     (layer, *_) = network.layers
@@ -129,7 +129,7 @@ def test_step_sizes_go_with_the_root_of_the_rows_and_fall_with_the_samples() -> 
         learned += rows
 
 
-def test_the_mean_that_centres_is_of_all_images_seen() -> None:
+def test_the_running_mean_is_over_all_images_seen() -> None:
     network = Network(SMALL)
     seen = [formulas.random_images(n, 16, seed=n) for n in (7, 3, 5)]
     for images_BI in seen:
@@ -142,7 +142,7 @@ def test_the_mean_that_centres_is_of_all_images_seen() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_label_free_activities_hold_no_label(dtype: torch.dtype) -> None:
+def test_label_free_activities_do_not_depend_on_labels(dtype: torch.dtype) -> None:
     network = formulas.random_network(CONTRASTED)
     images_BI, labels_B = formulas.random_images(6, 16, dtype), formulas.random_labels(6, 4)
     given = network.input.forward(images_BI, labels_B, 4, "interleaved")
@@ -156,7 +156,7 @@ def test_label_free_activities_hold_no_label(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("phase", ["interleaved", "wake", "sleep"])
-def test_label_conditioned_activities_are_a_row_for_each_sign(phase: Phase) -> None:
+def test_label_conditioned_activities_have_one_row_for_each_sign(phase: Phase) -> None:
     network = formulas.random_network(CONDITIONED)
     images_BI, own_B = formulas.random_images(6, 16), formulas.random_labels(6, 4)
     given = network.input.forward(images_BI, own_B, 4, phase)
@@ -180,7 +180,7 @@ def test_label_conditioned_activities_are_a_row_for_each_sign(phase: Phase) -> N
 
 @pytest.mark.parametrize("options", [CONTRASTED, CONDITIONED], ids=["label-free", "label-conditioned"])
 def test_an_update_changes_nothing_that_was_passed_on(options: Recipe) -> None:
-    """The next layer reads activities while this one updates itself."""
+    """The next layer reads the activities while this layer updates its weights."""
     network = formulas.random_network(options.change(learning_rate=0.1, widths=[6, 5, 4]))
     images_BI, labels_B = formulas.random_images(6, 16, torch.float32), formulas.random_labels(6, 4)
     given: Activities = network.input.forward(images_BI, labels_B, 4, "interleaved")
@@ -193,7 +193,7 @@ def test_an_update_changes_nothing_that_was_passed_on(options: Recipe) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_images_and_labels_are_left_as_they_came(dtype: torch.dtype) -> None:
+def test_images_and_labels_are_not_modified(dtype: torch.dtype) -> None:
     network = formulas.random_network(CONTRASTED)
     images_BI, labels_B = formulas.random_images(6, 16, dtype), formulas.random_labels(6, 4)
     before = images_BI.clone(), labels_B.clone()
@@ -203,7 +203,7 @@ def test_images_and_labels_are_left_as_they_came(dtype: torch.dtype) -> None:
     assert torch.equal(labels_B, before[1])
 
 
-def test_what_is_in_the_label_pixels_of_an_image_does_not_count() -> None:
+def test_the_content_of_the_label_pixels_does_not_matter() -> None:
     images_BI, labels_B = formulas.random_images(6, 16), formulas.random_labels(6, 4)
     scribbled_BI = images_BI.clone()
     scribbled_BI[:, :4] = 255 - scribbled_BI[:, :4]
@@ -215,11 +215,11 @@ def test_what_is_in_the_label_pixels_of_an_image_does_not_count() -> None:
     assert torch.equal(*states)
 
 
-# --- that it learns ----------------------------------------------------------------------------------------------
+# --- learning ----------------------------------------------------------------------------------------------
 
 
 def error_after(options: Recipe, samples: int, passes: int = 1) -> float:
-    """Error on 500 test digits after learning the embedded ones."""
+    """The error on 500 test digits after learning embedded training digits."""
     digits = load_embedded()
     images_NI = torch.from_numpy(digits.train.images[:samples].reshape(samples, -1).copy())
     labels_N = torch.from_numpy(digits.train.labels[:samples].astype("int64"))
@@ -235,12 +235,12 @@ def error_after(options: Recipe, samples: int, passes: int = 1) -> float:
 
 @pytest.mark.parametrize("name", ["stream", "fast"])
 def test_the_streaming_presets_learn_digits_in_two_thousand_samples(name: str) -> None:
-    """Seen: 9 % without replay, and 12 % with large microbatches."""
+    """Measured: 9 % without replay, 12 % with large microbatches."""
     assert error_after(recipe(name, replay=0), 2000) < 0.25
 
 
 def test_class_groups_learn_digits_in_two_thousand_samples() -> None:
-    """A silent group is a good one; seen: 11 %."""
+    """With negative goodness, the group of the right label falls silent. Measured: 11 %."""
     groups = {"kind": "mean_squares", "negative": True}
     options = recipe(
         "stream", widths=[500, 500], replay=0, label_scheme="groups", goodness=groups, objective={"alpha": 10.0}
@@ -249,5 +249,5 @@ def test_class_groups_learn_digits_in_two_thousand_samples() -> None:
 
 
 def test_the_overlay_preset_learns_digits_slowly() -> None:
-    """Seen: 19 % after a thousand updates of narrow layers; chance is 90 %."""
+    """Measured: 19 % after a thousand updates of narrow layers. Chance is 90 %."""
     assert error_after(recipe("overlay", batch_size=32, widths=[128, 64]), 8000, passes=4) < 0.4

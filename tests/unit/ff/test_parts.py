@@ -1,4 +1,4 @@
-"""What each part computes alone: values against their definitions, gradients against autograd."""
+"""Each part alone: values equal their definitions, gradients equal autograd."""
 
 import doctest
 from collections import Counter
@@ -35,7 +35,7 @@ def test_the_examples_in_the_docstrings_hold() -> None:
 
 
 @pytest.mark.parametrize("kind", list(members("activation")))
-def test_activation(kind: str) -> None:
+def test_activation_equals_its_definition(kind: str) -> None:
     part = members("activation")[kind](kind=kind)
     z = leaf(4, 5)
     want = formulas.activation(part, z)
@@ -48,7 +48,7 @@ def test_activation(kind: str) -> None:
 
 @pytest.mark.parametrize("negative", [False, True])
 @pytest.mark.parametrize("kind", list(members("goodness")))
-def test_goodness(kind: str, negative: bool) -> None:
+def test_goodness_equals_its_definition(kind: str, negative: bool) -> None:
     part = members("goodness")[kind](kind=kind, negative=negative)  # type: ignore[call-arg]
     h = leaf(3, 4, 5)
     want = formulas.goodness(part, h)
@@ -59,7 +59,7 @@ def test_goodness(kind: str, negative: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rms", "unit"])
-def test_a_normalised_row_has_its_length_whatever_it_was_before(kind: str) -> None:
+def test_normalised_rows_have_the_same_length(kind: str) -> None:
     part = members("normalization")[kind](kind=kind)
     row = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)) + 1
     rows = torch.cat((row * 10, row, row * 1000))
@@ -80,7 +80,7 @@ def phases(objective: Objective) -> list[Phase]:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_gradient_by_label(objective: Objective) -> None:
+def test_the_gradient_by_label_equals_autograd(objective: Objective) -> None:
     own_B, G_BL = formulas.random_labels(B, L), leaf(B, L)
     wrong_B = (own_B + 1) % L
     for phase in phases(objective):
@@ -92,7 +92,7 @@ def test_gradient_by_label(objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES[1:], ids=str)
-def test_gradient_by_row(objective: Objective) -> None:
+def test_the_gradient_by_row_equals_autograd(objective: Objective) -> None:
     for phase in phases(objective):
         positives = {"interleaved": B // 2, "wake": B, "sleep": 0}[phase]
         G_N = leaf(B, seed=positives)
@@ -108,7 +108,7 @@ def test_gradient_by_row(objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 0.99])
-def test_the_compiled_softmax_is_the_formula(smoothing: float) -> None:
+def test_the_compiled_softmax_equals_the_formula(smoothing: float) -> None:
     own_B, G_BL = formulas.random_labels(B, L), leaf(B, L)
     want = cross_entropy(0.3 * G_BL, own_B, label_smoothing=smoothing)
     (gradient_BL,) = torch.autograd.grad(want, G_BL)
@@ -119,7 +119,7 @@ def test_the_compiled_softmax_is_the_formula(smoothing: float) -> None:
     assert torch.allclose(result.goodness_gradient.double(), gradient_BL, rtol=1e-4, atol=1e-6)
 
 
-def test_losses_survive_huge_goodness() -> None:
+def test_losses_are_finite_for_huge_goodness() -> None:
     G_BL = torch.tensor([[0.0, 1e6], [0.0, 1e6]])
     own_B, wrong_B = torch.tensor([0, 0]), torch.tensor([1, 1])
     for objective in (*OBJECTIVES, fastest_objective(OBJECTIVES[0], CPU)):
@@ -141,7 +141,7 @@ def random_wrong(own_B: Tensor, labels: int, seed: int, step: int) -> Tensor:
 
 
 @given(labels=st.integers(2, 20), seed=st.integers(0, 2**20), step=st.integers(0, 2**40))
-def test_random_labels_are_never_right_and_repeat(labels: int, seed: int, step: int) -> None:
+def test_random_labels_are_wrong_and_reproducible(labels: int, seed: int, step: int) -> None:
     own_B = formulas.random_labels(200, labels)
     wrong_B = random_wrong(own_B, labels, seed, step)
     assert wrong_B.dtype == torch.int64
@@ -163,7 +163,7 @@ def test_random_labels_are_uniform() -> None:
     assert all(abs(count / 2000 - 1) < 0.12 for count in counts.values()), counts
 
 
-def test_drawing_leaves_the_global_random_numbers_alone() -> None:
+def test_random_labels_do_not_use_the_global_random_state() -> None:
     torch.manual_seed(0)
     want = torch.rand(1)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Recipes as a person writes them: presets, options of all layers and of one, parts by name, and what is refused."""
+"""Recipes as users write them: presets, options for all layers and for one, parts by name, and errors."""
 
 import re
 import subprocess
@@ -16,30 +16,30 @@ from ffstream.ff.recipe import Recipe
 from ffstream.util.option_errors import OptionError
 
 
-def test_options_need_no_torch() -> None:
+def test_recipes_do_not_import_torch() -> None:
     program = "import sys, ffstream.ff.presets as p; p.recipe('fast'); assert 'torch' not in sys.modules; print('ok')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "ok\n", done.stderr
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_what_it_says_and_can_be_written_out(name: str) -> None:
+def test_presets_survive_a_round_trip_through_json(name: str) -> None:
     preset = recipe(name)
     assert Recipe.model_validate(preset.model_dump()) == preset
     assert Recipe.model_validate_json(preset.model_dump_json()) == preset
     assert preset.change() == preset
 
 
-def test_what_is_written_for_all_layers_holds_for_each() -> None:
+def test_options_for_all_layers_apply_to_each_layer() -> None:
     written = recipe("stream", learning_rate=1e-3, goodness="mean_squares", objective={"alpha": 9.0})
     assert [layer.learning_rate for layer in written.layers] == [1e-3, 1e-3]
     assert {layer.goodness.kind for layer in written.layers} == {"mean_squares"}
     assert [dict(layer.objective)["alpha"] for layer in written.layers] == [9.0, 9.0]
     assert written.layers[0].objective.kind == "softmax"
-    assert written.layers[0].label_scheme.kind == "pixels", "what nobody names stays as the preset has it"
+    assert written.layers[0].label_scheme.kind == "pixels", "what is not set stays as in the preset"
 
 
-def test_layers_of_ones_own_replace_the_presets_and_inherit_what_is_written_for_all() -> None:
+def test_given_layers_replace_those_of_the_preset_and_inherit_options_for_all_layers() -> None:
     layers = [
         {"connection": {"kind": "dense", "units": 30}, "label_scheme": "groups", "learning_rate": 0.5},
         {"connection": {"kind": "dense", "units": 20}, "activation": {"kind": "leaky_relu", "slope": 0.2}},
@@ -51,7 +51,7 @@ def test_layers_of_ones_own_replace_the_presets_and_inherit_what_is_written_for_
     assert [layer.label_scheme.kind for layer in written.layers] == ["groups", "vectors"]
 
 
-def test_widths_are_short_for_dense_layers_like_the_presets() -> None:
+def test_widths_are_a_shorthand_for_dense_layers() -> None:
     written = recipe("overlay", widths=[100, 50, 20])
     assert [dict(layer.connection)["units"] for layer in written.layers] == [100, 50, 20]
     assert [layer.label_scheme.kind for layer in written.layers] == ["pixels", "none", "none"]
@@ -63,7 +63,7 @@ def test_widths_are_short_for_dense_layers_like_the_presets() -> None:
     ]
 
 
-def test_options_of_one_kind_do_not_reach_another() -> None:
+def test_options_of_one_kind_do_not_apply_to_another() -> None:
     base = recipe("stream", objective={"kind": "threshold", "theta": 4.0, "alpha": 2.0})
     assert dict(base.change(objective={"alpha": 3.0}).layers[0].objective) == {
         "kind": "threshold",
@@ -116,12 +116,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("written", "said"), WRONG)
-def test_what_makes_no_sense_is_refused(written: dict[str, Any], said: str) -> None:
+def test_invalid_options_are_rejected_by_name(written: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         recipe({"preset": "stream", **written})
 
 
-def test_the_grid_of_microbatches() -> None:
+def test_microbatches_lie_on_a_fixed_grid() -> None:
     grid = recipe("stream", batch_size=8, warmup_batch_size=4, warmup_samples=16)
     assert [grid.batch_end(seq) for seq in (0, 3, 4, 15, 16, 23, 24)] == [4, 4, 8, 16, 24, 24, 32]
     assert [grid.whole_up_to(seq) for seq in (3, 4, 16, 23, 24)] == [0, 4, 16, 16, 24]
@@ -138,7 +138,7 @@ def test_an_existing_recipe_does_not_accept_a_preset() -> None:
 
 
 @pytest.mark.parametrize("content", ["def", "1 / 0", "import no_such_module"])
-def test_a_module_of_parts_that_cannot_be_imported_is_named(
+def test_a_module_that_cannot_be_imported_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     (tmp_path / "bad_parts.py").write_text(content, encoding="utf-8")
@@ -149,7 +149,7 @@ def test_a_module_of_parts_that_cannot_be_imported_is_named(
     sys.modules.pop("bad_parts", None)
 
 
-def test_a_part_that_lacks_what_its_family_needs_is_refused() -> None:
+def test_an_incomplete_part_cannot_be_registered() -> None:
     class Half(Goodness):
         kind: Literal["half"] = "half"
 
@@ -161,7 +161,7 @@ def test_a_part_that_lacks_what_its_family_needs_is_refused() -> None:
     assert "half" not in members("goodness")
 
 
-def test_two_parts_cannot_have_one_name() -> None:
+def test_two_parts_cannot_have_the_same_name() -> None:
     class Relu(Activation):
         kind: Literal["relu"] = "relu"
 

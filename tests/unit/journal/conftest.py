@@ -9,7 +9,7 @@ from tests.unit.journal.entries import INPUTS, LABELS
 
 
 class Clocks:
-    """The time of day, which may jump, and the monotonic clock, which does not."""
+    """The time of day, which may jump, and the monotonic clock, which does not. A test sets both."""
 
     def __init__(self, today: float) -> None:
         self.today = today

@@ -1,4 +1,4 @@
-"""Messages to store, and a picture of a journal as a crash leaves it."""
+"""Messages to store, and copies of a journal as a crash leaves it."""
 
 import shutil
 import sqlite3
@@ -11,14 +11,14 @@ INPUTS, LABELS = 4, 10
 
 
 def entry(client: str = "a", n: int = 1, *, base: int | None = None, samples: int = 1, size: int = INPUTS) -> Entry:
-    """A message whose bytes tell which one it is. `base` is `n` unless given: all before it is answered."""
+    """A message whose bytes depend on its number. `base` defaults to `n`, so all earlier messages are resolved."""
     labels = bytes(byte for index in range(samples) for byte in ((n + index) % LABELS, 0))
     images = bytes((n * 7 + index) % 251 for index in range(samples * size))
     return Entry(client, n, n if base is None else base, samples, "uint8", labels, images)
 
 
 def stored(path: Path) -> list[tuple[Any, ...]]:
-    """Everything in the file but the times, for comparison."""
+    """Everything in the file except times, to compare two journals."""
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)  # does not fold the log
     tables = ("messages", "receipts", "meta")
     rows = [row for table in tables for row in connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2")]
@@ -28,7 +28,7 @@ def stored(path: Path) -> list[tuple[Any, ...]]:
 
 
 def crash_image(journal: Path, folder: Path) -> Path:
-    """The journal's files as they are on disk now: what a machine that lost its power would find."""
+    """A copy of the journal's files as they are now: what is left after a crash or power loss."""
     folder.mkdir()
     for suffix in ("", "-wal"):
         source = journal.with_name(journal.name + suffix)

@@ -1,4 +1,4 @@
-"""A journal without its -wal file is refused when that file may hold commits, and only then."""
+"""A journal without its -wal file is rejected if and only if that file may hold commits."""
 
 import resource
 import shutil
@@ -23,7 +23,7 @@ OpenJournal = Callable[..., Journal]
 
 @pytest.fixture
 def journal(tmp_path: Path, open_journal: OpenJournal) -> Journal:
-    """Three samples, all in the -wal file. Open."""
+    """An open journal with three samples, all in the -wal file."""
     (tmp_path / "state").mkdir()
     made = open_journal(tmp_path / "state" / "journal.sqlite")
     made.append([entry("a", n) for n in (1, 2, 3)])
@@ -44,7 +44,7 @@ def log_of(path: Path) -> Path:
     return path.with_name("journal.sqlite-wal")
 
 
-def test_copy_without_wal_is_refused_and_left_as_it_is(journal: Journal, tmp_path: Path) -> None:
+def test_a_copy_without_wal_is_rejected_and_not_changed(journal: Journal, tmp_path: Path) -> None:
     copy = copy_alone(journal, tmp_path / "copy")
     before = folder_contents(copy.parent)
     with pytest.raises(JournalDamaged, match=r"journal\.sqlite-wal is missing: acked samples may be lost") as caught:
@@ -58,14 +58,18 @@ def test_copy_without_wal_is_refused_and_left_as_it_is(journal: Journal, tmp_pat
     assert folder_contents(copy.parent) == before
 
 
-def test_crash_image_with_wal_is_whole(journal: Journal, tmp_path: Path, open_journal: OpenJournal) -> None:
+def test_files_left_by_a_crash_are_whole_with_their_wal(
+    journal: Journal, tmp_path: Path, open_journal: OpenJournal
+) -> None:
     image = crash_image(journal.path, tmp_path / "image")
     assert run("journal", "verify", "--state", str(image.parent))[0] == 0
     assert open_journal(image).head.seq == 3
 
 
-def test_crash_image_with_empty_wal_is_whole(journal: Journal, tmp_path: Path, open_journal: OpenJournal) -> None:
-    """Killed when the log has just been folded, or before the first sample."""
+def test_files_left_by_a_crash_are_whole_with_an_empty_wal(
+    journal: Journal, tmp_path: Path, open_journal: OpenJournal
+) -> None:
+    """Killed right after the log was folded, or before the first sample."""
     assert journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
     assert log_of(journal.path).stat().st_size == 0
     assert open_journal(crash_image(journal.path, tmp_path / "image")).head.seq == 3
@@ -83,7 +87,7 @@ def test_main_file_alone_is_whole_after_clean_close(
         open_journal(copy_alone(again, tmp_path / "copy of the copy"))
 
 
-def test_new_journal_copied_without_wal_is_refused(tmp_path: Path, open_journal: OpenJournal) -> None:
+def test_a_new_journal_copied_without_wal_is_rejected(tmp_path: Path, open_journal: OpenJournal) -> None:
     fresh = open_journal()
     with pytest.raises(JournalDamaged, match="-wal is missing"):
         open_journal(copy_alone(fresh, tmp_path / "copy"))
@@ -91,7 +95,7 @@ def test_new_journal_copied_without_wal_is_refused(tmp_path: Path, open_journal:
 
 @contextmanager
 def no_writes() -> Iterator[None]:
-    """A disk that takes nothing."""
+    """The disk is full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
@@ -110,7 +114,7 @@ def test_close_on_full_disk_leaves_wal(journal: Journal, tmp_path: Path, open_jo
 def test_open_on_full_disk_works(
     journal: Journal, open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon predicts although it cannot store."""
+    """The daemon can still predict when it cannot store samples."""
     journal.close()
 
     def full(*arguments: object, **options: object) -> None:
@@ -163,7 +167,7 @@ def test_journal_whose_wal_another_program_folded_can_be_accepted(
     assert open_journal(image).head.seq == 3
 
 
-def test_open_waits_for_no_reader(journal: Journal, open_journal: OpenJournal) -> None:
+def test_opening_does_not_wait_for_readers(journal: Journal, open_journal: OpenJournal) -> None:
     journal.close()
     reader = sqlite3.connect(journal.path, isolation_level=None)
     reader.execute("BEGIN")

@@ -1,4 +1,4 @@
-"""The ages of clients: only time in which a daemon runs makes them older, whatever the time of day says."""
+"""The time since a client was seen counts only while a daemon runs, and does not depend on the time of day."""
 
 import sqlite3
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def known(journal: Journal) -> set[str]:
 
 
 @pytest.mark.parametrize("jump", [(0.0, 1.7e9), (1.7e9, 0.0), (1.7e9, 4e9)])
-def test_a_clock_that_jumps_within_a_run_forgets_nobody(
+def test_a_clock_jump_during_a_run_forgets_no_client(
     clocks: Clocks, open_journal: OpenJournal, jump: tuple[float, float]
 ) -> None:
     clocks.today, after = jump
@@ -37,10 +37,10 @@ def test_a_clock_that_jumps_within_a_run_forgets_nobody(
 
 
 @pytest.mark.parametrize("jump", [(0.0, 1.7e9), (1.7e9, 0.0), (1.7e9, 4e9)])
-def test_a_clock_that_jumps_between_two_runs_forgets_nobody(
+def test_a_clock_jump_between_two_runs_forgets_no_client(
     clocks: Clocks, open_journal: OpenJournal, jump: tuple[float, float]
 ) -> None:
-    """A machine without a battery starts in 1970 and learns the date from the network later."""
+    """A machine without a clock battery starts in 1970 and gets the date from the network later."""
     clocks.today, after = jump
     journal = open_journal()
     journal.append([entry("a", 1, base=1)])
@@ -54,9 +54,7 @@ def test_a_clock_that_jumps_between_two_runs_forgets_nobody(
     assert again.forget_clients(WEEK_S) == 1
 
 
-def test_time_without_a_daemon_does_not_count_and_time_with_one_adds_up(
-    clocks: Clocks, open_journal: OpenJournal
-) -> None:
+def test_only_time_while_a_daemon_runs_counts(clocks: Clocks, open_journal: OpenJournal) -> None:
     journal = open_journal()
     journal.append([entry("a", 1)])
     journal.trim(1)
@@ -70,7 +68,7 @@ def test_time_without_a_daemon_does_not_count_and_time_with_one_adds_up(
     assert journal.forget_clients(3601) == 1
 
 
-def test_a_kill_makes_clients_a_minute_younger_at_most(
+def test_a_kill_loses_at_most_a_minute_of_running_time(
     clocks: Clocks, open_journal: OpenJournal, tmp_path: Path
 ) -> None:
     journal = open_journal()
@@ -88,7 +86,7 @@ def test_a_kill_makes_clients_a_minute_younger_at_most(
     assert known(again) == {"b"}
 
 
-def test_who_is_seen_last_is_forgotten_last_after_a_restart_too(clocks: Clocks, open_journal: OpenJournal) -> None:
+def test_clients_are_forgotten_in_order_after_a_restart(clocks: Clocks, open_journal: OpenJournal) -> None:
     journal = open_journal()
     for name in ("early", "b", "a"):
         journal.append([entry(name, 1)])
@@ -104,7 +102,7 @@ def test_who_is_seen_last_is_forgotten_last_after_a_restart_too(clocks: Clocks, 
 
 
 @pytest.mark.parametrize("seen", ["9e999", "1e300", "4611686018427387905"])
-def test_a_damaged_time_does_not_make_others_old(clocks: Clocks, open_journal: OpenJournal, seen: str) -> None:
+def test_a_damaged_time_does_not_affect_other_clients(clocks: Clocks, open_journal: OpenJournal, seen: str) -> None:
     journal = open_journal()
     journal.append([entry("a", 1), entry("b", 1)])
     journal.trim(2)
@@ -116,7 +114,7 @@ def test_a_damaged_time_does_not_make_others_old(clocks: Clocks, open_journal: O
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "'x'", "4611686018427387905"])
-def test_a_damaged_clock_is_damage(open_journal: OpenJournal, value: str) -> None:
+def test_a_damaged_clock_is_detected(open_journal: OpenJournal, value: str) -> None:
     journal = open_journal()
     journal.close()
     with closing(sqlite3.connect(journal.path)) as connection:

@@ -1,4 +1,4 @@
-"""Whatever has happened to a journal's files: what comes out is what went in, or JournalDamaged."""
+"""Whatever happens to the files of a journal, reading them returns what was written or raises JournalDamaged."""
 
 import shutil
 import sqlite3
@@ -24,7 +24,7 @@ few = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scop
 
 
 class Copies:
-    """A journal of some pages as it was closed, and as a power loss left it; a new copy of either for each try."""
+    """A journal with many pages, once closed cleanly and once as power loss leaves it. Each test gets a new copy."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -35,7 +35,7 @@ class Copies:
         journal.trim(TRIMMED)
         journal._db.execute(
             "PRAGMA wal_checkpoint(TRUNCATE)"
-        )  # so that some pages are in the file and some in the log
+        )  # so that some pages are in the main file and some in the log
         for at in range(150, 200, 10):
             receipts += journal.append(sent[at : at + 10])
         crash_image(journal.path, folder / "crash")
@@ -49,7 +49,7 @@ class Copies:
         self.end = receipts[-1].first_seq + receipts[-1].samples - 1
 
     def take(self, which: str) -> Path:
-        """Whole again."""
+        """A new, undamaged copy."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
         shutil.copytree(self._folder / which, self.path.parent)
         return self.path
@@ -61,7 +61,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Copies:
 
 
 def read_all(path: Path) -> tuple[int, list[Row]]:
-    """Where the journal ends, and what a daemon that has learned the trimmed samples reads from it."""
+    """The last sample in the journal, and the rows that a daemon reads after the trimmed samples."""
     with closing(Journal(path, inputs=INPUTS, labels=LABELS)) as journal, closing(Reader(path)) as reader:
         rows: list[Row] = []
         beyond = TRIMMED
@@ -79,12 +79,13 @@ def read_all(path: Path) -> tuple[int, list[Row]]:
 
 
 def check(copies: Copies) -> int | None:
-    """The last sample that comes out, None for damage that is told. Nothing false comes out, and no gap."""
+    """The last sample that is read; None if damage is reported. Asserts that what is read is correct and has no
+    gap."""
     look(copies.path)
     try:
         end, rows = read_all(copies.path)
-    except (JournalDamaged, JournalIncompatible) as error:  # a number may be that of another network
-        assert error.hint  # noqa: PT017 - not to be raised always
+    except (JournalDamaged, JournalIncompatible) as error:  # a damaged number may look like another network's
+        assert error.hint  # noqa: PT017 - it is not always raised
         return None
     assert all(row == copies.rows[row.first_seq] for row in rows)
     assert all(after.first_seq == row.first_seq + row.samples for row, after in pairwise(rows))
@@ -93,20 +94,20 @@ def check(copies: Copies) -> int | None:
 
 
 def look(path: Path) -> None:
-    """The commands that look at it end as well."""
+    """The inspection commands must terminate, too."""
     with suppress(FFStreamError), opened(path) as connection:
         summarize(connection)
         Verification(connection).run()
 
 
 @pytest.mark.parametrize("which", ["closed", "crash"])
-def test_a_whole_one_gives_everything(copies: Copies, which: str) -> None:
+def test_an_undamaged_journal_returns_all_rows(copies: Copies, which: str) -> None:
     copies.take(which)
     assert check(copies) == copies.end
 
 
 def edit(path: Path, data: st.DataObject) -> None:
-    """Flips, cuts, swaps, overwrites."""
+    """Flips bits, cuts the file, swaps pages, overwrites bytes."""
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         what = data.draw(st.sampled_from(["flip", "flip", "header", "cut", "swap", "zero", "write"]))
@@ -121,7 +122,7 @@ def edit(path: Path, data: st.DataObject) -> None:
         elif what == "zero":
             content[page : page + PAGE] = bytes(len(content[page : page + PAGE]))
         elif content:
-            reach = 120 if what == "header" else PAGE  # where a page says what is on it
+            reach = 120 if what == "header" else PAGE  # the page header
             at = min(page + data.draw(st.integers(0, reach - 1)), len(content) - 1)
             if what == "write":
                 content[at : at + 4] = data.draw(st.binary(min_size=4, max_size=4))
@@ -132,15 +133,15 @@ def edit(path: Path, data: st.DataObject) -> None:
 
 @few
 @given(which=st.sampled_from(["closed", "crash"]), data=st.data())
-def test_any_damage_to_the_file(copies: Copies, which: str, data: st.DataObject) -> None:
+def test_any_damage_to_the_file_is_detected_or_harmless(copies: Copies, which: str, data: st.DataObject) -> None:
     edit(copies.take(which), data)
     check(copies)
 
 
 @few
 @given(data=st.data())
-def test_any_damage_to_the_log(copies: Copies, data: st.DataObject) -> None:
-    """SQLite takes the log up to the first frame that is not whole: what comes out is a beginning."""
+def test_any_damage_to_the_log_is_detected_or_loses_its_end(copies: Copies, data: st.DataObject) -> None:
+    """SQLite reads the log up to the first damaged frame, so only the last samples are lost."""
     path = copies.take("crash")
     edit(path.with_name("journal.sqlite-wal"), data)
     end = check(copies)
@@ -162,12 +163,14 @@ columns = st.sampled_from(
 
 @few
 @given(which=st.sampled_from(["closed", "crash"]), column=columns, value=values, at=st.integers(0, 200))
-def test_any_value_in_any_column(copies: Copies, which: str, column: tuple[str, str], value: str, at: int) -> None:
+def test_any_value_in_any_column_is_detected_or_harmless(
+    copies: Copies, which: str, column: tuple[str, str], value: str, at: int
+) -> None:
     path = copies.take(which)
     table, name = column
     connection = sqlite3.connect(path)
     key = connection.execute(f"SELECT * FROM {table}").description[0][0]
-    with suppress(sqlite3.Error):  # SQLite keeps some of them out
+    with suppress(sqlite3.Error):  # SQLite rejects some of them
         connection.execute(
             f"UPDATE OR REPLACE {table} SET {name} = {value} WHERE {key} ="
             f" (SELECT {key} FROM {table} LIMIT 1 OFFSET ? % (SELECT count(*) FROM {table}))",
@@ -179,7 +182,7 @@ def test_any_value_in_any_column(copies: Copies, which: str, column: tuple[str, 
 
 
 @pytest.mark.parametrize("table", schema.TABLES)
-def test_a_table_that_is_lost_is_not_made_anew(copies: Copies, table: str) -> None:
+def test_a_missing_table_is_damage(copies: Copies, table: str) -> None:
     connection = sqlite3.connect(copies.take("closed"))
     connection.execute(f"DROP TABLE {table}")
     connection.close()
@@ -188,7 +191,7 @@ def test_a_table_that_is_lost_is_not_made_anew(copies: Copies, table: str) -> No
 
 
 @pytest.mark.parametrize("key", schema.META)
-def test_what_the_journal_knows_of_itself_is_not_made_anew(copies: Copies, key: str) -> None:
+def test_a_missing_value_in_meta_is_damage(copies: Copies, key: str) -> None:
     connection = sqlite3.connect(copies.take("closed"))
     connection.execute("DELETE FROM meta WHERE key = ?", (key,))
     connection.commit()
@@ -205,7 +208,7 @@ def test_what_the_journal_knows_of_itself_is_not_made_anew(copies: Copies, key: 
         "UPDATE meta SET value = 0 WHERE key = 'next_seq'",
     ],
 )
-def test_an_end_that_is_lost_is_noticed_where_a_number_vouches_for_it(copies: Copies, statement: str) -> None:
+def test_samples_missing_at_the_end_are_detected_if_next_seq_shows_it(copies: Copies, statement: str) -> None:
     path = copies.take("closed")
     with closing(Journal(path, inputs=INPUTS, labels=LABELS)) as journal:
         journal.trim(TRIMMED + 20)
@@ -218,7 +221,7 @@ def test_an_end_that_is_lost_is_noticed_where_a_number_vouches_for_it(copies: Co
 
 
 @pytest.mark.parametrize("moment", range(5))
-def test_a_death_while_the_tables_are_made_leaves_a_journal_or_none(tmp_path: Path, moment: int) -> None:
+def test_a_crash_during_creation_leaves_a_valid_journal_or_none(tmp_path: Path, moment: int) -> None:
     journal = Journal(tmp_path / "journal.sqlite", inputs=INPUTS, labels=LABELS)
     image = crash_image(journal.path, tmp_path / "image")
     journal.close()
@@ -229,12 +232,12 @@ def test_a_death_while_the_tables_are_made_leaves_a_journal_or_none(tmp_path: Pa
         assert again.head.seq == 0
 
 
-def test_pages_that_lead_back_are_damage_and_not_an_endless_journal(copies: Copies) -> None:
-    """A page of rows is put in the place of a later one: each row is whole, and comes twice."""
+def test_a_cycle_of_pages_is_damage_and_not_an_endless_loop(copies: Copies) -> None:
+    """A page of rows replaces a later one, so each of its rows is valid but appears twice."""
     path = copies.take("closed")
     content = path.read_bytes()
     rows = sorted(copies.rows.values())
-    pages = [at for at in range(0, len(content), PAGE) if content[at] == 0x0D]  # leaves of tables
+    pages = [at for at in range(0, len(content), PAGE) if content[at] == 0x0D]  # leaf pages of tables
     held = {at: [row.first_seq for row in rows if row.labels + row.images in content[at : at + PAGE]] for at in pages}
     leaves = sorted((at for at in pages if len(held[at]) > 1), key=lambda at: held[at])
     assert len(leaves) > 2
@@ -249,8 +252,8 @@ def test_pages_that_lead_back_are_damage_and_not_an_endless_journal(copies: Copi
         assert check(copies) is None
 
 
-def test_damage_that_sqlite_quotes_need_not_be_text(copies: Copies) -> None:
-    """Its message names the table whose definition it cannot read, with whatever bytes the name has now."""
+def test_damage_that_sqlite_quotes_need_not_be_valid_text(copies: Copies) -> None:
+    """SQLite's message contains the damaged name of the table whose definition it cannot read."""
     path = copies.take("closed")
     content = path.read_bytes().replace(b"tablereceiptsreceipts", b"table\xffeceipts\xffeceipts")
     path.write_bytes(content.replace(b"CREATE TABLE receipts", b"CREATE TABLZ receipts"))

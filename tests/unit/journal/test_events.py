@@ -1,4 +1,4 @@
-"""Decisions of a person: on disk at once, the last one counts, and they take no room."""
+"""Decisions about learning are durable at once, the last one counts, and the table does not grow."""
 
 import sqlite3
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from ffstream.journal.verification import Verification
 from tests.unit.journal.entries import crash_image, entry
 
 
-def test_the_last_decision_counts_and_is_in_a_crash_image(journal: Journal, tmp_path: Path) -> None:
+def test_the_last_event_is_durable_and_counts(journal: Journal, tmp_path: Path) -> None:
     assert not events.learning_is_paused(journal.path)
     journal.append([entry("a", 1, samples=5)])
     for index, (kind, paused) in enumerate([("pause", True), ("pause", True), ("resume", False), ("pause", True)]):
@@ -26,7 +26,7 @@ def test_the_last_decision_counts_and_is_in_a_crash_image(journal: Journal, tmp_
         assert events.learning_is_paused(image) is paused
 
 
-def test_events_take_no_room_however_many_there_were(journal: Journal) -> None:
+def test_the_table_of_events_does_not_grow(journal: Journal) -> None:
     for n in range(1, 20):
         journal.append([entry("a", n)])
         events.add(journal.path, Event("pause", n - 1))
@@ -35,7 +35,7 @@ def test_events_take_no_room_however_many_there_were(journal: Journal) -> None:
         assert events.read(connection, journal.path) == [Event("resume", 19)]
 
 
-def test_an_event_outlives_the_samples_that_came_before_it(
+def test_an_event_is_kept_when_earlier_samples_are_deleted(
     journal: Journal, open_journal: Callable[..., Journal]
 ) -> None:
     journal.append([entry("a", 1, samples=5)])
@@ -49,7 +49,7 @@ def test_an_event_outlives_the_samples_that_came_before_it(
 @pytest.mark.parametrize(
     "row", [("pause", -1), ("pause", 6), ("pause", "x"), ("pause", 1.5), ("puase", 1), (b"x", 1)]
 )
-def test_an_event_that_no_daemon_wrote_is_damage(journal: Journal, row: tuple[Any, Any]) -> None:
+def test_an_invalid_event_is_damage(journal: Journal, row: tuple[Any, Any]) -> None:
     journal.append([entry("a", 1, samples=5)])
     with closing(sqlite3.connect(journal.path)) as connection:
         connection.execute("INSERT INTO events (kind, after_seq) VALUES (?, ?)", row)

@@ -31,7 +31,7 @@ def verify(path: Path) -> Verification:
         return verification
 
 
-def told(findings: Findings) -> list[tuple[str, int, int]]:
+def listed(findings: Findings) -> list[tuple[str, int, int]]:
     return [(problem[0], problem[1], problem[2]) for problem in findings.named]
 
 
@@ -44,7 +44,7 @@ def spoil(path: Path, statement: str, *values: object) -> None:
 
 @pytest.fixture
 def ten(tmp_path: Path) -> Journal:
-    """Ten messages of three samples: 1-3, 4-6, … 28-30. Open, as a daemon has it."""
+    """Ten messages of three samples: 1-3, 4-6, … 28-30. The journal is open, as while a daemon runs."""
     (tmp_path / "state").mkdir()
     journal = Journal(tmp_path / "state" / "journal.sqlite", inputs=4, labels=11)
     journal.append([entry("ab"[n % 2], n, samples=3) for n in range(1, 11)])
@@ -57,7 +57,7 @@ def closed(ten: Journal) -> Path:
     return ten.path
 
 
-def test_what_a_journal_holds(ten: Journal) -> None:
+def test_summarize_reports_what_the_journal_holds(ten: Journal) -> None:
     ten.append([entry("a", 11, base=1)])
     ten.trim(6)
     summary = stat(ten.path)
@@ -66,8 +66,8 @@ def test_what_a_journal_holds(ten: Journal) -> None:
     assert (summary.first_seq, summary.last_seq, summary.next_seq) == (7, 31, 32)
     assert (summary.clients, summary.by_client) == (2, {"a": 13, "b": 12})
     assert summary.used_bytes == ten.bytes_used()
-    assert told(summary.findings) == []
-    assert told(verify(ten.path).findings) == []
+    assert listed(summary.findings) == []
+    assert listed(verify(ten.path).findings) == []
     ten.close()
 
 
@@ -75,24 +75,25 @@ def test_an_empty_journal_is_whole(tmp_path: Path) -> None:
     Journal(tmp_path / "journal.sqlite", inputs=4, labels=10).close()
     summary = stat(tmp_path / "journal.sqlite")
     assert (summary.messages, summary.samples, summary.next_seq) == (0, 0, 1)
-    assert told(summary.findings) == told(verify(tmp_path / "journal.sqlite").findings) == []
+    assert listed(summary.findings) == listed(verify(tmp_path / "journal.sqlite").findings) == []
 
 
-def test_one_that_was_trimmed_away_is_whole_and_knows_its_next_number(ten: Journal) -> None:
+def test_a_fully_trimmed_journal_is_whole_and_keeps_its_next_number(ten: Journal) -> None:
     ten.trim(30)
     ten.close()
     assert stat(ten.path).next_seq == 31
-    assert told(verify(ten.path).findings) == []
+    assert listed(verify(ten.path).findings) == []
 
 
-# --- nothing is touched ---------------------------------------------------------------------------------------------
+# --- nothing is changed ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("left", ["killed", "copied with its log", "closed"])
-def test_looking_changes_nothing_whatever_is_there(ten: Journal, left: str, tmp_path: Path) -> None:
-    """One that a daemon has open stands among the commands' tests: SQLite shares its index within a process."""
+def test_inspection_changes_nothing(ten: Journal, left: str, tmp_path: Path) -> None:
+    """A journal that another process has open is tested with the commands: SQLite shares the -shm file in a
+    process."""
     path = ten.path if left == "closed" else crash_image(ten.path, tmp_path / "image")
-    if left == "killed":  # the index stays as it was; SQLite would make it anew
+    if left == "killed":  # SQLite would create this file again
         shutil.copy(ten.path.with_name("journal.sqlite-shm"), path.parent)
     ten.close()
     before = folder_contents(path.parent)
@@ -101,7 +102,7 @@ def test_looking_changes_nothing_whatever_is_there(ten: Journal, left: str, tmp_
     assert folder_contents(path.parent) == before
 
 
-def test_a_folder_that_nobody_may_write_to(ten: Journal, tmp_path: Path) -> None:
+def test_a_read_only_folder_can_be_inspected(ten: Journal, tmp_path: Path) -> None:
     image = crash_image(ten.path, tmp_path / "image")
     image.parent.chmod(0o500)
     try:
@@ -111,7 +112,7 @@ def test_a_folder_that_nobody_may_write_to(ten: Journal, tmp_path: Path) -> None
     ten.close()
 
 
-def test_a_writer_goes_on_while_somebody_looks(ten: Journal) -> None:
+def test_a_writer_is_not_blocked_by_an_inspection(ten: Journal) -> None:
     ten._db.execute("PRAGMA busy_timeout = 0")
     with opened(ten.path) as connection:
         verification = Verification(connection)
@@ -124,7 +125,7 @@ def test_a_writer_goes_on_while_somebody_looks(ten: Journal) -> None:
 
         verification.run(grow)
     assert grown == [31]
-    assert told(verification.findings) == []
+    assert listed(verification.findings) == []
     ten.close()
 
 
@@ -138,12 +139,12 @@ def test_rows_that_are_trimmed_meanwhile_are_not_missing(tmp_path: Path) -> None
     with opened(journal.path) as connection:
         verification = Verification(connection)
         verification.run(trim)
-    assert told(verification.findings) == []
+    assert listed(verification.findings) == []
     assert verification.samples == 256 + 400
     journal.close()
 
 
-def test_where_there_is_none(tmp_path: Path) -> None:
+def test_a_missing_journal_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no journal") as caught, opened(tmp_path / "journal.sqlite"):
         pass
     assert caught.value.hint
@@ -151,7 +152,7 @@ def test_where_there_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"hello" * 100, b"SQLite format 3\0" + b"\xff" * 9000])
-def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_database_is_damage(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "journal.sqlite").write_bytes(content)
     with pytest.raises(JournalDamaged) as caught, opened(tmp_path / "journal.sqlite"):
         pass
@@ -207,35 +208,35 @@ def test_damage_is_named(closed: Path, name: str) -> None:
     if "after a trim" in name:
         spoil(closed, "UPDATE meta SET value = 31 WHERE key = 'next_seq'")
     spoil(closed, statement)
-    assert told(verify(closed).findings) == problems
+    assert listed(verify(closed).findings) == problems
 
 
 @pytest.mark.parametrize("table", ["messages", "receipts", "clients", "meta"])
-def test_a_table_that_is_gone(closed: Path, table: str) -> None:
+def test_a_missing_table_is_reported(closed: Path, table: str) -> None:
     connection = sqlite3.connect(closed)
     connection.execute(f"DROP TABLE {table}")
     connection.close()
     assert stat(closed).findings.count
-    if table != "clients":  # nothing else tells about them
+    if table != "clients":  # nothing else refers to it
         assert verify(closed).findings.count
 
 
-def test_tables_of_a_later_version_do_no_harm(closed: Path) -> None:
+def test_additional_tables_and_columns_are_ignored(closed: Path) -> None:
     connection = sqlite3.connect(closed)
     connection.execute("CREATE TABLE more (what TEXT)")
     connection.execute("ALTER TABLE messages ADD COLUMN more TEXT")
     connection.close()
-    assert told(stat(closed).findings) == told(verify(closed).findings) == []
+    assert listed(stat(closed).findings) == listed(verify(closed).findings) == []
 
 
-def test_a_gap_shows_without_reading_images(closed: Path) -> None:
+def test_summarize_finds_gaps_without_reading_images(closed: Path) -> None:
     spoil(closed, "DELETE FROM messages WHERE first_seq IN (4, 13, 16)")
     summary = stat(closed)
     assert [tuple(gap) for gap in summary.gaps] == [(4, 6), (13, 18)]
     assert summary.findings.samples == 9
 
 
-def test_a_lot_of_damage_is_counted_and_some_of_it_told(tmp_path: Path) -> None:
+def test_many_problems_are_counted_and_the_first_ones_listed(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, inputs=4, labels=10)
     journal.append([entry("a", n) for n in range(1, 601)])
@@ -245,7 +246,7 @@ def test_a_lot_of_damage_is_counted_and_some_of_it_told(tmp_path: Path) -> None:
     assert (findings.count, findings.samples, len(findings.named)) == (600, 600, 20)
 
 
-def test_rows_behind_a_bad_page_are_still_looked_at(tmp_path: Path) -> None:
+def test_rows_after_a_damaged_page_are_still_verified(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, inputs=4, labels=10)
     journal.append([entry("a", n) for n in range(1, 2001)])
@@ -272,7 +273,7 @@ def test_a_client_is_shown_with_its_key(ten: Journal) -> None:
     assert as_json["largest_clients"][0] == {"key": "k" * 40, "client": "x\n", "samples": 50}
 
 
-def test_names_that_clients_chose_move_no_cursor(ten: Journal) -> None:
+def test_control_characters_in_client_names_are_escaped(ten: Journal) -> None:
     ten.append([entry("x\n\x1b[2J\x9b\u202e", samples=5)])
     shown = CliRunner().invoke(main, ["journal", "stat", "--state", str(ten.path.parent)])
     assert shown.exit_code == 0

@@ -21,7 +21,7 @@ OpenReader = Callable[[Path], Reader]
 
 
 def remembered(journal: Journal) -> dict[str, Any]:
-    """Everything that a journal says of itself."""
+    """Everything that a journal remembers."""
     names = sorted(journal.clients._clients)
     clients = [journal.clients._clients[name] for name in names]
     return {
@@ -41,7 +41,7 @@ def remembered(journal: Journal) -> dict[str, Any]:
 # --- append, receipts, numbers -------------------------------------------------------------------------------------
 
 
-def test_samples_are_numbered_from_one_without_a_gap(journal: Journal) -> None:
+def test_samples_are_numbered_from_1_without_gaps(journal: Journal) -> None:
     first = journal.append([entry("a", 1, samples=3), entry("b", 1, samples=2)])
     assert first == [Receipt(1, 1, 3), Receipt(1, 4, 2)]
     assert journal.append([entry("a", 2)]) == [Receipt(2, 6, 1)]
@@ -49,7 +49,7 @@ def test_samples_are_numbered_from_one_without_a_gap(journal: Journal) -> None:
     assert journal.backlog(4) == 2
 
 
-def test_what_was_stored_has_a_receipt_and_what_was_not_has_none(journal: Journal) -> None:
+def test_stored_messages_have_receipts(journal: Journal) -> None:
     assert journal.clients.receipt("a", 1) is None
     journal.append([entry("a", 1, samples=3, base=1), entry("a", 3, base=1)])
     assert journal.clients.receipt("a", 1) == Receipt(1, 1, 3)
@@ -58,7 +58,7 @@ def test_what_was_stored_has_a_receipt_and_what_was_not_has_none(journal: Journa
     assert journal.clients.receipt("b", 1) is None, "another client's numbers are its own"
 
 
-def test_below_its_base_a_message_is_stale(journal: Journal) -> None:
+def test_a_message_below_the_base_is_rejected(journal: Journal) -> None:
     journal.append([entry("a", n, base=1) for n in (1, 2, 3)])
     journal.append([entry("a", 4, base=3)])
     for n in (1, 2):
@@ -68,7 +68,7 @@ def test_below_its_base_a_message_is_stale(journal: Journal) -> None:
     assert journal.clients.receipt("a", 3) == Receipt(3, 3, 1)
 
 
-def test_a_base_never_goes_back(journal: Journal, open_journal: OpenJournal) -> None:
+def test_the_base_never_decreases(journal: Journal, open_journal: OpenJournal) -> None:
     journal.append([entry("a", 5, base=5)])
     journal.append([entry("a", 6, base=2)])
     journal.close()
@@ -77,7 +77,7 @@ def test_a_base_never_goes_back(journal: Journal, open_journal: OpenJournal) -> 
             each.clients.receipt("a", 4)
 
 
-def test_the_next_number_is_above_every_one_that_was_used(journal: Journal) -> None:
+def test_next_n_is_above_all_used_numbers(journal: Journal) -> None:
     assert journal.clients.next_n("a") == 1
     journal.append([entry("a", 7, base=1), entry("a", 3, base=1)])
     assert journal.clients.next_n("a") == 8
@@ -95,7 +95,7 @@ def test_receipts_below_the_base_are_forgotten(journal: Journal) -> None:
     assert sorted(journal.clients._clients["a"].receipts) == [196, 197, 198, 199]
 
 
-def test_receipts_below_the_base_are_forgotten_in_whatever_order_they_came(journal: Journal) -> None:
+def test_receipts_below_the_base_are_forgotten_in_any_order(journal: Journal) -> None:
     for n in (5, 1, 2):
         journal.append([entry("a", n, base=1)])
     journal.append([entry("a", 6, base=5)])
@@ -104,7 +104,7 @@ def test_receipts_below_the_base_are_forgotten_in_whatever_order_they_came(journ
     assert journal.clients.unresolved("a") == 1
 
 
-def test_whoever_waits_for_more_is_woken_by_the_commit(journal: Journal) -> None:
+def test_a_commit_wakes_waiting_readers(journal: Journal) -> None:
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.append(journal.head.wait(0, 30)))
     thread.start()
@@ -115,7 +115,7 @@ def test_whoever_waits_for_more_is_woken_by_the_commit(journal: Journal) -> None
     assert not journal.head.wait(1, 0.0)
 
 
-def test_a_wake_up_ends_a_wait_without_more() -> None:
+def test_wake_ends_a_wait() -> None:
     head = Head(3)
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.append(head.wait(3, 30)))
@@ -126,18 +126,16 @@ def test_a_wake_up_ends_a_wait_without_more() -> None:
     assert found == [False]
 
 
-# --- a transaction that fails ---------------------------------------------------------------------------------------
+# --- failed transactions ---------------------------------------------------------------------------------------
 
 
 def fill(journal: Journal, pages: int) -> None:
-    """From now on the file may have that many pages more."""
+    """Limits the file to that many more pages."""
     (count,) = journal._db.execute("PRAGMA page_count").fetchone()
     journal._db.execute(f"PRAGMA max_page_count = {count + pages}")
 
 
-def test_a_full_disk_leaves_memory_and_file_as_they_were_and_later_it_works(
-    journal: Journal, open_reader: OpenReader
-) -> None:
+def test_a_failed_commit_on_a_full_disk_changes_nothing(journal: Journal, open_reader: OpenReader) -> None:
     journal.append([entry("a", 1), entry("b", 1)])
     before, file_before = remembered(journal), stored(journal.path)
     fill(journal, 4)
@@ -155,19 +153,19 @@ def test_a_full_disk_leaves_memory_and_file_as_they_were_and_later_it_works(
     assert [row.first_seq for row in open_reader(journal.path).read(0, 1000)] == [1, 2, 3, 4, 104, 204]
 
 
-def test_other_errors_undo_everything_as_well(journal: Journal) -> None:
+def test_a_failed_commit_changes_nothing(journal: Journal) -> None:
     journal.append([entry("a", 1)])
     before, file_before = remembered(journal), stored(journal.path)
     with pytest.raises(TypeError):
         journal.append([entry("b", 1), entry("a", 2)._replace(images=None)])  # type: ignore[arg-type]
-    with pytest.raises(sqlite3.Error, match="not supported"):  # the row before it is in the transaction by then
+    with pytest.raises(sqlite3.Error, match="not supported"):  # by then the transaction contains the row before it
         journal.append([entry("b", 1), entry("a", 2)._replace(dtype=object())])  # type: ignore[arg-type]
     assert remembered(journal) == before
     assert stored(journal.path) == file_before
     assert journal.append([entry("b", 1)]) == [Receipt(1, 2, 1)]
 
 
-def test_a_trim_that_fails_for_space_deletes_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_trim_on_a_full_disk_deletes_nothing(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     journal.append([entry("a" * 64, n, base=1) for n in range(1, 400)])
     before, file_before = remembered(journal), stored(journal.path)
     fill(journal, 0)
@@ -181,7 +179,7 @@ def test_a_trim_that_fails_for_space_deletes_nothing(journal: Journal, monkeypat
 
 
 def test_commits_are_synced() -> None:
-    """What a SIGKILL cannot show: without this, power loss would take acked samples."""
+    """Without this, acked samples would be lost on power loss, which a SIGKILL does not show."""
     journal = Journal(Path(":memory:"), inputs=INPUTS, labels=LABELS)
     assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)
     journal.close()
@@ -190,7 +188,7 @@ def test_commits_are_synced() -> None:
 # --- recovery -------------------------------------------------------------------------------------------------------
 
 
-def test_everything_is_there_after_closing_and_opening(journal: Journal, open_journal: OpenJournal) -> None:
+def test_reopening_restores_everything(journal: Journal, open_journal: OpenJournal) -> None:
     journal.append([entry("a", 1, base=1, samples=3), entry("b", 4, base=2), entry("a", 2, base=1)])
     before, file_before = remembered(journal), stored(journal.path)
     journal.close()
@@ -200,7 +198,7 @@ def test_everything_is_there_after_closing_and_opening(journal: Journal, open_jo
     assert again.append([entry("a", 3, base=1)]) == [Receipt(3, 6, 1)]
 
 
-def test_everything_committed_is_in_a_crash_image(
+def test_everything_committed_survives_a_crash(
     journal: Journal, open_journal: OpenJournal, open_reader: OpenReader, tmp_path: Path
 ) -> None:
     for n in range(1, 30):
@@ -217,10 +215,10 @@ def test_everything_committed_is_in_a_crash_image(
         again.close()
 
 
-def test_a_torn_end_of_the_log_loses_only_what_was_not_committed(
+def test_a_torn_log_loses_only_uncommitted_messages(
     journal: Journal, open_journal: OpenJournal, tmp_path: Path
 ) -> None:
-    """The last commit's frames are half on disk: it was never acked. Everything before it is."""
+    """Half of the last commit is on disk, and it was never acked. Everything before it is there."""
     journal.append([entry("a", 1, samples=50, size=1000)])
     whole = journal.path.with_name("journal.sqlite-wal").stat().st_size
     journal.append([entry("a", 2, samples=50, size=1000)])
@@ -239,7 +237,7 @@ def test_a_torn_end_of_the_log_loses_only_what_was_not_committed(
 # --- trimming -------------------------------------------------------------------------------------------------------
 
 
-def test_trimming_takes_whole_rows_only(journal: Journal, open_reader: OpenReader) -> None:
+def test_trim_deletes_whole_rows_only(journal: Journal, open_reader: OpenReader) -> None:
     journal.append([entry("a", 1, samples=10), entry("a", 2, samples=10), entry("a", 3, samples=10)])
     journal.trim(9)
     assert [row.first_seq for row in open_reader(journal.path).read(0, 100)] == [1, 11, 21]
@@ -252,7 +250,7 @@ def test_trimming_takes_whole_rows_only(journal: Journal, open_reader: OpenReade
     assert [row.first_seq for row in reader.read(20, 100)] == [21]
 
 
-def test_trimming_goes_in_small_steps(journal: Journal) -> None:
+def test_trim_deletes_a_limited_number_of_rows(journal: Journal) -> None:
     journal.append([entry("a", n) for n in range(1, 26)])
     assert journal.trim(25, rows=10)
     assert journal.trim(25, rows=10)
@@ -261,7 +259,7 @@ def test_trimming_goes_in_small_steps(journal: Journal) -> None:
     assert [row for row in stored(journal.path) if len(row) == 8] == []
 
 
-def test_a_step_of_trimming_is_small_however_large_the_messages_are(journal: Journal) -> None:
+def test_trim_deletes_a_limited_number_of_bytes(journal: Journal) -> None:
     journal.append([entry("a", n, samples=10, size=100) for n in range(1, 11)])
     found = []
     while journal.trim(100, size=2500):
@@ -277,8 +275,8 @@ def log_of(journal: Journal) -> Path:
     return journal.path.with_name("journal.sqlite-wal")
 
 
-def test_deleting_takes_little_log(journal: Journal) -> None:
-    """Not a page of zeros for each page of images."""
+def test_trim_writes_little_to_the_log(journal: Journal) -> None:
+    """Deleted pages are not overwritten with zeros."""
     for n in range(1, 9):
         journal.append([entry("a", n, samples=250, size=4000)])
     journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -286,7 +284,7 @@ def test_deleting_takes_little_log(journal: Journal) -> None:
     assert 0 < log_of(journal).stat().st_size < 20 * 8192
 
 
-def test_a_log_that_a_long_read_let_grow_becomes_small_again(
+def test_the_log_shrinks_after_a_long_read_has_ended(
     tmp_path: Path, open_journal: OpenJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_LOG_MAX_BYTES", 1 << 20)
@@ -303,7 +301,7 @@ def test_a_log_that_a_long_read_let_grow_becomes_small_again(
     assert log_of(journal).stat().st_size <= 1 << 20
 
 
-def test_a_trimmed_message_may_still_be_asked_for(journal: Journal, open_journal: OpenJournal) -> None:
+def test_a_trimmed_unresolved_message_keeps_its_receipt(journal: Journal, open_journal: OpenJournal) -> None:
     journal.append([entry("a", n, base=1, samples=2) for n in range(1, 6)])
     journal.append([entry("a", 6, base=4)])
     journal.trim(11)
@@ -318,7 +316,7 @@ def test_a_trimmed_message_may_still_be_asked_for(journal: Journal, open_journal
         assert each.clients.next_n("a") == 7
 
 
-def test_what_was_in_a_trimmed_message_can_still_be_told(journal: Journal, open_journal: OpenJournal) -> None:
+def test_the_content_of_a_trimmed_message_can_still_be_compared(journal: Journal, open_journal: OpenJournal) -> None:
     for n in (1, 2, 3):
         journal.append([entry("a", n, base=1)])
     journal.trim(2)
@@ -331,7 +329,7 @@ def test_what_was_in_a_trimmed_message_can_still_be_told(journal: Journal, open_
             assert not each.holds(receipt, entry("a", n)._replace(images=bytes(INPUTS)))
 
 
-def test_receipts_on_disk_go_when_nobody_can_ask_any_more(journal: Journal) -> None:
+def test_resolved_receipts_are_deleted_from_disk(journal: Journal) -> None:
     journal.append([entry("a", n, base=1) for n in range(1, 6)])
     journal.trim(5)
     assert len(journal._db.execute("SELECT * FROM receipts").fetchall()) == 5
@@ -340,7 +338,7 @@ def test_receipts_on_disk_go_when_nobody_can_ask_any_more(journal: Journal) -> N
     assert journal._db.execute("SELECT n FROM receipts").fetchall() == [(6,)]
 
 
-def test_no_number_is_given_twice_though_all_rows_are_gone(journal: Journal, open_journal: OpenJournal) -> None:
+def test_numbers_are_not_reused_after_all_rows_are_deleted(journal: Journal, open_journal: OpenJournal) -> None:
     journal.append([entry("a", 1, samples=7)])
     assert not journal.trim(7)
     journal.close()
@@ -356,7 +354,7 @@ def test_no_number_is_given_twice_though_all_rows_are_gone(journal: Journal, ope
     assert open_journal().head.seq == 9, "the row is above the number stored at the last trim"
 
 
-def test_freed_space_is_used_again(journal: Journal) -> None:
+def test_freed_space_is_reused(journal: Journal) -> None:
     sizes, used = [], []
     seq = 0
     for n in range(1, 41):
@@ -372,13 +370,13 @@ def test_freed_space_is_used_again(journal: Journal) -> None:
     assert max(used) < 20 * 8192, "what is free does not count as used"
 
 
-def test_bytes_used_grow_with_what_is_stored(journal: Journal) -> None:
+def test_bytes_used_counts_stored_rows(journal: Journal) -> None:
     before = journal.bytes_used()
     journal.append([entry("a", 1, samples=100, size=784)])
     assert 78_400 - 8192 <= journal.bytes_used() - before <= 78_400 + 2 * 8192
 
 
-def test_bytes_free_are_those_of_deleted_rows(journal: Journal) -> None:
+def test_bytes_free_counts_deleted_rows(journal: Journal) -> None:
     journal.append([entry("a", 1, samples=100, size=784)])
     assert journal.bytes_free() == 0
     used = journal.bytes_used()
@@ -386,11 +384,11 @@ def test_bytes_free_are_those_of_deleted_rows(journal: Journal) -> None:
     assert journal.bytes_free() == used - journal.bytes_used() >= 78_400 - 8192
 
 
-# --- files that are something else ----------------------------------------------------------------------------------
+# --- other files ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"This is no database.\n" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
-def test_a_file_that_is_no_database(content: bytes, tmp_path: Path, open_journal: OpenJournal) -> None:
+def test_a_file_that_is_not_a_database_is_damage(content: bytes, tmp_path: Path, open_journal: OpenJournal) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(content)
     with pytest.raises(JournalDamaged, match=r"journal\.sqlite") as caught:
@@ -401,7 +399,7 @@ def test_a_file_that_is_no_database(content: bytes, tmp_path: Path, open_journal
     assert path.read_bytes() == content, "left for whoever wants to look at it"
 
 
-def test_a_reader_does_not_make_a_journal(tmp_path: Path) -> None:
+def test_a_reader_does_not_create_a_journal(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         Reader(tmp_path / "none.sqlite")
     assert not (tmp_path / "none.sqlite").exists()
@@ -414,7 +412,7 @@ def test_a_reader_does_not_make_a_journal(tmp_path: Path) -> None:
         ({"labels": 3}, r"network\.labels = 3: .* created with network\.labels = 10"),
     ],
 )
-def test_a_journal_of_another_network(journal: Journal, other: dict[str, int], named: str) -> None:
+def test_a_journal_of_another_network_is_rejected(journal: Journal, other: dict[str, int], named: str) -> None:
     journal.close()
     with pytest.raises(JournalIncompatible, match=named) as caught:
         Journal(journal.path, **({"inputs": INPUTS, "labels": LABELS} | other))
@@ -439,7 +437,7 @@ def test_a_journal_of_another_version_is_rejected_and_not_changed(
     assert stored(journal.path) == before
 
 
-def test_odd_names_of_clients(journal: Journal, open_journal: OpenJournal) -> None:
+def test_any_client_name_can_be_stored(journal: Journal, open_journal: OpenJournal) -> None:
     names = ["a\0b", "a", "A", " a", "é", "e\u0301", "'; DROP TABLE messages; --", "𝔽", "\x7f" * 64]
     journal.append([entry(name, 1) for name in names])
     journal.close()
@@ -450,10 +448,10 @@ def test_odd_names_of_clients(journal: Journal, open_journal: OpenJournal) -> No
     ]
 
 
-# --- clients that are not seen any more ---------------------------------------------------------------------------
+# --- forgetting clients ---------------------------------------------------------------------------
 
 
-def test_clients_are_forgotten_oldest_first_once_their_rows_are_gone(
+def test_clients_without_rows_are_forgotten_oldest_first(
     journal: Journal, open_journal: Callable[..., Journal]
 ) -> None:
     for client in ("a", "b", "c"):
@@ -472,7 +470,7 @@ def test_clients_are_forgotten_oldest_first_once_their_rows_are_gone(
     assert again.clients.next_n("b") == 1
 
 
-def test_a_client_that_comes_back_after_it_was_forgotten_begins_anew(journal: Journal) -> None:
+def test_a_forgotten_client_starts_over(journal: Journal) -> None:
     journal.append([entry("a", 7, base=7)])
     journal.trim(1)
     assert journal.forget_clients(0) == 1
@@ -480,7 +478,7 @@ def test_a_client_that_comes_back_after_it_was_forgotten_begins_anew(journal: Jo
     assert journal.clients.receipt("a", 1) == Receipt(1, 2, 1)
 
 
-def test_a_client_that_has_ended_is_forgotten_with_its_last_row(
+def test_an_ended_client_is_forgotten_with_its_last_row(
     journal: Journal, open_journal: Callable[..., Journal]
 ) -> None:
     for n in (1, 2, 3):
@@ -500,7 +498,7 @@ def test_a_client_that_has_ended_is_forgotten_with_its_last_row(
     assert (again.clients.unresolved("b"), again.clients.next_n("b")) == (3, 4), "who has not ended is remembered"
 
 
-def test_a_client_that_has_ended_and_comes_back_goes_on_while_its_rows_are_there(journal: Journal) -> None:
+def test_an_ended_client_with_rows_can_continue(journal: Journal) -> None:
     journal.append([entry("a", 1), entry("a", 2)])
     journal.end("a")
     journal.append([entry("a", journal.clients.next_n("a"))])
@@ -539,7 +537,7 @@ def test_the_same_name_under_two_keys_is_two_clients(journal: Journal, open_jour
         again.clients.receipt(clients[1], 2)
 
 
-def test_what_a_key_has_is_counted_over_its_names(journal: Journal, open_journal: OpenJournal) -> None:
+def test_limits_of_a_key_count_all_its_names(journal: Journal, open_journal: OpenJournal) -> None:
     one, two, other = (identity.join(key, name) for key, name in ((KEYS[0], "a"), (KEYS[0], "b"), (KEYS[1], "a")))
     owner = identity.owner(one)
     assert owner == identity.owner(two) != identity.owner(other)
@@ -562,10 +560,10 @@ def test_what_a_key_has_is_counted_over_its_names(journal: Journal, open_journal
     assert counted(journal) == counted(open_journal()) == [1, 1, 0]
 
 
-# --- samples that are never learned -------------------------------------------------------------------------------
+# --- skipped samples -------------------------------------------------------------------------------
 
 
-def test_skips_are_on_disk_and_overlapping_ones_are_one(
+def test_skips_are_durable_and_overlapping_ones_are_merged(
     journal: Journal, open_reader: Callable[[Path], Reader]
 ) -> None:
     journal.append([entry("a", 1, samples=30)])
@@ -585,7 +583,7 @@ def test_skips_are_on_disk_and_overlapping_ones_are_one(
 
 
 @pytest.mark.parametrize("row", [(1, "x"), (0, 1), (2, 1), (1, 1_000_000)])
-def test_a_skip_that_no_rollback_wrote_is_damage(
+def test_an_invalid_skip_is_damage(
     journal: Journal, open_reader: Callable[[Path], Reader], row: tuple[Any, Any]
 ) -> None:
     journal.append([entry("a", 1, samples=10)])
@@ -597,7 +595,7 @@ def test_a_skip_that_no_rollback_wrote_is_damage(
         open_reader(journal.path)
 
 
-def test_a_journal_that_another_program_has_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_locked_by_another_program_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "journal.sqlite"
     Journal(path, inputs=INPUTS, labels=LABELS).close()
     other = sqlite3.connect(path, isolation_level=None)

@@ -1,4 +1,4 @@
-"""The journal against a plain-Python model of it: whatever is done in whatever order, the two agree."""
+"""The journal agrees with a simple model of it after any sequence of operations."""
 
 import shutil
 import tempfile
@@ -23,7 +23,7 @@ clients = st.sampled_from(CLIENTS)
 
 
 class Model:
-    """What is true of a journal, with nothing in it that could go wrong."""
+    """A journal without a file: simple enough to be obviously correct."""
 
     def __init__(self) -> None:
         self.seq = 0
@@ -84,7 +84,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.journal.close()
 
     def new(self, client: str, skipped: int, samples: int, answered: int, taken: dict[str, int]) -> Entry:
-        """A message that a client may send now: above all of its numbers, with a base that it may declare."""
+        """A message that a client may send: its number is new and its base is valid."""
         n = max(self.model.next_n(client), taken.get(client, 0) + 1) + skipped
         taken[client] = n
         base = min(n, self.model.base.get(client, 1) + answered)

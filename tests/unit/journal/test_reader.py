@@ -26,7 +26,7 @@ def ten(journal: Journal) -> Journal:
     return journal
 
 
-def test_rows_come_in_order_as_they_were_sent(ten: Journal, open_reader: OpenReader) -> None:
+def test_rows_are_read_in_order(ten: Journal, open_reader: OpenReader) -> None:
     sent = [entry("ab"[n % 2], n, samples=3) for n in range(1, 11)]
     assert open_reader(ten.path).read(0, 1000) == [
         Row(3 * index + 1, 3, each.dtype, each.labels, each.images) for index, each in enumerate(sent)
@@ -51,13 +51,13 @@ def test_rows_come_in_order_as_they_were_sent(ten: Journal, open_reader: OpenRea
         (1000, 1000, []),
     ],
 )
-def test_reading_begins_and_ends_anywhere(
+def test_reading_can_start_and_end_anywhere(
     ten: Journal, open_reader: OpenReader, beyond: int, max_samples: int, firsts: list[int]
 ) -> None:
     assert [row.first_seq for row in open_reader(ten.path).read(beyond, max_samples)] == firsts
 
 
-def test_reading_on_gives_every_sample_once(ten: Journal, open_reader: OpenReader) -> None:
+def test_consecutive_reads_return_every_sample_once(ten: Journal, open_reader: OpenReader) -> None:
     reader = open_reader(ten.path)
     beyond = 0
     seen: list[int] = []
@@ -68,7 +68,7 @@ def test_reading_on_gives_every_sample_once(ten: Journal, open_reader: OpenReade
     assert seen == list(range(1, 31))
 
 
-def test_a_reader_sees_what_is_committed_while_it_is_open(ten: Journal, open_reader: OpenReader) -> None:
+def test_a_reader_sees_later_commits(ten: Journal, open_reader: OpenReader) -> None:
     reader = open_reader(ten.path)
     assert reader.read(30, 100) == []
     ten.append([entry("a", 11)])
@@ -92,14 +92,14 @@ def test_a_reader_cannot_write(ten: Journal, open_reader: OpenReader) -> None:
     ("beyond", "gone", "missing"),
     [(0, 13, "13 to 15"), (12, 13, "13 to 15"), (0, 1, "1 to 3"), (1, 1, "2 to 3"), (14, 13, "15 to 15")],
 )
-def test_a_gap_is_damage(ten: Journal, open_reader: OpenReader, beyond: int, gone: int, missing: str) -> None:
+def test_missing_rows_are_damage(ten: Journal, open_reader: OpenReader, beyond: int, gone: int, missing: str) -> None:
     spoil(ten.path, "DELETE FROM messages WHERE first_seq = ?", gone)
     with pytest.raises(JournalDamaged, match=f"samples {missing} are missing") as caught:
         open_reader(ten.path).read(beyond, 1000)
     assert caught.value.hint
 
 
-def test_a_gap_is_met_only_where_it_is(ten: Journal, open_reader: OpenReader) -> None:
+def test_a_gap_does_not_affect_reads_before_it(ten: Journal, open_reader: OpenReader) -> None:
     spoil(ten.path, "DELETE FROM messages WHERE first_seq = 13")
     assert [row.first_seq for row in open_reader(ten.path).read(0, 12)] == [1, 4, 7, 10]
     assert [row.first_seq for row in open_reader(ten.path).read(15, 6)] == [16, 19]
@@ -107,7 +107,7 @@ def test_a_gap_is_met_only_where_it_is(ten: Journal, open_reader: OpenReader) ->
 
 @pytest.mark.parametrize("column", ["images", "labels"])
 @pytest.mark.parametrize("at", [0, 3, 5])
-def test_a_flipped_bit_in_a_blob_is_damage(ten: Journal, open_reader: OpenReader, column: str, at: int) -> None:
+def test_a_flipped_bit_in_a_blob_is_detected(ten: Journal, open_reader: OpenReader, column: str, at: int) -> None:
     ((blob,),) = ten._db.execute(f"SELECT {column} FROM messages WHERE first_seq = 4").fetchall()
     flipped = bytes(byte ^ (0x10 if index == at else 0) for index, byte in enumerate(blob))
     spoil(ten.path, f"UPDATE messages SET {column} = ? WHERE first_seq = 4", flipped)
@@ -140,9 +140,7 @@ def test_a_flipped_bit_in_a_blob_is_damage(ten: Journal, open_reader: OpenReader
     ],
 )
 @pytest.mark.parametrize("first_seq", [4, 28])
-def test_a_row_that_nobody_wrote_is_damage(
-    ten: Journal, open_reader: OpenReader, change: str, first_seq: int
-) -> None:
+def test_an_impossible_row_is_damage(ten: Journal, open_reader: OpenReader, change: str, first_seq: int) -> None:
     spoil(ten.path, f"UPDATE messages SET {change} WHERE first_seq = {first_seq}")
     with pytest.raises(JournalDamaged) as caught:
         open_reader(ten.path).read(0, 1000)
@@ -150,8 +148,8 @@ def test_a_row_that_nobody_wrote_is_damage(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_flipped_bit_in_the_file_is_damage_or_harmless(seed: int, tmp_path: Path) -> None:
-    """Nothing but what was sent ever comes out: each byte of the rows' pages, in turn."""
+def test_any_flipped_bit_in_the_file_is_detected_or_harmless(seed: int, tmp_path: Path) -> None:
+    """Each byte of the pages with rows is damaged in turn. Only what was sent is ever returned."""
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, inputs=4, labels=10)
     journal.append([entry("client", n, samples=n) for n in range(1, 9)])
@@ -181,7 +179,7 @@ def test_any_flipped_bit_in_the_file_is_damage_or_harmless(seed: int, tmp_path: 
 
 
 class BadDisk:
-    """A connection whose disk fails in one way."""
+    """A connection that raises one kind of disk error."""
 
     def __init__(self, code: int) -> None:
         self._error = sqlite3.OperationalError("disk I/O error")
@@ -207,7 +205,7 @@ class BadDisk:
         (sqlite3.SQLITE_ERROR, JournalDamaged),
     ],
 )
-def test_what_is_no_damage_is_not_called_so(
+def test_environment_errors_are_not_reported_as_damage(
     ten: Journal, open_reader: OpenReader, code: int, kind: type[FFStreamError]
 ) -> None:
     reader = open_reader(ten.path)
