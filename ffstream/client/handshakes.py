@@ -14,9 +14,11 @@ HANDSHAKE_FAILED_PROTOCOL would say more, but must not be asked for: see ffstrea
 
 import contextlib
 import itertools
+import os
 import queue
 import threading
 import time
+import weakref
 from typing import NoReturn
 
 import zmq
@@ -71,6 +73,11 @@ class Handshakes:
         # one idle client whose daemon is away.
         self._monitor.setsockopt(zmq.RCVHWM, 0)
         self._monitor.connect(monitored)
+        # libzmq's I/O thread would wait for ever to report an event if the receiver were gone before the monitor has
+        # ended, and with it all clients of the process. So the order holds also for a client that nobody closes: the
+        # finalizer keeps both sockets until it has run.
+        self._finalizer = weakref.finalize(self, _end_monitor, socket, self._monitor, os.getpid())
+        self._finalizer.atexit = False
 
     def look(self) -> None:
         """Reads what happened since the last look. Raises RequestRefused or ConfigError for a refusal."""
@@ -194,5 +201,10 @@ class Handshakes:
 
     def close(self) -> None:
         """Ends the monitor, before the socket."""
-        self._socket.disable_monitor()
-        self._monitor.close()
+        self._finalizer()
+
+
+def _end_monitor(monitored: zmq.Socket[bytes], receiver: zmq.Socket[bytes], pid: int) -> None:
+    if os.getpid() == pid:  # a forked process has copies of the parent's sockets, and must not touch them
+        monitored.disable_monitor()
+        receiver.close()

@@ -228,6 +228,18 @@ def test_a_stopped_process_is_not_called_absent() -> None:
             stopped.kill()
 
 
+def test_clients_that_nobody_closes_do_not_block_the_others(
+    scripted: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libzmq's I/O thread, which all clients share, reports events to them until the very end of each."""
+    monkeypatch.setattr("ffstream.client.connection._RECONNECT_MS", 1)
+    monkeypatch.setattr("ffstream.client.connection._RECONNECT_MAX_MS", 1)
+    nobody = f"tcp://127.0.0.1:{free_port()}"
+    for _ in range(300):
+        Control(nobody)
+    assert Control(scripted(answer, socket="control").endpoint).status(LONG_S) == {}
+
+
 def test_an_idle_client_does_not_block_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """libzmq's I/O thread reports each attempt to the client, which does not listen; it must go on all the same."""
     monkeypatch.setattr("ffstream.client.connection._RECONNECT_MS", 1)
