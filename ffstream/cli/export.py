@@ -1,4 +1,4 @@
-"""`ffstream export`: the weights that predict, in a file of their own."""
+"""`ffstream export`: writes the weights of a checkpoint to a file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """`ffstream serve`: the daemon in the foreground.
 
-`endpoints.json` in the state folder says where the daemon with that `pid` listens. It is whole whenever it is there;
-it is there while the daemon serves, and after a kill until the next start.
+`endpoints.json` in the state folder says where the daemon with that `pid` listens. It exists while the daemon serves,
+and after a kill until the next start. It is renamed into place, so it is always complete.
 """
 
 import gc
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 ENDPOINTS = "endpoints.json"
 _STDERR = 2
-_START_MAX_US = 300_000_000  # what deploy/ffstream@.service gives a start
+_START_MAX_US = 300_000_000  # TimeoutStartSec in deploy/ffstream@.service
 _FORCED = b"second signal: exit at once; nothing acked is lost\n"
 
 
@@ -40,30 +40,30 @@ _FORCED = b"second signal: exit at once; nothing acked is lost\n"
 @options.state_folder
 @options.settings
 @click.option(
-    "--standby", is_flag=True, help="Wait while another daemon has the state folder, and take over when it ends."
+    "--standby", is_flag=True, help="Wait while another daemon uses the state folder, and take over when it ends."
 )
 @click.option(
     "--existing",
     is_flag=True,
     envvar="FFSTREAM_EXISTING",
     show_envvar=True,
-    help="Refuse to create a new state: a folder that is missing or holds no journal is an error. For every start but"
-    " the first, so that a disk that is not mounted is not taken for a first start.",
+    help="Never create a new state: it is an error if the folder is missing or has no journal. Use this for every"
+    " start except the first, so that a disk that is not mounted does not look like a first start.",
 )
 @click.option(
     "--from",
     "start_from",
     metavar="WEIGHTS",
     type=click.Path(path_type=Path),
-    help="Begin a new stream from these weights: a file that `ffstream export` wrote, a checkpoint's folder or a"
-    " state folder. Only the weights are taken. Ignored once the stream exists, so a restart needs no other options.",
+    help="Start a new stream from these weights: a file that `ffstream export` wrote, the folder of a checkpoint, or"
+    " a state folder. Only the weights are taken. Ignored once the stream exists, so restarts can keep the option.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="The log goes to stderr, one line an event. Lines are dropped and counted while nobody reads it.",
+    help="The log goes to stderr, one line for each event. Lines are dropped and counted while nothing reads it.",
 )
 def serve(
     file: Path | None,
@@ -76,28 +76,30 @@ def serve(
 ) -> None:
     """Run the daemon in the foreground.
 
-    SIGTERM and Ctrl-C stop it in order: learn what is queued, checkpoint, exit code 0. A second one exits at once.
-    SIGHUP reads the clients' keys again and stops nothing, also when a terminal closes.
+    SIGTERM and Ctrl-C shut it down: it learns what is queued, writes a checkpoint and exits with code 0. A second
+    signal ends it at once. SIGHUP reads the clients' keys again; it does not stop the daemon, also when a terminal
+    closes.
 
     \b
     Exit codes:
       0   stopped on request
-      1   failed: the log says why; a restart recovers to the last sample acked
-      2   a wrong option, key file or permission: a restart does not help
-      75  cannot start now, but may later with the same options: the port or the state folder is in use,
-          an address is not there yet, a disk is missing, full or read-only, no descriptors are left
+      1   failed; the log says why. A restart recovers all acked samples
+      2   an option, key file or permission is wrong; a restart does not help
+      75  cannot start now, but a later start with the same options may succeed: the port or the state
+          folder is in use, an address does not exist yet, a disk is missing, full or read-only, or no
+          file descriptors are left
     """
-    # As PID 1 it would be deaf until it serves. Nothing is begun yet, and what a finalizer raises would be lost.
+    # PID 1 ignores signals without a handler. Nothing has started yet, so there is nothing to shut down.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
-    signal.signal(signal.SIGHUP, lambda number, frame: None)  # its default ends the process, which passes for a stop
-    os.umask(0o077)  # what it makes is for its user alone, sockets too
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # the default action would end the process
+    os.umask(0o077)  # files and sockets are for this user only
     output = queue_output()
-    gc.disable()  # a fifth of the start. The daemon enables it.
+    gc.disable()  # it would take a fifth of the start; the daemon enables it
     from ffstream.config import load
     from ffstream.daemon import preflight
 
     config = load(file, options.with_state(settings, state))
-    preflight.check(config)  # before seconds of imports
+    preflight.check(config)  # before imports that take seconds
     from ffstream.daemon.daemon import Daemon
 
     logging.basicConfig(
@@ -125,62 +127,64 @@ def _handle_signals(daemon: "Daemon") -> None:
 
 
 class _ServiceManager:
-    """systemd, if it is there: see sd_notify(3)."""
+    """Notifies systemd, if the daemon was started by it: see sd_notify(3)."""
 
     def __init__(self) -> None:
         self._notifier = sdnotify.SystemdNotifier()
-        self._watchdog_us = os.environ.get("WATCHDOG_USEC")  # within which it wants to hear that all is well
+        self._watchdog_us = os.environ.get("WATCHDOG_USEC")  # longest time between two notifications
 
-    def hears_that_it_stands_by(self) -> None:
-        self._notifier.notify("READY=1\nSTATUS=stands by for another daemon\nWATCHDOG=1")
+    def standing_by(self) -> None:
+        self._notifier.notify("READY=1\nSTATUS=standing by for another daemon\nWATCHDOG=1")
 
-    def hears_that_it_starts(self) -> None:
-        """It may have been ready, standing by; what comes now takes as long as any start."""
+    def starting(self) -> None:
+        """A standby was already ready. The start now takes as long as any other start."""
         if self._watchdog_us:
-            self._notifier.notify(f"STATUS=starts\nWATCHDOG=1\nWATCHDOG_USEC={_START_MAX_US}")
+            self._notifier.notify(f"STATUS=starting\nWATCHDOG=1\nWATCHDOG_USEC={_START_MAX_US}")
 
-    def hears_that_it_serves(self) -> None:
+    def serving(self) -> None:
         limit = f"\nWATCHDOG_USEC={self._watchdog_us}" if self._watchdog_us else ""
-        self._notifier.notify(f"READY=1\nSTATUS=serves{limit}")
+        self._notifier.notify(f"READY=1\nSTATUS=serving{limit}")
 
-    def hears_that_all_is_well(self) -> None:
+    def healthy(self) -> None:
         self._notifier.notify("WATCHDOG=1")
 
-    def hears_that_it_stops(self) -> None:
+    def stopping(self) -> None:
         self._notifier.notify("STOPPING=1")
 
 
 def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
     service_manager = _ServiceManager()
     try:
-        if standby and not daemon.stand_by(service_manager.hears_that_it_stands_by):
+        if standby and not daemon.stand_by(service_manager.standing_by):
             return
-        service_manager.hears_that_it_starts()
+        service_manager.starting()
         daemon.start()
-    except Unavailable as error:  # no room on the disk, for example
+    except Unavailable as error:  # for example, the disk is full
         raise StartBlocked(error.message, hint=error.hint) from error
     try:
         listens = daemon.status()["endpoints"]
         try:
-            _write_whole(endpoints, json.dumps({"pid": os.getpid(), **listens}) + "\n")
-        except OSError as error:  # no room: it predicts all the same, and says what is short
-            log.warning("not written path=%s error=%s", endpoints, error.strerror)
+            _write(endpoints, json.dumps({"pid": os.getpid(), **listens}) + "\n")
+        except OSError as error:  # the disk is full: predictions still work
+            log.warning("cannot be written path=%s error=%s", endpoints, error.strerror)
         click.echo(
             "ffstream listens: learn {learn}  predict {predict}  control {control}  page http://{http}/".format(
                 **listens
             )
         )
-        service_manager.hears_that_it_serves()
-        daemon.wait(service_manager.hears_that_all_is_well)
+        service_manager.serving()
+        daemon.wait(service_manager.healthy)
     finally:
-        service_manager.hears_that_it_stops()
-        with suppress(OSError):  # a file system that became read-only
-            endpoints.unlink(missing_ok=True)  # before the lock is released: later it may be another daemon's
+        service_manager.stopping()
+        with suppress(OSError):  # the file system may have become read-only
+            endpoints.unlink(
+                missing_ok=True
+            )  # while this daemon has the lock: later another daemon may have written it
         daemon.stop()
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
-    fsync(part)  # or power loss may leave the name, and nothing in the file
+    fsync(part)  # otherwise power loss may leave an empty file
     part.replace(path)

@@ -115,10 +115,10 @@ def test_a_service_manager_is_notified_of_standby_and_takeover(
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.setenv("WATCHDOG_USEC", "30000000")
         stands_by = daemons.start(standby=True)
-        standby = b"READY=1\nSTATUS=stands by for another daemon\nWATCHDOG=1"
+        standby = b"READY=1\nSTATUS=standing by for another daemon\nWATCHDOG=1"
         assert [manager.recv(100), manager.recv(100)] == [standby, standby]
         serves.kill()
-        received = iter(lambda: manager.recv(100), b"STATUS=starts\nWATCHDOG=1\nWATCHDOG_USEC=300000000")
+        received = iter(lambda: manager.recv(100), b"STATUS=starting\nWATCHDOG=1\nWATCHDOG_USEC=300000000")
         assert set(received) <= {standby}
-        assert manager.recv(100) == b"READY=1\nSTATUS=serves\nWATCHDOG_USEC=30000000"
+        assert manager.recv(100) == b"READY=1\nSTATUS=serving\nWATCHDOG_USEC=30000000"
     stands_by.await_ready()

@@ -111,7 +111,7 @@ def test_sighup_reloads_and_only_a_stop_is_reported_to_the_service_manager(
         manager.settimeout(COMMAND_S)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         daemon = daemons.start()
-        assert [manager.recv(100), manager.recv(100)] == [b"READY=1\nSTATUS=serves", b"WATCHDOG=1"]
+        assert [manager.recv(100), manager.recv(100)] == [b"READY=1\nSTATUS=serving", b"WATCHDOG=1"]
         assert replay(daemon, "--limit", "64")["acked"] == 64
         daemon.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "INFO ffstream.server.access reloaded " in daemon.log_text(), COMMAND_S, "it has reloaded")
