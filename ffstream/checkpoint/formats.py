@@ -4,9 +4,9 @@ A file of a newer format is rejected with an error that says so. A file of an ol
 when it was written. A stored recipe is complete, so a changed default never changes what an existing file means. But
 an option that was added later is absent in older files. How to add an option to the recipe:
 
-    1. Increase FORMAT. 2. Add an entry to ADDED under the new number: the option's name, and the value for which the
-    network behaves as it
-       did before the option existed. That is what older files mean, whatever the option's default is today.
+    1. Increase FORMAT.
+    2. Add an entry to ADDED under the new number: the option's name, and the value for which the network behaves as
+       it did before the option existed. That is what older files mean, whatever the option's default is today.
 
 The name of an option is its path in the recipe. In a path, a list stands for each of its elements, and `name:kind`
 for the part `name` if it is of that kind:

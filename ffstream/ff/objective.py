@@ -61,8 +61,8 @@ class Softmax(Objective):
     """L = mean cross-entropy between softmax(α G) and the label, with label smoothing ε.
 
     Every wrong label is a negative, weighted by its softmax probability; for large α only the most probable one
-    counts. Smoothing stops the goodness of well-known samples from growing without bound. ∂L/∂G = α (softmax(α G) −
-    target) / B.
+    counts. Smoothing stops the goodness of well-known samples from growing without bound.
+    ∂L/∂G = α (softmax(α G) − target) / B.
     """
 
     kind: Literal["softmax"] = "softmax"

@@ -2,8 +2,9 @@
 
 `closed` in the table meta is 1 if and only if the main file holds every commit.
 
-    open      `closed` = 0 is committed and folded into the main file before anything else is committed close     the
-    log is folded into the main file and `closed` = 1 is committed; SQLite folds that and deletes the log
+    open      `closed` = 0 is committed and folded into the main file before anything else is committed
+    close     the log is folded into the main file and `closed` = 1 is committed, which SQLite folds; then it
+              deletes the log
 
 So a main file with `closed` = 0 has a log beside it, also after a kill or power loss, because SQLite syncs the folder
 when it first syncs a new log. An empty log counts: everything in it was folded. If there is none, either the file was

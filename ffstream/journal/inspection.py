@@ -3,10 +3,10 @@
 This works while a daemon runs, after one was killed, on a copy and on a damaged file. It creates, changes and locks
 nothing in the journal's folder:
 
-    -wal and -shm files        a daemon runs or was killed: opened with read-only shared memory neither, or an empty
-    -wal  closed cleanly: the main file is the whole journal and does not change -wal without -shm          a copy
-    that was made while a daemon ran: a temporary copy is opened, beside which SQLite
-                               can create the -shm file
+    -wal and -shm files        a daemon runs or was killed: opened with read-only shared memory
+    neither, or an empty -wal  closed cleanly: the main file is the whole journal and does not change
+    -wal without -shm          a copy that was made while a daemon ran: a temporary copy is opened, beside which
+                               SQLite can create the -shm file
 
 Reads are short transactions, so that a running daemon can fold its log in between. Only SQLite's integrity check is
 one long transaction. Rows that are trimmed during a read do not count as missing.

@@ -5,13 +5,13 @@ messages  One row for each accepted message, in sequence order. A row holds the 
           determine, and crc is `checksum` of the rest.
 receipts  Messages whose row was deleted but whose client may still send them again. crc is that of the deleted row.
 clients   For each client (see identity.py), `base`, the lowest message number that it may still send, and `seen`,
-when
-          it last sent something (by the clock of clock.py; 0 if it will not use its name again).
-skips     Ranges of samples that are never learned (see skips.py). Valid if and only if 0 < first ≤ last < next
-number. events    Decisions about learning (see events.py). origin    The weights that the stream began from, if it
-began from given weights (see origin.py). At most one row. probes    Empty, except while a daemon tests whether it can
-commit again. meta      `version` of this format; `next_seq`, so that no number is assigned twice when all rows are
-deleted;
+          when it last sent something (by the clock of clock.py; 0 if it will not use its name again).
+skips     Ranges of samples that are never learned (see skips.py).
+          Valid if and only if 0 < first ≤ last < next number.
+events    Decisions about learning (see events.py).
+origin    The weights that the stream began from, if it began from given weights (see origin.py). At most one row.
+probes    Empty, except while a daemon tests whether it can commit again.
+meta      `version` of this format; `next_seq`, so that no number is assigned twice when all rows are deleted;
           `inputs` and `labels` of the network; `clock_s` (see clock.py); `closed` (see clean_close.py); during a
           rollback `rollback_to` (see skips.py).
 

@@ -2,8 +2,9 @@
 
 Only a new stream can begin from weights. Before the first sample is accepted,
 
-    1. the weights are read and compared with the network's options 2. the journal records their path and checksum:
-    from now on learning begins at a checkpoint, never at random weights 3. checkpoint 0 is written with the weights
+    1. the weights are read and compared with the network's options
+    2. the journal records their path and checksum: from now on learning never begins at random weights
+    3. checkpoint 0 is written with the weights
 
 so recovery does not need the file, and a run that is killed and resumed equals one that is not. After a crash between
 2 and 3 the next start does both again; without `--from` it fails. Only the weights are taken: the optimiser, the
