@@ -25,7 +25,7 @@ def test_the_codec_rejects_each_kind(kind: Kind) -> None:
 
 
 def test_the_codec_accepts_valid_messages() -> None:
-    assert is_valid("learn", samples("somebody", 1, 1, 3))
+    assert is_valid("learn", samples("client", 1, 1, 3))
     query = header("predict", id=1, count=1, dtype="uint8", shape=SHAPE)
     assert is_valid("predict", (query, bytes(INPUTS)))
     assert is_valid("control", (header("request", id=1, command="status"),))
