@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -107,15 +108,17 @@ def _run(name: str, seconds: int, corpus: Path, findings: Path, tools: Path) -> 
         "-timeout=20",
     ]
     path = os.pathsep.join(filter(None, (str(tools), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [*command, *options],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=seconds + _GRACE_S,
-        check=False,
-    )
+    # The fuzzer ends its process without cleaning up, so its temporary files are deleted here.
+    with tempfile.TemporaryDirectory(prefix="ffstream-fuzz-") as temporary:
+        done = subprocess.run(
+            [*command, *options],
+            env=os.environ | {"PYTHONPATH": path, "TMPDIR": temporary},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds + _GRACE_S,
+            check=False,
+        )
     return done.stderr + done.stdout, done.returncode
 
 
