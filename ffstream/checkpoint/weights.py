@@ -10,7 +10,7 @@ An exported file is a safetensors file with the tensors of `Network.weights`, in
 It is valid if and only if the checksum is right. It is written under another name, fsynced and renamed, so a crash
 never leaves an incomplete file under the final name.
 
->>> saved = load(Path("digits.safetensors"))           # or a checkpoint's folder, or a state folder
+>>> saved = load("digits.safetensors")           # or a checkpoint's folder, or a state folder
 >>> saved.network().classifier().predict(images).labels_B
 """
 
@@ -69,11 +69,12 @@ def of_network(network: Network, seq: int = 0) -> Weights:
     return Weights(network.recipe, {name: tensor.float() for name, tensor in network.weights().items()}, seq)
 
 
-def load(source: Path) -> Weights:
+def load(source: Path | str) -> Weights:
     """Reads weights from an exported file, the folder of a checkpoint, or a state folder (its newest checkpoint).
 
     Raises ConfigError (nothing there), CheckpointDamaged, CheckpointIncompatible, Unavailable.
     """
+    source = Path(source)
     if source.is_dir():
         return of_checkpoint(_checkpoint_in(source))
     if not source.is_file():
@@ -161,12 +162,13 @@ def _recipe_json(recipe: Recipe) -> str:
     return json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
 
 
-def export(weights: Weights, path: Path, *, overwrite: bool = False) -> int:
+def export(weights: Weights, path: Path | str, *, overwrite: bool = False) -> int:
     """Writes an exported file. Returns its size in bytes.
 
     Raises ConfigError if the file exists (unless `overwrite`) or its folder does not, Unavailable if the disk is
     full.
     """
+    path = Path(path)
     folder = path.absolute().parent
     if path.is_dir() or not path.name:
         raise ConfigError(f"{path} is a folder", hint="name a file")

@@ -121,6 +121,7 @@ def _stat(path: Path, summary: Summary, newest: int) -> dict[str, Any]:
         "version": summary.meta.get("version"),
         "inputs": summary.meta.get("inputs"),
         "labels": summary.meta.get("labels"),
+        "origin": summary.origin.source if summary.origin else None,
         "first_seq": summary.first_seq,
         "last_seq": summary.last_seq,
         "next_seq": summary.next_seq,
@@ -161,6 +162,7 @@ def _show_stat(result: dict[str, Any]) -> None:
         {
             "journal": f"{result['path']}, version {result['version']}",
             "network": f"{result['inputs']} inputs, {result['labels']} labels",
+            "began from": result["origin"] or "random weights",
             "held": f"{held}; {result['samples']:,} in {result['messages']:,} messages",
             "next": f"sample {result['next_seq']:,}",
             "to learn": f"{result['backlog']:,} samples behind checkpoint {result['checkpoint_seq']:,}",

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from ffstream.errors import ConfigError, FFStreamError, JournalDamaged
 from ffstream.journal import database, schema
+from ffstream.journal.origin import Origin
 
 NAMED_MAX = 20  # problems that are listed; the others are only counted
 
@@ -73,6 +74,7 @@ class Summary:
     used_bytes: int = 0
     receipts: int = 0
     clients: int = 0
+    origin: Origin | None = None
     by_client: Counter[str] = field(default_factory=Counter)
     gaps: list[Gap] = field(default_factory=list)
     findings: Findings = field(default_factory=Findings)
@@ -164,12 +166,19 @@ def summarize(connection: sqlite3.Connection) -> Summary:
         (summary.receipts,) = connection.execute("SELECT count(*) FROM receipts").fetchone()
     with recorded(findings, "clients"):
         (summary.clients,) = connection.execute("SELECT count(*) FROM clients").fetchone()
+    with recorded(findings, "origin"):
+        summary.origin = _origin(connection)
     with recorded(findings, "messages"):
         _count(connection, summary)
     stored = summary.meta.get("next_seq")
     summary.next_seq = max(stored if is_number(stored) else 1, summary.last_seq + 1)
     check_end(connection, stored, findings)
     return summary
+
+
+def _origin(connection: sqlite3.Connection) -> Origin | None:
+    row = connection.execute("SELECT source, checksum FROM origin").fetchone()
+    return Origin(*map(str, row)) if row else None
 
 
 def _count(connection: sqlite3.Connection, summary: Summary) -> None:
@@ -196,12 +205,14 @@ def _count(connection: sqlite3.Connection, summary: Summary) -> None:
 
 
 def read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
-    """The table meta, as far as it can be read."""
+    """The table meta, as far as it can be read. Raises JournalIncompatible for a journal of another version."""
     try:
-        return dict(connection.execute("SELECT key, value FROM meta"))
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
     except database.UNREADABLE as error:
         raise_if_environment_error(error)
         return {}
+    schema.expect_version(meta.get("version"), "the journal")
+    return meta
 
 
 def check_meta(meta: dict[str, Any], findings: Findings) -> None:
@@ -209,10 +220,6 @@ def check_meta(meta: dict[str, Any], findings: Findings) -> None:
     for key in schema.META:
         if not is_number(meta.get(key)):
             findings.add(f"the table meta has no {key}")
-    if is_number(meta.get("version")) and meta["version"] != schema.VERSION:
-        findings.add(
-            f"this is a journal of version {meta['version']}, and this ffstream reads version {schema.VERSION}"
-        )
 
 
 def check_end(connection: sqlite3.Connection, stored: Any, findings: Findings) -> None:

@@ -95,6 +95,7 @@ def _check(connection: sqlite3.Connection, path: Path, tables: set[str], network
     if "meta" not in tables:
         raise damaged(path, "the table meta is missing")
     meta = dict(connection.execute("SELECT key, value FROM meta"))
+    expect_version(meta.get("version"), str(path))
     for key, wanted in {"version": VERSION, **network}.items():
         if key not in meta:
             raise damaged(path, f"{key} is missing in the table meta")
@@ -108,20 +109,25 @@ def _check(connection: sqlite3.Connection, path: Path, tables: set[str], network
 
 def expect_network(path: Path, meta: Mapping[str, Any], inputs: int, labels: int) -> None:
     """Raises JournalIncompatible if `meta` says that the journal is of another version or network."""
-    for key, wanted in {"version": VERSION, "inputs": inputs, "labels": labels}.items():
+    expect_version(meta.get("version"), str(path))
+    for key, wanted in {"inputs": inputs, "labels": labels}.items():
         if meta.get(key, wanted) != wanted:
             raise _incompatible(path, key, meta[key], wanted)
+
+
+def expect_version(found: Any, what: str) -> None:
+    """Raises JournalIncompatible if `found` is another version."""
+    if isinstance(found, int) and found >= 1 and found != VERSION:
+        other = "newer ffstream" if found > VERSION else "development version"
+        raise JournalIncompatible(
+            f"{what} has format version {found}, and this ffstream reads version {VERSION}",
+            hint=f"use the {other} that wrote it, or another --state folder",
+        )
 
 
 def _incompatible(path: Path, key: str, found: Any, wanted: int) -> JournalDamaged | JournalIncompatible:
     if not isinstance(found, int) or found < 1:
         return damaged(path, f"{key} is {found!r} in the table meta")
-    if key == "version":
-        other = "newer ffstream" if found > wanted else "development version"
-        return JournalIncompatible(
-            f"{path} is a journal of version {found}, and this ffstream reads version {wanted}",
-            hint=f"use the {other} that wrote it, or another --state folder",
-        )
     if key == "inputs":
         return JournalIncompatible(
             f"network.image_shape: its images have {wanted} numbers, those in the journal {path} have {found}",

@@ -8,10 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from ffstream.cli import main
-from ffstream.errors import ConfigError, JournalDamaged
+from ffstream.errors import ConfigError, JournalDamaged, JournalIncompatible
 from ffstream.journal import identity
 from ffstream.journal.inspection import Findings, Summary, opened, summarize
 from ffstream.journal.journal import Journal
+from ffstream.journal.origin import Origin
 from ffstream.journal.verification import Verification
 from tests.support import folder_contents
 from tests.unit.journal.entries import crash_image, entry
@@ -194,10 +195,7 @@ DAMAGES: dict[str, tuple[str, list[tuple[str, int, int]]]] = {
         [("are in a message without a count or a number", 28, 30)],
     ),
     "next_seq": ("UPDATE meta SET value = 40 WHERE key = 'next_seq'", [("are missing at the end", 31, 39)]),
-    "version": (
-        "UPDATE meta SET value = 9 WHERE key = 'version'",
-        [("this is a journal of version 9, and this ffstream reads version 4", 0, 0)],
-    ),
+    "version": ("UPDATE meta SET value = 'x' WHERE key = 'version'", [("the table meta has no version", 0, 0)]),
     "no inputs": ("DELETE FROM meta WHERE key = 'inputs'", [("the table meta has no inputs", 0, 0)]),
 }
 
@@ -219,6 +217,30 @@ def test_a_missing_table_is_reported(closed: Path, table: str) -> None:
     assert stat(closed).findings.count
     if table != "clients":  # nothing else refers to it
         assert verify(closed).findings.count
+
+
+@pytest.mark.parametrize("version", [3, 9])
+def test_another_version_is_an_error_and_not_damage(closed: Path, version: int) -> None:
+    spoil(closed, f"UPDATE meta SET value = {version} WHERE key = 'version'")
+    for read in (stat, verify):
+        with pytest.raises(
+            JournalIncompatible, match=f"has format version {version}, and this ffstream reads version 4"
+        ):
+            read(closed)
+    shown = CliRunner().invoke(main, ["journal", "verify", "--state", str(closed.parent)])
+    assert (shown.exit_code, "hint: use the " in shown.output) == (2, True)
+
+
+def test_the_origin_of_the_stream_is_shown(ten: Journal) -> None:
+    def shown() -> tuple[str, str | None]:
+        command = ["journal", "stat", "--state", str(ten.path.parent)]
+        text = " ".join(CliRunner().invoke(main, command).output.split())
+        return text, json.loads(CliRunner().invoke(main, [*command, "--json"]).output)["origin"]
+
+    assert ("began from random weights" in shown()[0], shown()[1]) == (True, None)
+    ten.begin_from(Origin("/srv/w.safetensors", "1234"))
+    assert ("began from /srv/w.safetensors" in shown()[0], shown()[1]) == (True, "/srv/w.safetensors")
+    ten.close()
 
 
 def test_additional_tables_and_columns_are_ignored(closed: Path) -> None:
