@@ -33,6 +33,7 @@ from ffstream.ff.objective import Objective
 from ffstream.ff.optimizer import Optimizer, Schedule
 from ffstream.ff.part import Options, check_numbers, field_of, make
 from ffstream.ff.preprocessing import Preprocessing
+from ffstream.ff.tables import LAYER_DEFAULTS, complete
 from ffstream.util.option_errors import OptionError, show, wrong
 
 
@@ -67,22 +68,6 @@ class LayerOptions(Options):
     score_weight: float = Field(
         1.0, allow_inf_nan=False, description="weight of the layer's goodness in predictions; 0: not used"
     )
-
-
-# The parts of a layer unless the preset or the options say otherwise.
-LAYER_DEFAULTS: Mapping[str, Any] = {
-    "connection": "dense",
-    "activation": "relu",
-    "normalization": "rms",
-    "goodness": "sum_squares",
-    "label_scheme": "vectors",
-    "objective": "softmax",
-    "negatives": "hardest",
-    "optimizer": "adam",
-    "schedule": "inverse_sqrt",
-}
-_LAYER_KEYS = LayerOptions.model_fields.keys()
-_SHORTHANDS = {"preset", "widths"}
 
 
 class Recipe(Options):
@@ -255,7 +240,7 @@ def stored_recipe(stored: Mapping[str, Any]) -> Recipe:
 def make_recipe(given: Mapping[str, Any], preset: Mapping[str, Any]) -> Recipe:
     """The recipe for the options `given` in a [network] section, on top of a preset. Raises OptionError."""
     try:
-        completed = complete(given, preset)
+        completed = complete(given, preset, LayerOptions.model_fields.keys())
         for index, layer in enumerate(completed["layers"]):
             check_numbers(LayerOptions, layer, f"layers[{index}].")
         return make(Recipe, completed)
@@ -271,59 +256,3 @@ def _as_written(error: OptionError, given: Mapping[str, Any]) -> OptionError:
     if separator and layer.startswith("layers[") and key in given and not any(key in each for each in own):
         return OptionError(rest, hint=error.hint)
     return error
-
-
-def complete(given: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `Recipe`, from the options `given` and the preset that they change. Raises OptionError.
-
-    Tables are merged, unless the kind of a part changes: then the options of the old kind do not apply.
-    """
-    written = {key: value for key, value in given.items() if key not in _SHORTHANDS}
-    tree = merge(preset, {key: value for key, value in written.items() if key != "layers"})
-    shared = merge(LAYER_DEFAULTS, {key: tree.pop(key) for key in _LAYER_KEYS & tree.keys()})
-    layers = written.get("layers", tree.get("layers", ()))
-    if "widths" in given:
-        for other in {"layers", "connection"} & written.keys():
-            raise OptionError(wrong("widths", given["widths"], f"cannot be given beside network.{other}"))
-        layers = _dense(given["widths"], layers)
-    if not isinstance(layers, list | tuple) or not all(isinstance(layer, Mapping) for layer in layers):
-        raise OptionError(wrong("layers", layers, "expected one table [[network.layers]] for each layer"))
-    # Options given for all layers override what the preset says about a single layer.
-    for_all = {key: written[key] for key in _LAYER_KEYS & written.keys()}
-    own = [layer if "layers" in written else merge(layer, for_all) for layer in layers]
-    return tree | {"layers": [merge(shared, layer) for layer in own]}
-
-
-def _dense(widths: Any, layers: Any) -> list[dict[str, Any]]:
-    is_list = isinstance(widths, list | tuple) and len(widths) > 0
-    if not is_list or not all(type(width) is int and width >= 1 for width in widths):
-        raise OptionError(wrong("widths", widths, "expected a list of whole numbers from 1, for example [512, 512]"))
-    first, *later = layers
-    # For a preset with one layer: label pixels are for the first layer only.
-    repeated = later[-1] if later else {key: value for key, value in first.items() if key != "label_scheme"}
-    like = [first, *later, *(repeated for _ in widths)]
-    dense = [{"kind": "dense", "units": width} for width in widths]
-    return [{**layer, "connection": connection} for layer, connection in zip(like, dense, strict=False)]
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges `over` into `base`, table by table. A part that is given as a kind becomes {"kind": kind}."""
-    merged = dict(base)
-    for key, value in over.items():
-        before, after = _as_table(merged.get(key), key), _as_table(value, key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping) and _same_kind(before, after):
-            merged[key] = merge(before, after)
-        else:
-            merged[key] = after
-    return merged
-
-
-def _as_table(value: Any, key: str) -> Any:
-    return {"kind": value} if isinstance(value, str) and key in _PART_KEYS else value
-
-
-def _same_kind(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    return "kind" not in after or before.get("kind") == after["kind"]
-
-
-_PART_KEYS = {*LAYER_DEFAULTS, "preprocessing"}

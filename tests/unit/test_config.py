@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from ffstream.config import Config, describe, load, options, validate
 from ffstream.errors import ConfigError
 from ffstream.ff.presets import PRESETS, recipe
-from ffstream.ff.recipe import LAYER_DEFAULTS, LayerOptions
+from ffstream.ff.recipe import LayerOptions
+from ffstream.ff.tables import LAYER_DEFAULTS
 from ffstream.util.option_errors import show
 from ffstream.util.option_sources import Given
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ffstream.ff.part import members
-from ffstream.ff.recipe import LAYER_DEFAULTS, Recipe
+from ffstream.ff.recipe import Recipe
+from ffstream.ff.tables import LAYER_DEFAULTS
 from tests import battery
 from tests.unit.ff.formulas import CONDITIONED, CONTRASTED, SMALL
 
