@@ -76,11 +76,12 @@ class CheckpointWriter:
             self._changed.notify_all()
 
     def settle(self, timeout_s: float) -> bool:
-        """Waits until nothing is left to write. False if the deadline passed, or if the thread has ended."""
+        """Waits until nothing is left to write or to remove. False if the deadline passed, or if the thread has
+        ended."""
         with self._changed:
             self._hurry()
             settled = self._changed.wait_for(
-                lambda: self._ended or (self._waiting is None and not self.thread.is_busy), timeout_s
+                lambda: self._ended or not (self._waiting or self._shedding or self.thread.is_busy), timeout_s
             )
             self._hurrying = False
             return settled and not self._ended

@@ -63,11 +63,15 @@ class Checkpoints:
         self.newest = stored and Newest(stored.seq, stored.bytes, time.monotonic() - stored.age_s)
 
     def make_room(self) -> None:
-        """Every two seconds: deletes one checkpoint besides the newest, if there is one. Returns at once."""
+        """Every two seconds: deletes one checkpoint besides the newest, if there is one. Returns at once.
+
+        Does nothing during a rollback, which may be about to begin again from the checkpoint that would be deleted.
+        """
         now = time.monotonic()
-        if now - self._made_room_at >= _MAKE_ROOM_EVERY_S:
-            self._made_room_at = now
-            self.writer.shed()
+        with self.retention.unless_suspended() as allowed:
+            if allowed and now - self._made_room_at >= _MAKE_ROOM_EVERY_S:
+                self._made_room_at = now
+                self.writer.shed()
 
     def wait_written(
         self, request: Callable[[], Future[int]], timeout_s: float, *, check: Callable[[], None]

@@ -294,14 +294,18 @@ class Learner:
 
     def _end_run(self, timeout_s: float) -> None:
         """Ends learning and evaluation where they are, and lets the writer finish what it has."""
-        self.snapshots.recede()
         deadline = time.monotonic() + timeout_s
-        for end in (self.run.abort, self.checkpoints.writer.settle):
+        for end in (self._abort_run, self.checkpoints.writer.settle):
             if end(max(0.1, deadline - time.monotonic())):
                 continue
             failure = StageFailed("learning could not be ended for a rollback", hint="restart; see the log")
             self._on_failure(failure)
             raise failure
+
+    def _abort_run(self, timeout_s: float) -> bool:
+        ended = self.run.abort(timeout_s)
+        self.snapshots.recede()  # after the abort, because until then the run may still publish a snapshot
+        return ended
 
     def _begin_again(self) -> int:
         """A new run from the newest checkpoint, whose weights predict at once. Returns its sequence number."""

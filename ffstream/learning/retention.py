@@ -23,12 +23,12 @@ _ASK_EVERY_S = 2.0  # between two checkpoints that a full journal asks for
 
 
 class Retention:
-    """Until `follow` is called, and while it is suspended, nothing may be deleted."""
+    """Until `follow` is called, and while it is suspended, neither rows nor old checkpoints may be deleted."""
 
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
         self._run: TrainingRun | None = None
-        self._deleting = threading.Lock()  # held while rows are deleted, and while that is suspended
+        self._deleting = threading.Lock()  # held while something is deleted, and while that is suspended
         self._limit = 0  # sample up to which the oldest of the newest checkpoints has learned
         self._verified = -1  # the newest checkpoint when the journal was full
         self._verified_limit = 0  # its sequence number if it is whole
@@ -52,15 +52,24 @@ class Retention:
             yield
 
     @contextmanager
-    def removable(self, *, journal_is_full: bool = False) -> Iterator[int]:
-        """Within the block, rows up to this sequence number may be deleted; 0 while it is suspended. Never waits."""
+    def unless_suspended(self) -> Iterator[bool]:
+        """Whether something may be deleted within the block. Never waits."""
         if not self._deleting.acquire(blocking=False):
-            yield 0
+            yield False
             return
         try:
-            yield self._full_limit() if journal_is_full else self._limit
+            yield True
         finally:
             self._deleting.release()
+
+    @contextmanager
+    def removable(self, *, journal_is_full: bool = False) -> Iterator[int]:
+        """Within the block, rows up to this sequence number may be deleted; 0 while it is suspended. Never waits."""
+        with self.unless_suspended() as allowed:
+            if not allowed:
+                yield 0
+            else:
+                yield self._full_limit() if journal_is_full else self._limit
 
     def _full_limit(self) -> int:
         """The limit for a full journal: the newest checkpoint is enough, and another one is asked for.

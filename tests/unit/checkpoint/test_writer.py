@@ -104,3 +104,14 @@ def test_a_failed_write_is_reported_and_the_next_one_works(bench: Bench) -> None
     wait_until(lambda: len(bench.written) == 2, DEADLINE_S, "the next one is written")
     assert bench.written[1].error is None
     assert bench.store.seqs() == [2]
+
+
+def test_settle_waits_for_a_removal_that_was_requested(tmp_path: Path) -> None:
+    """Otherwise the thread would remove a checkpoint while a rollback uses it."""
+    store = CheckpointStore(tmp_path / "checkpoints", keep=1, recipe={}, ladder_s=[1.0, 1e9], max_bytes=1 << 30)
+    writer = CheckpointWriter(store, lambda written: None)
+    writer.shed()
+    assert not writer.settle(0.01)
+    writer.start()
+    assert writer.settle(DEADLINE_S)
+    assert writer.stop(DEADLINE_S)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -414,6 +415,48 @@ def test_a_short_disk_takes_old_checkpoints_and_never_the_newest(tmp_path: Path)
         bench.learner.checkpoints.make_room()
         assert bench.learner.checkpoints.writer.settle(DEADLINE_S)
         assert bench.learner.checkpoints.store.seqs() == [120]
+
+
+def test_a_short_disk_during_a_rollback_leaves_the_checkpoint_that_it_begins_from(
+    tmp_path: Path, watched: Watch
+) -> None:
+    """The journal no longer has the samples before it, so without it learning could not begin again."""
+    with Bench(tmp_path / "bench", checkpoint=LADDER) as bench:
+        grow_old(bench)
+        checkpoints = bench.learner.checkpoints
+        inside, go_on = hold_at("rollback.before", watched, DEADLINE_S)
+        with ThreadPoolExecutor(1) as pool:
+            rollback = pool.submit(bench.learner.rollback, 40, skip=True)
+            assert inside.wait(DEADLINE_S)
+            checkpoints.make_room()
+            assert checkpoints.writer.settle(DEADLINE_S)
+            kept = checkpoints.store.seqs()
+            go_on.set()
+            assert rollback.result(DEADLINE_S).checkpoint == 40
+        assert kept == [40, 120]
+
+
+def test_a_snapshot_published_while_a_rollback_ends_the_run_ends_no_wait(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A barrier may complete until the last thread of the run has ended."""
+    bench.learn(10)
+    run, snapshots, writer = bench.learner.run, bench.learner.snapshots, bench.learner.checkpoints.writer
+    abort, settle = run.abort, writer.settle
+    waited: list[bool] = []
+
+    def publish_and_abort(timeout_s: float) -> bool:
+        snapshots.publish(replace(snapshots.current, version=snapshots.current.version + 1))
+        return abort(timeout_s)
+
+    def settle_and_wait(timeout_s: float) -> bool:
+        waited.append(snapshots.wait_for(40, 0.0))
+        return settle(timeout_s)
+
+    monkeypatch.setattr(run, "abort", publish_and_abort)
+    monkeypatch.setattr(writer, "settle", settle_and_wait)
+    bench.learner.rollback(8, skip=False)
+    assert waited == [False]
 
 
 def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
