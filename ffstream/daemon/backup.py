@@ -35,7 +35,8 @@ from ffstream import __version__
 from ffstream.checkpoint import manifest as manifests
 from ffstream.checkpoint.manifest import MANIFEST, folder_of
 from ffstream.errors import CheckpointDamaged, ConfigError, DiskFull, JournalDamaged, Unavailable
-from ffstream.journal import clean_close, database, inspection, schema, skips
+from ffstream.journal import clean_close, database, inspection, origin, schema, skips
+from ffstream.journal.origin import Origin
 from ffstream.journal.verification import Verification
 from ffstream.util.durable import fsync, fsync_tree, make_folder
 
@@ -155,6 +156,12 @@ def _copy_now(state: Path, aside: Path, damaged: set[int], on_pages: OnPages, st
         chosen = next((each for each in held if view.goes_on_from(each.seq)), None)
         if manifests.seqs(folder) != listed or (chosen is not None and not chosen.is_in_place()):
             raise _Changed
+        if chosen is None and view.origin is not None:
+            raise CheckpointDamaged(
+                f"the stream began from the weights in {view.origin.source}, and there is no whole checkpoint in"
+                f" {folder}: a daemon would not start on the copy",
+                hint="ffstream checkpoint verify; restore a checkpoint or an earlier backup",
+            )
         if chosen is None and not view.goes_on_from(0):
             raise JournalDamaged(
                 f"the journal begins at sample {view.first_seq}, and no whole checkpoint in {folder} has learned"
@@ -186,6 +193,7 @@ class _View:
     last_seq: int
     skipped: skips.Skips
     rollback_to: int | None
+    origin: Origin | None
 
     @classmethod
     def of(cls, source: sqlite3.Connection, path: Path) -> "_View":
@@ -194,7 +202,8 @@ class _View:
             last = source.execute(schema.LAST).fetchone()
             (stored,) = source.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()
             end = last[0] if last else stored
-            return cls(first or end, end - 1, skips.read(source, path), skips.unfinished(source))
+            skipped, rollback_to = skips.read(source, path), skips.unfinished(source)
+            return cls(first or end, end - 1, skipped, rollback_to, origin.read(source, path))
         except (*database.UNREADABLE, TypeError) as error:
             raise database.unusable(path, error) from error
 

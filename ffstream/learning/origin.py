@@ -44,9 +44,12 @@ class StreamOrigin:
         """Raises ConfigError if the stream cannot begin from these weights. Changes nothing and needs no lock."""
         exists, known = False, None
         if journal.exists() and journal.stat().st_size:
-            with suppress(JournalDamaged), inspection.opened(journal) as connection:
-                exists = schema.end_of_samples(connection) > 1
-                known = origin.read(connection, journal)
+            try:
+                with inspection.opened(journal) as connection:
+                    exists = schema.end_of_samples(connection) > 1
+                    known = origin.read(connection, journal)
+            except JournalDamaged:
+                return  # the start opens the journal next, and its error says what is wrong
         if exists or manifest.seqs(self._config.state / "checkpoints"):
             self._expect_same(known)
         else:
@@ -54,7 +57,7 @@ class StreamOrigin:
 
     def begin(self, journal: Journal, store: CheckpointStore) -> None:
         """Begins the stream from the weights, unless it exists. Raises ConfigError, Unavailable, OSError."""
-        if journal.head.seq or store.seqs():
+        if self._exists(journal, store):
             self._expect_same(journal.origin)
             log.info("state exists, --from is not used source=%s", self._source)
             return
@@ -65,6 +68,14 @@ class StreamOrigin:
         start = ResumeState.of_network(network)
         store.write(Checkpoint(start.seq, start.tensors, start.progress))
         log.info("stream begins from weights source=%s seq=%d", self._source, found.seq)
+
+    @staticmethod
+    def _exists(journal: Journal, store: CheckpointStore) -> bool:
+        """Whether the stream has begun. A damaged checkpoint 0 without samples is written again from the weights."""
+        if journal.head.seq or store.seqs() not in ([], [0]):
+            return True
+        checkpoint, _ = store.newest()
+        return checkpoint is not None
 
     def _read(self) -> Weights:
         with about("--from"):

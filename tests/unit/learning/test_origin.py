@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,11 +15,13 @@ from ffstream.checkpoint import weights
 from ffstream.checkpoint.store import CheckpointStore
 from ffstream.client import Control, Predictor, Producer
 from ffstream.config import Config
+from ffstream.daemon import backup
 from ffstream.daemon.daemon import Daemon
 from ffstream.errors import (
     CheckpointDamaged,
     CheckpointIncompatible,
     ConfigError,
+    JournalDamaged,
     SequenceUnknown,
 )
 from ffstream.ff.network import Network
@@ -174,6 +177,46 @@ def test_a_stream_without_a_whole_checkpoint_never_begins_from_random_weights(co
         with pytest.raises(CheckpointDamaged, match=r"began from the weights in .*, and there is no") as caught:
             daemon.start()
         assert caught.value.hint.startswith("restore a checkpoint or a backup")
+
+
+def test_a_damaged_first_checkpoint_without_samples_is_written_again(config: Config, source: Path) -> None:
+    """As the hint of the start without --from says."""
+    with serving(config, source):
+        pass
+    (config.state / "checkpoints" / f"{0:020d}" / "state.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointDamaged, match="no whole checkpoint to begin at") as caught:
+        Daemon(config).start()
+    assert caught.value.hint.startswith(f"start again with --from {source}")
+    with serving(config, source) as daemon:
+        assert_equal(dict(daemon.learner.snapshots.current.classifier.weights), weights.load(source).tensors)
+
+
+def test_a_damaged_journal_is_named_and_not_its_origin(config: Config, source: Path) -> None:
+    with serving(config, source):
+        pass
+    with closing(sqlite3.connect(config.state / "journal.sqlite")) as connection:
+        connection.execute("DROP TABLE origin")
+        connection.commit()
+    with pytest.raises(JournalDamaged, match="origin"):
+        Daemon(config, start_from=source).start()
+
+
+def test_a_backup_without_a_checkpoint_is_rejected(config: Config, source: Path, tmp_path: Path) -> None:
+    """The journal has all samples, but not the weights they were learned from."""
+    with serving(config, source) as daemon:
+        learn(daemon)
+    shutil.rmtree(config.state / "checkpoints")
+    with pytest.raises(CheckpointDamaged, match="no whole checkpoint in"):
+        backup.make(config.state, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
+
+
+def test_a_backup_before_the_first_sample_holds_the_weights(config: Config, source: Path, tmp_path: Path) -> None:
+    with serving(config, source):
+        backup.make(config.state, tmp_path / "backup")
+    restored = in_process.config(tmp_path / "backup", "learning.partial=wait")
+    with serving(restored, None) as daemon:
+        assert_equal(dict(daemon.learner.snapshots.current.classifier.weights), weights.load(source).tensors)
 
 
 def test_a_rollback_to_0_needs_the_first_checkpoint(config: Config, source: Path) -> None:
