@@ -16,7 +16,7 @@ from ffstream.learning.learner import Learner
 from ffstream.server.admission import Admission
 from ffstream.server.control import Command
 
-_COMMAND_S = 60.0  # what a command takes at most, unless its client says otherwise
+_COMMAND_S = 60.0  # time limit of a command whose request has no timeout_s
 
 
 class Commands:
@@ -76,7 +76,7 @@ class Commands:
         return lambda: self._learner.rollback(to, skip=later == "skip")._asdict()
 
     def _drain(self, timeout_s: float) -> dict[str, Any]:
-        """Accepts no more samples, learns what is acked, then stops. Refused while learning is paused."""
+        """Accepts no more samples, learns what is acked, then stops. Rejected while learning is paused."""
         if not self._draining.acquire(blocking=False):
             raise Busy("another drain is under way", hint="it stops the daemon when it is done")
         try:

@@ -95,7 +95,7 @@ class Daemon:
 
     @as_start_errors()
     def stand_by(self, heartbeat: Callable[[], None] = lambda: None) -> bool:
-        """Waits while another daemon has the state folder. The kernel releases its lock however that daemon dies.
+        """Waits while another daemon has the state folder. The kernel releases its lock when that process ends.
 
         Calls `heartbeat` each second meanwhile. True once this daemon has the folder and `start` may follow, False
         when a stop was requested. Raises ConfigError. Raises StartBlocked at first; later, a lock that cannot be
@@ -120,7 +120,7 @@ class Daemon:
         return True
 
     def _can_take(self) -> bool:
-        """Whether the folder is ours now. Passing obstacles, such as no free descriptor, are logged once each."""
+        """Whether this daemon holds the folder now. A temporary error, such as no free descriptor, is logged once."""
         try:
             taken = self._lock.take()
         except StartBlocked as error:
@@ -184,7 +184,7 @@ class Daemon:
         self._shutdown.add(Order.CLOSE_JOURNAL, "journal", self._close_journal)
         if is_new:
             what = "new state folder created" if self._lock.made else "new state created in an existing folder"
-            hint = "if there was a state before, stop the daemon and mount or restore it; --existing refuses this"
+            hint = "if there was a state before, stop the daemon and mount or restore it; --existing prevents this"
             log.warning("%s path=%s hint=%s", what, state.absolute(), hint)
         for path in (journal, state):
             fsync_entry(path)  # without it, power loss could remove the folder that an ack depends on
@@ -350,7 +350,7 @@ class Daemon:
     # --- serve and stop ---------------------------------------------------------------------------------------------
 
     def wait(self, heartbeat: Callable[[], None] = lambda: None) -> None:
-        """Returns when a stop was requested or something failed. Calls `heartbeat` each second while all is well."""
+        """Returns when a stop was requested or something failed. Until then, calls `heartbeat` each second."""
         limit_s = self.config.pipeline.stall_timeout_s
         returned = polled = watched_from = time.monotonic()
         while not self._is_woken(_POLL_S):
@@ -393,7 +393,7 @@ class Daemon:
         self._wake.put(_Wake.RELOAD)
 
     def stop(self) -> None:
-        """Ends what was started, in order, each step with a deadline. Raises what failed, if anything did."""
+        """Ends what was started, in order, each step with a deadline. Raises the failure that ended the daemon."""
         served, self._phase = self._phase == "ready", "stopping"
         late = self._shutdown.run(self.config.shutdown.drain_timeout_s)
         if served or late:  # a failed start has logged its reason already
@@ -407,7 +407,7 @@ class Daemon:
         return self.learner.end_learning(timeout_s, failed=self.failure is not None)
 
     def _end_commands(self, timeout_s: float) -> bool:
-        """A waiting command holds a thread, and Python does not exit before its threads."""
+        """Python does not exit while a waiting command occupies a thread."""
         self.learner.end_waits()
         return True
 

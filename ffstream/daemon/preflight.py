@@ -1,4 +1,4 @@
-"""Finds what would keep a daemon from starting: for `ffstream config check`, and for the start itself.
+"""Finds what would prevent a daemon from starting: for `ffstream config check`, and for the start itself.
 
 It creates, changes and locks nothing, and imports neither torch nor numba unless `pipeline.device` is "cuda".
 Conditions that may pass by themselves, such as a port in use, are left to the start.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
-_LEAST_S = 0.1  # that each step gets, however late it is
+_LEAST_S = 0.1  # each step gets at least this, even after the deadline
 
 
 class Order(IntEnum):
@@ -21,9 +21,9 @@ class Order(IntEnum):
     LEARN_QUEUED = 2  # the last barrier saves the state
     EVALUATE_QUEUED = 3  # the evaluation's part completes the last barrier
     WRITE_CHECKPOINT = 4
-    END_COMMANDS = 5  # those that wait get an answer
-    STOP_ANSWERING = 6  # predictions and control went on until here
-    STOP_AUTHENTICATING = 7  # no socket is left that would accept connections without it
+    END_COMMANDS = 5  # waiting commands are answered
+    STOP_ANSWERING = 6  # predictions and control work until here
+    STOP_AUTHENTICATING = 7  # only now, so that no open socket accepts connections without it
     CLOSE_CONTEXT = 8
     CLOSE_JOURNAL = 9
     RELEASE_STATE = 10
@@ -46,7 +46,7 @@ class Shutdown:
         self._steps.append(_Step(order, name, end))
 
     def run(self, timeout_s: float) -> list[str]:
-        """Runs every step, whatever becomes of those before it. Returns the names of those that were late."""
+        """Runs every step, even if an earlier one fails. Returns the names of the steps that failed or were late."""
         deadline = time.monotonic() + timeout_s
         late: list[str] = []
         for step in sorted(self._steps, key=lambda step: step.order):

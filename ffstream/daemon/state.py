@@ -37,7 +37,7 @@ def is_missing(path: Path) -> StartBlocked:
 
 
 class StateLock:
-    """Lock of a folder, which is created if it does not exist at first; if it vanishes later, it is not.
+    """Lock of a folder. It is created if it does not exist at first, but not again if it vanishes later.
 
     With `existing` it is never created. `made` says whether this object created it.
     """

@@ -1,1 +1,1 @@
-"""The learning side: a training run, and what operates on it."""
+"""The learning side: a training run, its checkpoints, recovery and rollback."""

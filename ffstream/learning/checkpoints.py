@@ -1,4 +1,4 @@
-"""The checkpoints of a daemon, for as long as it runs: store, writer thread, and waiting for them."""
+"""The checkpoints of a running daemon: store, writer thread, and waiting until one is written."""
 
 import threading
 import time
@@ -78,14 +78,14 @@ class Checkpoints:
     ) -> Written:
         """Requests a checkpoint and returns when it, or a later one, is durable.
 
-        `check` is called now and then, and raises when the checkpoint will not come. Raises DeadlineExceeded, and
-        Unavailable when it could not be written.
+        `check` is called every 0.1 s, and raises when the checkpoint will never be written. Raises DeadlineExceeded,
+        and Unavailable when it could not be written.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
             earlier = self._writes  # an earlier failure says nothing about this one
             requested = request()
-            # A later one may be written before this thread sees this one; it holds what this one holds, and more.
+            # A later one may be written before this thread sees the requested one. It contains everything in it.
             while not (
                 requested.done()
                 and self._last_written.seq >= requested.result()

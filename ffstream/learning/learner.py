@@ -1,10 +1,10 @@
-"""What operates on the training run: recovers it, takes checkpoints, pauses it, rolls it back, ends it.
+"""Controls the training run: recovers it, takes checkpoints, pauses it, rolls it back, ends it.
 
     journal → training run ─┬→ snapshots → predictions
                             └→ checkpoints
 
 A rollback ends the run and starts another one from an older checkpoint; snapshots and checkpoints live as long as the
-daemon. `rollback` says what happens if the process dies at any line of it.
+daemon. The docstring of `rollback` says what happens if the process dies during one.
 """
 
 import gc
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class RolledBack(NamedTuple):
-    """Where learning is again, and what happens to the samples `first` … `last` that came after it."""
+    """The sample after which learning continues, and what happens to the later samples `first` … `last`."""
 
     to: int
     checkpoint: int
@@ -58,7 +58,7 @@ class Learner:
         self._journal = journal
         self._metrics = metrics
         self._on_failure = on_failure
-        self._ending = False  # commands that wait must end
+        self._ending = False  # the daemon stops, so waiting commands must return
         self._paused = events.learning_is_paused(journal.path)  # by a request to this daemon or an earlier one
         self._pausing = threading.Lock()  # a request may come while a rollback replaces the run
         self._rolling_back = threading.Lock()  # one rollback at a time
@@ -87,7 +87,7 @@ class Learner:
 
     @property
     def threads(self) -> list[Worker]:
-        """Those that learn, evaluate and write."""
+        """The threads that learn, evaluate and write checkpoints."""
         return [*self.run.threads, self.checkpoints.writer.thread]
 
     # --- start and stop ---------------------------------------------------------------------------------------------
@@ -101,14 +101,14 @@ class Learner:
         self.run.start()
 
     def end_waits(self) -> None:
-        """Ends commands that wait, with an error."""
+        """Makes waiting commands return with an error."""
         self._ending = True
         self.snapshots.close()
 
     def end_learning(self, timeout_s: float, *, failed: bool) -> bool:
         """Learns what is queued; a last barrier saves the state. False if the deadline passed.
 
-        After a failure there is no state worth saving: recovery begins at the last checkpoint.
+        After a failure no state is saved, because it may be wrong: recovery begins at the last checkpoint.
         """
         deadline = time.monotonic() + timeout_s
         if not self._rolling_back.acquire(timeout=timeout_s):  # never released: no other rollback may begin
@@ -149,7 +149,7 @@ class Learner:
         return str(pipeline.product_dtype).removeprefix("torch."), str(pipeline.device)
 
     def status(self) -> dict[str, Any]:
-        """What is learned, and how well."""
+        """Progress and prequential error of learning, for the status reply."""
         run, snapshot, store = self.run.status(), self.snapshots.current, self.checkpoints.store
         accepted = self._journal.head.seq  # read after what is applied, which must not exceed it
         return {
@@ -178,7 +178,7 @@ class Learner:
             return
         missing = target - self.snapshots.current.seq
         if self._ending:
-            raise _stops(f"{missing} samples wait on disk")
+            raise _is_stopping(f"{missing} samples wait on disk")
         self._raise_if_paused_before(target)
         raise DeadlineExceeded(
             f"{missing} samples are not learned after {timeout_s:g} s", hint="wait longer, or see ffstream status"
@@ -208,17 +208,17 @@ class Learner:
 
         def check() -> None:
             if self._ending:
-                raise _stops("it takes a last checkpoint by itself")
+                raise _is_stopping("it writes a last checkpoint before it ends")
             if self.run is not run:
-                raise Unavailable("learning was rolled back meanwhile", hint="take another checkpoint")
+                raise Unavailable("learning was rolled back in the meantime", hint="take another checkpoint")
 
         return self.checkpoints.wait_written(run.request_checkpoint, timeout_s, check=check)
 
     def pause(self, paused: bool) -> None:
-        """Stops or resumes learning, in this training run and later ones; everything else goes on.
+        """Pauses or resumes learning, in this training run and later ones; everything else continues.
 
-        It holds until the opposite is requested, also after a restart: it is on disk before it takes effect. Raises
-        Unavailable when it cannot be written; then nothing has changed.
+        A pause lasts until learning is resumed, also across restarts: the request is on disk before it takes effect.
+        Raises Unavailable when it cannot be written; then nothing has changed.
         """
         with self._pausing:
             if paused != self._paused:
@@ -238,14 +238,14 @@ class Learner:
     # --- rollback ---------------------------------------------------------------------------------------------------
 
     def rollback(self, to: int, *, skip: bool) -> RolledBack:
-        """Takes learning back to where it had learned the samples 1 … `to`. Predictions and acks go on meanwhile.
+        """Returns to the state in which exactly the samples 1 … `to` were learned. Predictions and acks continue.
 
-        Learning begins at the newest checkpoint at or below `to` and learns from there up to `to` again. Later
-        samples that are acked by now are then learned again, or with `skip` never. Returns once learning has begun
-        again; raises SequenceUnknown, Busy, DiskFull, StageFailed.
+        A new run begins at the newest checkpoint at or before `to` and learns the samples up to `to` again. Later
+        samples that have been acked are then learned again, or with `skip` never. Returns once the new run has
+        started; raises SequenceUnknown, Busy, DiskFull, StageFailed.
 
-        If the process dies: with `skip`, `recovery` says why it is atomic. Without, checkpoints are removed from the
-        oldest on, so a death leaves the newest one, and no rollback.
+        If the process dies: with `skip`, `recovery` says why it is atomic. Without, checkpoints are removed oldest
+        first, so the newest one is still there after a crash, and nothing was rolled back.
         """
         if not self._rolling_back.acquire(blocking=False):
             raise Busy("another rollback is under way", hint="try again later")
@@ -265,11 +265,11 @@ class Learner:
         applied = self.applied_seq
         if not 0 <= to <= applied:
             raise SequenceUnknown(f"sample {to} is not learned", hint=f"learned are 0 to {applied}")
-        self._find_resume_state(to, skip=skip)  # fails before anything is given up
+        self._find_resume_state(to, skip=skip)  # raises before anything has changed
         self._end_run(self._config.shutdown.drain_timeout_s)
         try:
             if self._ending:
-                raise _stops("nothing was rolled back")
+                raise _is_stopping("nothing was rolled back")
             # Again: a checkpoint that was being written may have replaced an older one.
             self._find_resume_state(to, skip=skip)
             last = self._journal.head.seq
@@ -293,7 +293,7 @@ class Learner:
         failpoints.reached("rollback.skipped")
 
     def _end_run(self, timeout_s: float) -> None:
-        """Ends learning and evaluation where they are, and lets the writer finish what it has."""
+        """Ends learning and evaluation without saving, and lets the writer finish."""
         deadline = time.monotonic() + timeout_s
         for end in (self._abort_run, self.checkpoints.writer.settle):
             if end(max(0.1, deadline - time.monotonic())):
@@ -308,11 +308,11 @@ class Learner:
         return ended
 
     def _begin_again(self) -> int:
-        """A new run from the newest checkpoint, whose weights predict at once. Returns its sequence number."""
+        """Starts a run from the newest checkpoint, whose weights predict at once. Returns its sequence number."""
         try:
             return self._begin_from(self._find_resume_state())
         except BaseException as error:
-            # Nothing learns any more, and a daemon that only accepts would break its promise.
+            # Nothing learns now, and a daemon that accepts samples and never learns them breaks its promise.
             self._on_failure(StageFailed(f"learning could not begin again: {error}", hint="restart; see the log"))
             raise
 
@@ -322,7 +322,7 @@ class Learner:
         with self._pausing:
             run.pipeline.pause(self._paused)
             self.run = run
-        # The objects of the run before are garbage now, but gc.freeze had declared them permanent.
+        # The previous run is garbage now, but gc.freeze had excluded its objects from collection.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
@@ -330,5 +330,5 @@ class Learner:
         return resume.seq
 
 
-def _stops(state: str) -> Unavailable:
-    return Unavailable(f"the daemon stops; {state}", hint="ask again after its restart")
+def _is_stopping(state: str) -> Unavailable:
+    return Unavailable(f"the daemon is stopping; {state}", hint="try again after its restart")

@@ -41,7 +41,7 @@ class StreamOrigin:
         self._config = config
 
     def check(self, journal: Path) -> None:
-        """Raises ConfigError if the stream cannot begin from these weights. Changes nothing and needs no lock."""
+        """Raises ConfigError if the stream cannot begin from these weights. Changes nothing and takes no lock."""
         exists, known = False, None
         if journal.exists() and journal.stat().st_size:
             try:

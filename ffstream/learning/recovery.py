@@ -2,8 +2,8 @@
 
 The journal continues from checkpoint S if and only if it holds every sample after S that is not skipped. `retention`
 keeps this true of the newest checkpoints. For an older one, on the ladder, it becomes true when a rollback to exactly
-S skips everything later: samples that are no longer in the journal are then never learned again, which is what the
-operator asked for. A rollback to a sample between two such checkpoints is rejected.
+S skips everything later: the samples that are no longer in the journal are among those that the operator skipped. A
+rollback to a sample between two such checkpoints is rejected.
 
 A rollback that skips is atomic. Its commit is the transaction that adds the skip and notes `rollback_to` (see
 `journal.skips`). The checkpoints that have learned skipped samples are removed afterwards; after a crash in between,
@@ -43,10 +43,10 @@ def find_resume_state(
     if resume.seq > journal.head.seq:
         # New samples would get numbers that count as learned: they would be acked and never learned.
         raise JournalDamaged(
-            f"{journal.path} ends at sample {journal.head.seq}, before checkpoint {resume.seq}: they are of"
+            f"{journal.path} ends at sample {journal.head.seq}, before checkpoint {resume.seq}: they were saved at"
             " different times, or the journal was copied without its -wal file",
-            hint="put journal.sqlite and journal.sqlite-wal back that belong to the checkpoints, or restore a folder"
-            " that `ffstream backup` made",
+            hint="restore the journal.sqlite and journal.sqlite-wal that belong to the checkpoints, or a folder that"
+            " `ffstream backup` made",
         )
     if checkpoint is None and journal.origin is not None:
         raise _no_origin(journal, at_most)
@@ -54,17 +54,16 @@ def find_resume_state(
     if wanted < journal.first_seq and not (skip and at_most is not None and wanted > at_most):
         if at_most is not None:
             raise _unreachable(store, journal, at_most, resume.seq if checkpoint else None, skip=skip)
-        # Learning would silently wait for the gap to be filled, for ever.
+        # Otherwise learning would wait forever for the missing samples, without an error.
         raise JournalDamaged(
-            f"samples {wanted} to {journal.first_seq - 1} are in no whole checkpoint and not in"
-            f" {journal.path} any more",
-            hint="put a checkpoint back that has learned them, or use another --state folder",
+            f"samples {wanted} to {journal.first_seq - 1} are in no whole checkpoint and no longer in {journal.path}",
+            hint="restore a checkpoint that has learned them, or use another --state folder",
         )
     return resume
 
 
 def _no_origin(journal: Journal, at_most: int | None) -> CheckpointDamaged | SequenceUnknown:
-    """The error if a stream that began from given weights would begin from random ones."""
+    """The error for a stream that began from given weights and has no checkpoint left to continue from."""
     assert journal.origin is not None
     if at_most is not None:
         return SequenceUnknown(
@@ -97,7 +96,7 @@ class Reach(NamedTuple):
     """How far back a rollback can go. None: not possible."""
 
     rollback_from: int | None  # the oldest sample, with --skip; only to checkpoints, below `relearn_from`
-    rollback_age_s: float | None  # how long daemons have run since then
+    rollback_age_s: float | None  # for how long daemons have run since then
     relearn_from: int | None  # any sample from this one on, and what came later can be learned again
 
 
@@ -109,7 +108,7 @@ def reach(store: CheckpointStore, journal: Journal) -> Reach:
         rungs = store.rungs()
     except OSError as error:
         raise Unavailable(
-            f"checkpoints cannot be read: {error}", hint="see the log; perhaps no file descriptor is left"
+            f"checkpoints cannot be read: {error}", hint="see the log; the file descriptors may be exhausted"
         ) from error
     if not rungs:
         return Reach(None, None, None)

@@ -3,8 +3,8 @@
 Valid at all times: for each deleted row there is a whole checkpoint that has learned it. When the journal is full,
 the newest checkpoint alone must be enough, so every byte of it is verified first.
 
-Older checkpoints, those of the ladder, keep no rows: days of samples would fill the disk and make each start slow. A
-rollback to one of them can therefore not relearn what came after it; see `recovery`.
+No rows are kept for the older checkpoints of the ladder: days of samples would fill the disk and make each start
+slow. So after a rollback to one of them, what came after it cannot be learned again; see `recovery`.
 """
 
 import logging
@@ -35,7 +35,7 @@ class Retention:
         self._asked_at = 0.0
 
     def follow(self, run: TrainingRun) -> None:
-        """A run begins. After a rollback, sequence numbers repeat, and so do checkpoints of these numbers."""
+        """A run begins. After a rollback, sequence numbers repeat, and so do the numbers of checkpoints."""
         self._run = run
         self._verified, self._verified_limit = -1, 0
         self._limit = min(self._limit, *self._store.seqs(), run.applied_seq)
@@ -74,7 +74,7 @@ class Retention:
     def _full_limit(self) -> int:
         """The limit for a full journal: the newest checkpoint is enough, and another one is asked for.
 
-        Otherwise no sample could be stored, so no checkpoint would come, so no room would be made, for ever.
+        Otherwise no sample could be stored, no checkpoint would follow, and no row could ever be deleted.
         """
         newest = (self._store.whole_seqs() or [0])[-1]
         now = time.monotonic()

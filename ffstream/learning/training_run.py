@@ -72,13 +72,13 @@ class TrainingRun:
         self.pipeline.start()
 
     def abort(self, timeout_s: float) -> bool:
-        """Ends all threads after what each has in hand. What is not saved is still in the journal. False if late."""
+        """Ends each thread after its current item. What is not saved is still in the journal. False if late."""
         deadline = time.monotonic() + timeout_s
         return self.pipeline.abort(timeout_s) and self.prequential.stop(max(0.1, deadline - time.monotonic()))
 
     @property
     def threads(self) -> list[Worker]:
-        """Those that learn and evaluate."""
+        """The threads that learn and evaluate."""
         return [*self.pipeline.threads, self.prequential.thread]
 
     @property
@@ -91,7 +91,7 @@ class TrainingRun:
         return self.pipeline.request_checkpoint()
 
     def status(self) -> dict[str, Any]:
-        """What is learned, and how well."""
+        """Progress and prequential error, for the status reply."""
         pipeline, record = self.pipeline, self.prequential.record
         applied = pipeline.applied_seq  # read once: learning goes on
         skipped = pipeline.skipped_up_to(applied)

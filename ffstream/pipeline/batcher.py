@@ -1,8 +1,8 @@
 """Turns stored messages into microbatches on a fixed grid.
 
 Where a microbatch ends depends only on the recipe and the sequence number, not on how the samples were grouped into
-messages. A flush may end one early when the stream pauses, and skipped samples always do; the next one ends on the
-grid again.
+messages. A flush may shorten a microbatch when the stream pauses, and skipped samples always do; the next one ends on
+the grid again.
 """
 
 from collections import deque

@@ -18,7 +18,7 @@ class DeviceStream:
         """The context in which the stage's thread works."""
         return nullcontext()
 
-    def hand_over(self) -> Any:
+    def record(self) -> Any:
         """An event that is set once all work so far is done."""
         return None
 
@@ -45,7 +45,7 @@ class CudaStream(DeviceStream):
         self._stream.wait_stream(torch.cuda.default_stream(self._stream.device))
         return torch.cuda.stream(self._stream)
 
-    def hand_over(self) -> torch.cuda.Event:
+    def record(self) -> torch.cuda.Event:
         event: torch.cuda.Event = self._stream.record_event()
         return event
 
@@ -65,7 +65,7 @@ class CudaStream(DeviceStream):
 
 
 def choose_device(name: str) -> torch.device:
-    """`cpu`, `cuda`, or `auto`: CUDA where there is one. Raises ConfigError."""
+    """`cpu`, `cuda`, or `auto`: CUDA if a device is available. Raises ConfigError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -76,7 +76,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_product_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`fp32`, `bf16`, or `auto`: bf16 where the processor has instructions for it."""
+    """`fp32`, `bf16`, or `auto`: bf16 if the processor has instructions for it."""
     if name == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
         name = "bf16" if fast else "fp32"

@@ -27,12 +27,12 @@ from ffstream.util.threads import LEARNING_NICENESS, Worker
 
 NAME = "ff-feeder"
 _IDLE_WAIT_S = 0.5
-_IN_HAND_S = 5.0  # how long a pause waits for a microbatch that a slow stage holds up
+_PAUSE_WAIT_S = 5.0  # how long a pause waits for a microbatch that is being sent to a slow stage
 
 
 @dataclass
 class FeederState:
-    """Where the feeder stands; part of every checkpoint."""
+    """The feeder's position in the stream; part of every checkpoint."""
 
     step: int = 0
     seq: int = 0
@@ -71,7 +71,7 @@ class Feeder:
         self._stopping = threading.Event()
         self._saves_at_end = True
         self._paused = False
-        self._in_hand = threading.Lock()  # held while a microbatch is cut and sent
+        self._feeding = threading.Lock()  # held while a microbatch is formed and sent
         self._published = (state.step, state.seq)
         self._unsaved = 0  # samples fed since the last saving barrier, without skipped ones
         self._saved_at = time.monotonic()
@@ -91,11 +91,11 @@ class Feeder:
         self._head.wake()
 
     def pause(self, paused: bool) -> None:
-        """Stops or resumes feeding; requests are still served. A microbatch in hand is sent before this returns."""
+        """Stops or resumes feeding; requests are still served. The current microbatch is sent before this returns."""
         self._paused = paused
         self._head.wake()
-        if self._in_hand.acquire(timeout=_IN_HAND_S):
-            self._in_hand.release()
+        if self._feeding.acquire(timeout=_PAUSE_WAIT_S):
+            self._feeding.release()
 
     def request_checkpoint(self) -> Future[int]:
         """Sends a saving barrier as soon as possible. The result is its `seq`, once all parts are there."""
@@ -127,7 +127,7 @@ class Feeder:
         return True
 
     def _feed_unless_paused(self) -> bool:
-        with self._in_hand:
+        with self._feeding:
             return not self._paused and self._feed()
 
     def _feed(self) -> bool:
@@ -178,7 +178,7 @@ class Feeder:
 
     def _send_due_barrier(self) -> None:
         state, checkpoints, publish_every = self.state, self._checkpoints, self._learning.publish_every
-        # At first often, while every microbatch improves the network much.
+        # Publish more often at first, while each microbatch improves the network a lot.
         warmup = state.step < publish_every * 8 and state.step & (state.step - 1) == 0
         saves = 0 < checkpoints.every_samples <= self._unsaved or (
             0 < checkpoints.every_s <= time.monotonic() - self._saved_at and self._unsaved > 0
@@ -220,7 +220,7 @@ class Feeder:
         return Part(tensors=tensors, progress=position | progress)
 
     def _idle(self) -> None:
-        """Nothing to feed: publishes what was learned since the last snapshot, then waits for new samples."""
+        """When there is nothing to feed: publishes what was learned since the last snapshot, then waits."""
         if self._published != (self.state.step, self.state.seq):
             self._send_barrier(saves=False)
         self.idle = True

@@ -1,4 +1,4 @@
-"""What a pipeline reports, in one protocol. `learning.TrainingRun` is the listener of a daemon."""
+"""The events that a pipeline reports. `learning.TrainingRun` is the listener of a daemon."""
 
 from typing import Protocol
 

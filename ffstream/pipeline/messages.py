@@ -1,4 +1,4 @@
-"""What travels through the pipeline.
+"""The messages that travel through the pipeline.
 
 A barrier takes a Chandy–Lamport snapshot of the chain: each contributor that it passes adds its part of the state, as
 it is after everything before the barrier and nothing behind it. Together the parts are one consistent state, and no
@@ -51,7 +51,8 @@ class Part:
 
 
 class Barrier:
-    """Stands behind the sample `seq`. Its weights become snapshot `version`; with `saves`, its state a checkpoint.
+    """Follows the sample `seq` in the stream. Its weights become snapshot `version`, and with `saves` its state a
+    checkpoint.
 
     `on_complete` is called once, on the thread of the last contributor.
     """

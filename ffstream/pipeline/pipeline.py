@@ -34,7 +34,7 @@ from ffstream.util.threads import Worker
 
 
 class Pipeline:
-    """`save_contributors` names those who, besides feeder and stages, add a part to every saving barrier.
+    """`save_contributors` names the parts that, besides feeder and stages, contribute to every saving barrier.
 
     Raises CheckpointIncompatible, ConfigError, JournalDamaged.
     """
@@ -148,7 +148,7 @@ class Pipeline:
         return all(ended)
 
     def abort(self, timeout_s: float) -> bool:
-        """Drops what is in the queues and ends the threads after the item that each has in hand."""
+        """Drops what is in the queues and ends each thread after its current item."""
         for stage in self.stages:
             stage.inbox.close(drop=True)
         return self.stop(timeout_s, save=False)
@@ -179,13 +179,13 @@ class Pipeline:
     def request_checkpoint(self) -> Future[int]:
         """Sends a saving barrier as soon as possible. The result is its `seq`, once all parts are there.
 
-        A pipeline that ends before leaves the future without a result.
+        If the pipeline ends before that, the future never gets a result.
         """
         return self._feeder.request_checkpoint()
 
     @property
     def threads(self) -> list[Worker]:
-        """The last stage's first: when it is stuck, those before it only wait for it."""
+        """The last stage's thread comes first: when it is stuck, those before it only wait for it."""
         return [*(stage.thread for stage in reversed(self.stages)), self._feeder.thread]
 
     def describe(self) -> list[dict[str, Any]]:

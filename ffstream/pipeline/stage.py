@@ -1,7 +1,8 @@
 """A stage: some consecutive layers on a thread of their own (on CUDA: a stream of its own).
 
-Takes a microbatch, computes forward, hands on, and only then updates. Never waits for a gradient; waits only for a
-full queue behind it (`block`). The first exception ends the stage and is reported, once.
+A stage takes a microbatch, runs the forward pass, passes the activities on, and only then updates its weights. It
+never waits for a gradient. It waits only while the queue after it is full (`block`). The first exception ends the
+stage and is reported once.
 """
 
 import time
@@ -54,7 +55,7 @@ class Stage:
 
     @property
     def members(self) -> dict[str, Member]:
-        """What of this stage has weights and state, by the prefix of their tensors."""
+        """The parts of this stage that have weights and state, by the prefix of their tensors."""
         own: dict[str, Member] = {} if self._input is None else {INPUT: self._input}
         return own | {layer_name(layer.index): layer for layer in self.layers}
 
@@ -65,7 +66,7 @@ class Stage:
     def _work(self) -> None:
         try:
             with self._stream.use():
-                self._learn_what_comes()
+                self._process_items()
         except Closed:
             pass
         except Exception as error:
@@ -76,7 +77,7 @@ class Stage:
             if self._outbox is not None:
                 self._outbox.close()
 
-    def _learn_what_comes(self) -> None:
+    def _process_items(self) -> None:
         while True:
             with self.thread.waiting():
                 item = self.inbox.get()
@@ -91,11 +92,11 @@ class Stage:
         output = self._forward(item)
         waited = 0.0
         if self._outbox is not None:
-            failpoints.reached("hand_on.before")
+            failpoints.reached("pass_on.before")
             before = time.perf_counter()
             self._outbox.put(output)  # before the update: no layer waits for this one to learn
             waited = time.perf_counter() - before
-            failpoints.reached("hand_on.after")
+            failpoints.reached("pass_on.after")
         for layer in self.layers:
             layer.update()
         self._stream.settle()
@@ -114,7 +115,7 @@ class Stage:
             activities = item.activities
         for layer in self.layers:
             activities = layer.forward(activities)
-        return StageOutput(item.step, item.seq, item.fresh, activities, self._stream.hand_over())
+        return StageOutput(item.step, item.seq, item.fresh, activities, self._stream.record())
 
     def _pass(self, barrier: Barrier) -> None:
         members = self.members.items()
@@ -136,7 +137,8 @@ class Stage:
             metrics.loss.labels(label).set(figures.loss)
 
     def connect_gauges(self) -> None:
-        """The gauges that are read at scrape time."""
+        """Gauges show this stage from now on, and nothing of a run that a rollback has ended."""
+        self._set_layer_gauges()
         metrics, label = self._metrics, self._label
         metrics.queue_depth.labels(label).set_function(lambda: len(self.inbox))
         metrics.stage_seq.labels(label).set_function(lambda: self.last_seq)

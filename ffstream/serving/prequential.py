@@ -30,7 +30,7 @@ class _Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     version: int
-    stands_for: int  # samples, its own and those passed over before it
+    stands_for: int  # its own samples and those skipped before it
 
 
 class _Mark(NamedTuple):
@@ -118,7 +118,7 @@ class Prequential:
         self._inbox: deque[_Batch | _Mark] = deque()
         self._changed = threading.Condition()
         self._snapshots = {first.version: first}
-        self._passed_over = 0
+        self._skipped = 0
         self._due = 0.0
         self._stride = 1
         self._stopping = False
@@ -146,11 +146,11 @@ class Prequential:
         size = len(labels)
         with self._changed:
             if not size or not self._takes_next(self._busy_fraction if behind else self._fraction):
-                self._passed_over += size
+                self._skipped += size
                 self._metrics.prequential_skipped.inc(size)
                 return
-            self._inbox.append(_Batch(images, labels, version, size + self._passed_over))
-            self._passed_over = 0
+            self._inbox.append(_Batch(images, labels, version, size + self._skipped))
+            self._skipped = 0
             self._changed.notify_all()
 
     def _takes_next(self, fraction: float) -> bool:
@@ -174,7 +174,7 @@ class Prequential:
             self._changed.notify_all()
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Takes a snapshot that batches may wait for."""
+        """Adds a snapshot that batches may wait for."""
         with self._changed:
             self._snapshots[snapshot.version] = snapshot
             self._forget_unneeded(snapshot.version)  # what is observed from now on needs this one or a later one
@@ -209,7 +209,7 @@ class Prequential:
     def _snapshot(self, version: int) -> Snapshot | None:
         """The snapshot of that version, once it is published; None if it never will be."""
         with self._changed:
-            with self.thread.waiting():  # until it is there, the layers have it in hand
+            with self.thread.waiting():  # until it is published, the layers are still working on it
                 self._changed.wait_for(lambda: version in self._snapshots or self._stopping)
             return self._snapshots.get(version)
 

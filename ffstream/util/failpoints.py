@@ -12,8 +12,8 @@ FAILPOINTS: Final = (
     "commit.after",  # on disk, not acked
     "ack.before",
     "ack.after",
-    "hand_on.before",  # a stage has computed activities
-    "hand_on.after",  # the next stage has them; this one has not learned
+    "pass_on.before",  # a stage has computed activities
+    "pass_on.after",  # the next stage has them; this one has not learned
     "learned",  # the last stage has learned
     "cut.complete",  # every part of a checkpoint is there, nothing of it on disk
     "checkpoint.write.after",

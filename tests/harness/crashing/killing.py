@@ -34,7 +34,7 @@ _SERVING_S = 0.4
 _AS_USER_EVERY = 20
 _STANDBY_EVERY = 21  # a multiple of three, so that the daemon that serves is one that is killed at a random time
 # Reached with each message or microbatch; the others only with each checkpoint.
-_FREQUENT = ("commit", "ack", "hand_on", "learned")
+_FREQUENT = ("commit", "ack", "pass_on", "learned")
 _ROLLBACK = "rollback."
 _ANSWER_S = 0.5  # a daemon that is killed by the request does not answer
 _POLL_S = 0.01

@@ -459,6 +459,15 @@ def test_a_snapshot_published_while_a_rollback_ends_the_run_ends_no_wait(
     assert waited == [False]
 
 
+def test_a_rollback_removes_the_goodness_of_the_run_that_it_ends(bench: Bench) -> None:
+    bench.learn(10)
+    goodness = bench.learner._metrics.goodness
+    assert any(family.samples for family in goodness.collect())
+    bench.learner.pause(True)
+    bench.learner.rollback(0, skip=False)
+    assert not any(family.samples for family in goodness.collect())
+
+
 def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
     bench.learn(10)
     inside, go_on = hold_at("rollback.discarded", watched, DEADLINE_S)
@@ -633,7 +642,7 @@ def test_a_stop_that_overtakes_a_rollback_undoes_nothing(bench: Bench, monkeypat
         return settle(timeout_s)
 
     monkeypatch.setattr(bench.learner.checkpoints.writer, "settle", settle_and_stop)
-    with pytest.raises(Unavailable, match="stops"):
+    with pytest.raises(Unavailable, match="is stopping"):
         bench.learner.rollback(8, skip=False)
     assert bench.learner.checkpoints.store.seqs()[-1] == 40
 
