@@ -99,7 +99,7 @@ class Metrics:
             "messages_rejected_total", "Messages answered with an error.", "reason"
         )
         self.connections_refused = self._counter(
-            "connections_refused_total", "Connections, or HTTP requests, that were not let in.", "socket", "reason"
+            "connections_refused_total", "Rejected connections and HTTP requests.", "socket", "reason"
         )
         self.connections_ended = self._counter(
             "connections_ended_total", "Connections that have ended, whichever side ended them.", "socket"
@@ -108,9 +108,9 @@ class Metrics:
             "replies_dropped_total", "Replies to peers that are gone or do not read."
         )
         self.output_dropped = self._gauge(
-            "output_dropped_lines", "Lines for stdout or stderr that were dropped because nobody read there."
+            "output_dropped_lines", "Lines for stdout or stderr that were dropped because no process read them."
         )
-        self.clients = self._gauge("clients", "Producers that the journal remembers, of limits.clients_max.")
+        self.clients = self._gauge("clients", "Producers in the journal; limits.clients_max is the maximum.")
         self.credit = self._gauge("credit_messages", "Messages that a client may have unanswered.")
         self.refusing = self._gauge("refusing_samples", "1 while no samples are accepted, for this reason.", "reason")
         self.journal_commit = self._histogram("journal_commit_seconds", "Time of a group commit, fsync included.")
@@ -123,7 +123,7 @@ class Metrics:
             "journal_log_bytes", "Size of the journal's write-ahead log, which is not part of journal_used_bytes."
         )
         self.warning = self._gauge(
-            "warning", "1 while this needs attention though the daemon works; status says what to do.", "reason"
+            "warning", "1 while a warning is active; `ffstream status` says what to do.", "reason"
         )
         self.journal_seq = self._gauge("journal_last_seq", "Sequence number of the last sample on disk.")
 
@@ -131,14 +131,19 @@ class Metrics:
         self.samples_learned = self._counter("samples_learned_total", "Samples that every layer has learned.")
         self.applied_seq = self._gauge("applied_seq", "Sequence number up to which every layer has learned.")
         self.goodness = self._gauge(
-            "layer_goodness", "Mean goodness between the last two barriers.", "layer", "polarity"
+            "layer_goodness",
+            "Mean goodness of positive and negative rows between the last two barriers.",
+            "layer",
+            "rows",
         )
         self.loss = self._gauge("layer_loss", "Mean loss between the last two barriers.", "layer")
         self.step_seconds = self._histogram("stage_step_seconds", "Time of a stage for a microbatch.", "stage")
         self.queue_depth = self._gauge("stage_queue_depth", "Items waiting before a stage.", "stage")
         self.stage_seq = self._gauge("stage_last_seq", "Last sample that a stage has learned.", "stage")
         self.skipped = self._gauge(
-            "stage_skipped_microbatches", "Microbatches given up before a stage since the start or rollback.", "stage"
+            "stage_skipped_microbatches",
+            "Microbatches that a stage has skipped since the start or a rollback.",
+            "stage",
         )
         self.phase = self._gauge("phase", "1 for the phase that is running.", "phase")
         self.paused = self._gauge("learning_paused", "1 while learning is paused.")
@@ -149,19 +154,23 @@ class Metrics:
         self.checkpoint_failures = self._counter(
             "checkpoint_failures_total", "Checkpoints that could not be written."
         )
-        self.checkpoints_damaged = self._counter("checkpoints_damaged_total", "Damaged checkpoints met at recovery.")
+        self.checkpoints_damaged = self._counter(
+            "checkpoints_damaged_total", "Damaged checkpoints found at recovery."
+        )
 
     def _define_serving(self) -> None:
         self.predictions = self._counter("predictions_total", "Samples predicted for clients.")
         self.prediction_seconds = self._histogram("prediction_seconds", "From receipt of a query to its reply.")
         self.prediction_paced = self._counter(
-            "prediction_paced_seconds_total", "Time that predictions waited, so that learning had its share."
+            "prediction_paced_seconds_total", "Time that predictions were delayed to leave learning its share."
         )
         self.prediction_batch = self._histogram(
             "prediction_batch_samples", "Samples predicted at once.", buckets=_SIZES
         )
         self.prequential_samples = self._counter("prequential_samples_total", "Samples predicted before learned.")
-        self.prequential_errors = self._counter("prequential_errors_total", "Those that were predicted wrong.")
+        self.prequential_errors = self._counter(
+            "prequential_errors_total", "Samples predicted wrongly, of prequential_samples_total."
+        )
         self.prequential_skipped = self._counter(
             "prequential_skipped_samples_total",
             "Samples learned without being predicted first, at high rates.",

@@ -80,7 +80,7 @@ def test_a_planned_drain_alerts_nobody(tmp_path: Path) -> None:
 def test_a_backlog_that_nobody_learns_alerts(tmp_path: Path) -> None:
     alert = fires(
         "page",
-        "a has 100 samples to learn and learns none",
+        "a has 100 samples to learn, and has learned none for five minutes",
         "With learning.partial = wait an incomplete microbatch waits for more samples, which is no fault. Otherwise"
         " see its log.",
     )
@@ -127,7 +127,7 @@ def test_the_first_errors_and_a_restart_alert_nobody(tmp_path: Path, error: str,
 LEARNED, AGE = of("samples_learned_total"), of("checkpoint_age_seconds")
 NO_CHECKPOINT = fires(
     "ticket",
-    "a learns, and has no checkpoint of the last half hour",
+    "a learns, and has written no checkpoint for half an hour",
     "The journal grows and a restart takes longer. See checkpoint.every_s; to write one now: ffstream checkpoint",
 )
 
