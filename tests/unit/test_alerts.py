@@ -53,8 +53,8 @@ def test_rejected_samples_alert_while_the_cause_lasts(tmp_path: Path) -> None:
     alert = fires(
         "page",
         "a rejects all samples: disk_full",
-        "Producers wait and send again; predictions are still answered. It accepts samples again by itself when the"
-        " cause is gone. See: ffstream status",
+        "Producers wait and send again; predictions are still answered. It accepts samples again automatically when"
+        " the cause is gone. See: ffstream status",
         reason="disk_full",
     )
     series = {refusing("disk_full"): "0x4 1x5 0x10", refusing("draining"): "0x20"}
