@@ -19,7 +19,7 @@ from ffstream.cli.datasets import load_dataset
 from ffstream.cli.output import print_json, progress_bar
 from ffstream.cli.resuming import SPAN, Batches, Place, fingerprint, make_whole, place
 from ffstream.client import Control, CurveKeys, Producer
-from ffstream.client.producer import Refused
+from ffstream.client.delivery import Rejected
 from ffstream.data import DRIFTS, Order, UInt8Array, batches
 from ffstream.errors import DeadlineExceeded, FFStreamError, Reason, RequestRefused, Unauthorized
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN
@@ -236,10 +236,10 @@ def replay(
     if client is not None and start is not None and position:
         click.echo(f"resuming {client}: {resumed:,} of {total:,} samples were sent before", err=True)
         make_whole(endpoint, client, keys, start, stream(skip=max(0, position - SPAN)))
-    refused: list[Refused] = []
+    refused: list[Rejected] = []
     late: DeadlineExceeded | None = None
     wanted: dict[str, Any] = {"start_at": start.n, "window_messages": SPAN} if start else {}
-    wanted |= {"client": client, "on_refused": refused.append, "on_waiting": _tell, "keys": keys}
+    wanted |= {"client": client, "on_rejected": refused.append, "on_waiting": _tell, "keys": keys}
     with (
         closing(Producer(endpoint, **wanted)) as producer,
         Interrupt() as interrupt,
@@ -283,7 +283,7 @@ def _result(producer: Producer, seconds: float) -> dict[str, Any]:
     }
 
 
-def _report(result: dict[str, Any], refused: list[Refused], as_json: bool) -> None:
+def _report(result: dict[str, Any], refused: list[Rejected], as_json: bool) -> None:
     if refused:
         first = refused[0]
         click.echo(f"{result['rejected']} samples were refused, first: {first.message} [{first.code}]", err=True)

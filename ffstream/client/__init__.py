@@ -1,4 +1,4 @@
-"""Clients of a daemon. They import no torch: a producer may run anywhere.
+"""Clients of a daemon. They do not import torch, so they run anywhere.
 
 >>> from ffstream.client import Producer, Predictor, Control, CurveKeys
 """

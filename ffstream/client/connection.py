@@ -1,20 +1,19 @@
-"""What the clients share: one DEALER socket, deadlines on every wait, and a greeting on every connection.
+"""What the clients have in common: a DEALER socket, deadlines on every wait, and a greeting on every connection.
 
-After a connection has come up the client says `hello` and waits for `welcome`: so it knows that it talks to the right
-socket of a daemon, and which limits hold there. Until then it sends nothing else.
+When a connection is up the client sends `hello` and waits for `welcome`. So it knows that it talks to the right
+socket of a daemon, and the limits there. It sends nothing else before.
 """
 
 import math
 import time
 from collections.abc import Callable
-from numbers import Real
-from typing import Any, Self
+from typing import Self
 
 import zmq
 
-from ffstream.client.handshakes import Handshakes
 from ffstream.client.keys import CurveKeys
-from ffstream.client.owner import Owner
+from ffstream.client.monitor import ConnectionMonitor
+from ffstream.client.thread_affinity import ThreadAffinity
 from ffstream.errors import ConfigError, DeadlineExceeded, Reason, RequestRefused, TooLarge, Unreachable
 from ffstream.wire import codec
 from ffstream.wire.messages import (
@@ -28,12 +27,13 @@ from ffstream.wire.messages import (
     Welcome,
 )
 
+POLL_S = 0.05  # between two polls of the connection's state during a wait
+
 _HEARTBEAT_MS = 2_000
 _RECONNECT_MS = 50
 _RECONNECT_MAX_MS = 1_000
-_CONNECT_MS = 5_000  # the kernel alone would try for two minutes, ever more rarely
-_LOOK_S = 0.05  # between two looks at what became of the connection
-_SETTLE_S = 0.5  # for a probe that is under way at a deadline
+_CONNECT_MS = 5_000  # the kernel alone would retry for two minutes, less and less often
+_LAST_PROBE_S = 0.5  # for a probe that is running at a deadline
 _HELLO_AGAIN_S = 1.0
 
 _CLIENTS = {
@@ -43,25 +43,18 @@ _CLIENTS = {
 }
 
 
-def seconds(value: Any, name: str) -> float:
-    """A time limit as a float. Raises ConfigError for anything but a number from 0 on."""
-    number = float(value) if isinstance(value, Real) else math.nan
-    if math.isnan(number) or number < 0:
-        raise ConfigError(f"{name}={value!r}", hint="a number of seconds, 0 or more")
-    return number
-
-
-def duration(waited_s: float) -> str:
-    """A time as a person says it."""
-    return f"{round(waited_s, 2 if waited_s < 10 else 1):g} s"
+def duration(seconds: float) -> str:
+    """Seconds for people, such as `1.25 s` or `63.1 s`."""
+    return f"{round(seconds, 2 if seconds < 10 else 1):g} s"
 
 
 class Connection:
-    """A DEALER on an endpoint, for one thread (owner.py). Raises ConfigError.
+    """A DEALER socket connected to an endpoint, for one thread (thread_affinity.py). Raises ConfigError.
 
-    With `immediate`, sending without a connection raises zmq.Again, and what a broken one did not take is gone, as
-    are answers over it that were not read. Every wait raises RequestRefused with the code `unauthorized` soon after
-    the daemon has not let us in, and ConfigError when an HTTP server or another socket of the daemon is there.
+    With `immediate`, sending without a connection raises zmq.Again, and messages that a broken connection has not
+    sent are lost, as are unread answers. Every wait raises RequestRefused with the code `unauthorized` soon after
+    the daemon has rejected the connection, and ConfigError if an HTTP server or another socket of the daemon listens
+    there.
     """
 
     def __init__(
@@ -74,34 +67,32 @@ class Connection:
         keys: CurveKeys | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self.client_kind = _CLIENTS[socket_name][0]
-        self.owner = Owner(self.client_kind)
-        self.welcome: Welcome | None = None  # of the connection over which `ask` sent last
+        self.affinity = ThreadAffinity(_CLIENTS[socket_name][0])
         self.reason: Reason | None = None  # why the client waits
-        self.on_reason: Callable[[Reason], None] | None = None  # told about each new one
+        self.on_reason: Callable[[Reason], None] | None = None  # called with each new reason
         self._socket_name = socket_name
         self._types = codec.table(ErrorReply, Welcome, *answers)
         if not isinstance(endpoint, str):
-            raise ConfigError(f"an endpoint {endpoint!r}", hint="write tcp://HOST:PORT or ipc://PATH as text")
+            raise ConfigError(f"the endpoint {endpoint!r} is not a string", hint="use tcp://HOST:PORT or ipc://PATH")
         if keys is not None and not isinstance(keys, CurveKeys):
-            raise ConfigError(f"keys of type {type(keys).__name__}", hint="take CurveKeys.load(key, server_key)")
+            raise ConfigError(f"keys of type {type(keys).__name__}", hint="use CurveKeys.load(key, server_key)")
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._set_options(immediate=immediate)
         if keys is not None:
             keys.use(self.socket)
-        self.handshakes = Handshakes(self.socket, endpoint, has_keys=keys is not None)
+        self.monitor = ConnectionMonitor(self.socket, endpoint, has_keys=keys is not None)
         try:
             self.socket.connect(endpoint)
         except (zmq.ZMQError, ValueError) as error:
             self.close()
-            raise ConfigError(f"cannot connect to {endpoint}: {error}", hint="write tcp://HOST:PORT") from error
+            raise ConfigError(f"cannot connect to {endpoint}: {error}", hint="use tcp://HOST:PORT") from error
 
     def _set_options(self, *, immediate: bool) -> None:
         for option, value in (
-            (zmq.LINGER, 0),  # what is not acked is the caller's to resend, not the socket's
+            (zmq.LINGER, 0),  # the caller resends what is not acked
             (zmq.IMMEDIATE, int(immediate)),
-            (zmq.SNDHWM, 0),  # bounded by the callers
-            (zmq.RCVHWM, 0),  # bounded by what we asked for
+            (zmq.SNDHWM, 0),  # the callers limit what they send
+            (zmq.RCVHWM, 0),  # limited by what was sent
             (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS),
             (zmq.RECONNECT_IVL, _RECONNECT_MS),
@@ -110,45 +101,60 @@ class Connection:
         ):
             self.socket.setsockopt(option, value)
 
+    # --- messages --------------------------------------------------------------------------------------------------
+
     def send(self, message: Message, *payload: bytes) -> None:
-        """Sends without waiting: what can be under way is bounded by the callers. Raises TooLarge, zmq.Again."""
+        """Sends without blocking. Raises TooLarge, zmq.Again."""
         header = codec.encode(message)
         if len(header) > MAX_HEADER_BYTES:
             raise TooLarge(f"{message.type}: a header of {len(header)} bytes", hint=f"at most {MAX_HEADER_BYTES}")
         self.socket.send_multipart([header, *payload], zmq.NOBLOCK)
 
+    def send_if_up(self, message: Message, *payload: bytes) -> bool:
+        """Sends if the connection is up, and returns whether it did."""
+        if not self.monitor.is_up:
+            return False
+        try:
+            self.send(message, *payload)
+        except zmq.Again:
+            self.monitor.is_up = False
+            return False
+        return True
+
     def receive(self, timeout_s: float) -> tuple[Message, list[bytes]] | None:
-        """The next message and its payload, None after the timeout. Raises ProtocolError for what nobody may send."""
+        """The next message and its payload, or None after the timeout. Raises ProtocolError for an invalid one."""
         if not self.await_event(zmq.POLLIN, timeout_s):
             return None
         header, *payload = self.socket.recv_multipart(zmq.NOBLOCK)
         return codec.decode(header, self._types, list_max=MAX_HEADER_BYTES), payload
 
     def await_event(self, event: int, timeout_s: float) -> bool:
-        """Whether the socket can be read, or written, before the timeout. Raises RequestRefused if it has to wait."""
+        """Whether the socket can be read, or written, before the timeout. Raises as `ConnectionMonitor.poll`."""
         if timeout_s <= 0:
             return bool(int(self.socket.getsockopt(zmq.EVENTS)) & event)
         deadline = time.monotonic() + timeout_s
         left_s = timeout_s
-        while not self.socket.poll(max(1, int(min(left_s, _LOOK_S) * 1000)), event):
-            self.handshakes.look()
+        while not self.socket.poll(max(1, int(min(left_s, POLL_S) * 1000)), event):
+            self.monitor.poll()
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return False
         return True
 
+    # --- greeting --------------------------------------------------------------------------------------------------
+
     def came_up(self) -> bool:
-        """Whether the connection came up again since the last call. Raises as `Handshakes.look`."""
-        self.handshakes.look()
-        again = self.handshakes.came_up and self.handshakes.is_up
-        self.handshakes.came_up = False
-        return again
+        """Whether a new connection is up since the last call. Raises as `ConnectionMonitor.poll`."""
+        self.monitor.poll()
+        is_new = self.monitor.came_up and self.monitor.is_up
+        self.monitor.came_up = False
+        return is_new
 
-    def greet(self, hello: Hello, timeout_s: float, *, patience_s: float = math.inf) -> Welcome:
-        """Says hello as soon as there is a connection, and returns the daemon's answer.
+    def greet(self, hello: Hello, timeout_s: float, *, connect_timeout_s: float = math.inf) -> Welcome:
+        """Sends hello when a connection is up, and returns the daemon's answer.
 
-        A retryable refusal is tried again. Raises Unreachable once there has been no connection for `patience_s`
-        if there never was one; DeadlineExceeded, RequestRefused, and ConfigError at the wrong socket.
+        Sends it again after a retryable error. Raises Unreachable if there never was a connection and there is none
+        within `connect_timeout_s`; DeadlineExceeded, RequestRefused, and ConfigError at the wrong socket.
         """
         began = time.monotonic()
         deadline, again_at = began + timeout_s, math.inf
@@ -156,18 +162,18 @@ class Connection:
             now = time.monotonic()
             if self.came_up() or now >= again_at:
                 again_at = math.inf
-                self.say(hello)
-            if now >= deadline or (now - began >= patience_s and self.is_out_of_reach()):
-                raise self.too_late(now - began)
-            self.note_connection()
-            received = self.receive(min(deadline - now, _LOOK_S))
+                self.send_if_up(hello)
+            if now >= deadline or (now - began >= connect_timeout_s and self.cannot_connect()):
+                raise self.deadline_error(now - began)
+            self.note_broken_connection()
+            received = self.receive(min(deadline - now, POLL_S))
             if received is None:
                 continue
             answer = received[0]
             if isinstance(answer, ErrorReply) and answer.n is None and answer.id is None:
                 if not answer.retry:
                     raise RequestRefused(answer.code, answer.message, hint=answer.hint)
-                self.note(answer.code, answer.message, answer.hint)
+                self.note_reason(answer.code, answer.message, answer.hint)
                 again_at = time.monotonic() + (answer.retry_after_s or _HELLO_AGAIN_S)
             elif isinstance(answer, Welcome):
                 self.check_socket(answer)
@@ -175,7 +181,7 @@ class Connection:
                 return answer
 
     def check_socket(self, welcome: Welcome) -> None:
-        """Raises ConfigError if this is another socket of the daemon."""
+        """Raises ConfigError if the welcome comes from another socket of the daemon."""
         if welcome.socket != self._socket_name:
             kind, default = _CLIENTS[self._socket_name]
             raise ConfigError(
@@ -184,99 +190,39 @@ class Connection:
                 f"by default {default}",
             )
 
-    def note(self, code: str, message: str, hint: str) -> None:
-        """Keeps why the client waits, and since when it waits for that."""
+    # --- why the client waits --------------------------------------------------------------------------------------
+
+    def note_reason(self, code: str, message: str, hint: str) -> None:
+        """Records why the client waits, and since when."""
         known = self.reason if self.reason is not None and self.reason.code == code else None
         self.reason = Reason(code, message, hint, known.since if known else time.monotonic())
         if known is None and self.on_reason is not None:
             self.on_reason(self.reason)
 
-    def note_connection(self) -> None:
-        """The same for what is wrong with the connection, if anything is."""
-        if not self.handshakes.is_up and (self.handshakes.finding or self.handshakes.was_up):
-            found = self.handshakes.describe()
-            self.note(Unreachable.code, found.text, found.hint)
+    def note_broken_connection(self) -> None:
+        """Records the problem with the connection, if there is one."""
+        if not self.monitor.is_up and (self.monitor.probed or self.monitor.was_up):
+            found = self.monitor.describe()
+            self.note_reason(Unreachable.code, found.text, found.hint)
 
-    def is_out_of_reach(self) -> bool:
+    def cannot_connect(self) -> bool:
         """Whether there never was a connection, and a probe found that there cannot be one now."""
-        shakes = self.handshakes
-        return not shakes.was_up and shakes.finding is not None and not shakes.finding.connects
+        monitor = self.monitor
+        return not monitor.was_up and monitor.probed is not None and not monitor.probed.connects
 
-    def too_late(self, waited_s: float) -> DeadlineExceeded:
-        """The error that says what is known."""
-        if not self.handshakes.is_up:
-            self.handshakes.settle(_SETTLE_S)
-            found = self.handshakes.describe()
-            self.note(Unreachable.code, found.text, found.hint)
+    def deadline_error(self, waited_s: float) -> DeadlineExceeded:
+        """The error about a deadline, with what is known about the reason."""
+        if not self.monitor.is_up:
+            self.monitor.finish_probe(_LAST_PROBE_S)
+            found = self.monitor.describe()
+            self.note_reason(Unreachable.code, found.text, found.hint)
             return Unreachable(f"{found.text}; tried for {duration(waited_s)}", hint=found.hint, reason=self.reason)
         what = f"no answer from {self.endpoint} in {duration(waited_s)}"
         if self.reason is not None:
             return DeadlineExceeded(f"{what}: {self.reason}", hint=self.reason.hint, reason=self.reason)
         return DeadlineExceeded(
-            what, hint="it is connected: is the daemon busy, or stopped? its log tells; or wait for longer"
+            what, hint="the client is connected: is the daemon busy, or stopped? see its log, or wait longer"
         )
-
-    def say(self, message: Message) -> bool:
-        """Sends if there is a connection. Whether it did."""
-        return self._try_send(message, ())
-
-    def hello(self, timeout_s: float, *, patience_s: float) -> Welcome:
-        """The welcome over the connection that is up, or a new one's. Raises as `greet`."""
-        self.welcome = self._welcome_of_connection(time.monotonic() + timeout_s, patience_s)
-        return self.welcome
-
-    def ask(
-        self,
-        id: int,
-        build: Callable[[Welcome], tuple[Message, tuple[bytes, ...]]],
-        timeout_s: float,
-        *,
-        patience_s: float,
-        may_repeat: bool,
-    ) -> tuple[Message, list[bytes]]:
-        """Sends the request that `build` makes for a daemon, and returns the answer with its id.
-
-        When the connection breaks meanwhile, a request that may be repeated is sent again over the next one. Raises
-        as `greet`, what `build` raises, and Unreachable when the answer to another request cannot come any more.
-        """
-        began = time.monotonic()
-        deadline = began + timeout_s
-        is_sent = False
-        while True:
-            welcome = self._welcome_of_connection(deadline, patience_s)
-            if is_sent and welcome is not self.welcome and not may_repeat:
-                raise _lost(self.endpoint)
-            if welcome is not self.welcome or not is_sent:
-                self.welcome = welcome
-                is_sent = self._try_send(*build(welcome))
-            now = time.monotonic()
-            if now >= deadline:
-                raise self.too_late(now - began)
-            received = self.receive(min(deadline - now, _LOOK_S))
-            if received is None or getattr(received[0], "id", None) not in (id, None):
-                continue  # or the late answer to a request that was given up
-            answer, answer_payload = received
-            if isinstance(answer, ErrorReply):
-                raise RequestRefused(answer.code, answer.message, hint=answer.hint)
-            if not isinstance(answer, Welcome):
-                return answer, answer_payload
-
-    def _welcome_of_connection(self, deadline: float, patience_s: float) -> Welcome:
-        """The last one, or a new one if the connection is new."""
-        if not self.came_up() and self.welcome is not None:
-            return self.welcome
-        self.handshakes.came_up = self.handshakes.is_up  # nothing was said over it yet
-        return self.greet(Hello(), deadline - time.monotonic(), patience_s=patience_s)
-
-    def _try_send(self, request: Message, payload: tuple[bytes, ...]) -> bool:
-        if not self.handshakes.is_up:
-            return False
-        try:
-            self.send(request, *payload)
-        except zmq.Again:
-            self.handshakes.is_up = False
-            return False
-        return True
 
     def __enter__(self) -> Self:
         return self
@@ -285,14 +231,7 @@ class Connection:
         self.close()
 
     def close(self, linger_ms: int = 0) -> None:
-        """Closes the socket. What is not sent yet gets that long, behind our back."""
+        """Closes the socket. Unsent messages have that much time to be sent, in the background."""
         if not self.socket.closed:
-            self.handshakes.close()
+            self.monitor.close()
             self.socket.close(linger_ms)
-
-
-def _lost(endpoint: str) -> DeadlineExceeded:
-    return Unreachable(
-        f"the connection to {endpoint} broke before the answer came; the command may have been carried out",
-        hint="ffstream status",
-    )

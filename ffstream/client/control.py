@@ -1,26 +1,27 @@
-"""Tells a daemon what to do, and asks what it is doing."""
+"""A client for the control socket: sends commands to a daemon, and asks for its status."""
 
 from typing import Any, Self
 
 import numpy as np
 
-from ffstream.client.connection import Connection, seconds
+from ffstream.client.arguments import seconds
 from ffstream.client.keys import CurveKeys
+from ffstream.client.requests import RequestConnection
 from ffstream.errors import ConfigError
 from ffstream.wire import codec
 from ffstream.wire.messages import DEFAULT_CONTROL, Reply, Request
 
-# What they do is done once, however often they are asked.
+# The result is the same when they are carried out twice.
 _REPEATABLE = frozenset({"status", "config", "wait_idle"})
 
 
 class Control:
-    """A connection to the control socket, for the thread that uses it first (see owner.py).
+    """A connection to the control socket, for the thread that uses it first (see thread_affinity.py).
 
-    It is made with the first request. If there never was a connection, a request fails as soon as the daemon has been
-    out of reach for `connect_timeout_s`: pass more to wait for a daemon that starts. Once there was one, a request
-    goes on trying until its own timeout. When the connection breaks before the answer, `status`, `config` and
-    `wait_idle` are asked again; other commands raise Unreachable, because they may have been carried out.
+    It connects with the first request. If there never was a connection, a request fails when the daemon is
+    unreachable for `connect_timeout_s`: use a larger value to wait for a daemon that starts. Once there was a
+    connection, a request waits until its own timeout. If the connection breaks before the answer, `status`, `config`
+    and `wait_idle` are sent again; other commands raise Unreachable, because they may have been carried out.
     """
 
     def __init__(
@@ -30,40 +31,44 @@ class Control:
         connect_timeout_s: float = 1.0,
         keys: CurveKeys | None = None,
     ) -> None:
-        self._patience_s = seconds(connect_timeout_s, "connect_timeout_s")
-        self._connection = Connection(endpoint, "control", (Reply,), keys=keys)
+        connect_timeout_s = seconds(connect_timeout_s, "connect_timeout_s")
+        self._connection = RequestConnection(
+            endpoint, "control", Reply, connect_timeout_s=connect_timeout_s, keys=keys
+        )
         self._id = 0
 
     def request(
         self, command: str, arguments: dict[str, Any] | None = None, timeout_s: float = 10.0
     ) -> dict[str, Any]:
-        """The command's result. Raises RequestRefused, DeadlineExceeded (Unreachable without a connection), TooLarge,
-        and ConfigError for arguments that cannot be sent."""
-        self._connection.owner.check()
+        """Sends a command and returns its result.
+
+        Raises RequestRefused, DeadlineExceeded (Unreachable without a connection), TooLarge, and ConfigError for
+        arguments that cannot be sent.
+        """
+        self._connection.affinity.check()
         self._id += 1
         request = _request(self._id, command, arguments or {})
         answer, _ = self._connection.ask(
             self._id,
             lambda welcome: (request, ()),
             seconds(timeout_s, "timeout_s"),
-            patience_s=self._patience_s,
-            may_repeat=command in _REPEATABLE,
+            repeatable=command in _REPEATABLE,
         )
         assert isinstance(answer, Reply)
         return answer.result
 
     def status(self, timeout_s: float = 10.0) -> dict[str, Any]:
-        """What the daemon is doing."""
+        """What the daemon is doing. wire/SPEC.md lists the keys."""
         return self.request("status", timeout_s=timeout_s)
 
     def wait_idle(self, timeout_s: float) -> dict[str, Any]:
-        """Returns once predictions have learned every sample acked so far."""
+        """Waits until predictions have learned every sample that is acked now. Returns the status."""
         timeout_s = seconds(timeout_s, "timeout_s")
         return self.request("wait_idle", {"timeout_s": timeout_s}, timeout_s + 5.0)
 
     def close(self) -> None:
         """Closes the connection."""
-        self._connection.owner.check()
+        self._connection.affinity.check()
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -74,14 +79,14 @@ class Control:
 
 
 def _request(id: int, command: Any, arguments: Any) -> Request:
-    """With numpy's numbers as plain ones. Raises ConfigError for what cannot be sent."""
+    """The request, with numpy's numbers converted to plain ones. Raises ConfigError if it cannot be sent."""
     try:
         request = Request(id=id, command=command, arguments=_plain(arguments))
         codec.encode(request)
     except (ValueError, TypeError, OverflowError) as error:  # pydantic's and msgpack's
         raise ConfigError(
             f"command={command!r:.80}, arguments={arguments!r:.200} cannot be sent",
-            hint='a name of 64 characters at most and a dict of numbers and text: request("rollback", {"to": 5})',
+            hint='a name of at most 64 characters and a dict of numbers and strings: request("rollback", {"to": 5})',
         ) from error
     return request
 

@@ -1,7 +1,7 @@
-"""What is at an endpoint, found out with a plain socket: libzmq tries again in silence and says no reason.
+"""Finds out what listens at an endpoint, with a plain socket: libzmq reconnects silently and gives no reason.
 
-A ZeroMQ server greets first, and its greeting names its security mechanism (rfc.zeromq.org/spec/23). An HTTP server
-waits for a request.
+A ZeroMQ server sends its greeting first, and the greeting contains its security mechanism (rfc.zeromq.org/spec/23).
+An HTTP server waits for a request.
 """
 
 import errno
@@ -14,11 +14,13 @@ _VERSION = b"\x03"
 _MECHANISM = slice(12, 32)  # of the greeting
 _HTTP_REQUEST = b"GET /healthz HTTP/1.0\r\n\r\n"
 
-_LISTEN_HINT = "start it with `ffstream serve`, or give the endpoint that it prints at its start (section [listen])"
+_LISTEN_HINT = (
+    "start the daemon with `ffstream serve`, or use the endpoint that it prints at its start (section [listen])"
+)
 
 
-class Finding(NamedTuple):
-    """`mechanism` is that of a ZeroMQ server (`NULL`, `CURVE`), None for anything else."""
+class ProbeResult(NamedTuple):
+    """What a probe has found. `mechanism` is that of a ZeroMQ server (`NULL`, `CURVE`), None for anything else."""
 
     text: str
     hint: str
@@ -29,12 +31,12 @@ class Finding(NamedTuple):
 
 
 def host_of(endpoint: str) -> str:
-    """The host in tcp://HOST:PORT, an IPv6 address without its brackets."""
+    """The host in tcp://HOST:PORT; an IPv6 address without brackets."""
     return endpoint.rpartition(";")[2].removeprefix("tcp://").rpartition(":")[0].strip("[]")
 
 
-def probe(endpoint: str, timeout_s: float) -> Finding | None:
-    """Connects and looks. Each step has that much time, but for the resolver. None for other transports."""
+def probe(endpoint: str, timeout_s: float) -> ProbeResult | None:
+    """Connects and reads. `timeout_s` limits each step except name resolution. None for other transports."""
     if endpoint.startswith("ipc://"):
         return _probe_ipc(endpoint, timeout_s)
     if endpoint.startswith("tcp://"):
@@ -42,7 +44,7 @@ def probe(endpoint: str, timeout_s: float) -> Finding | None:
     return None
 
 
-def _probe_ipc(endpoint: str, timeout_s: float) -> Finding:
+def _probe_ipc(endpoint: str, timeout_s: float) -> ProbeResult:
     path = endpoint.removeprefix("ipc://")
     with socket.socket(socket.AF_UNIX) as raw:
         raw.settimeout(timeout_s)
@@ -53,13 +55,13 @@ def _probe_ipc(endpoint: str, timeout_s: float) -> Finding:
         return _identify(raw, endpoint)
 
 
-def _probe_tcp(endpoint: str, timeout_s: float) -> Finding:
+def _probe_tcp(endpoint: str, timeout_s: float) -> ProbeResult:
     host, port = host_of(endpoint), endpoint.rpartition(":")[2]
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, ValueError) as error:  # ValueError: an empty label, or one that is too long
+    except (OSError, ValueError) as error:  # ValueError: a label of the name is empty or too long
         why = error.strerror if isinstance(error, OSError) else error
-        return Finding(f"the name {host!r} cannot be resolved ({why})", "check its spelling, and DNS")
+        return ProbeResult(f"the name {host!r} cannot be resolved ({why})", "check the spelling, and DNS")
     failed: OSError | None = None
     for family, kind, protocol, _, address in addresses:
         try:
@@ -72,61 +74,63 @@ def _probe_tcp(endpoint: str, timeout_s: float) -> Finding:
     return _failed(endpoint, failed or OSError(errno.EADDRNOTAVAIL, "no address"))
 
 
-def _failed(endpoint: str, error: OSError) -> Finding:
+def _failed(endpoint: str, error: OSError) -> ProbeResult:
     why = "no answer to the connection request" if isinstance(error, TimeoutError) else _reason(error)
     if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
-        return Finding(f"nobody listens at {endpoint} ({why})", _LISTEN_HINT)
+        return ProbeResult(f"nobody listens at {endpoint} ({why})", _LISTEN_HINT)
     if error.errno in (errno.EACCES, errno.EPERM):
         hint = "connecting needs write permission on the socket file and search permission on its folders"
-        return Finding(f"cannot connect to {endpoint} ({why})", hint)
-    return Finding(f"cannot connect to {endpoint} ({why})", "is the host up, and do firewalls let the port through?")
+        return ProbeResult(f"cannot connect to {endpoint} ({why})", hint)
+    return ProbeResult(
+        f"cannot connect to {endpoint} ({why})", "is the host up, and do firewalls let the port through?"
+    )
 
 
 def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def _identify(raw: socket.socket, endpoint: str) -> Finding:
-    """What it says first, or when asked."""
+def _identify(raw: socket.socket, endpoint: str) -> ProbeResult:
+    """Identifies the server by what it sends first, or by its answer to a request."""
     try:
         greeting = _read(raw, 1)
         if greeting.startswith(b"\xff"):
             raw.sendall(_SIGNATURE + _VERSION)
             return _zeromq(endpoint, greeting + _read(raw, _MECHANISM.stop - len(greeting)))
         if greeting:
-            return _stranger(endpoint)
+            return _unknown(endpoint)
         raw.sendall(_HTTP_REQUEST)
         answer = _read(raw, 5)
     except OSError:
         answer = b""
     if answer.startswith(b"HTTP/"):
-        return Finding(
+        return ProbeResult(
             f"an HTTP server listens at {endpoint}",
-            "is that the port of listen.http? clients connect to listen.learn, listen.predict or listen.control",
+            "is this the port of listen.http? clients connect to listen.learn, listen.predict or listen.control",
             connects=True,
             is_http=True,
         )
     if answer:
-        return _stranger(endpoint)
-    return Finding(
-        f"{endpoint} accepts connections, but no ZeroMQ server greets",
-        "is the daemon stopped (SIGSTOP), or behind a proxy that waits for it? or is it another server's port?",
+        return _unknown(endpoint)
+    return ProbeResult(
+        f"{endpoint} accepts connections, but does not greet as a ZeroMQ server",
+        "is the daemon stopped (SIGSTOP), or behind a proxy that waits for it? or is it the port of another server?",
         connects=True,
     )
 
 
-def _stranger(endpoint: str) -> Finding:
-    return Finding(
+def _unknown(endpoint: str) -> ProbeResult:
+    return ProbeResult(
         f"the server at {endpoint} does not speak ZeroMQ",
         "is it the right host and port? see [listen]",
         connects=True,
     )
 
 
-def _zeromq(endpoint: str, greeting: bytes) -> Finding:
+def _zeromq(endpoint: str, greeting: bytes) -> ProbeResult:
     mechanism = greeting[_MECHANISM].rstrip(b"\0").decode("ascii", "replace")
-    return Finding(
-        f"a ZeroMQ server listens at {endpoint} (security {mechanism or 'unknown'}), but the handshake breaks off",
+    return ProbeResult(
+        f"a ZeroMQ server listens at {endpoint} (security {mechanism or 'unknown'}), but the handshake fails",
         "is it an ffstream daemon?",
         connects=True,
         mechanism=mechanism,
@@ -134,7 +138,7 @@ def _zeromq(endpoint: str, greeting: bytes) -> Finding:
 
 
 def _read(raw: socket.socket, size: int) -> bytes:
-    """At least that many bytes, fewer if no more come in time or the other side closes."""
+    """Reads at least `size` bytes, or fewer if the timeout passes or the other side closes the connection."""
     data = b""
     try:
         while len(data) < size and (more := raw.recv(4096)):

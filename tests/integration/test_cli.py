@@ -15,7 +15,7 @@ import pytest
 
 from ffstream import __version__
 from ffstream.client import Control
-from ffstream.client.connection import Connection
+from ffstream.client.requests import RequestConnection
 from ffstream.wire.messages import ErrorReply, Hello, Reply, Request
 from tests.harness.commands import CLI, COMMAND_S, run_cli, run_json
 from tests.harness.daemon import DaemonProcess, Daemons, start_daemon
@@ -247,12 +247,12 @@ def test_a_waiting_client_gets_an_error_when_the_daemon_stops(daemons: Daemons) 
     daemon = daemons.start("network.warmup_samples=0", f"learning.linger_s={10 * COMMAND_S}")
     assert replay(daemon, "--limit", "40")["acked"] == 40
 
-    with Connection(daemon.control, "control", (Reply,)) as connection:
+    with RequestConnection(daemon.control, "control", Reply, connect_timeout_s=COMMAND_S, keys=None) as connection:
         connection.greet(Hello(), COMMAND_S)
         connection.send(Request(id=1, command="wait_idle", arguments={"timeout_s": 600}))
         second = Request(id=2, command="status")
         # The answer shows that the first request is being handled.
-        connection.ask(2, lambda _: (second, ()), COMMAND_S, patience_s=COMMAND_S, may_repeat=True)
+        connection.ask(2, lambda _: (second, ()), COMMAND_S, repeatable=True)
         assert daemon.terminate() == 0
         received = connection.receive(COMMAND_S)
     assert received is not None

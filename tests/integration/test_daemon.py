@@ -8,7 +8,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from ffstream.client.producer import Refused
+from ffstream.client.delivery import Rejected
 from ffstream.errors import (
     BadShape,
     DeadlineExceeded,
@@ -302,8 +302,8 @@ def test_a_rejected_message_is_reported_to_the_callback_or_raised_by_flush(daemo
         peer.samples(n, client="me")
     peer.acked(6)
     black, white = np.zeros((1, INPUTS), np.uint8), np.full((1, INPUTS), 255, np.uint8)
-    refused: list[Refused] = []
-    producer = daemon.producer(client="me", start_at=1, on_refused=refused.append)
+    refused: list[Rejected] = []
+    producer = daemon.producer(client="me", start_at=1, on_rejected=refused.append)
     for at in range(6):
         producer.send(white if at % 3 == 1 else black, [0])
     producer.flush(WAIT_S)

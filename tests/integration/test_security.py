@@ -138,7 +138,7 @@ def test_an_unknown_key_is_rejected_counted_and_logged(
     secured: SecuredDaemon, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    with pytest.raises(RequestRefused, match="does not admit this key") as caught:
+    with pytest.raises(RequestRefused, match="does not accept this key") as caught:
         secured.use(name, secured.keys("eve"))
     assert caught.value.remote_code == "unauthorized"
     assert caught.value.hint
@@ -156,7 +156,7 @@ def test_a_missing_key_is_rejected_counted_and_logged(
     secured: SecuredDaemon, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    with pytest.raises(RequestRefused, match="wants a key"):
+    with pytest.raises(RequestRefused, match="needs a key"):
         secured.use(name, None)
     secured.await_refusals(name, "handshake", "broken_off")
     assert log_of(caplog, name, "handshake") or log_of(caplog, name, "broken_off")
@@ -167,7 +167,7 @@ def test_the_server_key_of_another_daemon_is_rejected_counted_and_logged(
     secured: SecuredDaemon, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    with pytest.raises(RequestRefused, match="breaks every handshake off") as caught:
+    with pytest.raises(RequestRefused, match="fails every handshake") as caught:
         secured.use(name, secured.keys("anna", "other-daemon"))
     assert "--server-key" in caught.value.hint
     secured.await_refusals(name, "handshake", count=3)
@@ -202,7 +202,7 @@ def send_over_tcp(endpoint: str, data: bytes) -> bytes:
 def test_a_key_is_valid_only_for_the_sockets_where_it_is_allowed(secured: SecuredDaemon) -> None:
     secured.use("learn", secured.keys("bert"))
     for name in ("predict", "control"):
-        with pytest.raises(RequestRefused, match="does not admit this key"):
+        with pytest.raises(RequestRefused, match="does not accept this key"):
             secured.use(name, secured.keys("bert"))
         secured.await_refusals(name, "unknown_key")
     assert secured.refused("learn", "unknown_key") == 0
@@ -214,7 +214,7 @@ def test_a_client_with_keys_is_told_that_the_daemon_has_none(tmp_path: Path) -> 
     own = CurveKeys.load(tmp_path / "keys/anna.key_secret", tmp_path / "keys/daemon.key")
     with Running(tmp_path / "state") as running:
         control = running.control(keys=own)
-        with pytest.raises(RequestRefused, match=r"knows no keys|breaks every handshake off"):
+        with pytest.raises(RequestRefused, match=r"uses no keys|fails every handshake"):
             control.status(SOON_S)
 
 
@@ -378,7 +378,7 @@ def test_a_connected_client_is_rejected_once_its_key_is_removed(
 ) -> None:
     caplog.set_level(logging.WARNING)
     anna, bert = secured.keys("anna"), secured.keys("bert")
-    producer = secured.running.producer(keys=bert, ack_timeout_s=0.5, on_refused=lambda refused: None)
+    producer = secured.running.producer(keys=bert, ack_timeout_s=0.5, on_rejected=lambda refused: None)
     producer.send(images(4), labels(4))
     producer.flush(SOON_S)
     control = secured.running.control(keys=anna)
@@ -455,7 +455,7 @@ def test_without_its_folder_of_keys_a_socket_rejects_every_client(
     secured: SecuredDaemon, caplog: pytest.LogCaptureFixture
 ) -> None:
     (secured.folder / "control").rename(secured.folder / "away")
-    with pytest.raises(RequestRefused, match="does not admit"):
+    with pytest.raises(RequestRefused, match="does not accept"):
         secured.use("control", secured.keys("anna"))
     assert caplog.text.count("no keys accepted") == 1
     (secured.folder / "away").rename(secured.folder / "control")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ffstream.checkpoint.ladder import Ladder
 from ffstream.client import Producer
+from ffstream.client.unanswered import Unanswered
 from ffstream.errors import DeadlineExceeded
 from ffstream.wire.messages import Ack
 
@@ -96,21 +97,24 @@ class RecordingProducer(Producer):
     def __init__(self, endpoint: str) -> None:
         self.acks: list[StoredMessage] = []
         super().__init__(endpoint, client=CLIENT, ack_timeout_s=5.0, connect_timeout_s=_CONNECT_S)
+        self._handle = self._delivery.handle
+        self._delivery.handle = self._record  # type: ignore[method-assign]
 
     def resume_at(self, n: int) -> None:
         """Continues with message `n`, as a producer that has received acks for all messages below `n` only."""
-        self._next_n = self._base = n
+        self._delivery.next_n = n
+        self._delivery.unanswered = Unanswered(n)
 
     def receive(self, seconds: float) -> None:
         """Reads answers for that long. An answer that is not read before the connection breaks is lost."""
         deadline = time.monotonic() + seconds
         while (left_s := deadline - time.monotonic()) > 0:
-            self._work(left_s)
+            self._delivery.work(left_s)
 
-    def _take(self, answer: Any) -> None:
+    def _record(self, answer: Any) -> None:
         if isinstance(answer, Ack):
             self.acks += (StoredMessage(*each) for each in answer.acks)
-        super()._take(answer)
+        self._handle(answer)
 
 
 def connect(endpoint: str) -> RecordingProducer:

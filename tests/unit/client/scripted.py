@@ -1,4 +1,4 @@
-"""A daemon whose every answer a test writes."""
+"""A daemon whose answers are written by the test."""
 
 import threading
 from collections.abc import Callable

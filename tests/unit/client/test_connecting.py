@@ -1,4 +1,4 @@
-"""What a client says when there is no daemon, not yet, no longer, or something else at its endpoint."""
+"""Clients whose daemon is missing, starts late or restarts, and clients of an endpoint that is not a daemon's."""
 
 import http.server
 import re
@@ -59,7 +59,7 @@ def web() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["Predictor", "Control"])
-def test_a_refused_connection_ends_a_request_long_before_its_timeout(kind: str) -> None:
+def test_a_refused_connection_fails_a_request_long_before_its_timeout(kind: str) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     began = time.monotonic()
     with pytest.raises(Unreachable) as caught:
@@ -69,7 +69,7 @@ def test_a_refused_connection_ends_a_request_long_before_its_timeout(kind: str) 
     assert "ffstream serve" in caught.value.hint
 
 
-def test_an_ipc_socket_that_is_not_there_or_not_ours(tmp_path: Path) -> None:
+def test_an_ipc_socket_that_is_missing_or_abandoned(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match=r"nobody listens at ipc://.*none \(No such file or directory\)"):
         Control(f"ipc://{tmp_path}/none").status()
     left = socket.socket(socket.AF_UNIX)
@@ -79,12 +79,12 @@ def test_an_ipc_socket_that_is_not_there_or_not_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no.such.host.invalid", "two..dots", "x" * 70 + ".invalid"])
-def test_a_name_that_cannot_be_resolved(name: str) -> None:
+def test_a_host_name_that_cannot_be_resolved(name: str) -> None:
     with pytest.raises(Unreachable, match=f"the name '{re.escape(name)}' cannot be resolved"):
         Control(f"tcp://{name}:5757", connect_timeout_s=0.1).status(LONG_S)
 
 
-def test_a_client_that_was_connected_waits_for_the_daemon_to_come_back(scripted: Script) -> None:
+def test_a_client_that_was_connected_waits_for_a_restart_of_the_daemon(scripted: Script) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     first = scripted(answer, endpoint, socket="predict")
     with Predictor(endpoint, connect_timeout_s=0.0) as predictor:
@@ -98,7 +98,7 @@ def test_a_client_that_was_connected_waits_for_the_daemon_to_come_back(scripted:
 
 
 @pytest.mark.parametrize("kind", CONNECT)
-def test_an_http_server_is_named_as_such(web: str, kind: str) -> None:
+def test_an_http_server_is_recognised(web: str, kind: str) -> None:
     with pytest.raises(ConfigError, match=f"an HTTP server listens at {web}") as caught:
         CONNECT[kind](web)
     assert "listen.http" in caught.value.hint
@@ -113,7 +113,7 @@ def test_an_http_server_is_named_as_such(web: str, kind: str) -> None:
         ("Control", "predict", "listen.control"),
     ],
 )
-def test_another_socket_of_the_daemon_is_named_as_such(scripted: Script, kind: str, there: str, option: str) -> None:
+def test_another_socket_of_the_daemon_is_recognised(scripted: Script, kind: str, there: str, option: str) -> None:
     daemon = scripted(answer, socket=there)
     with pytest.raises(ConfigError, match=f"is the {there} socket of the daemon") as caught:
         CONNECT[kind](daemon.endpoint)
@@ -121,16 +121,16 @@ def test_another_socket_of_the_daemon_is_named_as_such(scripted: Script, kind: s
     assert kind in caught.value.hint
 
 
-def test_a_port_that_accepts_and_says_nothing(scripted: Script) -> None:
+def test_a_silent_server_is_recognised(scripted: Script) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = "tcp://127.0.0.1:{1}".format(*silent.getsockname())
         told: list[Reason] = []
-        with pytest.raises(Unreachable, match="no ZeroMQ server greets"):
+        with pytest.raises(Unreachable, match="does not greet as a ZeroMQ server"):
             Producer(endpoint, connect_timeout_s=LONG_S / 6, on_waiting=told.append)
         assert [reason.code for reason in told] == ["unreachable"]
 
 
-def test_a_daemon_that_starts_late_is_waited_for(scripted: Script) -> None:
+def test_a_client_waits_for_a_daemon_that_starts_late(scripted: Script) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     told: list[Reason] = []
     with ThreadPoolExecutor(1) as pool:
@@ -143,7 +143,7 @@ def test_a_daemon_that_starts_late_is_waited_for(scripted: Script) -> None:
         assert producer.waiting is None
 
 
-def test_a_proxy_whose_daemon_starts_late_is_no_refusal(scripted: Script) -> None:
+def test_a_proxy_whose_daemon_starts_late_is_not_a_rejection(scripted: Script) -> None:
     """It accepts connections and closes them again, as a load balancer or a forwarded port does."""
     own = zmq.curve_keypair()
     keys = CurveKeys(KeyPair(*own), zmq.curve_keypair()[0])
@@ -158,14 +158,14 @@ def test_a_proxy_whose_daemon_starts_late_is_no_refusal(scripted: Script) -> Non
             server: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
             server.setsockopt(zmq.LINGER, 0)
             server.bind(endpoint)  # without keys: what the client says then comes from a handshake
-            with pytest.raises(RequestRefused, match="knows no keys"):
+            with pytest.raises(RequestRefused, match="uses no keys"):
                 waiting.result(LONG_S)
             server.close()
 
 
 @pytest.mark.parametrize("host", ["[::1]", "127.0.0.1", "localhost"])
 @pytest.mark.parametrize("kind", ["Predictor", "Control"])
-def test_addresses_of_both_kinds(scripted: Script, host: str, kind: str) -> None:
+def test_ipv4_and_ipv6_addresses(scripted: Script, host: str, kind: str) -> None:
     its_socket = {"Predictor": "predict", "Control": "control"}[kind]
     daemon = scripted(answer, f"tcp://{host if '[' in host else '127.0.0.1'}:*", socket=its_socket)
     port = daemon.endpoint.rpartition(":")[2]
@@ -183,7 +183,7 @@ def _names_of_ipv6_loopback() -> list[str]:
     return found
 
 
-def test_a_name_with_an_ipv6_address(scripted: Script) -> None:
+def test_a_host_name_with_an_ipv6_address(scripted: Script) -> None:
     names = _names_of_ipv6_loopback()
     if not names:
         pytest.skip("no name resolves to ::1 here")
@@ -191,7 +191,7 @@ def test_a_name_with_an_ipv6_address(scripted: Script) -> None:
     assert Control(f"tcp://{names[0]}:{daemon.endpoint.rpartition(':')[2]}").status(LONG_S) == {}
 
 
-def test_the_probe_names_the_mechanism() -> None:
+def test_the_probe_finds_the_security_mechanism() -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as plain, context.socket(zmq.ROUTER) as curve:
         curve.setsockopt(zmq.CURVE_SERVER, 1)
         curve.setsockopt(zmq.CURVE_SECRETKEY, zmq.curve_keypair()[1])
@@ -203,7 +203,7 @@ def test_the_probe_names_the_mechanism() -> None:
             assert (found.mechanism, found.connects, found.is_http) == (mechanism, True, False)
 
 
-def test_a_stopped_process_is_not_called_absent() -> None:
+def test_a_stopped_process_is_not_reported_as_absent() -> None:
     code = """if True:
         import socket, sys
         server = socket.create_server(("127.0.0.1", 0))
@@ -221,14 +221,14 @@ def test_a_stopped_process_is_not_called_absent() -> None:
                     Producer, f"tcp://127.0.0.1:{port}", connect_timeout_s=LONG_S / 4, on_waiting=told.append
                 )
                 wait_until(lambda: told, LONG_S, "it says why it waits")
-                with pytest.raises(Unreachable, match="accepts connections, but no ZeroMQ server greets"):
+                with pytest.raises(Unreachable, match="accepts connections, but does not greet as a ZeroMQ server"):
                     asking.result(LONG_S)
             assert all("nobody listens" not in reason.message for reason in told)
         finally:
             stopped.kill()
 
 
-def test_clients_that_nobody_closes_do_not_block_the_others(
+def test_clients_that_are_dropped_without_close_do_not_block_the_others(
     scripted: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libzmq's I/O thread, which all clients share, reports events to them until the very end of each."""

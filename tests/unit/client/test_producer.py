@@ -8,7 +8,7 @@ import pytest
 import zmq
 
 from ffstream.client import Producer
-from ffstream.client.producer import Counts, Refused
+from ffstream.client.delivery import Counts, Rejected
 from ffstream.errors import (
     BadDtype,
     BadShape,
@@ -49,7 +49,7 @@ def silence(daemon: Scripted, fields: dict[str, Any]) -> None:
 # --- greeting -------------------------------------------------------------------------------------------------------
 
 
-def test_it_greets_and_goes_on_at_the_number_it_is_told(scripted: Script, connect: Connect) -> None:
+def test_the_first_message_has_the_next_number_of_the_welcome(scripted: Script, connect: Connect) -> None:
     daemon = scripted(next=41)
     producer = connect(daemon)
     assert producer.send(IMAGE, [3]) == 41
@@ -69,7 +69,7 @@ def test_it_greets_and_goes_on_at_the_number_it_is_told(scripted: Script, connec
     assert daemon.payloads == [[bytes(range(6))]]
 
 
-def test_a_number_far_up_costs_no_more_than_the_first(scripted: Script, connect: Connect) -> None:
+def test_a_high_message_number_costs_no_more_than_a_low_one(scripted: Script, connect: Connect) -> None:
     daemon = scripted(next=2**40)
     producer = connect(daemon)
     producer.send(IMAGE, [3])
@@ -77,7 +77,7 @@ def test_a_number_far_up_costs_no_more_than_the_first(scripted: Script, connect:
     assert daemon.heard[1]["base"] == daemon.heard[1]["n"] == 2**40
 
 
-def test_a_name_of_its_own_is_given_up_once_all_is_answered(scripted: Script, connect: Connect) -> None:
+def test_a_generated_name_is_given_up_when_everything_is_answered(scripted: Script, connect: Connect) -> None:
     daemon = scripted()
     with connect(daemon, client=None) as nameless:
         nameless.send(IMAGE, [3])
@@ -94,7 +94,7 @@ def test_a_name_of_its_own_is_given_up_once_all_is_answered(scripted: Script, co
     assert len(daemon.of_type("bye")) == 1
 
 
-def test_without_a_name_each_gets_its_own(scripted: Script, connect: Connect) -> None:
+def test_generated_names_are_unique(scripted: Script, connect: Connect) -> None:
     daemon = scripted()
     names = {connect(daemon, client=None).client for _ in range(3)}
     assert len(names) == 3
@@ -102,7 +102,7 @@ def test_without_a_name_each_gets_its_own(scripted: Script, connect: Connect) ->
     assert all(name.startswith(NAMELESS_PREFIX) for name in names)
 
 
-def test_nobody_there(scripted: Script) -> None:
+def test_an_unreachable_daemon_raises_with_the_reason(scripted: Script) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     told: list[Reason] = []
     with pytest.raises(Unreachable, match="tried for") as caught:
@@ -113,7 +113,7 @@ def test_nobody_there(scripted: Script) -> None:
     assert caught.value.reason == told[0]
 
 
-def test_a_daemon_that_dies_before_its_welcome_is_greeted_again_when_it_is_back(scripted: Script) -> None:
+def test_a_daemon_that_dies_before_its_welcome_is_greeted_after_its_restart(scripted: Script) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     with ThreadPoolExecutor(1) as pool:
         with zmq.Context() as context, context.socket(zmq.ROUTER) as first:
@@ -126,7 +126,7 @@ def test_a_daemon_that_dies_before_its_welcome_is_greeted_again_when_it_is_back(
             assert greeted.send(IMAGE, [1]) == 7
 
 
-def test_a_greeting_that_is_refused(scripted: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hello_that_is_rejected_for_good_raises(scripted: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = scripted()
     monkeypatch.setattr(daemon, "_answer", lambda fields, payload: daemon.error(None, "bad_header", retry=False))
     with pytest.raises(RequestRefused) as caught:
@@ -134,7 +134,7 @@ def test_a_greeting_that_is_refused(scripted: Script, monkeypatch: pytest.Monkey
     assert caught.value.remote_code == "bad_header"
 
 
-def test_a_greeting_that_is_refused_for_now_is_repeated(scripted: Script, connect: Connect) -> None:
+def test_a_hello_that_is_rejected_for_now_is_repeated(scripted: Script, connect: Connect) -> None:
     daemon = scripted()
     greet = daemon._answer
     told: list[Reason] = []
@@ -153,7 +153,7 @@ def test_a_greeting_that_is_refused_for_now_is_repeated(scripted: Script, connec
     assert producer.waiting is None
 
 
-def test_a_greeting_that_is_refused_until_the_deadline_says_so(
+def test_the_deadline_error_of_a_rejected_hello_has_the_reason(
     scripted: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = scripted()
@@ -176,7 +176,7 @@ def test_counts_and_the_last_sequence_number(scripted: Script, connect: Connect)
     assert (producer.last_seq, producer.unanswered) == (30, 0)
 
 
-def test_one_image_may_come_alone(scripted: Script, connect: Connect) -> None:
+def test_one_image_needs_no_batch_axis(scripted: Script, connect: Connect) -> None:
     daemon = scripted()
     producer = connect(daemon)
     producer.send(IMAGE[0], 7)
@@ -196,7 +196,7 @@ def test_one_image_may_come_alone(scripted: Script, connect: Connect) -> None:
         (np.zeros((10, 61), np.uint8), [1] * 10, TooLarge),
     ],
 )
-def test_what_the_daemon_could_not_take_is_not_sent(
+def test_a_message_that_the_daemon_would_reject_is_not_sent(
     scripted: Script, connect: Connect, images: Any, labels: Any, error: type[ProtocolError]
 ) -> None:
     daemon = scripted()
@@ -231,7 +231,7 @@ def test_the_base_is_the_lowest_number_without_an_answer(scripted: Script, conne
 # --- resuming after a crash -----------------------------------------------------------------------------------------
 
 
-def test_the_position_is_the_highest_number_below_which_everything_is_answered(
+def test_answered_n_is_the_highest_number_up_to_which_everything_is_answered(
     scripted: Script, connect: Connect
 ) -> None:
     def ack_last_first(daemon: Scripted, fields: dict[str, Any]) -> None:
@@ -254,7 +254,7 @@ def test_the_position_is_the_highest_number_below_which_everything_is_answered(
     assert (producer.next_n, producer.answered_n) == (46, 45)
 
 
-def test_a_resumed_producer_sends_from_its_own_position(scripted: Script, connect: Connect) -> None:
+def test_a_resumed_producer_sends_from_start_at(scripted: Script, connect: Connect) -> None:
     def answer(daemon: Scripted, fields: dict[str, Any]) -> None:
         if fields["n"] < 5:
             daemon.error(fields["n"], "below_base", retry=False)
@@ -273,7 +273,7 @@ def test_a_resumed_producer_sends_from_its_own_position(scripted: Script, connec
 
 
 @pytest.mark.parametrize("start_at", [0, -1, 2**62])
-def test_a_position_out_of_range_is_refused(start_at: int) -> None:
+def test_start_at_out_of_range_is_rejected(start_at: int) -> None:
     with pytest.raises(ConfigError, match="start_at"):
         Producer(start_at=start_at)
 
@@ -282,7 +282,7 @@ def test_a_position_out_of_range_is_refused(start_at: int) -> None:
 
 
 @pytest.mark.parametrize(("window", "credit", "expected"), [(3, 8, 3), (8, 3, 3), (1, 1, 1)])
-def test_no_more_is_under_way_than_the_window_and_the_credit_allow(
+def test_unanswered_messages_are_limited_by_window_and_credit(
     scripted: Script, connect: Connect, window: int, credit: int, expected: int
 ) -> None:
     daemon = scripted(silence, credit=credit)
@@ -296,14 +296,14 @@ def test_no_more_is_under_way_than_the_window_and_the_credit_allow(
     assert producer.counts.sent == expected
 
 
-def test_bytes_under_way_are_limited_but_one_message_always_goes(scripted: Script, connect: Connect) -> None:
+def test_unanswered_bytes_are_limited_but_one_message_is_always_sent(scripted: Script, connect: Connect) -> None:
     producer = connect(scripted(silence), window_bytes=10, ack_timeout_s=60)
     producer.send(np.zeros((3, 6), np.uint8), [1, 2, 3])
     with pytest.raises(DeadlineExceeded):
         producer.send(IMAGE, [0], timeout_s=0.05)
 
 
-def test_an_ack_makes_room(scripted: Script, connect: Connect) -> None:
+def test_an_ack_makes_room_in_the_window(scripted: Script, connect: Connect) -> None:
     daemon = scripted()
     producer = connect(daemon, window_messages=1)
     for label in range(9):
@@ -313,7 +313,7 @@ def test_an_ack_makes_room(scripted: Script, connect: Connect) -> None:
     assert producer.counts.resent == 0
 
 
-def test_without_credit_it_waits_and_asks(scripted: Script, connect: Connect) -> None:
+def test_without_credit_the_producer_waits_and_sends_pings(scripted: Script, connect: Connect) -> None:
     def ack_and_stop(daemon: Scripted, fields: dict[str, Any]) -> None:
         daemon.ack(fields["n"], credit=0 if fields["n"] == 1 else 8)
 
@@ -334,7 +334,7 @@ def test_without_credit_it_waits_and_asks(scripted: Script, connect: Connect) ->
 # --- answers that are late, or missing ------------------------------------------------------------------------------
 
 
-def test_what_is_not_answered_in_time_is_sent_again_under_its_number(scripted: Script, connect: Connect) -> None:
+def test_an_overdue_message_is_sent_again_under_its_number(scripted: Script, connect: Connect) -> None:
     def ack_the_second_time(daemon: Scripted, fields: dict[str, Any]) -> None:
         if daemon.numbers.count(fields["n"]) > 1:
             daemon.ack(fields["n"])
@@ -343,7 +343,7 @@ def test_what_is_not_answered_in_time_is_sent_again_under_its_number(scripted: S
     producer = connect(daemon, ack_timeout_s=60)
     for label in range(3):
         producer.send(IMAGE, [label])
-    producer._ack_timeout_s = 0.1  # only now: nothing is overdue while the first three are sent
+    producer._delivery.ack_timeout_s = 0.1  # only now: nothing is overdue while the first three are sent
     producer.flush(20)
     assert daemon.numbers[:6] == [1, 2, 3, 1, 2, 3]
     assert producer.counts.acked == 3
@@ -353,7 +353,7 @@ def test_what_is_not_answered_in_time_is_sent_again_under_its_number(scripted: S
     assert len(daemon.of_type("hello")) >= 2, "it greets again: the daemon may be another one"
 
 
-def test_an_ack_twice_counts_once(scripted: Script, connect: Connect) -> None:
+def test_a_repeated_ack_counts_once(scripted: Script, connect: Connect) -> None:
     def ack_twice(daemon: Scripted, fields: dict[str, Any]) -> None:
         daemon.ack(fields["n"], fields["n"])
         daemon.ack(fields["n"], 77)
@@ -366,7 +366,7 @@ def test_an_ack_twice_counts_once(scripted: Script, connect: Connect) -> None:
     assert producer.counts.acked == 2
 
 
-def test_a_daemon_that_comes_back_gets_what_was_not_answered(scripted: Script, connect: Connect) -> None:
+def test_a_restarted_daemon_receives_the_unanswered_messages(scripted: Script, connect: Connect) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     first = scripted(silence, endpoint)
     producer = connect(first, ack_timeout_s=60)
@@ -380,7 +380,7 @@ def test_a_daemon_that_comes_back_gets_what_was_not_answered(scripted: Script, c
     assert producer.counts.acked == 3
 
 
-def test_only_the_second_handshake_is_a_reconnection(scripted: Script, connect: Connect) -> None:
+def test_nothing_is_sent_again_over_the_first_connection(scripted: Script, connect: Connect) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     first = scripted(silence, endpoint)
     producer = connect(first, ack_timeout_s=60)
@@ -394,7 +394,7 @@ def test_only_the_second_handshake_is_a_reconnection(scripted: Script, connect: 
     assert producer.counts.resent == 1
 
 
-def test_flush_has_a_deadline(scripted: Script, connect: Connect) -> None:
+def test_flush_raises_at_its_deadline(scripted: Script, connect: Connect) -> None:
     producer = connect(scripted(silence), ack_timeout_s=60)
     producer.send(IMAGE, [1])
     with pytest.raises(DeadlineExceeded, match="1 messages") as caught:
@@ -405,7 +405,7 @@ def test_flush_has_a_deadline(scripted: Script, connect: Connect) -> None:
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_not_now_is_sent_again_until_it_is_taken(scripted: Script, connect: Connect) -> None:
+def test_a_message_rejected_for_now_is_sent_again_until_it_is_acked(scripted: Script, connect: Connect) -> None:
     def refuse_twice(daemon: Scripted, fields: dict[str, Any]) -> None:
         if daemon.numbers.count(fields["n"]) <= 2:
             daemon.error(fields["n"])
@@ -421,7 +421,7 @@ def test_not_now_is_sent_again_until_it_is_taken(scripted: Script, connect: Conn
     assert producer.counts == Counts(sent=3, acked=3, resent=6)
 
 
-def test_refused_for_good_is_raised(scripted: Script, connect: Connect) -> None:
+def test_a_message_rejected_for_good_raises(scripted: Script, connect: Connect) -> None:
     producer = connect(scripted(lambda daemon, fields: daemon.error(fields["n"], "bad_shape", retry=False)))
     producer.send(IMAGE, [1])
     with pytest.raises(RequestRefused, match="bad_shape") as caught:
@@ -431,31 +431,31 @@ def test_refused_for_good_is_raised(scripted: Script, connect: Connect) -> None:
     assert producer.counts == Counts(sent=1, rejected=1)
 
 
-def test_or_told_to_whoever_wants_to_know(scripted: Script, connect: Connect) -> None:
+def test_a_message_rejected_for_good_is_passed_to_on_rejected(scripted: Script, connect: Connect) -> None:
     def refuse_even(daemon: Scripted, fields: dict[str, Any]) -> None:
         if fields["n"] % 2:
             daemon.ack(fields["n"])
         else:
             daemon.error(fields["n"], "label_out_of_range", retry=False)
 
-    told: list[Refused] = []
-    producer = connect(scripted(refuse_even), on_refused=told.append)
+    told: list[Rejected] = []
+    producer = connect(scripted(refuse_even), on_rejected=told.append)
     for label in range(5):
         producer.send(IMAGE, [label])
     producer.flush(10)
-    assert told == [Refused(n, 1, "label_out_of_range", "what", "how") for n in (2, 4)]
+    assert told == [Rejected(n, 1, "label_out_of_range", "what", "how") for n in (2, 4)]
     assert producer.counts == Counts(sent=5, acked=3, rejected=2)
 
 
-def test_unauthorized_is_raised_and_settles_nothing(scripted: Script, connect: Connect) -> None:
+def test_unauthorized_raises_and_the_message_stays_unanswered(scripted: Script, connect: Connect) -> None:
     def refuse_once(daemon: Scripted, fields: dict[str, Any]) -> None:
         if daemon.numbers.count(fields["n"]) > 1:
             daemon.ack(fields["n"])
         else:
             daemon.error(fields["n"], "unauthorized", retry=False)
 
-    told: list[Refused] = []
-    producer = connect(scripted(refuse_once), on_refused=told.append, ack_timeout_s=0.1)
+    told: list[Rejected] = []
+    producer = connect(scripted(refuse_once), on_rejected=told.append, ack_timeout_s=0.1)
     producer.send(IMAGE, [1])
     with pytest.raises(RequestRefused, match="unauthorized"):
         producer.flush(10)
@@ -464,14 +464,14 @@ def test_unauthorized_is_raised_and_settles_nothing(scripted: Script, connect: C
     assert (producer.counts.acked, told) == (1, [])
 
 
-def test_an_error_about_no_message_is_raised(scripted: Script, connect: Connect) -> None:
+def test_an_error_without_a_number_raises(scripted: Script, connect: Connect) -> None:
     producer = connect(scripted(lambda daemon, fields: daemon.error(None, "bad_header", retry=False)))
     producer.send(IMAGE, [1])
     with pytest.raises(RequestRefused, match="bad_header"):
         producer.flush(10)
 
 
-def test_leaving_the_block_waits_for_every_answer(scripted: Script) -> None:
+def test_leaving_the_with_block_waits_for_every_answer(scripted: Script) -> None:
     daemon = scripted()
     with Producer(daemon.endpoint) as producer:
         for label in range(3):
@@ -479,7 +479,7 @@ def test_leaving_the_block_waits_for_every_answer(scripted: Script) -> None:
     assert producer.counts.acked == 3
 
 
-def test_leaving_the_block_by_an_exception_does_not(scripted: Script) -> None:
+def test_leaving_the_with_block_by_an_exception_does_not_wait(scripted: Script) -> None:
     daemon = scripted(silence)
 
     def leave() -> None:

@@ -1,4 +1,4 @@
-"""Predictor and Control against a daemon whose every answer the test writes."""
+"""Predictor and Control with a daemon whose answers are written by the test."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def predict(daemon: Scripted, fields: dict[str, Any], *, of: int | None = None, 
     daemon.say("prediction", *payload, **(good | other))
 
 
-def test_labels_goodness_and_the_snapshot(predicting: Script) -> None:
+def test_a_prediction_has_labels_goodness_and_the_snapshot(predicting: Script) -> None:
     daemon = predicting(predict)
     with Predictor(daemon.endpoint) as predictor:
         answer = predictor.predict(IMAGES, 10)
@@ -57,7 +57,7 @@ def test_labels_goodness_and_the_snapshot(predicting: Script) -> None:
     assert (fields["count"], fields["dtype"], fields["shape"]) == (2, "uint8", [6])
 
 
-def test_a_late_answer_is_not_taken_for_the_next_one(predicting: Script) -> None:
+def test_a_late_answer_is_not_mistaken_for_that_of_the_next_query(predicting: Script) -> None:
     def late(daemon: Scripted, fields: dict[str, Any]) -> None:
         if fields["id"] == 2:
             predict(daemon, fields, of=1, seq=1)
@@ -72,7 +72,7 @@ def test_a_late_answer_is_not_taken_for_the_next_one(predicting: Script) -> None
 
 
 @pytest.mark.parametrize("id", [1, None])
-def test_a_refusal_is_raised(predicting: Script, id: int | None) -> None:
+def test_an_error_reply_raises(predicting: Script, id: int | None) -> None:
     def refuse(daemon: Scripted, fields: dict[str, Any]) -> None:
         daemon.error(None, "bad_shape", retry=False, id=id)
 
@@ -90,26 +90,28 @@ def test_a_refusal_is_raised(predicting: Script, id: int | None) -> None:
         ({"payload": [bytes(8)] * 2}, BadFrames),
     ],
 )
-def test_a_daemon_that_answers_nonsense(predicting: Script, answer: dict[str, Any], error: type[Exception]) -> None:
+def test_a_prediction_of_the_wrong_size_raises(
+    predicting: Script, answer: dict[str, Any], error: type[Exception]
+) -> None:
     daemon = predicting(lambda daemon, fields: predict(daemon, fields, **answer))
     with Predictor(daemon.endpoint) as predictor, pytest.raises(error):
         predictor.predict(IMAGES, 10)
 
 
-def test_an_answer_of_another_kind(predicting: Script) -> None:
+def test_an_answer_of_another_type_raises(predicting: Script) -> None:
     daemon = predicting(lambda daemon, fields: daemon.say("reply", id=1, result={}))
     with Predictor(daemon.endpoint) as predictor, pytest.raises(UnknownType):
         predictor.predict(IMAGES, 10)
 
 
-def test_images_that_cannot_travel(predicting: Script) -> None:
+def test_images_that_cannot_be_encoded_are_not_sent(predicting: Script) -> None:
     daemon = predicting(predict)
     with Predictor(daemon.endpoint) as predictor, pytest.raises(BadDtype):
         predictor.predict(np.zeros((1, 6), np.int32))
     assert daemon.of_type("predict") == []
 
 
-def test_commands_and_their_results(controlled: Script) -> None:
+def test_commands_return_their_results(controlled: Script) -> None:
     def echo(daemon: Scripted, fields: dict[str, Any]) -> None:
         daemon.say("reply", id=fields["id"], result={"got": fields["arguments"]})
 
@@ -125,7 +127,7 @@ def test_commands_and_their_results(controlled: Script) -> None:
     ]
 
 
-def test_a_command_that_is_refused_or_not_answered(controlled: Script) -> None:
+def test_a_command_that_is_rejected_or_not_answered_raises(controlled: Script) -> None:
     def refuse_first(daemon: Scripted, fields: dict[str, Any]) -> None:
         if fields["id"] == 1:
             daemon.error(None, "draining", id=1)
@@ -137,7 +139,7 @@ def test_a_command_that_is_refused_or_not_answered(controlled: Script) -> None:
             control.request("checkpoint", timeout_s=0.05)
 
 
-def test_nobody_there() -> None:
+def test_an_unreachable_daemon_raises_with_the_reason() -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     with Control(endpoint) as control, pytest.raises(Unreachable) as caught:
         control.status(0.05)
@@ -146,12 +148,12 @@ def test_nobody_there() -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["", "localhost", "tcp://", "tcp://127.0.0.1", "http://127.0.0.1:1"])
-def test_an_endpoint_that_is_none(endpoint: str) -> None:
+def test_an_invalid_endpoint_is_rejected(endpoint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Control(endpoint)
     assert caught.value.hint
 
 
-def test_a_client_needs_no_torch() -> None:
+def test_clients_do_not_import_torch() -> None:
     code = "import sys, ffstream.client; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Why a producer waits, and when it reads what the daemon says."""
+"""The reason why a producer waits, and when it reads answers and sends again."""
 
 import itertools
 import time
@@ -10,7 +10,8 @@ import pytest
 import zmq
 
 from ffstream.client import Producer
-from ffstream.client.producer import _READ_S, Refused
+from ffstream.client.delivery import Rejected
+from ffstream.client.producer import _READ_S
 from ffstream.errors import DeadlineExceeded, LabelOutOfRange, Reason, RequestRefused
 from tests.harness.daemon_directory import free_port
 from tests.support import wait_until
@@ -28,7 +29,9 @@ def refuse(code: str, **fields: Any) -> Callable[[Scripted, dict[str, Any]], Non
 @pytest.mark.parametrize(
     "code", ["journal_full", "backlog_full", "too_many_clients", "rate_limited", "too_many_unresolved", "draining"]
 )
-def test_the_reason_is_there_while_it_waits_and_in_the_error(scripted: Script, connect: Connect, code: str) -> None:
+def test_the_reason_is_available_while_it_waits_and_in_the_error(
+    scripted: Script, connect: Connect, code: str
+) -> None:
     told: list[Reason] = []
     producer = connect(scripted(refuse(code)), on_waiting=told.append)
     producer.send(IMAGE, 1)
@@ -44,7 +47,7 @@ def test_the_reason_is_there_while_it_waits_and_in_the_error(scripted: Script, c
     assert told[0].since == reason.since <= time.monotonic()
 
 
-def test_a_window_that_stays_full_says_how_long_it_has_been(scripted: Script, connect: Connect) -> None:
+def test_the_error_about_a_full_window_says_for_how_long(scripted: Script, connect: Connect) -> None:
     daemon = scripted(refuse("backlog_full"))
     daemon.pong = 0
     producer = connect(daemon)
@@ -63,7 +66,7 @@ def test_a_window_that_stays_full_says_how_long_it_has_been(scripted: Script, co
     assert len(waited) > 1
 
 
-def test_without_credit_it_knows_why_before_it_has_sent_anything(scripted: Script, connect: Connect) -> None:
+def test_the_welcome_gives_the_reason_for_no_credit(scripted: Script, connect: Connect) -> None:
     why = {"refusing": "backlog_full", "message": "9 samples wait", "hint": "slow down"}
     daemon = scripted(credit=0, **why)
     daemon.pong = 0
@@ -83,7 +86,7 @@ def test_without_credit_it_knows_why_before_it_has_sent_anything(scripted: Scrip
     assert producer.waiting is None
 
 
-def test_the_reason_is_gone_when_all_goes_well_again(scripted: Script, connect: Connect) -> None:
+def test_the_reason_is_cleared_when_messages_are_acked_again(scripted: Script, connect: Connect) -> None:
     def refuse_once(daemon: Scripted, message: dict[str, Any]) -> None:
         if daemon.numbers.count(message["n"]) == 1:
             daemon.error(message["n"], "rate_limited", retry_after_s=0.05)
@@ -98,7 +101,7 @@ def test_the_reason_is_gone_when_all_goes_well_again(scripted: Script, connect: 
     assert producer.waiting is None
 
 
-def test_it_waits_as_long_as_the_daemon_says(scripted: Script, connect: Connect) -> None:
+def test_a_retry_waits_for_retry_after_s(scripted: Script, connect: Connect) -> None:
     times: list[float] = []
 
     def refuse_twice(daemon: Scripted, message: dict[str, Any]) -> None:
@@ -114,7 +117,7 @@ def test_it_waits_as_long_as_the_daemon_says(scripted: Script, connect: Connect)
     assert all(later - earlier >= 0.69 for earlier, later in itertools.pairwise(times))
 
 
-def test_new_messages_wait_for_those_that_were_refused(scripted: Script, connect: Connect) -> None:
+def test_new_messages_wait_for_those_rejected_for_now(scripted: Script, connect: Connect) -> None:
     def refuse_first(daemon: Scripted, message: dict[str, Any]) -> None:
         if message["n"] == 1 and daemon.numbers.count(1) == 1:
             daemon.error(1, "rate_limited", retry_after_s=0.2)
@@ -130,7 +133,7 @@ def test_new_messages_wait_for_those_that_were_refused(scripted: Script, connect
     assert daemon.numbers == [1, 1, 2]
 
 
-def test_a_broken_connection_is_a_reason(scripted: Script, connect: Connect) -> None:
+def test_a_broken_connection_is_a_reason_to_wait(scripted: Script, connect: Connect) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     first = scripted(lambda daemon, message: None, endpoint)
     producer = connect(first)
@@ -150,20 +153,20 @@ def test_a_broken_connection_is_a_reason(scripted: Script, connect: Connect) -> 
     assert producer.waiting is None
 
 
-def test_a_slow_producer_hears_of_a_refusal_with_its_next_send(scripted: Script, connect: Connect) -> None:
-    told: list[Refused] = []
+def test_a_slow_producer_learns_about_a_rejection_in_its_next_send(scripted: Script, connect: Connect) -> None:
+    told: list[Rejected] = []
     daemon = scripted(refuse("stored_differently", retry=False))
-    producer = connect(daemon, on_refused=told.append)
+    producer = connect(daemon, on_rejected=told.append)
     for _ in range(4):
         producer.send(IMAGE, 1)
         # A producer that sends faster than that does not look each time.
         wait_until(lambda: producer._connection.await_event(zmq.POLLIN, 0.0), 20, "the answer is there")
-        wait_until(lambda: time.monotonic() - producer._worked_at > 2 * _READ_S, 20, "time has passed")
+        wait_until(lambda: time.monotonic() - producer._delivery.worked_at > 2 * _READ_S, 20, "time has passed")
     producer.send(IMAGE, 1)
     assert [each.n for each in told] == [1, 2, 3, 4]
 
 
-def test_polling_reads_answers_and_sends_again(scripted: Script, connect: Connect) -> None:
+def test_poll_reads_answers_and_sends_again(scripted: Script, connect: Connect) -> None:
     def refuse_once(daemon: Scripted, message: dict[str, Any]) -> None:
         if daemon.numbers.count(message["n"]) == 1:
             daemon.error(message["n"], "rate_limited", retry_after_s=0.0)
@@ -176,7 +179,7 @@ def test_polling_reads_answers_and_sends_again(scripted: Script, connect: Connec
     assert (producer.counts.acked, producer.counts.resent) == (1, 1)
 
 
-def test_polling_raises_what_was_refused(scripted: Script, connect: Connect) -> None:
+def test_poll_raises_for_a_rejected_message(scripted: Script, connect: Connect) -> None:
     producer = connect(scripted(refuse("stored_differently", retry=False)))
     producer.send(IMAGE, 1)
     with pytest.raises(RequestRefused, match="stored_differently"):
@@ -186,7 +189,7 @@ def test_polling_raises_what_was_refused(scripted: Script, connect: Connect) -> 
 # --- a daemon that was replaced -------------------------------------------------------------------------------------
 
 
-def test_a_sequence_number_does_not_survive_another_start_of_the_daemon(scripted: Script, connect: Connect) -> None:
+def test_the_last_sequence_number_is_reset_when_the_daemon_restarts(scripted: Script, connect: Connect) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     first = scripted(endpoint=endpoint, boot="one")
     producer = connect(first)
@@ -205,7 +208,7 @@ def test_a_sequence_number_does_not_survive_another_start_of_the_daemon(scripted
     assert producer.counts.acked == 4
 
 
-def test_messages_are_sent_again_after_the_welcome_only(scripted: Script, connect: Connect) -> None:
+def test_messages_are_sent_again_only_after_the_welcome(scripted: Script, connect: Connect) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     first = scripted(lambda daemon, message: None, endpoint)
     producer = connect(first, ack_timeout_s=60)
@@ -219,11 +222,11 @@ def test_messages_are_sent_again_after_the_welcome_only(scripted: Script, connec
         producer.send(IMAGE, 4)
 
 
-def test_what_is_over_a_restarted_daemons_limit_is_refused(scripted: Script, connect: Connect) -> None:
+def test_messages_above_the_limit_of_a_restarted_daemon_are_rejected(scripted: Script, connect: Connect) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     first = scripted(lambda daemon, message: None, endpoint)
-    told: list[Refused] = []
-    producer = connect(first, on_refused=told.append)
+    told: list[Rejected] = []
+    producer = connect(first, on_rejected=told.append)
     producer.send(np.zeros((9, 6), np.uint8), [1] * 9)
     producer.send(IMAGE, 1)
     first.close()
@@ -234,7 +237,7 @@ def test_what_is_over_a_restarted_daemons_limit_is_refused(scripted: Script, con
     assert producer.counts.acked == 1
 
 
-def test_refused_messages_are_tried_again_a_few_at_a_time(scripted: Script, connect: Connect) -> None:
+def test_rejected_messages_are_sent_again_a_few_at_a_time(scripted: Script, connect: Connect) -> None:
     """All at once, they would meet the same limit at once: a thousand refusals for each message that is taken."""
     taken: list[int] = []
 

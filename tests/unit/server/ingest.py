@@ -1,4 +1,4 @@
-"""A learn socket over a real journal, with a learner that learns when a test says so."""
+"""A learn socket with a real journal. The test decides what is learned."""
 
 from pathlib import Path
 from typing import Any

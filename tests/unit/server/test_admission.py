@@ -1,4 +1,4 @@
-"""What ingest is limited by, on a real journal: the bounds hold within a group commit, and what lasts is said."""
+"""The limits of ingest, with a real journal: they hold within a group commit, and shortages are reported."""
 
 import sqlite3
 from collections.abc import Callable, Iterator

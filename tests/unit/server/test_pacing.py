@@ -1,4 +1,4 @@
-"""Learning's share of the time, with a clock that a test moves."""
+"""The share of the time for learning, with a clock that the test sets."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The predict socket over a small network; what it answers is held against the classifier itself."""
+"""The predict socket with a small network. Its answers are compared with those of the classifier."""
 
 from collections.abc import Iterator
 from typing import Any

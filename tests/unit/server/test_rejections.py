@@ -1,4 +1,4 @@
-"""Rejections are logged by reason, with who sent them, and a flood of them writes few lines."""
+"""Rejections are logged by reason and with their sender. Many rejections write few lines."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""What is short is named. Memory and descriptors are those of this very process."""
+"""Shortages of disk space, memory and descriptors; the latter two of this process."""
 
 import platform
 import resource

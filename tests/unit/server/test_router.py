@@ -1,4 +1,4 @@
-"""What all three sockets do with messages that are not for them, too large, or from the wrong kind of socket."""
+"""Messages for another socket, too large ones, and messages from a socket of the wrong type."""
 
 from collections.abc import Iterator
 from pathlib import Path

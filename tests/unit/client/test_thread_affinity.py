@@ -1,4 +1,4 @@
-"""A client belongs to one thread of one process, and says so instead of letting libzmq abort."""
+"""A client belongs to one thread of one process. Others get an error; libzmq would abort the process."""
 
 import os
 import threading
@@ -52,7 +52,7 @@ def thread() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def test_a_second_thread_is_refused(made: tuple[Any, Callable[[Any], object]], thread: ThreadPoolExecutor) -> None:
+def test_a_second_thread_is_rejected(made: tuple[Any, Callable[[Any], object]], thread: ThreadPoolExecutor) -> None:
     client, use = made
     use(client)
     for attempt in (use, lambda client: client.close()):
@@ -63,7 +63,7 @@ def test_a_second_thread_is_refused(made: tuple[Any, Callable[[Any], object]], t
     client.close()
 
 
-def test_every_method_of_a_producer_is_guarded(scripted: Script, thread: ThreadPoolExecutor) -> None:
+def test_every_method_of_a_producer_checks_the_thread(scripted: Script, thread: ThreadPoolExecutor) -> None:
     producer = Producer(scripted(answer).endpoint)
     producer.poll()
     for call in (lambda: producer.send(IMAGE, [1]), producer.flush, producer.poll, producer.close):
@@ -72,7 +72,7 @@ def test_every_method_of_a_producer_is_guarded(scripted: Script, thread: ThreadP
     producer.close()
 
 
-def test_it_may_be_made_in_one_thread_and_used_in_another(
+def test_a_client_may_be_created_in_one_thread_and_used_in_another(
     made: tuple[Any, Callable[[Any], object]], thread: ThreadPoolExecutor
 ) -> None:
     client, use = made
@@ -82,7 +82,9 @@ def test_it_may_be_made_in_one_thread_and_used_in_another(
     thread.submit(client.close).result(20)
 
 
-def test_it_passes_on_when_its_thread_has_ended(made: tuple[Any, Callable[[Any], object]]) -> None:
+def test_a_client_can_be_used_by_another_thread_when_its_own_has_ended(
+    made: tuple[Any, Callable[[Any], object]],
+) -> None:
     client, use = made
     with client:
         first = threading.Thread(target=use, args=(client,))
@@ -91,7 +93,7 @@ def test_it_passes_on_when_its_thread_has_ended(made: tuple[Any, Callable[[Any],
         use(client)
 
 
-def test_a_forked_process_is_refused(made: tuple[Any, Callable[[Any], object]]) -> None:
+def test_a_forked_process_is_rejected(made: tuple[Any, Callable[[Any], object]]) -> None:
     client, use = made
     use(client)
     readable, writable = os.pipe()

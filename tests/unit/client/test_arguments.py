@@ -1,4 +1,4 @@
-"""What callers have in their hands: types, shapes, names and numbers that are accepted, or refused in plain words."""
+"""Arguments of clients: types, shapes, names and numbers that are accepted, or rejected with a hint."""
 
 import math
 from collections.abc import Callable
@@ -82,7 +82,7 @@ BAD_IMAGES = [
 
 
 @pytest.mark.parametrize(("images", "error", "match"), BAD_IMAGES)
-def test_images_that_are_refused_before_they_are_sent(
+def test_images_that_are_rejected_before_they_are_sent(
     scripted: Script, connect: Connect, images: Any, error: type[FFStreamError], match: str
 ) -> None:
     daemon = scripted()
@@ -139,7 +139,7 @@ def test_labels_that_are_accepted(scripted: Script, connect: Connect, label: Any
         ([[3]], BadShape, r"\(1, 1\) for 1 images"),
     ],
 )
-def test_labels_that_are_refused_before_they_are_sent(
+def test_labels_that_are_rejected_before_they_are_sent(
     scripted: Script, connect: Connect, labels: Any, error: type[FFStreamError], match: str
 ) -> None:
     daemon = scripted()
@@ -151,14 +151,14 @@ def test_labels_that_are_refused_before_they_are_sent(
     assert daemon.numbers == []
 
 
-def test_all_wrong_labels_are_counted(scripted: Script, connect: Connect) -> None:
+def test_the_error_counts_all_wrong_labels(scripted: Script, connect: Connect) -> None:
     with pytest.raises(LabelOutOfRange, match="label 26 and 1 more") as caught:
         connect(scripted()).send(np.zeros((3, 6), np.uint8), [26, 3, 11])
     assert "0 to 9" in caught.value.hint
 
 
 @pytest.mark.parametrize("image", [np.zeros((2, 3), np.uint8), np.zeros(6, np.uint8)])
-def test_one_image_may_be_asked_about(scripted: Script, image: Any) -> None:
+def test_a_query_may_have_one_image_without_a_batch_axis(scripted: Script, image: Any) -> None:
     def one(daemon: Scripted, fields: dict[str, Any]) -> None:
         daemon.say("prediction", bytes(8), id=fields["id"], labels=[4], version=1, seq=1)
 
@@ -169,7 +169,7 @@ def test_one_image_may_be_asked_about(scripted: Script, image: Any) -> None:
 
 
 @pytest.mark.parametrize("client", [5, "", "a\x1fb", "x" * 65, "ü" * 33, b"bytes", "\ud800"])
-def test_names_that_are_none(client: Any) -> None:
+def test_invalid_client_names_are_rejected(client: Any) -> None:
     with pytest.raises(ConfigError, match="client=") as caught:
         Producer("tcp://127.0.0.1:1", client=client)
     assert caught.value.hint
@@ -191,13 +191,13 @@ def test_names_that_are_none(client: Any) -> None:
         {"endpoint": None},
     ],
 )
-def test_options_that_are_none(options: dict[str, Any]) -> None:
+def test_invalid_options_are_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         Producer(**({"endpoint": "tcp://127.0.0.1:1"} | options))
     assert caught.value.hint
 
 
-def test_numbers_of_numpy_are_numbers(scripted: Script, connect: Connect) -> None:
+def test_numbers_may_be_those_of_numpy(scripted: Script, connect: Connect) -> None:
     daemon = scripted()
     ten: Any = np.float32(10)
     producer = connect(
@@ -213,7 +213,7 @@ def test_numbers_of_numpy_are_numbers(scripted: Script, connect: Connect) -> Non
 
 
 @pytest.mark.parametrize("timeout_s", [math.nan, -1, "1", None])
-def test_timeouts_that_are_none(scripted: Script, connect: Connect, timeout_s: Any) -> None:
+def test_invalid_timeouts_are_rejected(scripted: Script, connect: Connect, timeout_s: Any) -> None:
     producer = connect(scripted())
     with pytest.raises(ConfigError, match="timeout_s"):
         producer.flush(timeout_s)
@@ -223,7 +223,7 @@ def test_timeouts_that_are_none(scripted: Script, connect: Connect, timeout_s: A
         control.status(timeout_s)
 
 
-def test_arguments_of_a_command(scripted: Script) -> None:
+def test_arguments_of_a_command_are_sent_or_rejected(scripted: Script) -> None:
     daemon = scripted(
         lambda daemon, fields: daemon.say("reply", id=fields["id"], result=fields["arguments"]), socket="control"
     )
@@ -241,6 +241,6 @@ def test_arguments_of_a_command(scripted: Script) -> None:
     assert len(daemon.of_type("request")) == 2
 
 
-def test_keys_must_be_keys() -> None:
+def test_missing_key_files_are_rejected() -> None:
     with pytest.raises(ConfigError):
         CurveKeys.load("/no/such/file", "/no/such/file")
