@@ -204,7 +204,7 @@ class Learning(_Section):
     linger_s: float = Field(1.0, ge=0, description="seconds that an incomplete microbatch waits for more samples")
     partial: Literal["flush", "wait"] = Field(
         "flush",
-        description="then learn it (flush), or wait for ever, so that the same samples make the same microbatches",
+        description="then learn it (flush), or wait forever, so that the same samples make the same microbatches",
     )
     publish_every: int = Field(4, ge=1, description="microbatches between two snapshots")
     wake: int = Field(

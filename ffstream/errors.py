@@ -41,7 +41,7 @@ class DataError(FFStreamError):
 
 
 class ProtocolError(FFStreamError):
-    """A message that breaks the wire protocol. The sender is told; nobody else notices."""
+    """A message that breaks the wire protocol. The sender gets an error; other clients are not affected."""
 
     code = "protocol"
 
@@ -153,7 +153,7 @@ class BacklogFull(Unavailable):
 
 
 class DiskFull(Unavailable):
-    """The disk refuses the write."""
+    """The disk is full."""
 
     code = "disk_full"
 
@@ -207,7 +207,7 @@ class Draining(Unavailable):
 
 
 class Unauthorized(FFStreamError):
-    """The client has no key that this socket admits, or has it no more."""
+    """The client has no key that this socket admits, or no longer has it."""
 
     code = "unauthorized"
 
@@ -254,7 +254,7 @@ class Reason(NamedTuple):
     code: str
     message: str
     hint: str
-    since: float  # time.monotonic() when it was first heard
+    since: float  # time.monotonic() when it was first received
 
     def __str__(self) -> str:
         return f"{self.message} [{self.code}]"

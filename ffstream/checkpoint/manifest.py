@@ -21,7 +21,7 @@ STATE = "state.safetensors"
 MANIFEST = "manifest.json"
 WRITING = ".writing-"  # with the sequence number: the folder's name until the checkpoint is complete
 # SHA-256 takes 30 times as long, which learning would notice. Both detect accidental damage. Neither detects
-# tampering: whoever can write here can also write a manifest.
+# tampering: anyone who can write here can also write a manifest.
 CHECKSUM = "xxh3_128"
 _SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _NUMBER = re.compile(r"\d{20}", re.ASCII)

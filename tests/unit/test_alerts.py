@@ -72,12 +72,12 @@ def test_a_warning_that_lasts_alerts(tmp_path: Path) -> None:
     check(tmp_path, series, "FfstreamNeedsAttention", {"10m": None, "17m": alert, "23m": None})
 
 
-def test_a_planned_drain_alerts_nobody(tmp_path: Path) -> None:
+def test_a_planned_drain_raises_no_alert(tmp_path: Path) -> None:
     series = {refusing("draining"): "0x4 1x30 stale", refusing("disk_full"): "0x34 stale"}
     check(tmp_path, series, "FfstreamRefusesSamples", {"6m": None, "20m": None, "34m": None, "40m": None})
 
 
-def test_a_backlog_that_nobody_learns_alerts(tmp_path: Path) -> None:
+def test_a_backlog_without_learning_raises_an_alert(tmp_path: Path) -> None:
     alert = fires(
         "page",
         "a has 100 samples to learn, and has learned none for five minutes",
@@ -119,7 +119,7 @@ def test_a_prequential_error_that_rises_alerts(tmp_path: Path) -> None:
         pytest.param("0.03x120 0.9x60", "10000x120 50+50x60", id="a rollback to the beginning"),
     ],
 )
-def test_the_first_errors_and_a_restart_alert_nobody(tmp_path: Path, error: str, window: str) -> None:
+def test_the_first_errors_and_a_restart_raise_no_alert(tmp_path: Path, error: str, window: str) -> None:
     times = {f"{minute}m": None for minute in range(0, 240, 2)}
     check(tmp_path, {ERROR: error, WINDOW: window}, "FfstreamErrorRises", dict(times))
 
@@ -147,6 +147,6 @@ def test_learning_without_a_checkpoint_alerts_also_if_there_never_was_one(tmp_pa
         pytest.param("0x5 1000+1000x100", "600000+60x6 30x100", id="a restart after a week"),
     ],
 )
-def test_checkpoints_that_are_not_due_alert_nobody(tmp_path: Path, learned: str, age: str) -> None:
+def test_checkpoints_that_are_not_due_raise_no_alert(tmp_path: Path, learned: str, age: str) -> None:
     times = {f"{minute}m": None for minute in range(0, 120, 2)}
     check(tmp_path, {LEARNED: learned, AGE: age}, "FfstreamNoCheckpoint", dict(times))

@@ -58,7 +58,7 @@ def test_prometheus_takes_its_configuration() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_unit_tries_again_what_may_pass_and_no_wrong_option() -> None:
+def test_the_unit_retries_temporary_failures_but_not_wrong_options() -> None:
     lines = (DEPLOY / "ffstream@.service").read_text().splitlines()
     assert "RestartPreventExitStatus=2" in lines, "75 and 1 are tried again"
     assert {"Wants=network-online.target", "After=network-online.target", "Restart=on-failure"} <= set(lines)

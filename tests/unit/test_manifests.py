@@ -68,7 +68,7 @@ def test_monitoring_in_a_namespace_of_its_own_may_ask_for_metrics_only() -> None
     assert monitoring["ports"] == [{"port": "http"}]
 
 
-def test_what_is_applied_by_default_needs_no_operator() -> None:
+def test_the_default_manifests_need_no_operator() -> None:
     resources = document("kustomization.yaml")["resources"]
     kinds = {each["kind"]: each["apiVersion"] for name in resources for each in documents(KUBERNETES / name)}
     assert kinds == {"NetworkPolicy": "networking.k8s.io/v1", "Service": "v1", "StatefulSet": "apps/v1"}
@@ -94,7 +94,7 @@ def test_scrapes_come_before_a_connection_is_given_up() -> None:
     assert all(float(each.removesuffix("s")) < Config().limits.http_keep_alive_s for each in intervals)
 
 
-def test_whoever_stops_it_waits_for_longer_than_a_stop_takes() -> None:
+def test_stop_timeouts_are_longer_than_a_stop_takes() -> None:
     (compose,) = documents(DEPLOY / "compose.yaml")
     pod = document("statefulset.yaml")["spec"]["template"]["spec"]
     run = re.findall(r"docker run --stop-timeout (\d+)", (DEPLOY / "Containerfile").read_text(encoding="utf-8"))

@@ -56,7 +56,7 @@ def test_what_is_read_comes_in_order(pipe: tuple[int, int], queued: Queued) -> N
     assert (stream.dropped, stream.isatty()) == (0, False)
 
 
-def test_a_pipe_that_nobody_reads_blocks_no_writer_and_drops_are_counted(
+def test_an_unread_pipe_does_not_block_writers_and_dropped_lines_are_counted(
     pipe: tuple[int, int], queued: Queued
 ) -> None:
     stream = queued(pipe[1])

@@ -158,7 +158,7 @@ def refuse(state: Path, target: Path, kind: type[FFStreamError], match: str) -> 
     assert sorted(target.parent.iterdir()) == beside
 
 
-def test_what_cannot_be_backed_up_is_refused(
+def test_an_invalid_state_folder_or_target_is_rejected(
     running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = tmp_path / "image"

@@ -52,7 +52,7 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-def test_what_is_right_is_approved_and_nothing_is_made(site: Site) -> None:
+def test_valid_options_pass_and_nothing_is_created(site: Site) -> None:
     before = folder_contents(site.folder)
     site.check()
     assert folder_contents(site.folder) == before

@@ -26,7 +26,7 @@ def test_only_one_process_can_lock_an_endpoint(tmp_path: Path) -> None:
     first.release()
 
 
-def test_who_deletes_the_file_in_it_gives_the_folder_to_nobody(tmp_path: Path) -> None:
+def test_deleting_the_lock_file_does_not_release_the_folder(tmp_path: Path) -> None:
     """Whoever waits would lock a new file, and two daemons would write to one journal."""
     first, second = StateLock(tmp_path), StateLock(tmp_path)
     assert first.take()
@@ -68,7 +68,7 @@ def test_one_that_vanishes_is_not_made_anew(tmp_path: Path) -> None:
     holds.release()
 
 
-def test_what_is_in_the_way_is_told_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_lock_file_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(ConfigError, match="file"):

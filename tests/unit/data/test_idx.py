@@ -54,7 +54,7 @@ def test_every_element_type_is_read_big_endian(code: int, numbers: list[float], 
 
 
 @given(array=ARRAYS, name=st.sampled_from(["a", "a.gz"]))
-def test_what_is_written_is_read_back(array: npt.NDArray[np.uint8], name: str) -> None:
+def test_written_arrays_are_read_back(array: npt.NDArray[np.uint8], name: str) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         write_idx(path, array)

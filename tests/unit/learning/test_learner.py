@@ -177,7 +177,7 @@ def test_relearning_leads_to_the_same_weights(bench: Bench) -> None:
     assert (status["learned"], status["skipped"], status["applied_seq"]) == (80, 0, 80)
 
 
-def test_skipped_samples_have_never_been(bench: Bench, tmp_path: Path) -> None:
+def test_skip_equals_a_stream_without_those_samples(bench: Bench, tmp_path: Path) -> None:
     """Whatever was learned after the target leaves no trace: as if it had not come."""
     bench.learn(10)
     bench.wait_written(24)
@@ -194,7 +194,7 @@ def test_skipped_samples_have_never_been(bench: Bench, tmp_path: Path) -> None:
         assert bench.learner.run.prequential.record.state() == other.learner.run.prequential.record.state()
 
 
-def test_what_was_skipped_stays_skipped_after_a_restart(tmp_path: Path) -> None:
+def test_skipped_samples_stay_skipped_after_a_restart(tmp_path: Path) -> None:
     with Bench(tmp_path / "bench") as bench:
         bench.learn(6)
         bench.wait_written(24)
@@ -225,7 +225,7 @@ def test_weights_that_predict_go_back_at_once_and_their_version_goes_on(bench: B
     assert bench.learner.snapshots.current.version > current.version
 
 
-def test_back_to_the_very_beginning(bench: Bench) -> None:
+def test_rollback_to_0(bench: Bench) -> None:
     bench.learn(20)
     before = bench.state()
     assert bench.learner.rollback(0, skip=False).checkpoint == 0
@@ -242,7 +242,7 @@ def test_no_checkpoint_beyond_the_target_is_left(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("to", [81, 10_000])
-def test_what_is_not_learned_cannot_be_gone_back_to(bench: Bench, to: int) -> None:
+def test_rollback_to_an_unlearned_sample_is_rejected(bench: Bench, to: int) -> None:
     bench.learn(20)
     with pytest.raises(SequenceUnknown, match="not learned") as caught:
         bench.learner.rollback(to, skip=True)
@@ -250,7 +250,7 @@ def test_what_is_not_learned_cannot_be_gone_back_to(bench: Bench, to: int) -> No
     bench.learn(1)
 
 
-def test_what_is_trimmed_cannot_be_gone_back_to(tmp_path: Path) -> None:
+def test_rollback_before_the_journal_is_rejected(tmp_path: Path) -> None:
     with Bench(tmp_path / "bench", checkpoint={"every_samples": 24, "every_s": 0, "keep": 1}) as bench:
         for seed in range(20):
             bench.learn(2, seed=seed)
@@ -468,7 +468,7 @@ def test_a_rollback_removes_the_goodness_of_the_run_that_it_ends(bench: Bench) -
     assert not any(family.samples for family in goodness.collect())
 
 
-def test_a_second_rollback_waits_for_nobody(bench: Bench, watched: Watch) -> None:
+def test_second_rollback_is_rejected_as_busy(bench: Bench, watched: Watch) -> None:
     bench.learn(10)
     inside, go_on = hold_at("rollback.discarded", watched, DEADLINE_S)
     first = threading.Thread(target=lambda: bench.learner.rollback(8, skip=True))
@@ -507,7 +507,7 @@ def test_a_wait_while_learning_is_paused_is_refused_at_once(bench: Bench) -> Non
     bench.learner.raise_if_paused()
 
 
-def test_a_pause_ends_waits_for_what_is_not_fed_and_no_others(bench: Bench, watched: Watch) -> None:
+def test_a_pause_ends_only_waits_for_samples_that_are_not_fed(bench: Bench, watched: Watch) -> None:
     inside, go_on = hold_at("learned", watched, DEADLINE_S)
     bench.feed(1)
     assert inside.wait(DEADLINE_S)
@@ -609,7 +609,7 @@ def test_a_pause_outlives_a_rollback_and_a_restart(tmp_path: Path) -> None:
 # --- rollback, continued --------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_idle_during_a_rollback(bench: Bench, watched: Watch) -> None:
+def test_wait_idle_does_not_return_during_a_rollback(bench: Bench, watched: Watch) -> None:
     """What predicts has learned more than what learns: it does not count."""
     bench.learn(10)
     with rolling_back(bench, watched), pytest.raises(DeadlineExceeded):
@@ -690,7 +690,7 @@ def test_a_writer_or_an_evaluator_that_is_stuck_is_named(
     seen.set()
 
 
-def test_who_has_learned_nothing_leaves_no_checkpoint(tmp_path: Path) -> None:
+def test_no_checkpoint_before_the_first_sample(tmp_path: Path) -> None:
     """Its recipe may still be another one."""
     with Bench(tmp_path / "bench") as bench:
         pass

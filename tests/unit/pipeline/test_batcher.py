@@ -127,7 +127,7 @@ def test_a_microbatch_of_both_kinds_is_float_and_of_one_kind_stays(kinds: str, d
         reader.close()
 
 
-def test_what_was_given_out_may_be_written_to() -> None:
+def test_returned_microbatches_may_be_modified() -> None:
     """Images are copies of the journal's bytes, not views of them."""
     with journal() as store:
         Written(store).write([(8, "uint8")])

@@ -61,7 +61,7 @@ def blocked(channel: Channel, call: Callable[..., Any], *arguments: Any) -> Othe
     return other
 
 
-def test_what_goes_in_comes_out_in_order() -> None:
+def test_items_keep_their_order() -> None:
     channel = Channel(3)
     sent: list[Item] = [micro(0), barrier(1), micro(2)]
     for item in sent:
@@ -160,7 +160,7 @@ def test_a_dropped_channel_is_not_even_read() -> None:
 
 
 @pytest.mark.parametrize("overflow", ["block", "skip"])
-def test_closing_ends_whoever_waits(overflow: Any) -> None:
+def test_close_wakes_sender_and_reader(overflow: Any) -> None:
     full = Channel(1, overflow)
     full.put(barrier(0))
     sender = blocked(full, full.put, micro(1))

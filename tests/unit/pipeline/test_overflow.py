@@ -88,7 +88,7 @@ def test_a_slow_stage_skips_and_the_fast_one_does_not_wait(store: Store, recipe:
             assert torch.equal(last.tensors[f"layers.{layer.index}.{name}"], value), name
 
 
-def test_what_was_skipped_last_is_not_waited_for_ever(store: Store) -> None:
+def test_applied_seq_passes_microbatches_that_were_skipped_last(store: Store) -> None:
     """The barrier behind the last sample has passed every stage: nothing up to there is left to be learned."""
     stream = Stream.random(STEPS * BATCH)
     run = Run(store, RECIPE.change(widths=[8, 7]), replace(SKIP, queue_depth=6), publish_every=1000)

@@ -44,7 +44,7 @@ def content(replay: ReplayBuffer) -> list[int]:
 
 
 @given(capacity=st.integers(1, 12), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=8))
-def test_the_newest_samples_are_remembered(capacity: int, sizes: list[int]) -> None:
+def test_the_newest_samples_are_kept(capacity: int, sizes: list[int]) -> None:
     replay, added = ring(capacity), 0
     for size in sizes:
         size = min(size, capacity)  # noqa: PLW2901 - a microbatch is never larger than the buffer here
@@ -123,7 +123,7 @@ def test_a_state_is_a_copy() -> None:
     assert all(torch.equal(tensors[name], before[name]) for name in tensors)
 
 
-def test_without_room_nothing_is_remembered_and_no_state_is_kept() -> None:
+def test_with_capacity_zero_nothing_is_kept_and_there_is_no_state() -> None:
     replay = filled(capacity=0)
     assert len(replay) == 0
     assert replay.state_dict() == ({}, {})
@@ -165,7 +165,7 @@ def test_jitter_does_not_wrap_round_the_border() -> None:
     assert any(not image.any() for image in images), "shifted out"
 
 
-def test_jitter_repeats_too_and_leaves_what_is_remembered_alone() -> None:
+def test_jitter_is_deterministic_and_does_not_change_the_buffer() -> None:
     replay = ring(4, shape=(9, 9), jitter=2)
     replay.add(centred_dots(4, 9), torch.arange(4))
     first, _ = replay.draw(50, 8)

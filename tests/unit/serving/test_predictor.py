@@ -52,5 +52,5 @@ def test_queries_that_wait_together_are_answered_from_one_snapshot() -> None:
     assert later.snapshot.version == 2
 
 
-def test_no_queries_no_answers() -> None:
+def test_empty_list_of_queries() -> None:
     assert Predictor(begun_with(snapshot(1))).answer([]) == []

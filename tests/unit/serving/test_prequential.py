@@ -112,7 +112,7 @@ def test_versions_that_overtake_one_another_are_told_apart(make: Make) -> None:
     assert (record["samples"], record["wrong"]) == (15, 0)
 
 
-def test_another_version_would_show(make: Make) -> None:
+def test_prediction_by_another_version_changes_the_error(make: Make) -> None:
     prequential = make()
     prequential.start()
     prequential.publish(snapshot(1))
@@ -132,7 +132,7 @@ def test_a_mark_sees_all_before_it_and_nothing_behind(make: Make) -> None:
     assert marks == [0, 1, 3, 6]
 
 
-def test_a_mark_does_not_change_with_what_comes_after_it(make: Make) -> None:
+def test_a_mark_excludes_later_batches(make: Make) -> None:
     prequential = make()
     prequential.start()
     observe(prequential, 0)
@@ -216,7 +216,7 @@ def test_snapshots_do_not_pile_up_while_the_evaluator_waits_or_is_behind(make: M
     assert record["wrong"] == 0
 
 
-def test_what_is_needed_is_not_forgotten(make: Make) -> None:
+def test_snapshots_that_waiting_batches_need_are_kept(make: Make) -> None:
     """Publishing, observing and evaluating in any order: a version observed is there when its batch is predicted."""
     rng = random.Random(3)
     prequential = make(queue_depth=8)
@@ -239,7 +239,7 @@ def test_what_is_needed_is_not_forgotten(make: Make) -> None:
     assert 0 < record["samples"] <= 3 * taken
 
 
-def test_stopping_evaluates_what_is_queued_marks_included(make: Make) -> None:
+def test_stopping_evaluates_the_queue_including_marks(make: Make) -> None:
     prequential = make()
     marks: list[int] = []
     for version in range(3):

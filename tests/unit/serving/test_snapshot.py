@@ -46,13 +46,13 @@ def test_waiting_ends_when_the_sample_is_learned_and_not_before() -> None:
     assert far.join() is True
 
 
-def test_what_is_learned_already_is_not_waited_for() -> None:
+def test_wait_returns_at_once_for_learned_samples() -> None:
     snapshots = begun_with(snapshot(3))
     assert snapshots.wait_for(300, 0.0)
     assert not snapshots.wait_for(301, 0.0)
 
 
-def test_a_closed_one_lets_everybody_go_and_tells_the_truth() -> None:
+def test_close_ends_waits_with_the_right_result() -> None:
     snapshots = begun_with(snapshot(1))
     waiter = Waiter(snapshots, 101)
     waiting(snapshots, 1)

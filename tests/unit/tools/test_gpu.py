@@ -51,7 +51,7 @@ def test_without_wheels_the_error_says_how_to_get_them(gpu: ModuleType, tmp_path
         gpu.install(tmp_path, tmp_path / "site")
 
 
-def test_what_takes_too_long_is_ended_and_its_rows_are_kept(
+def test_a_measurement_that_takes_too_long_is_ended_and_its_rows_are_kept(
     gpu: ModuleType, capfd: pytest.CaptureFixture[str]
 ) -> None:
     program = 'import time\nprint(\'{"name": "x"}\', flush=True)\ntime.sleep(60)'

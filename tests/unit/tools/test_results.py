@@ -72,7 +72,7 @@ def test_repetitions_are_shown_as_median_and_range() -> None:
     ]
 
 
-def test_what_was_not_recorded_is_said() -> None:
+def test_missing_origins_are_shown_as_not_recorded() -> None:
     old = row(
         "ingest/x", "tools/bench ingest", low=1, high=2, unit="s", note="in two runs", entered="def",
         **{"commit": "not recorded", "measured": "not recorded", "seeds": "not recorded", "flags": "not recorded"},

@@ -115,7 +115,7 @@ def test_a_state_folder_below_one_that_can_be_entered_and_not_read(public_folder
         lock.release()
 
 
-def test_what_nobody_expected_is_told_by_its_path_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_errors_name_their_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for raised, kind, message in (
         (OSError(errno.ENFILE, "Too many open files in system"), StartBlocked, "cannot start: "),
         (OSError(errno.EIO, "Input/output error", str(tmp_path)), StartBlocked, f"{tmp_path}: Input/output error"),
