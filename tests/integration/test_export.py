@@ -10,7 +10,7 @@ import torch
 
 from ffstream.checkpoint import weights
 from ffstream.client import Predictor, Producer
-from tests.harness.commands import run_cli, run_json
+from tests.harness.commands import COMMAND_S, run_cli, run_json
 from tests.harness.daemon import Daemons
 from tests.support import folder_contents
 
@@ -37,7 +37,7 @@ def test_exported_weights_predict_what_the_daemon_predicts(daemons: Daemons, tmp
     assert none.returncode == 2
     assert "there is no checkpoint in" in none.stderr
     assert not (tmp_path / "none.safetensors").exists()
-    with Producer(daemon.learn, client="one") as producer:
+    with Producer(daemon.learn, client="one", connect_timeout_s=COMMAND_S) as producer:
         for at in (0, 64):  # a checkpoint that waits to be written gives way to a later one
             producer.send(IMAGES[at : at + 64], LABELS[at : at + 64])
             producer.flush()
@@ -54,7 +54,7 @@ def test_exported_weights_predict_what_the_daemon_predicts(daemons: Daemons, tmp
         "labels": 4,
     }
     with Predictor(daemon.predict) as predictor:
-        answer = predictor.predict(IMAGES)
+        answer = predictor.predict(IMAGES, COMMAND_S)
     found = weights.load(file).network().classifier().predict(torch.from_numpy(IMAGES).flatten(1))
     assert np.array_equal(answer.labels, found.labels_B.numpy())
     assert daemon.terminate() == 0

@@ -49,7 +49,7 @@ def test_a_daemon_recovers_learns_and_exports(shipped: Path, tmp_path: Path) -> 
         with Predictor(daemon.predict.endpoint) as predictor:
             images = torch.arange(160, dtype=torch.uint8).view(10, 16)
             want = weights.load(shipped / "weights.safetensors").network().classifier().predict(images)
-            assert predictor.predict(images.numpy()).labels.tolist() == want.labels_B.tolist()
+            assert predictor.predict(images.numpy(), DEADLINE_S).labels.tolist() == want.labels_B.tolist()
         with pytest.raises(Paused):
             daemon.learner.wait_idle(DEADLINE_S)
         generate.send(daemon, 0, ACKED)

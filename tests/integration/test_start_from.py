@@ -8,13 +8,13 @@ import pytest
 from ffstream.checkpoint import weights
 from ffstream.client import Producer
 from tests.battery import assert_equal
-from tests.harness.commands import run_cli, run_json
+from tests.harness.commands import COMMAND_S, run_cli, run_json
 from tests.harness.daemon import DaemonProcess, Daemons
 from tests.integration.test_export import IMAGES, LABELS, SETTINGS
 
 
 def send(daemon: DaemonProcess, first: int, last: int) -> None:
-    with Producer(daemon.learn, client="one") as producer:
+    with Producer(daemon.learn, client="one", connect_timeout_s=COMMAND_S) as producer:
         for at in range(first, last, 16):
             producer.send(IMAGES[at : at + 16], LABELS[at : at + 16])
     assert daemon.status(idle=True)["applied_seq"] == last

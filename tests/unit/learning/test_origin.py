@@ -34,7 +34,8 @@ from ffstream.metrics import Metrics
 from tests import in_process
 from tests.battery import assert_equal
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0  # for a loaded machine
+SETTINGS = ("learning.partial=wait", f"shutdown.drain_timeout_s={DEADLINE_S}")
 IMAGES, LABELS = in_process.images(64), in_process.labels(64)
 
 
@@ -48,7 +49,7 @@ def trained(config: Config, seed: int = 0) -> Network:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return in_process.config(tmp_path / "state", "learning.partial=wait")
+    return in_process.config(tmp_path / "state", *SETTINGS)
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def serving(config: Config, source: Path | None) -> Iterator[Daemon]:
 
 
 def learn(daemon: Daemon, first: int = 0, last: int = 64) -> None:
-    with Producer(daemon.learn.endpoint, client="one") as producer:
+    with Producer(daemon.learn.endpoint, client="one", connect_timeout_s=DEADLINE_S) as producer:
         producer.send(IMAGES[first:last], LABELS[first:last])
     with Control(daemon.control.endpoint) as control:
         control.wait_idle(DEADLINE_S)
@@ -79,7 +80,7 @@ def test_it_predicts_with_these_weights_before_the_first_sample(config: Config, 
     with serving(config, source) as daemon:
         want = weights.load(source).network().classifier().predict(torch.from_numpy(IMAGES))
         with Predictor(daemon.predict.endpoint) as predictor:
-            assert np.array_equal(predictor.predict(IMAGES).labels, want.labels_B.numpy())
+            assert np.array_equal(predictor.predict(IMAGES, DEADLINE_S).labels, want.labels_B.numpy())
         status = daemon.status()
         assert (status["accepted"], status["learned"], status["checkpoint_seq"]) == (0, 0, 0)
 
@@ -102,11 +103,11 @@ def test_learning_equals_that_of_a_network_that_was_given_the_weights(config: Co
 
 @pytest.mark.parametrize("which", ["checkpoint", "state folder"])
 def test_a_checkpoint_and_a_state_folder_hold_weights_too(tmp_path: Path, source: Path, which: str) -> None:
-    first = in_process.config(tmp_path / "first", "learning.partial=wait")
+    first = in_process.config(tmp_path / "first", *SETTINGS)
     with serving(first, None) as daemon:
         learn(daemon)
     here = first.state if which == "state folder" else first.state / "checkpoints" / f"{64:020d}"
-    second = in_process.config(tmp_path / "second", "learning.partial=wait", "network.learning_rate=0.5")
+    second = in_process.config(tmp_path / "second", *SETTINGS, "network.learning_rate=0.5")
     with serving(second, here):
         pass
     found = weights.of_checkpoint(second.state / "checkpoints" / f"{0:020d}")
@@ -214,7 +215,7 @@ def test_a_backup_without_a_checkpoint_is_rejected(config: Config, source: Path,
 def test_a_backup_before_the_first_sample_holds_the_weights(config: Config, source: Path, tmp_path: Path) -> None:
     with serving(config, source):
         backup.make(config.state, tmp_path / "backup")
-    restored = in_process.config(tmp_path / "backup", "learning.partial=wait")
+    restored = in_process.config(tmp_path / "backup", *SETTINGS)
     with serving(restored, None) as daemon:
         assert_equal(dict(daemon.learner.snapshots.current.classifier.weights), weights.load(source).tensors)
 
