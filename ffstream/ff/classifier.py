@@ -45,9 +45,10 @@ class Classifier:
 
     def predict(self, images_BI: Tensor) -> Prediction:
         """Predicts images (B, I): uint8, or float32 between 0 and 1."""
-        chunks = [self._score(chunk) for chunk in images_BI.split(_CHUNK)]
-        goodness_BL = torch.cat(chunks).cpu() if chunks else torch.empty(0, self.recipe.labels)
-        return Prediction(goodness_BL.argmax(1), goodness_BL)
+        with torch.inference_mode():  # without autograd's bookkeeping, which costs a single query a tenth of its time
+            chunks = [self._score(chunk) for chunk in images_BI.split(_CHUNK)]
+            goodness_BL = (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).cpu()
+            return Prediction(goodness_BL.argmax(1), goodness_BL)
 
     def preprocess(self, images_BI: Tensor) -> Tensor:
         """The first layer's input (B, I), float32."""
@@ -86,7 +87,10 @@ class Classifier:
         weights = [layer.score_weight for layer in self.recipe.layers]
         pairs = zip(weights, self.goodness(images_BI), strict=True)
         scores = [goodness_BL if weight == 1 else goodness_BL * weight for weight, goodness_BL in pairs if weight]
-        return torch.stack(scores).sum(0)[:count]
+        total_BL = scores[0]
+        for score_BL in scores[1:]:
+            total_BL = total_BL + score_BL
+        return total_BL[:count]
 
 
 def _padded_rows(count: int, device: torch.device, dtype: torch.dtype) -> int:
