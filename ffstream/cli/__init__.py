@@ -1,6 +1,6 @@
-"""The command line. `main` is the entry point of `ffstream`; each command has a file beside this one.
+"""The command line. `main` is the entry point of `ffstream`; each command has a module beside this one.
 
-Torch is imported by `serve` alone, and late: a client's command starts quickly and runs anywhere.
+Only `serve` and `export` import torch, and late, so that the commands of clients start quickly and run anywhere.
 """
 
 import click

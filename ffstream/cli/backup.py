@@ -1,4 +1,4 @@
-"""`ffstream backup`: a copy of a state folder that a daemon can be started on."""
+"""`ffstream backup`: copies a state folder, so that a daemon can be started on the copy."""
 
 import os
 from dataclasses import asdict
@@ -18,13 +18,14 @@ _NICENESS = 10
 @options.state_folder
 @options.as_json
 def backup(target: Path, file: Path | None, state: Path | None, as_json: bool) -> None:
-    """Back up a state folder to the new folder DIR, while a daemon runs on it or not.
+    """Back up a state folder to the new folder DIR. A daemon may be running on it.
 
-    DIR holds every sample acked before the command began and the newest checkpoint, each byte verified. It appears
-    when it is complete. To restore it, start a daemon on a copy: `cp -a DIR STATE; ffstream serve --state STATE`.
+    DIR contains every sample that was acked before the command began, and the newest checkpoint, all verified. It
+    appears when it is complete. To restore it, start a daemon on a copy: `cp -a DIR STATE; ffstream serve --state
+    STATE`.
 
-    Run it on the daemon's machine, as the daemon's user or as root. It reads the files and does not ask the daemon. A
-    plain copy of the files is no backup: without journal.sqlite-wal it lacks the samples acked last.
+    Run it on the daemon's machine, as the daemon's user or as root: it reads the files and does not use the daemon. A
+    plain copy of the files is not a backup: without journal.sqlite-wal the samples acked last are missing.
     """
     from ffstream.daemon.backup import make
 

@@ -1,4 +1,4 @@
-"""`ffstream checkpoint`: take one, list those on disk, verify them."""
+"""`ffstream checkpoint`: takes a checkpoint, lists and verifies those on disk."""
 
 import time
 from pathlib import Path
@@ -28,7 +28,7 @@ _SUMMARY = ("goodness", "objective", "optimizer")
 def checkpoint(
     context: click.Context, endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None
 ) -> None:
-    """Take a checkpoint now; returns when it is durable. The commands look at those in a state folder."""
+    """Make the daemon write a checkpoint; returns when it is durable. The subcommands read a state folder."""
     if context.invoked_subcommand is None:
         result = request_long("checkpoint", endpoint, timeout_s, keys)
         report(result, as_json, "checkpoint at sample {seq}: {bytes} bytes in {seconds:.2f} s")
@@ -40,7 +40,7 @@ def checkpoint(
 @options.as_json
 @click.pass_context
 def list_command(context: click.Context, file: Path | None, state: Path | None, as_json: bool) -> None:
-    """Show the checkpoints on disk, by their manifests and sizes alone. Exit code 1 if one is damaged."""
+    """List the checkpoints on disk. Reads manifests and sizes only. Exit code 1 if one is damaged."""
     folder = folder_in(states.folder(file, state))
     found, halves = list(look(folder, thoroughly=False)), half_written(folder)
     if as_json:
@@ -57,7 +57,7 @@ def list_command(context: click.Context, file: Path | None, state: Path | None, 
 @options.as_json
 @click.pass_context
 def verify(context: click.Context, seq: int | None, file: Path | None, state: Path | None, as_json: bool) -> None:
-    """Read every byte of all checkpoints, or of one. Says from which one a daemon would begin.
+    """Verify every byte of all checkpoints, or of one. Shows from which one a daemon would start.
 
     Exit code 1 if one is damaged, 2 if there is no state folder, or no checkpoint SEQ in it.
     """
@@ -66,36 +66,41 @@ def verify(context: click.Context, seq: int | None, file: Path | None, state: Pa
     for each in look(folder, thoroughly=True, seq=seq):
         found.append(each)
         if not as_json:
-            click.echo(f"checkpoint {each.seq}: whole" if each.problem is None else _said(each.problem))
+            click.echo(f"checkpoint {each.seq}: intact" if each.problem is None else _describe_problem(each.problem))
     if seq is not None and not found:
         raise missing(folder, seq)
     used = _used(found if seq is None else list(look(folder, thoroughly=True)))
     if as_json:
         print_json({"path": str(folder), "checkpoints": [_describe(each) for each in found], "recovery": used})
     else:
-        click.echo("a daemon would begin " + (f"from checkpoint {used}" if used is not None else "from nothing"))
+        click.echo(
+            "a daemon would start " + (f"from checkpoint {used}" if used is not None else "without a checkpoint")
+        )
     _end(context, found)
 
 
 def folder_in(state: Path) -> Path:
     """The folder of the checkpoints in a state folder. Raises ConfigError."""
     if not any((state / name).exists() for name in ("journal.sqlite", "checkpoints")):
-        raise ConfigError(f"no state folder at {state}", hint="--state names a daemon's state folder")
+        raise ConfigError(f"no state folder at {state}", hint="use --state with the state folder of a daemon")
     return state / "checkpoints"
 
 
 def missing(folder: Path, seq: int) -> ConfigError:
-    """The error for a checkpoint that is not there."""
+    """The error about a checkpoint that does not exist."""
     if folder_of(folder, seq).name in half_written(folder):
-        return ConfigError(f"checkpoint {seq} is half written", hint="a write goes on, or was cut short")
-    there = ", ".join(str(each.seq) for each in look(folder, thoroughly=False))
+        return ConfigError(
+            f"checkpoint {seq} is incomplete", hint="it is being written, or writing it was interrupted"
+        )
+    existing = ", ".join(str(each.seq) for each in look(folder, thoroughly=False))
     return ConfigError(
-        f"there is no checkpoint {seq} in {folder}", hint=f"there are {there}" if there else "there are none yet"
+        f"there is no checkpoint {seq} in {folder}",
+        hint=f"there are {existing}" if existing else "there are none yet",
     )
 
 
 def _used(found: list[Found]) -> int | None:
-    """The newest whole one: what recovery takes."""
+    """The newest intact checkpoint, from which recovery starts."""
     return next((each.seq for each in found if each.problem is None), None)
 
 
@@ -124,23 +129,23 @@ def _show(folder: Path, found: list[Found], halves: list[str]) -> None:
     console.print(table if found else f"no checkpoints in {folder}", soft_wrap=True)
     for each in found:
         if each.problem is not None:
-            click.echo(_said(each.problem))
+            click.echo(_describe_problem(each.problem))
     for name in halves:
-        click.echo(f"half written: {name}: being written now, or left by a death; the next write removes it")
+        click.echo(f"incomplete: {name}: being written, or interrupted; the next checkpoint removes it")
 
 
 def _state(found: Found) -> str:
     if found.problem is None:
-        return "whole"
+        return "intact"
     return "DAMAGED" if isinstance(found.problem, CheckpointDamaged) else "NEWER FORMAT"
 
 
-def _said(problem: CheckpointDamaged | CheckpointIncompatible) -> str:
+def _describe_problem(problem: CheckpointDamaged | CheckpointIncompatible) -> str:
     return f"damaged: {problem.message}" if isinstance(problem, CheckpointDamaged) else problem.message
 
 
 def _recipe(recipe: dict[str, Any]) -> str:
-    """Enough to tell two apart; all of it is in the JSON line."""
+    """A short form that distinguishes recipes; --json prints the whole recipe."""
     layers = recipe.get("layers")
     layers = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
     shape = recipe.get("image_shape")
@@ -165,6 +170,6 @@ def _time(written: Any) -> str:
 
 def _end(context: click.Context, found: list[Found]) -> None:
     hint = (
-        "a daemon uses the newest whole one, and the journal from there on; it overwrites the damaged one in passing"
+        "a daemon starts from the newest intact one and the journal, and replaces the damaged one when it passes it"
     )
     states.end(context, whole=not any(each.problem for each in found), hint=hint)

@@ -1,4 +1,4 @@
-"""`ffstream config`: the options in force, and whether they are right."""
+"""`ffstream config`: shows the daemon's options, and checks them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ def config() -> None:
 @options.state_folder
 @options.settings
 def show(file: Path | None, state: Path | None, settings: Iterable[str]) -> None:
-    """Print all options in force as a TOML file, each with what it means."""
+    """Print all options as a TOML file, each with its meaning."""
     from ffstream.config import describe, load
 
     text = describe(load(file, options.with_state(settings, state)))
@@ -30,13 +30,13 @@ def show(file: Path | None, state: Path | None, settings: Iterable[str]) -> None
 @options.state_folder
 @options.settings
 def check(file: Path | None, state: Path | None, settings: Iterable[str]) -> None:
-    """Say whether the options are right; exit code 2 if they are not.
+    """Check the options; exit code 2 if one is wrong.
 
-    Looks at the files and folders that they name and at the state as well, and changes nothing. Only a start can tell
-    whether a port is free or the disk has room.
+    Also checks the files and folders that they name, and the state folder. Changes nothing. Only a start can show
+    whether a port is free or the disk has enough space.
     """
     from ffstream.config import load
     from ffstream.daemon import preflight
 
     preflight.check(load(file, options.with_state(settings, state)))
-    click.echo("the options are right")
+    click.echo("the options are valid")

@@ -1,4 +1,4 @@
-"""What a daemon is told and asked over its control socket."""
+"""Commands that use a daemon's control socket: status, pause, resume, rollback, drain, stop."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ from ffstream.client import Control, CurveKeys
 def status(endpoint: str, idle_s: float | None, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Show what the daemon is doing."""
     with Control(endpoint, keys=keys) as control:
-        result = control.status(timeout_s)  # first, so that a daemon that is not there is not waited for
+        result = control.status(timeout_s)  # first, to fail early if there is no daemon
         if idle_s is not None:
             result = control.wait_idle(idle_s)
     if as_json:
@@ -40,7 +40,7 @@ def _facts(result: dict[str, Any]) -> Table:
     snapshot = result["snapshot"]
     rows = {
         "state": f"{result['state']}, {result['phase']}"
-        + (f", refuses samples: {result['refusing']}" if result["refusing"] else ""),
+        + (f", rejects samples: {result['refusing']}" if result["refusing"] else ""),
         "network": f"images of shape {result['image_shape']}, labels 0 to {result['labels'] - 1}",
         "samples": f"{result['accepted']:,} accepted, {result['learned']:,} learned, {result['backlog']:,} waiting"
         + (f", {result['skipped']:,} skipped" if result["skipped"] else ""),
@@ -59,12 +59,12 @@ def _reach(result: dict[str, Any]) -> str:
     """How far back a rollback can go."""
     oldest, relearn = result["rollback_from"], result["relearn_from"]
     if oldest is None:
-        return "nowhere yet"
-    ago = f"{oldest:,}, {states.duration(result['rollback_age_s'])} of running ago"
+        return "not possible yet"
+    since = f"{oldest:,} ({states.duration(result['rollback_age_s'])} of running time ago)"
     if relearn == oldest:
-        return f"to any sample from {ago}, on"
-    exact = f"with --skip to a checkpoint from {ago}, on"
-    return exact if relearn is None else f"to any sample from {relearn:,} on; {exact}"
+        return f"to any sample since {since}"
+    exact = f"with --skip to any checkpoint since {since}"
+    return exact if relearn is None else f"to any sample since {relearn:,}; {exact}"
 
 
 def _stages(stages: list[dict[str, Any]]) -> Table:
@@ -88,18 +88,18 @@ def request(
     *,
     arguments: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Asks the daemon; its result. Raises FFStreamError."""
+    """Sends a command to the daemon and returns its result. Raises FFStreamError."""
     with Control(endpoint, keys=keys) as control:
         return control.request(command, arguments, timeout_s)
 
 
 def request_long(command: str, endpoint: str, timeout_s: float, keys: CurveKeys | None) -> dict[str, Any]:
-    """The daemon keeps the deadline and says what is missing; ours is a little later."""
+    """As `request`. The daemon enforces the timeout, because its error has more details; the client waits longer."""
     return request(command, endpoint, timeout_s + 5.0, keys, arguments={"timeout_s": timeout_s})
 
 
 def report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
-    """The result as JSON, or as a sentence that its figures fill."""
+    """Prints the result as JSON, or as a sentence with its values."""
     if as_json:
         print_json(result)
     else:
@@ -112,8 +112,8 @@ def report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
 @options.as_json
 @options.keys
 def pause(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
-    """Pause learning until `ffstream resume`, also after a restart. Samples are still accepted, queries answered."""
-    report(request("pause", endpoint, timeout_s, keys), as_json, "learning is paused until: ffstream resume")
+    """Pause learning until `ffstream resume`, also across restarts. Samples are still acked and queries answered."""
+    report(request("pause", endpoint, timeout_s, keys), as_json, "learning is paused until `ffstream resume`")
 
 
 @click.command()
@@ -123,13 +123,17 @@ def pause(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None
 @options.keys
 def resume(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
     """Resume learning."""
-    report(request("resume", endpoint, timeout_s, keys), as_json, "learning goes on")
+    report(request("resume", endpoint, timeout_s, keys), as_json, "learning is resumed")
 
 
 @click.command()
 @options.control_endpoint
 @click.option(
-    "--to", metavar="SEQ", type=click.IntRange(0, 2**63 - 1), required=True, help="Last sample to have been learned."
+    "--to",
+    metavar="SEQ",
+    type=click.IntRange(0, 2**63 - 1),
+    required=True,
+    help="The last sample that stays learned.",
 )
 @click.option("--relearn", "later", flag_value="relearn", default=True, help="Learn later samples again (default).")
 @click.option("--skip", "later", flag_value="skip", help="Never learn the later samples that are acked by now.")
@@ -137,20 +141,20 @@ def resume(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | Non
 @options.as_json
 @options.keys
 def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
-    """Take learning back to sample SEQ while the daemon serves.
+    """Roll learning back to sample SEQ while the daemon runs.
 
-    Learning begins at the newest checkpoint at or below SEQ and learns from there to SEQ again; predictions come from
-    that checkpoint at once. What happens to the samples after SEQ is yours to choose; samples sent from now on are
-    learned in any case. What an earlier --skip skipped stays skipped.
+    Learning continues from the newest checkpoint at or below SEQ and learns the samples up to SEQ again. That
+    checkpoint is used for predictions at once. The samples after SEQ that are acked by now are learned again or
+    skipped. Samples sent later are learned in any case. Samples that an earlier rollback skipped stay skipped.
 
-    How far back it reaches: to any sample from the oldest of the newest checkpoints (`checkpoint.keep`) on, because
-    the journal holds what came after it. Beyond that, only to exactly the sample of an older checkpoint
+    A rollback can go back to any sample since the oldest of the newest checkpoints (`checkpoint.keep`), because the
+    journal contains the samples after it. Beyond that it can go back only to the exact sample of an older checkpoint
     (`checkpoint.ladder_s`), and only with --skip. `ffstream status` shows the limits, `ffstream checkpoint list` the
     checkpoints.
     """
     result = request("rollback", endpoint, timeout_s, keys, arguments={"to": to, "later": later})
-    sentence = "learning is back at sample {to}, from checkpoint {checkpoint}; "
-    after = "samples {first} to {last} are {later}" if result["last"] > to else "no sample came after it"
+    sentence = "rolled back to sample {to}, from checkpoint {checkpoint}; "
+    after = "samples {first} to {last} are {later}" if result["last"] > to else "there are no samples after it"
     report(result, as_json, sentence + after)
 
 
@@ -160,7 +164,7 @@ def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool
 @options.as_json
 @options.keys
 def drain(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
-    """Accept no more samples, learn what is acked, then stop."""
+    """Reject new samples, learn all acked ones, then stop the daemon."""
     result = request_long("drain", endpoint, timeout_s, keys)
     report(result, as_json, "all {learned} samples are learned; the daemon stops")
 
@@ -171,5 +175,5 @@ def drain(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None
 @options.as_json
 @options.keys
 def stop(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
-    """Stop the daemon as SIGTERM does. Returns when it has begun; what is acked and not learned waits on disk."""
+    """Stop the daemon as SIGTERM does. Returns at once. Acked samples that are not learned yet stay on disk."""
     report(request("stop", endpoint, timeout_s, keys), as_json, "the daemon stops")

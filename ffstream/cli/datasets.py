@@ -1,4 +1,4 @@
-"""Data sets as commands read them: a bar while they are fetched, and notes about them on stderr."""
+"""Loads data sets for commands, with a progress bar for downloads and notes on stderr."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ffstream.data import Dataset, load
 
 
 def load_dataset(name_or_dir: str, data: Path | None, *, quiet: bool) -> Dataset:
-    """`ffstream.data.load` for people. `quiet`: without the bar. Raises DataError."""
+    """Calls `ffstream.data.load`. `quiet`: without a progress bar. Raises DataError."""
     with download_bar(quiet=quiet) as on_bytes:
         dataset = load(name_or_dir, data, on_bytes)
     for note in dataset.notes:

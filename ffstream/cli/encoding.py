@@ -1,4 +1,4 @@
-"""Output in the terminal's encoding, which may lack what we print."""
+"""Output in the terminal's encoding, which may not have every character that is printed."""
 
 import codecs
 import io
@@ -6,14 +6,14 @@ import sys
 
 
 def tolerate_encoding() -> None:
-    """What the encoding of stdout or stderr lacks is printed as `?`, or escaped, and is no error.
+    """Prints characters that the encoding of stdout or stderr does not have as `?`, or escaped, without an error.
 
-    An encoding comes from the locale or from PYTHONIOENCODING. rich draws tables in ASCII where it is not UTF-8.
+    The encoding comes from the locale or from PYTHONIOENCODING. rich draws tables in ASCII if it is not UTF-8.
     """
     for stream in (sys.stdout, sys.stderr):
-        if not isinstance(stream, io.TextIOWrapper):  # closed, or somebody else's
+        if not isinstance(stream, io.TextIOWrapper):  # closed, or replaced
             continue
         is_utf8 = codecs.lookup(stream.encoding).name == "utf-8"
-        # What Python sets in the C locale writes back the bytes of arguments, and nothing else that is not ASCII.
+        # In the C locale Python uses surrogateescape: it can print arguments, but no other characters beyond ASCII.
         if stream.errors == "strict" or (stream.errors == "surrogateescape" and not is_utf8):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""`ffstream evaluate`: error and latency on the test split, as a client sees them."""
+"""`ffstream evaluate`: measures error and latency on a test split, as a client sees them."""
 
 import time
 from pathlib import Path
@@ -19,13 +19,13 @@ from ffstream.wire.messages import DEFAULT_PREDICT
 @options.dataset
 @options.data_folder
 @click.option("--at", "endpoint", metavar="URL", default=DEFAULT_PREDICT, show_default=True, help="Predict socket.")
-@click.option("--limit", type=click.IntRange(min=1), help="Images; all of the test split without it.")
+@click.option("--limit", type=click.IntRange(min=1), help="Number of images. Default: the whole test split.")
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Images in a query. Latencies are those of whole queries: take 1 for that of a single image.",
+    help="Images in a query. Latencies are those of queries: use 1 to measure single images.",
 )
 @options.label_offset
 @options.timeout(10.0)
@@ -42,7 +42,7 @@ def evaluate(
     as_json: bool,
     keys: CurveKeys | None,
 ) -> None:
-    """Ask a daemon for the labels of a test split, one query after the other."""
+    """Measure error and latency of a daemon's predictions for a test split. Sends one query after the other."""
     test = shifted(load_dataset(dataset, data, quiet=as_json).test, label_offset)
     n = min(len(test), limit or len(test))
     with Predictor(endpoint, keys=keys) as predictor:
@@ -60,7 +60,7 @@ def evaluate(
 def _ask(
     predictor: Predictor, test: Split, n: int, batch: int, timeout_s: float, *, quiet: bool
 ) -> tuple[int, list[float]]:
-    """How many labels were wrong, and the seconds that each query took."""
+    """The number of wrong labels, and the duration of each query in seconds."""
     wrong = 0
     seconds = []
     with progress_bar(quiet=quiet) as bar:
@@ -79,7 +79,7 @@ def _warn_about_labels(test: Split, known: int) -> None:
     low, high = int(test.labels.min()), int(test.labels.max())
     if high >= known:
         click.echo(
-            f"warning: the labels are {low} to {high}, the daemon knows 0 to {known - 1}: others count as errors; "
-            "--label-offset as in the replay?",
+            f"warning: the labels are {low} to {high}, the daemon knows 0 to {known - 1}: others count as errors. "
+            "Use the --label-offset of the replay?",
             err=True,
         )

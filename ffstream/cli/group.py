@@ -1,4 +1,4 @@
-"""The group of all commands: finds one when it is asked for, and turns what it raises into an exit code."""
+"""The group of all commands: imports a command when it is needed, and turns its errors into an exit code."""
 
 import gc
 import sys
@@ -8,11 +8,11 @@ from typing import IO, Any
 import click
 
 from ffstream.cli.encoding import tolerate_encoding
-from ffstream.cli.streams import open_standard_streams
+from ffstream.cli.standard_streams import open_standard_streams
 from ffstream.errors import ConfigError, FFStreamError, StartBlocked
 
-# Each in the file of its name, or in the one that is named here; in the order of the help.
-_HOME = {
+# The module of each command, in the order of the help.
+_MODULES = {
     "serve": "serve",
     "replay": "replay",
     "evaluate": "evaluate",
@@ -32,7 +32,7 @@ _HOME = {
 
 
 class Failure(click.ClickException):
-    """An FFStreamError as click shows it: two lines and an exit code."""
+    """An FFStreamError, shown as two lines and an exit code."""
 
     exit_code = 1
 
@@ -41,56 +41,56 @@ class Failure(click.ClickException):
         self._error = error
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Prints what failed and what to do."""
+        """Prints the error and its hint."""
         click.echo(f"error: {self._error.message} [{self._error.code}]", file=file or sys.stderr)
         if self._error.hint:
             click.echo(f"hint: {self._error.hint}", file=file or sys.stderr)
 
 
 class WrongOption(Failure):
-    """Not for a restart to mend."""
+    """A restart does not help."""
 
     exit_code = 2
 
 
 class NotNow(Failure):
-    """A restart may mend it: EX_TEMPFAIL of sysexits.h."""
+    """A restart may help: EX_TEMPFAIL of sysexits.h."""
 
     exit_code = 75
 
 
 class Commands(click.Group):
-    """No command waits for the imports of another. The one place where what they raise becomes what a shell sees."""
+    """Imports only the command that is run, and turns its errors into output and exit code for the shell."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
-        """The process. Before it opens anything, descriptors 0 to 2 are what others take them for."""
+        """Runs the process. First of all, makes sure that descriptors 0 to 2 are open."""
         open_standard_streams()
         return super().main(*arguments, **options)
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
-        """Reads the command line. From here on output may be anything, whatever the terminal's encoding."""
+        """Parses the command line. From here on all text can be printed, whatever the terminal's encoding."""
         tolerate_encoding()
         return super().make_context(*arguments, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Their names, in the order of the help."""
-        return list(_HOME)
+        """The names of the commands, in the order of the help."""
+        return list(_MODULES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports it."""
-        if cmd_name not in _HOME:
+        """Imports a command."""
+        if cmd_name not in _MODULES:
             return None
         collects = gc.isenabled()
-        gc.disable()  # a fifth of the time; imports make no garbage
+        gc.disable()  # saves a fifth of the time; imports create no garbage
         try:
-            command: click.Command = getattr(import_module(f"ffstream.cli.{_HOME[cmd_name]}"), cmd_name)
+            command: click.Command = getattr(import_module(f"ffstream.cli.{_MODULES[cmd_name]}"), cmd_name)
         finally:
             if collects:
                 gc.enable()
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs it."""
+        """Runs a command."""
         try:
             return super().invoke(ctx)
         except ConfigError as error:

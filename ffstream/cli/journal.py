@@ -1,4 +1,4 @@
-"""`ffstream journal`: what a journal holds and whether it is whole. Read-only, with or without a daemon on it."""
+"""`ffstream journal`: shows the content of a journal and verifies it. Read-only; a daemon may be running."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ _LARGEST = 5
 
 @click.group()
 def journal() -> None:
-    """Look at a state folder's journal. Changes nothing, whether or not a daemon runs on it."""
+    """Inspect the journal of a state folder. A daemon may be running on it."""
 
 
 @journal.command()
@@ -28,12 +28,12 @@ def journal() -> None:
 @options.as_json
 @click.pass_context
 def stat(context: click.Context, file: Path | None, state: Path | None, as_json: bool) -> None:
-    """Show what the journal holds, without reading images. Exit code 1 if it is damaged as far as that shows."""
+    """Show what the journal contains, without reading images. Exit code 1 if damage was found."""
     folder = states.folder(file, state)
     path = folder / "journal.sqlite"
     with inspection.opened(path) as connection:
         summary = inspection.summarize(connection)
-    _look_for_log(path, summary.findings)
+    _check_log(path, summary.findings)
     result = _stat(path, summary, _newest(folder))
     if as_json:
         print_json(result)
@@ -49,14 +49,14 @@ def stat(context: click.Context, file: Path | None, state: Path | None, as_json:
 @options.as_json
 @click.pass_context
 def verify(context: click.Context, file: Path | None, state: Path | None, as_json: bool) -> None:
-    """Read every byte: checksums, lengths, numbers, SQLite's own check. Exit code 1 if anything is wrong."""
+    """Verify every byte: checksums, lengths, numbers, SQLite's own check. Exit code 1 if damage was found."""
     folder = states.folder(file, state)
     path = folder / "journal.sqlite"
     with inspection.opened(path) as connection, progress_bar(quiet=as_json) as bar:
         verification = Verification(connection)
         task = bar.add_task("verifying samples", total=verification.estimate())
         verification.run(lambda samples: bar.update(task, completed=samples), bar.refresh)
-    _look_for_log(path, verification.findings)
+    _check_log(path, verification.findings)
     findings, newest = verification.findings, _newest(folder)
     result = {
         "path": str(path),
@@ -70,7 +70,7 @@ def verify(context: click.Context, file: Path | None, state: Path | None, as_jso
         print_json(result)
     else:
         _show_problems(findings)
-        verdict = "whole" if not findings.count else "DAMAGED"
+        verdict = "intact" if not findings.count else "DAMAGED"
         click.echo(f"{path}: {verdict}; {verification.samples:,} samples in {verification.messages:,} messages read")
     _end(context, path, findings, newest)
 
@@ -79,19 +79,21 @@ def verify(context: click.Context, file: Path | None, state: Path | None, as_jso
 @options.config_file
 @options.state_folder
 def accept(file: Path | None, state: Path | None) -> None:
-    """Take a journal for whole whose -wal file is missing. A daemon must not be running.
+    """Accept a journal whose -wal file is missing. No daemon may be running.
 
-    A daemon refuses such a journal: it may be a copy that was made without that file, and then it lacks the samples
-    that were acked last. Restore both files if you have them. Nothing is lost if another SQLite program opened the
-    journal after a crash: it has written the -wal file's content into the journal.
+    A daemon does not start with such a journal, because it may be a copy without that file. Then the samples that
+    were acked last are missing: restore both files if you have them. Nothing is lost if another SQLite program has
+    opened the journal after a crash, because it has written the content of the -wal file into the journal.
     """
     folder = states.folder(file, state)
     path = folder / "journal.sqlite"
     if not path.is_file():
-        raise ConfigError(f"no journal at {path}", hint="--state names a daemon's state folder")
+        raise ConfigError(f"no journal at {path}", hint="use --state with the state folder of a daemon")
     lock = StateLock(folder)
     if not lock.take():
-        raise ConfigError(f"{folder} is in use by a daemon", hint="that daemon has accepted the journal, or stop it")
+        raise ConfigError(
+            f"{folder} is in use by a daemon", hint="that daemon has accepted the journal; if not, stop it"
+        )
     try:
         if not clean_close.lacks_its_log(path):
             click.echo(f"{path}: nothing to accept")
@@ -99,18 +101,18 @@ def accept(file: Path | None, state: Path | None) -> None:
         clean_close.accept(path)
         with inspection.opened(path) as connection:
             summary = inspection.summarize(connection)
-        click.echo(f"{path}: accepted as it is; it ends at sample {summary.next_seq - 1:,}")
+        click.echo(f"{path}: accepted; its last sample is {summary.next_seq - 1:,}")
     finally:
         lock.release()
 
 
-def _look_for_log(path: Path, findings: Findings) -> None:
+def _check_log(path: Path, findings: Findings) -> None:
     if clean_close.lacks_its_log(path):
         findings.add(f"it was not closed cleanly and {path.name}-wal is missing: samples may be missing at the end")
 
 
 def _newest(folder: Path) -> int:
-    """The checkpoint from which a daemon would begin, by a cheap look; 0 without one."""
+    """The checkpoint from which a daemon would start, judged by its manifest; 0 if there is none."""
     return next((found.seq for found in look(folder / "checkpoints", thoroughly=False) if not found.problem), 0)
 
 
@@ -154,7 +156,7 @@ def _problems(findings: Findings) -> dict[str, Any]:
 
 
 def _show_stat(result: dict[str, Any]) -> None:
-    held = states.samples(result["first_seq"], result["last_seq"]) if result["messages"] else "none"
+    content = states.samples(result["first_seq"], result["last_seq"]) if result["messages"] else "none"
     largest = ", ".join(
         f"{identity.show(each['key'], each['client'])} {each['samples']:,}" for each in result["largest_clients"]
     )
@@ -162,10 +164,10 @@ def _show_stat(result: dict[str, Any]) -> None:
         {
             "journal": f"{result['path']}, version {result['version']}",
             "network": f"{result['inputs']} inputs, {result['labels']} labels",
-            "began from": result["origin"] or "random weights",
-            "held": f"{held}; {result['samples']:,} in {result['messages']:,} messages",
+            "started from": result["origin"] or "random weights",
+            "content": f"{content}; {result['samples']:,} in {result['messages']:,} messages",
             "next": f"sample {result['next_seq']:,}",
-            "to learn": f"{result['backlog']:,} samples behind checkpoint {result['checkpoint_seq']:,}",
+            "to learn": f"{result['backlog']:,} samples after checkpoint {result['checkpoint_seq']:,}",
             "on disk": f"{states.size(result['used_bytes'])} in use; file {states.size(result['file_bytes'])}, "
             f"log {states.size(result['wal_bytes'])}",
             "clients": f"{result['clients']:,}, {result['receipts']:,} receipts"
@@ -186,15 +188,17 @@ def _show_problems(findings: Findings) -> None:
 def _end(context: click.Context, path: Path, findings: Findings, newest: int) -> None:
     lost = [problem for problem in findings.named if problem.last_seq > newest]
     first = min((problem.first_seq for problem in lost), default=0)
-    # Damage without a number may be anywhere, in what only the journal has as well.
-    is_told = findings.count == len(findings.named) and all(problem.last_seq for problem in findings.named)
+    # Damage without a sequence number may concern samples that only the journal has.
+    is_complete = findings.count == len(findings.named) and all(problem.last_seq for problem in findings.named)
     if findings.count == 1 and clean_close.lacks_its_log(path):
         hint = clean_close.HINT
-    elif findings.count and is_told and not lost:
-        hint = f"checkpoint {newest} has learned all damaged samples: keep it; nothing is lost while it is whole"
+    elif findings.count and is_complete and not lost:
+        hint = f"checkpoint {newest} has learned all damaged samples: keep it; nothing is lost while it is intact"
     elif first > newest + 1:
-        hint = f"a daemon learns up to sample {first - 1} and fails there: put the journal back from a copy, or begin"
-        hint += " another --state folder and send again from there on"
+        hint = (
+            f"a daemon learns up to sample {first - 1} and fails there: restore the journal from a backup, or start"
+        )
+        hint += " with a new --state folder and send the samples again"
     else:
-        hint = "put the journal back from a copy, or begin another --state folder and send again"
+        hint = "restore the journal from a backup, or start with a new --state folder and send the samples again"
     states.end(context, whole=not findings.count, hint=hint)

@@ -14,18 +14,19 @@ from ffstream.security.keys import create
     type=click.Path(path_type=Path),
     default=Path("ffstream-keys"),
     show_default=True,
-    help="Folder for the two files; made if it is not there.",
+    help="Folder for the two files; created if it does not exist.",
 )
 def keygen(name: str, out: Path) -> None:
-    """Make a key pair: NAME.key is public, NAME.key_secret is for its owner alone.
+    """Write a new key pair: NAME.key is public, NAME.key_secret must stay with its owner.
 
-    One for the daemon, and one for each client. Nothing is overwritten.
+    The daemon and each client need their own pair. Existing files are never overwritten.
     """
     public, secret = create(out, name)
     click.echo(
         f"public  {public}\n"
         f"secret  {secret}\n"
-        "for a daemon: --set security.server_key=SECRET; its clients get PUBLIC: --server-key PUBLIC\n"
-        "for a client: --key SECRET; copy PUBLIC into the folders that security.learn_clients, predict_clients\n"
-        "and control_clients name, for what this client may do: at once, without a restart; to shut it out, delete it"
+        "for a daemon: --set security.server_key=SECRET; give PUBLIC to its clients: --server-key PUBLIC\n"
+        "for a client: --key SECRET; copy PUBLIC into the folders security.learn_clients, predict_clients and\n"
+        "control_clients, depending on what the client may do. Delete it there to revoke access. Both take effect\n"
+        "without a restart."
     )

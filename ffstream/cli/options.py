@@ -1,4 +1,4 @@
-"""Options that several commands have, spelled once."""
+"""Options that several commands have."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from ffstream.errors import ConfigError
 from ffstream.util.option_errors import about
 from ffstream.wire.messages import DEFAULT_CONTROL
 
-if TYPE_CHECKING:  # numpy and zmq: not for commands that are no client
+if TYPE_CHECKING:  # imports numpy and zmq, which only the commands of clients need
     from ffstream.client import CurveKeys
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -26,44 +26,47 @@ dataset = click.argument("dataset", metavar="mnist|fashion-mnist|embedded|NAME|D
 data_folder = click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder where the IDX files of the data set called NAME are looked for, in their usual places too "
-    "(MNIST/raw, …); nothing is fetched then.",
+    help="Folder with the IDX files of the data set NAME, also in the usual places below it (MNIST/raw, …). Nothing "
+    "is downloaded then.",
 )
 label_offset = click.option(
     "--label-offset",
     type=click.IntRange(-255, 255),
     default=0,
     show_default=True,
-    help="Added to every label: -1 for a data set whose labels begin at 1.",
+    help="Is added to every label: -1 for a data set whose labels begin at 1.",
 )
 config_file = click.option(
     "--config",
     "file",
     type=click.Path(path_type=Path),
-    help="TOML file of options; `ffstream config show` prints one to begin with.",
+    help="TOML file with options; `ffstream config show` prints an example.",
 )
 settings = click.option(
-    "--set", "settings", metavar="SECTION.KEY=VALUE", multiple=True, help="One option; wins over the file."
+    "--set", "settings", metavar="SECTION.KEY=VALUE", multiple=True, help="Sets one option; overrides the file."
 )
 state_folder = click.option(
-    "--state", envvar="FFSTREAM_STATE", type=click.Path(path_type=Path), help="Folder of journal and checkpoints."
+    "--state",
+    envvar="FFSTREAM_STATE",
+    type=click.Path(path_type=Path),
+    help="Folder with the journal and the checkpoints.",
 )
 
 
 def with_state(settings: Iterable[str], state: Path | None) -> list[str]:
-    """The settings with `--state` as the last one, which wins."""
-    # JSON's strings are TOML's: a folder named 2024 stays a name.
+    """The settings, with `--state` as the last one, which overrides the others."""
+    # A JSON string is a TOML string, so a folder named 2024 is not read as a number.
     own = [] if state is None else [f"state={json.dumps(str(state), ensure_ascii=False)}"]
     return [*settings, *own]
 
 
 class _Seconds(click.FloatRange):
-    """A number of seconds, which is one: `nan` is in every range."""
+    """Seconds; rejects NaN, which is in every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)
         if math.isnan(seconds):
-            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
         return seconds
 
 
@@ -71,7 +74,7 @@ SECONDS = _Seconds(0, 86_400)
 
 
 def timeout(default_s: float) -> Callable[[_Command], _Command]:
-    """`--timeout`: each command knows what is long for it."""
+    """`--timeout`, with the default of one command."""
     return click.option(
         "--timeout",
         "timeout_s",
@@ -79,12 +82,12 @@ def timeout(default_s: float) -> Callable[[_Command], _Command]:
         type=SECONDS,
         default=default_s,
         show_default=True,
-        help="Give up after that.",
+        help="Fail after that time.",
     )
 
 
 def keys(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--key` and `--server-key`, as one argument `keys`. Stands below the other options."""
+    """`--key` and `--server-key`, as one argument `keys`. Use it as the last decorator."""
 
     @click.option(
         "--key",
@@ -92,7 +95,7 @@ def keys(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path),
         envvar="FFSTREAM_KEY",
         show_envvar=True,
-        help="Your secret key, a file that `ffstream keygen` wrote.",
+        help="File with your secret key, written by `ffstream keygen`.",
     )
     @click.option(
         "--server-key",
@@ -100,7 +103,7 @@ def keys(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path),
         envvar="FFSTREAM_SERVER_KEY",
         show_envvar=True,
-        help="The daemon's public key.",
+        help="File with the daemon's public key.",
     )
     @wraps(command)
     def with_keys(*arguments: Any, key_file: Path | None, server_key_file: Path | None, **options: Any) -> Any:
@@ -113,14 +116,16 @@ def _load(key: Path | None, server_key: Path | None) -> "CurveKeys | None":
     if key is None and server_key is None:
         return None
     if key is None or server_key is None:
-        raise ConfigError("--key and --server-key belong together", hint="FFSTREAM_KEY and FFSTREAM_SERVER_KEY, too")
+        raise ConfigError(
+            "--key and --server-key must be given together", hint="or FFSTREAM_KEY and FFSTREAM_SERVER_KEY"
+        )
     from ffstream.client import CurveKeys
     from ffstream.security.keys import is_secret_file, load_pair, load_public
 
     if is_secret_file(key) is False and is_secret_file(server_key):
         raise ConfigError(
             f"--key {key} is a public key and --server-key {server_key} a secret one",
-            hint="--key names your secret key, --server-key the daemon's public one: are they swapped?",
+            hint="are they swapped? --key takes your secret key, --server-key the daemon's public key",
         )
     with about("--key"):
         own = load_pair(key)

@@ -1,4 +1,4 @@
-"""What the commands print alike: JSON lines, progress bars."""
+"""Output that commands have in common: JSON lines, progress bars."""
 
 import json
 import sys
@@ -14,20 +14,20 @@ from ffstream.data import Progress as OnBytes
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """One line on stdout, for scripts."""
+    """Prints one line on stdout, for scripts."""
     click.echo(json.dumps(result))
 
 
 def prequential_error(status: Mapping[str, Any]) -> str:
-    """A status' error over the samples that its window holds, which are few at first, and over all."""
+    """The prequential error in a status: over its window, which has few samples at first, and over all."""
     recent, total = status["prequential_error"], status["prequential_error_total"]
     if recent is None or total is None:
-        return "no sample is predicted yet"
+        return "no samples are predicted yet"
     return f"{recent:.2%} of the last {status['prequential_window_samples']:,} predicted, {total:.2%} of all"
 
 
 def progress_bar(*figures: str, quiet: bool) -> Progress:
-    """A bar on stderr with the task fields `figures` behind it; none if `quiet` or if nobody watches."""
+    """A bar on stderr, followed by the task fields `figures`. Invisible if `quiet` or without a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -40,10 +40,10 @@ def progress_bar(*figures: str, quiet: bool) -> Progress:
 
 @contextmanager
 def download_bar(*, quiet: bool) -> Iterator[OnBytes]:
-    """Yields what `ffstream.data.load` tells about a download: a bar for each file, on stderr."""
+    """Yields a callback for `ffstream.data.load` that shows a bar for each file on stderr."""
     tasks: dict[str, TaskID] = {}
     with Progress(
-        TextColumn("fetching {task.description}"),
+        TextColumn("downloading {task.description}"),
         BarColumn(),
         DownloadColumn(),
         console=Console(stderr=True),

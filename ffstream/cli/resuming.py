@@ -1,13 +1,13 @@
-"""Where a named replay goes on: its message numbers say what was sent, so that the daemon remembers it for us.
+"""Resumes a named replay. Its position is encoded in the message numbers, so the daemon remembers it.
 
-    bits 48 to 61   which run under this name: `--restart` begins the next one
-    bits 28 to 47   fingerprint of the data and of the options that decide what a message holds; never 0
+    bits 48 to 61   number of the run under this name; `--restart` begins the next one
+    bits 28 to 47   fingerprint of the data and of the options that determine the content of messages; never 0
     bits 0 to 27    position of the batch in the stream, from 1
 
-The highest number that the daemon knows tells how far the replay came and whether it is the same one. Below that
-number a message may be missing: refused for now, and not sent again before the replay was killed. A replay sends
-nothing that is `SPAN` or more messages after the lowest unanswered one, so sending the last `SPAN` again makes it
-whole; the daemon recognises those that it has.
+The highest number that the daemon knows shows how far the replay came, and whether it is the same replay. Messages
+below that number may be missing, if they were rejected for now and the replay was killed before it sent them again.
+A replay never sends a message that is `SPAN` or more after the lowest unanswered one, so sending the last `SPAN`
+again fills the gaps. The daemon recognises those that it has stored.
 """
 
 import json
@@ -35,14 +35,14 @@ Batches = Iterable[tuple[UInt8Array, UInt8Array]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a replay begins: with batch `position` (from 0) under the message number `n`."""
+    """Where a replay begins: batch `position` (from 0) has the message number `n`."""
 
     n: int
     position: int = 0
 
 
 def fingerprint(split: Split, options: dict[str, Any]) -> int:
-    """Return a number that other data or options have with a chance of one in a million only."""
+    """Return a number that identifies data and options; others have the same with a probability of 1 in a million."""
     digest = xxhash.xxh3_64(json.dumps([options, split.images.shape], sort_keys=True).encode())
     for array in (split.images, split.labels):
         digest.update(np.ascontiguousarray(array).data)
@@ -50,7 +50,7 @@ def fingerprint(split: Split, options: dict[str, Any]) -> int:
 
 
 def place(client: str, daemon_next: int, mark: int, *, restart: bool) -> Place:
-    """Return where a replay with the fingerprint `mark` goes on. Raises ConfigError if the name is another one's."""
+    """Return where a replay with the fingerprint `mark` begins. Raises ConfigError if another one used the name."""
     last = daemon_next - 1
     run, used_by = divmod(last >> _POSITION_BITS, 1 << _FINGERPRINT_BITS)
     if last and not restart:
@@ -58,21 +58,21 @@ def place(client: str, daemon_next: int, mark: int, *, restart: bool) -> Place:
             raise ConfigError(
                 f"{client!r} has sent other data, or with another --seed, --batch, --order, --drift, --drift-at or "
                 "--label-offset",
-                hint="the same options resume it; --restart begins again under this name; or take another --client",
+                hint="use the same options to resume it, --restart to begin again, or another --client",
             )
         position = last & ((1 << _POSITION_BITS) - 1)
         return Place(daemon_next, position)
     if last:
         run += 1
     if run >= 1 << _RUN_BITS:
-        raise ConfigError(f"{client!r} was restarted {run - 1:,} times", hint="take another --client")
+        raise ConfigError(f"{client!r} was restarted {run - 1:,} times", hint="use another --client")
     return Place((((run << _FINGERPRINT_BITS) | mark) << _POSITION_BITS) + 1)
 
 
-def make_whole(endpoint: str, client: str, keys: CurveKeys | None, start: Place, stream: Batches) -> None:
-    """Send the `SPAN` batches before `start` again. `stream` begins with the first of them.
+def fill_gaps(endpoint: str, client: str, keys: CurveKeys | None, start: Place, stream: Batches) -> None:
+    """Send the last `SPAN` batches before `start` again. `stream` begins with the first of them.
 
-    Raises ConfigError when the daemon stored others under their numbers, DeadlineExceeded.
+    Raises DeadlineExceeded, and ConfigError if the daemon has stored other samples under their numbers.
     """
     again = min(SPAN, start.position)
     with Producer(endpoint, client=client, keys=keys, start_at=start.n - again) as producer:
@@ -84,6 +84,6 @@ def make_whole(endpoint: str, client: str, keys: CurveKeys | None, start: Place,
             if error.remote_code != StoredDifferently.code:
                 raise
             raise ConfigError(
-                f"{client!r} ended in another batch than this replay has there: --limit or --passes was another one",
-                hint="--restart begins again under this name; or take another --client",
+                f"the last batch of {client!r} differs from this replay: it had another --limit or --passes",
+                hint="use --restart to begin again, or another --client",
             ) from error

@@ -20,7 +20,7 @@ import click
 import sdnotify
 
 from ffstream.cli import options
-from ffstream.cli.streams import queue_output, write_if_taken
+from ffstream.cli.standard_streams import queue_output, write_if_taken
 from ffstream.errors import StartBlocked, Unavailable
 from ffstream.util.durable import fsync
 

@@ -1,4 +1,4 @@
-"""What the commands share that look at a state folder."""
+"""What the commands that read a state folder have in common."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ DAMAGED = 1  # the exit code
 
 
 def folder(file: Path | None, state: Path | None) -> Path:
-    """The state folder that a daemon with these options has. Raises ConfigError."""
+    """The state folder of a daemon with these options. Raises ConfigError."""
     from ffstream.config import load
 
     return load(file, options.with_state((), state)).state
 
 
 def show(rows: dict[str, str]) -> None:
-    """Names and what there is to say about them."""
+    """Prints names and values as a table."""
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         table.add_row(name, value)
@@ -29,7 +29,7 @@ def show(rows: dict[str, str]) -> None:
 
 
 def size(count: float) -> str:
-    """Bytes as a person says them."""
+    """Bytes for people, such as `1.5 MiB`."""
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
@@ -38,7 +38,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Time as a person says it."""
+    """Seconds for people, such as `5 min`."""
     for limit_s, unit_s, unit in ((120.0, 1.0, "s"), (7200.0, 60.0, "min"), (172_800.0, 3600.0, "h")):
         if seconds < limit_s:
             return f"{seconds / unit_s:.0f} {unit}"
@@ -46,12 +46,12 @@ def duration(seconds: float) -> str:
 
 
 def samples(first_seq: int, last_seq: int) -> str:
-    """Samples by their numbers."""
+    """A range of sequence numbers for people."""
     return f"sample {first_seq:,}" if first_seq == last_seq else f"samples {first_seq:,} to {last_seq:,}"
 
 
 def end(context: click.Context, *, whole: bool, hint: str = "") -> None:
-    """The exit code, and on stderr what to do."""
+    """Sets the exit code, and prints the hint on stderr, if there is damage."""
     if whole:
         return
     if hint:
@@ -60,5 +60,5 @@ def end(context: click.Context, *, whole: bool, hint: str = "") -> None:
 
 
 def as_dicts(tuples: list[Any]) -> list[dict[str, Any]]:
-    """Named tuples for JSON."""
+    """Converts named tuples for JSON."""
     return [each._asdict() for each in tuples]

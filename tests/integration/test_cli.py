@@ -288,8 +288,8 @@ def test_a_failed_command_prints_an_error_and_a_hint(arguments: list[str], code:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["status", "--timeout", "nan"], "no number of seconds"),
-        (["status", "--wait-idle", "nan"], "no number of seconds"),
+        (["status", "--timeout", "nan"], "not a number of seconds"),
+        (["status", "--wait-idle", "nan"], "not a number of seconds"),
         (["rollback", "--to", str(2**63)], "--to"),
     ],
 )

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 
 from ffstream.cli import main
 from ffstream.cli.output import progress_bar
-from ffstream.cli.replay import ErrorWatch, Interrupt, Replay
 from ffstream.cli.resuming import SPAN, fingerprint, place
+from ffstream.cli.streaming import ErrorPoller, Interrupt, Sender
 from ffstream.client import Producer
 from ffstream.data import Split, batches, label_permutation_at, load
 from ffstream.data.idx import write_idx
@@ -215,14 +215,14 @@ def test_a_drift_needs_both_of_its_options(replay: Callable[..., Result], tmp_pa
     write_folder(tmp_path / "data")
     refused = replay(tmp_path / "data", *given)
     assert refused.exit_code == 2
-    assert "--drift and --drift-at belong together" in refused.stderr
+    assert "--drift and --drift-at must be given together" in refused.stderr
 
 
 def test_a_drift_behind_the_last_sample_causes_a_warning(replay: Callable[..., Result], tmp_path: Path) -> None:
     write_folder(tmp_path / "data")
     done = replay(tmp_path / "data", "--drift", "label_permutation", "--drift-at", "600")
     assert done.exit_code == 0
-    assert "--drift-at 600 is behind the last of 600 samples: nothing drifts" in done.stderr
+    assert "--drift-at 600 is after the last of 600 samples: there is no drift" in done.stderr
 
 
 # --- resuming -------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_a_replay_interrupted_by_ctrl_c_is_resumed_by_the_same_command(running: 
     finally:
         first.kill()
     assert first.returncode == 130
-    assert "the same command goes on from there; --restart begins again" in stderr
+    assert "run the same command to continue; --restart begins again" in stderr
     acked = json.loads(stdout)["acked"]
     result = json.loads(subprocess.run(command, capture_output=True, timeout=WAIT_S, check=True).stdout)
     assert result["resumed"] == acked
@@ -318,8 +318,8 @@ def test_no_message_is_sent_far_after_the_lowest_unacked_one() -> None:
     try:
         with Producer(daemon.endpoint, client=NAME) as producer, progress_bar("rate", "error", quiet=True) as bar:
             task = bar.add_task("", rate="", error="")
-            watch = ErrorWatch("", None, wanted=False)
-            Replay(producer, Interrupt(), None, span=5).run(stream, bar, task, watch)
+            error = ErrorPoller("", None, enabled=False)
+            Sender(producer, Interrupt(), None, span=5).run(stream, bar, task, error)
         sent = daemon.of_type("samples")
     finally:
         daemon.close()
@@ -355,7 +355,7 @@ def test_a_name_resumes_the_same_stream_only_unless_it_is_restarted(
     # 600 samples end in a batch of 24; a second pass would have 64 there.
     refused = replay(tmp_path / "data", "--client", NAME, "--passes", "2")
     assert refused.exit_code == 2
-    assert "--limit or --passes was another one" in refused.stderr
+    assert "it had another --limit or --passes" in refused.stderr
     assert len(stored_labels(running)) == SAMPLES
 
     for count, options in enumerate(([], ["--seed", "1"], ["--seed", "1"]), 2):

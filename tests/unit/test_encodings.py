@@ -123,7 +123,7 @@ def test_a_status_is_shown_in_every_locale(locale: dict[str, str], status_file: 
     done = run(locale, "-c", SHOW_STATUS, str(status_file), "status")
     assert done.returncode == 0, done.stderr.decode()
     assert done.stderr == b""
-    assert b"no sample is predicted yet" in done.stdout
+    assert b"no samples are predicted yet" in done.stdout
     if locale != {"LC_ALL": "C"}:  # where Python takes UTF-8
         assert "┃".encode() not in done.stdout
         assert b"| ff-stage-0 |" in done.stdout

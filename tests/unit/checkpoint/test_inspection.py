@@ -64,7 +64,7 @@ def test_verify_distinguishes_a_missing_checkpoint_from_a_damaged_one(store: Che
     assert "damaged" not in missing.output
     (store.folder / f"{5:020d}").mkdir()
     half = verify(store, 5)
-    assert (half.exit_code, "checkpoint 5 is half written" in half.output) == (2, True)
+    assert (half.exit_code, "checkpoint 5 is incomplete" in half.output) == (2, True)
     os.truncate(state_of(store, 20), 50)
     damaged = verify(store, 20)
     assert (damaged.exit_code, "damaged: checkpoint 20: " in damaged.output) == (1, True)

@@ -162,7 +162,7 @@ def test_journal_whose_wal_another_program_folded_can_be_accepted(
     with pytest.raises(JournalDamaged, match="-wal is missing"):
         open_journal(image)
     code, output = run("journal", "accept", "--state", str(image.parent))
-    assert (code, "ends at sample 3" in output) == (0, True)
+    assert (code, "its last sample is 3" in output) == (0, True)
     assert "nothing to accept" in run("journal", "accept", "--state", str(image.parent))[1]
     assert open_journal(image).head.seq == 3
 

@@ -237,9 +237,9 @@ def test_the_origin_of_the_stream_is_shown(ten: Journal) -> None:
         text = " ".join(CliRunner().invoke(main, command).output.split())
         return text, json.loads(CliRunner().invoke(main, [*command, "--json"]).output)["origin"]
 
-    assert ("began from random weights" in shown()[0], shown()[1]) == (True, None)
+    assert ("started from random weights" in shown()[0], shown()[1]) == (True, None)
     ten.begin_from(Origin("/srv/w.safetensors", "1234"))
-    assert ("began from /srv/w.safetensors" in shown()[0], shown()[1]) == (True, "/srv/w.safetensors")
+    assert ("started from /srv/w.safetensors" in shown()[0], shown()[1]) == (True, "/srv/w.safetensors")
     ten.close()
 
 

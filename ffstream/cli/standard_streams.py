@@ -1,8 +1,8 @@
-"""The standard streams of the daemon: nothing that is written to them blocks or ends it.
+"""The standard streams of the daemon. Writing to them never blocks, and never raises.
 
-A terminal that hangs, a pipe that nobody reads, a full disk: each would hold up or kill whichever thread writes the
-next line. So a writer thread for each stream does the writing, from a queue; when that is full, lines are dropped and
-counted, and the count is written where they would have been.
+A terminal that hangs, a pipe that is not read or a full disk would block or kill the thread that writes the next
+line. So each stream has a queue, and a thread that writes it out. When the queue is full, lines are dropped and
+counted, and the count is written in their place.
 """
 
 import atexit
@@ -14,39 +14,39 @@ import threading
 from queue import SimpleQueue
 from typing import TextIO
 
-_PENDING_MAX = 4096  # pieces of text, a line each as a rule
-_TEXT_MAX = 16 << 10  # characters of a piece; what is longer is cut off
-_LAST_S = 1.0  # that an exit waits for what is still queued
+_PENDING_MAX = 4096  # pieces of text, usually a line each
+_TEXT_MAX = 16 << 10  # characters in a piece; longer ones are truncated
+_LAST_S = 1.0  # for which an exit waits until the queue is written
 
 
 def open_standard_streams() -> None:
-    """Opens /dev/null on those of the descriptors 0 to 2 that are closed.
+    """Opens /dev/null on descriptors 0 to 2 that are closed.
 
-    Otherwise the next file to be opened, such as the journal, gets the number, and whoever writes an error message
-    writes into it.
+    Otherwise the next file that is opened, such as the journal, gets one of these numbers, and error messages are
+    written into it.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+            opened = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             os.set_inheritable(opened, True)
 
 
 def write_if_taken(descriptor: int, data: bytes) -> None:
-    """Writes a short message if that does not block. For a signal handler."""
+    """Writes a short message, unless that would block. For a signal handler."""
     try:
         if select.select((), (descriptor,), (), 0)[1]:
             os.write(descriptor, data)
-    except OSError:  # nobody reads there any more
+    except OSError:  # the other end is closed
         pass
 
 
 class QueuedStream(io.TextIOBase):
-    """A text stream on a descriptor. `write` returns at once and raises nothing; any thread may call it.
+    """A text stream on a descriptor. `write` returns at once and raises nothing. Any thread may call it.
 
-    `dropped` counts the pieces of text that found the queue full. What the descriptor refuses (a closed pipe, a full
-    disk) is lost.
+    `dropped` counts the pieces of text that were dropped because the queue was full. Text that cannot be written
+    (closed pipe, full disk) is lost.
     """
 
     encoding = "utf-8"
@@ -55,15 +55,15 @@ class QueuedStream(io.TextIOBase):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self.dropped = 0
-        self._unsaid = 0
+        self._unreported = 0  # dropped, and not reported on the stream yet
         self._descriptor = descriptor
-        # Its `put` may be interrupted by a signal handler or a finalizer that writes, too.
+        # SimpleQueue is reentrant: a signal handler or a finalizer may write during a `put`.
         self._queue: SimpleQueue[bytes | threading.Event | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._serve, name=f"ff-output-{descriptor}", daemon=True)
         self._writer.start()
 
     def writable(self) -> bool:
-        """Always."""
+        """Always True."""
         return True
 
     def fileno(self) -> int:
@@ -75,33 +75,33 @@ class QueuedStream(io.TextIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, text: str) -> int:
-        """Queues it, or drops it."""
+        """Queues the text, or drops it if the queue is full."""
         if self._queue.qsize() >= _PENDING_MAX:
             self.dropped += 1
-            self._unsaid += 1
+            self._unreported += 1
         else:
-            self._say_dropped()
+            self._report_dropped()
             self._put(text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]}…\n")
         return len(text)
 
     def drain(self, timeout_s: float) -> bool:
-        """Waits until what is queued is written. False if the deadline passed."""
-        self._say_dropped()
+        """Waits until the queue is written. False if the deadline passed."""
+        self._report_dropped()
         written = threading.Event()
         self._queue.put(written)
         return written.wait(timeout_s)
 
     def close(self) -> None:
-        """Ends the writer once it has written what is queued, or after a moment; the descriptor stays open."""
+        """Ends the thread when the queue is written, or after a second. The descriptor stays open."""
         if not self.closed:
             self._queue.put(None)
             self._writer.join(_LAST_S)
         super().close()
 
-    def _say_dropped(self) -> None:
-        if self._unsaid:
-            count, self._unsaid = self._unsaid, 0
-            self._put(f"lines dropped count={count}: nobody read this stream\n")
+    def _report_dropped(self) -> None:
+        if self._unreported:
+            count, self._unreported = self._unreported, 0
+            self._put(f"lines dropped count={count}: this stream was not read\n")
 
     def _put(self, text: str) -> None:
         self._queue.put(text.encode(self.encoding, self.errors))
@@ -117,14 +117,14 @@ class QueuedStream(io.TextIOBase):
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]
-            except BlockingIOError:  # somebody made it non-blocking, for all who share it
+            except BlockingIOError:  # another process that shares it has made it non-blocking
                 select.select((), (self._descriptor,), ())
             except OSError:
                 return
 
 
 def queue_output() -> list[QueuedStream]:
-    """Replaces `sys.stdout` and `sys.stderr`. An exit waits a moment for what is queued, and no longer."""
+    """Replaces `sys.stdout` and `sys.stderr`. An exit waits for their queues, but not for long."""
     streams = []
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         before, stream = getattr(sys, name), QueuedStream(descriptor)
@@ -136,4 +136,4 @@ def queue_output() -> list[QueuedStream]:
 
 def _end(name: str, stream: QueuedStream, before: TextIO | None) -> None:
     if stream.drain(_LAST_S) and before is not None:
-        setattr(sys, name, before)  # for what is written after this: the queue is not waited for again
+        setattr(sys, name, before)  # for later output, because the queue is not waited for again

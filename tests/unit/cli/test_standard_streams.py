@@ -1,4 +1,4 @@
-"""The daemon's stdout and stderr: whoever writes there is neither held up nor ended."""
+"""The daemon's stdout and stderr: writing to them neither blocks nor raises."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from ffstream.cli.streams import QueuedStream, write_if_taken
+from ffstream.cli.standard_streams import QueuedStream, write_if_taken
 from tests.support import wait_until
 
 WAIT_S = 60.0
@@ -46,7 +46,7 @@ def read_until(descriptor: int, last: bytes) -> bytes:
     return found
 
 
-def test_what_is_read_comes_in_order(pipe: tuple[int, int], queued: Queued) -> None:
+def test_output_is_written_in_order(pipe: tuple[int, int], queued: Queued) -> None:
     stream = queued(pipe[1])
     for at in range(100):
         print(at, file=stream)
@@ -56,7 +56,7 @@ def test_what_is_read_comes_in_order(pipe: tuple[int, int], queued: Queued) -> N
     assert (stream.dropped, stream.isatty()) == (0, False)
 
 
-def test_an_unread_pipe_does_not_block_writers_and_dropped_lines_are_counted(
+def test_a_pipe_that_is_not_read_does_not_block_and_dropped_lines_are_counted(
     pipe: tuple[int, int], queued: Queued
 ) -> None:
     stream = queued(pipe[1])
@@ -77,12 +77,12 @@ def test_an_unread_pipe_does_not_block_writers_and_dropped_lines_are_counted(
     assert stream.drain(WAIT_S), "somebody reads again"
     stream.write("goes on\n")
     reader.join(WAIT_S)
-    counts = [int(each) for each in re.findall(rb"lines dropped count=(\d+): nobody read this stream\n", read[0])]
+    counts = [int(each) for each in re.findall(rb"lines dropped count=(\d+): this stream was not read\n", read[0])]
     assert sum(counts) == stream.dropped
     assert read[0].count(LINE.encode()) == 10_000 - stream.dropped
 
 
-def test_a_descriptor_that_refuses_is_no_error_and_a_non_blocking_one_is_waited_for(
+def test_write_errors_are_ignored_and_a_non_blocking_descriptor_is_waited_for(
     pipe: tuple[int, int], queued: Queued
 ) -> None:
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
@@ -97,7 +97,7 @@ def test_a_descriptor_that_refuses_is_no_error_and_a_non_blocking_one_is_waited_
     assert read_until(pipe[0], b"end\n") == (LINE * 2_000 + "end\n").encode()
 
 
-def test_a_signal_handler_writes_only_where_it_need_not_wait(pipe: tuple[int, int]) -> None:
+def test_write_if_taken_writes_only_if_it_does_not_block(pipe: tuple[int, int]) -> None:
     write_if_taken(pipe[1], b"said")
     assert os.read(pipe[0], 100) == b"said"
     os.set_blocking(pipe[1], False)
@@ -112,9 +112,9 @@ def test_a_signal_handler_writes_only_where_it_need_not_wait(pipe: tuple[int, in
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
-def test_a_file_never_gets_the_number_of_a_closed_standard_stream(closed: str) -> None:
+def test_a_closed_standard_stream_is_replaced_by_dev_null(closed: str) -> None:
     code = (
-        "import os; from ffstream.cli.streams import open_standard_streams as f; f();"
+        "import os; from ffstream.cli.standard_streams import open_standard_streams as f; f();"
         " os._exit(0 if os.open('/dev/null', os.O_RDONLY) > 2 else 1)"
     )
     done = subprocess.run(
@@ -123,6 +123,6 @@ def test_a_file_never_gets_the_number_of_a_closed_standard_stream(closed: str) -
     assert done.returncode == 0
 
 
-def test_threads_that_write_are_named(queued: Queued) -> None:
+def test_writer_threads_are_named(queued: Queued) -> None:
     queued(2)
     wait_until(lambda: "ff-output-2" in {each.name for each in threading.enumerate()}, WAIT_S, "the writer runs")
