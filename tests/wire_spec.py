@@ -57,6 +57,11 @@ def commands() -> set[str]:
     return {row[0].strip("`") for row in _rows(_section("Commands"))}
 
 
+def status_keys() -> dict[str, str]:
+    """The keys of a status with their kinds; a key in a map has a dot."""
+    return {row[0].strip("`"): row[1] for row in _rows(_section("Status"))}
+
+
 def ranges() -> dict[str, tuple[int, int]]:
     """The lowest and highest value of each integer field whose range is written as "0 to 2^62 − 1"."""
     found: dict[str, tuple[int, int]] = {}

@@ -8,6 +8,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from tests import wire_spec
 from tests.in_process import Running
 
 VECTORS: dict[str, Any] = json.loads(files("ffstream.wire").joinpath("vectors.json").read_text(encoding="utf-8"))
@@ -44,6 +45,35 @@ def mismatch(expected: Any, found: Any, where: str = "header") -> str | None:
     else:
         return None if expected == found else f"{where} is {found!r}, not {expected!r}"
     return next((fault for part in parts if (fault := mismatch(*part[:2], f"{where}.{part[2]}"))), None)
+
+
+SPEC_KINDS: dict[str, type] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "map": dict,
+    "list of int": list,
+    "list of map": list,
+}
+
+
+def flat(status: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a status as the specification lists them."""
+    for key, value in status.items():
+        if isinstance(value, dict) and key != "warnings":
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def test_a_status_has_the_keys_of_the_specification(daemon: Running) -> None:
+    found = dict(flat(daemon.control().status()))
+    specified = wire_spec.status_keys()
+    assert set(found) == set(specified)
+    for key, value in found.items():
+        kind, _, optional = specified[key].partition(" or ")
+        assert type(value) is SPEC_KINDS[kind] or (optional == "nil" and value is None), key
 
 
 def test_exchange_names_are_unique() -> None:
