@@ -172,4 +172,4 @@ def _end(context: click.Context, found: list[Found]) -> None:
     hint = (
         "a daemon starts from the newest intact one and the journal, and replaces the damaged one when it passes it"
     )
-    states.end(context, whole=not any(each.problem for each in found), hint=hint)
+    states.end(context, intact=not any(each.problem for each in found), hint=hint)

@@ -201,4 +201,4 @@ def _end(context: click.Context, path: Path, findings: Findings, newest: int) ->
         hint += " with a new --state folder and send the samples again"
     else:
         hint = "restore the journal from a backup, or start with a new --state folder and send the samples again"
-    states.end(context, whole=not findings.count, hint=hint)
+    states.end(context, intact=not findings.count, hint=hint)

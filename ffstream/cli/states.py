@@ -50,9 +50,9 @@ def samples(first_seq: int, last_seq: int) -> str:
     return f"sample {first_seq:,}" if first_seq == last_seq else f"samples {first_seq:,} to {last_seq:,}"
 
 
-def end(context: click.Context, *, whole: bool, hint: str = "") -> None:
+def end(context: click.Context, *, intact: bool, hint: str = "") -> None:
     """Sets the exit code, and prints the hint on stderr, if there is damage."""
-    if whole:
+    if intact:
         return
     if hint:
         click.echo(f"hint: {hint}", err=True)

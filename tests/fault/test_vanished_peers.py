@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.in_process import INPUTS
-from tests.unit.server.test_control import Desk
+from tests.unit.server.test_control import ControlSocket
 
 HEARTBEAT_S = 5.0  # the default
 WAIT_S = 90.0  # much longer than it takes, and much shorter than the 15 minutes of TCP
@@ -67,11 +67,11 @@ def test_a_connection_ends_when_its_peer_vanishes_before_the_answer() -> None:
 
 
 def test_every_connection_has_a_tcp_user_timeout() -> None:
-    desk = Desk()
+    control = ControlSocket()
     try:
-        desk.ask(1, "echo", x=INPUTS)
-        desk.peer.answer()
-        port = int(desk.loop.endpoint.rpartition(":")[2])
+        control.ask(1, "echo", x=INPUTS)
+        control.peer.answer()
+        port = int(control.loop.endpoint.rpartition(":")[2])
         found = [
             each.fd
             for each in psutil.Process().net_connections("tcp")
@@ -82,4 +82,4 @@ def test_every_connection_has_a_tcp_user_timeout() -> None:
             limit_ms = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         assert limit_ms == 4 * HEARTBEAT_S * 1000
     finally:
-        desk.close()
+        control.close()

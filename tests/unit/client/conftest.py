@@ -9,7 +9,7 @@ from tests.unit.client.scripted import Scripted
 
 @pytest.fixture
 def scripted() -> Iterator[Callable[..., Scripted]]:
-    """Makes daemons that answer as they are told."""
+    """Creates scripted daemons."""
     made: list[Scripted] = []
 
     def make(*arguments: Any, **options: Any) -> Scripted:

@@ -27,11 +27,11 @@ def ack_all(daemon: "Scripted", fields: dict[str, Any]) -> None:
 
 
 class Scripted:
-    """A ROUTER on a thread of its own. Greets and answers pings by itself; what is not a goodbye goes to `script`."""
+    """A ROUTER on its own thread. It answers `hello` and `ping` itself, and passes other messages to `script`."""
 
     def __init__(self, script: Script = ack_all, endpoint: str = "tcp://127.0.0.1:*", **welcome: Any) -> None:
         self.script = script
-        self.heard: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
         self.payloads: list[list[bytes]] = []
         self.welcome = WELCOME | welcome
         self.pong = 8
@@ -48,11 +48,11 @@ class Scripted:
         self._thread.start()
 
     def of_type(self, type: str) -> list[dict[str, Any]]:
-        return [fields for fields in self.heard if fields["type"] == type]
+        return [fields for fields in self.received if fields["type"] == type]
 
     @property
     def numbers(self) -> list[int]:
-        """Message numbers in the order that they came."""
+        """Message numbers in the order of arrival."""
         return [fields["n"] for fields in self.of_type("samples")]
 
     def say(self, type: str, *payload: bytes, **fields: Any) -> None:
@@ -72,7 +72,7 @@ class Scripted:
         self._socket.close()
 
     def _answer(self, fields: dict[str, Any], payload: list[bytes]) -> None:
-        self.heard.append(fields)
+        self.received.append(fields)
         if fields["type"] == "hello":
             self.say("welcome", **self.welcome)
         elif fields["type"] == "ping":

@@ -27,7 +27,7 @@ from tests.support import wait_until
 from tests.unit.client.scripted import Scripted
 
 IMAGE = np.zeros((1, 6), np.uint8)
-LONG_S = 60.0  # for what takes a moment
+LONG_S = 60.0  # for things that take a moment
 Script = Callable[..., Scripted]
 CONNECT: dict[str, Callable[[str], object]] = {
     "Producer": lambda endpoint: Producer(endpoint, connect_timeout_s=LONG_S),
@@ -73,7 +73,7 @@ def test_an_ipc_socket_that_is_missing_or_abandoned(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match=r"nobody listens at ipc://.*none \(No such file or directory\)"):
         Control(f"ipc://{tmp_path}/none").status()
     left = socket.socket(socket.AF_UNIX)
-    left.bind(str(tmp_path / "left"))  # as a daemon leaves it that was killed
+    left.bind(str(tmp_path / "left"))  # as left behind by a daemon that was killed
     with left, pytest.raises(Unreachable, match=r"nobody listens at ipc://.*left \(Connection refused\)"):
         Control(f"ipc://{tmp_path}/left").status()
 
@@ -124,19 +124,19 @@ def test_another_socket_of_the_daemon_is_recognised(scripted: Script, kind: str,
 def test_a_silent_server_is_recognised(scripted: Script) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = "tcp://127.0.0.1:{1}".format(*silent.getsockname())
-        told: list[Reason] = []
+        reasons: list[Reason] = []
         with pytest.raises(Unreachable, match="does not greet as a ZeroMQ server"):
-            Producer(endpoint, connect_timeout_s=LONG_S / 6, on_waiting=told.append)
-        assert [reason.code for reason in told] == ["unreachable"]
+            Producer(endpoint, connect_timeout_s=LONG_S / 6, on_waiting=reasons.append)
+        assert [reason.code for reason in reasons] == ["unreachable"]
 
 
 def test_a_client_waits_for_a_daemon_that_starts_late(scripted: Script) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    told: list[Reason] = []
+    reasons: list[Reason] = []
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(Producer, endpoint, connect_timeout_s=LONG_S, on_waiting=told.append)
-        wait_until(lambda: told, LONG_S, "it says why it waits")
-        assert f"nobody listens at {endpoint}" in told[0].message
+        waiting = pool.submit(Producer, endpoint, connect_timeout_s=LONG_S, on_waiting=reasons.append)
+        wait_until(lambda: reasons, LONG_S, "the reason is known")
+        assert f"nobody listens at {endpoint}" in reasons[0].message
         scripted(answer, endpoint)
         with waiting.result(LONG_S) as producer:
             producer.send(IMAGE, [1])
@@ -157,7 +157,7 @@ def test_a_proxy_whose_daemon_starts_late_is_not_a_rejection(scripted: Script) -
             proxy.close()
             server: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
             server.setsockopt(zmq.LINGER, 0)
-            server.bind(endpoint)  # without keys: what the client says then comes from a handshake
+            server.bind(endpoint)  # without keys, so that the error of the client comes from a handshake
             with pytest.raises(RequestRefused, match="uses no keys"):
                 waiting.result(LONG_S)
             server.close()
@@ -215,15 +215,15 @@ def test_a_stopped_process_is_not_reported_as_absent() -> None:
             assert stopped.stdout is not None
             port = int(stopped.stdout.readline())
             stopped.send_signal(signal.SIGSTOP)
-            told: list[Reason] = []
+            reasons: list[Reason] = []
             with ThreadPoolExecutor(1) as pool:
                 asking = pool.submit(
-                    Producer, f"tcp://127.0.0.1:{port}", connect_timeout_s=LONG_S / 4, on_waiting=told.append
+                    Producer, f"tcp://127.0.0.1:{port}", connect_timeout_s=LONG_S / 4, on_waiting=reasons.append
                 )
-                wait_until(lambda: told, LONG_S, "it says why it waits")
+                wait_until(lambda: reasons, LONG_S, "the reason is known")
                 with pytest.raises(Unreachable, match="accepts connections, but does not greet as a ZeroMQ server"):
                     asking.result(LONG_S)
-            assert all("nobody listens" not in reason.message for reason in told)
+            assert all("nobody listens" not in reason.message for reason in reasons)
         finally:
             stopped.kill()
 
@@ -231,7 +231,7 @@ def test_a_stopped_process_is_not_reported_as_absent() -> None:
 def test_clients_that_are_dropped_without_close_do_not_block_the_others(
     scripted: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """libzmq's I/O thread, which all clients share, reports events to them until the very end of each."""
+    """All clients share libzmq's I/O thread, which reports events to each of them until it is gone."""
     monkeypatch.setattr("ffstream.client.connection._RECONNECT_MS", 1)
     monkeypatch.setattr("ffstream.client.connection._RECONNECT_MAX_MS", 1)
     nobody = f"tcp://127.0.0.1:{free_port()}"
@@ -241,13 +241,13 @@ def test_clients_that_are_dropped_without_close_do_not_block_the_others(
 
 
 def test_an_idle_client_does_not_block_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """libzmq's I/O thread reports each attempt to the client, which does not listen; it must go on all the same."""
+    """libzmq's I/O thread reports each attempt to the client, which does not read the reports. It must not block."""
     monkeypatch.setattr("ffstream.client.connection._RECONNECT_MS", 1)
     monkeypatch.setattr("ffstream.client.connection._RECONNECT_MAX_MS", 1)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         server.settimeout(LONG_S)
         with Control("tcp://127.0.0.1:{1}".format(*server.getsockname())):
-            for _ in range(1200):  # more than 2,000 events, which is where queues end unless told otherwise
+            for _ in range(1200):  # more than 2,000 events, the default limit of a queue
                 server.accept()[0].close()
 
 
@@ -258,7 +258,7 @@ def test_a_command_whose_connection_breaks_is_not_repeated(scripted: Script) -> 
     with Control(endpoint) as control, ThreadPoolExecutor(1) as pool:
 
         def restart() -> Scripted:
-            wait_until(lambda: first.of_type("request"), LONG_S, "the command has come")
+            wait_until(lambda: first.of_type("request"), LONG_S, "the command has arrived")
             first.close()
             return again()
 
@@ -276,7 +276,7 @@ def test_a_query_whose_connection_breaks_is_asked_again(scripted: Script) -> Non
     with Predictor(endpoint) as predictor, ThreadPoolExecutor(1) as pool:
 
         def restart() -> Scripted:
-            wait_until(lambda: first.of_type("predict"), LONG_S, "the query has come")
+            wait_until(lambda: first.of_type("predict"), LONG_S, "the query has arrived")
             first.close()
             return scripted(answer, endpoint, socket="predict")
 

@@ -39,7 +39,7 @@ def _flush_until(producer: Producer, condition: Callable[[], bool]) -> None:
             producer.flush(0.01)
         return condition()
 
-    wait_until(works, 20, "the producer has heard it")
+    wait_until(works, 20, "the condition holds")
 
 
 def silence(daemon: Scripted, fields: dict[str, Any]) -> None:
@@ -54,8 +54,8 @@ def test_the_first_message_has_the_next_number_of_the_welcome(scripted: Script, 
     producer = connect(daemon)
     assert producer.send(IMAGE, [3]) == 41
     producer.flush(10)
-    assert daemon.heard[0] == {"v": 1, "type": "hello", "client": "me"}
-    assert daemon.heard[1] == {
+    assert daemon.received[0] == {"v": 1, "type": "hello", "client": "me"}
+    assert daemon.received[1] == {
         "v": 1,
         "type": "samples",
         "client": "me",
@@ -74,7 +74,7 @@ def test_a_high_message_number_costs_no_more_than_a_low_one(scripted: Script, co
     producer = connect(daemon)
     producer.send(IMAGE, [3])
     producer.flush(10)
-    assert daemon.heard[1]["base"] == daemon.heard[1]["n"] == 2**40
+    assert daemon.received[1]["base"] == daemon.received[1]["n"] == 2**40
 
 
 def test_a_generated_name_is_given_up_when_everything_is_answered(scripted: Script, connect: Connect) -> None:
@@ -82,15 +82,15 @@ def test_a_generated_name_is_given_up_when_everything_is_answered(scripted: Scri
     with connect(daemon, client=None) as nameless:
         nameless.send(IMAGE, [3])
     nameless.close()
-    wait_until(lambda: daemon.of_type("bye"), 10, "it has said goodbye")
-    assert daemon.heard[-1] == {"v": 1, "type": "bye", "client": nameless.client}
+    wait_until(lambda: daemon.of_type("bye"), 10, "it has sent bye")
+    assert daemon.received[-1] == {"v": 1, "type": "bye", "client": nameless.client}
     with connect(daemon) as named:
         named.send(IMAGE, [3])
     daemon.script = silence
     unanswered = connect(daemon, client=None)
     unanswered.send(IMAGE, [3])
     unanswered.close()
-    connect(daemon)  # a greeting later, nothing is under way
+    connect(daemon)  # after another greeting, no message is in flight
     assert len(daemon.of_type("bye")) == 1
 
 
@@ -104,13 +104,13 @@ def test_generated_names_are_unique(scripted: Script, connect: Connect) -> None:
 
 def test_an_unreachable_daemon_raises_with_the_reason(scripted: Script) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    told: list[Reason] = []
+    reasons: list[Reason] = []
     with pytest.raises(Unreachable, match="tried for") as caught:
-        Producer(endpoint, connect_timeout_s=0.1, on_waiting=told.append)
+        Producer(endpoint, connect_timeout_s=0.1, on_waiting=reasons.append)
     assert f"nobody listens at {endpoint} (Connection refused)" in caught.value.message
     assert "ffstream serve" in caught.value.hint
-    assert [reason.code for reason in told] == ["unreachable"]
-    assert caught.value.reason == told[0]
+    assert [reason.code for reason in reasons] == ["unreachable"]
+    assert caught.value.reason == reasons[0]
 
 
 def test_a_daemon_that_dies_before_its_welcome_is_greeted_after_its_restart(scripted: Script) -> None:
@@ -120,7 +120,7 @@ def test_a_daemon_that_dies_before_its_welcome_is_greeted_after_its_restart(scri
             first.setsockopt(zmq.LINGER, 0)
             first.bind(endpoint)
             producer = pool.submit(Producer, endpoint)
-            assert first.poll(10_000), "it says hello"
+            assert first.poll(10_000), "it sends hello"
         scripted(endpoint=endpoint, next=7)
         with producer.result(20) as greeted:
             assert greeted.send(IMAGE, [1]) == 7
@@ -137,19 +137,19 @@ def test_a_hello_that_is_rejected_for_good_raises(scripted: Script, monkeypatch:
 def test_a_hello_that_is_rejected_for_now_is_repeated(scripted: Script, connect: Connect) -> None:
     daemon = scripted()
     greet = daemon._answer
-    told: list[Reason] = []
+    reasons: list[Reason] = []
 
-    def refuse_first(fields: dict[str, Any], payload: list[bytes]) -> None:
-        if daemon.heard:
+    def reject_first(fields: dict[str, Any], payload: list[bytes]) -> None:
+        if daemon.received:
             greet(fields, payload)
         else:
-            daemon.heard.append(fields)
+            daemon.received.append(fields)
             daemon.error(None, "too_many_clients", retry_after_s=0.01)
 
-    daemon._answer = refuse_first  # type: ignore[method-assign]
-    producer = connect(daemon, on_waiting=told.append)
+    daemon._answer = reject_first  # type: ignore[method-assign]
+    producer = connect(daemon, on_waiting=reasons.append)
     assert len(daemon.of_type("hello")) == 2
-    assert [(reason.code, reason.message, reason.hint) for reason in told] == [("too_many_clients", "what", "how")]
+    assert [(reason.code, reason.message, reason.hint) for reason in reasons] == [("too_many_clients", "what", "how")]
     assert producer.waiting is None
 
 
@@ -331,7 +331,7 @@ def test_without_credit_the_producer_waits_and_sends_pings(scripted: Script, con
     assert daemon.numbers == [1, 2]
 
 
-# --- answers that are late, or missing ------------------------------------------------------------------------------
+# --- late and missing answers ---------------------------------------------------------------------------------------
 
 
 def test_an_overdue_message_is_sent_again_under_its_number(scripted: Script, connect: Connect) -> None:
@@ -343,14 +343,14 @@ def test_an_overdue_message_is_sent_again_under_its_number(scripted: Script, con
     producer = connect(daemon, ack_timeout_s=60)
     for label in range(3):
         producer.send(IMAGE, [label])
-    producer._delivery.ack_timeout_s = 0.1  # only now: nothing is overdue while the first three are sent
+    producer._delivery.ack_timeout_s = 0.1  # only now, so that nothing is overdue while the first three are sent
     producer.flush(20)
     assert daemon.numbers[:6] == [1, 2, 3, 1, 2, 3]
     assert producer.counts.acked == 3
     assert producer.counts.resent >= 3
     same = [fields for fields in daemon.of_type("samples") if fields["n"] == 2]
     assert same[0]["labels"] == same[1]["labels"] == b"\1\0"
-    assert len(daemon.of_type("hello")) >= 2, "it greets again: the daemon may be another one"
+    assert len(daemon.of_type("hello")) >= 2, "it greets again, because the daemon may be another one"
 
 
 def test_a_repeated_ack_counts_once(scripted: Script, connect: Connect) -> None:
@@ -372,7 +372,7 @@ def test_a_restarted_daemon_receives_the_unanswered_messages(scripted: Script, c
     producer = connect(first, ack_timeout_s=60)
     for label in range(3):
         producer.send(IMAGE, [label])
-    wait_until(lambda: first.numbers == [1, 2, 3], 10, "all have come")
+    wait_until(lambda: first.numbers == [1, 2, 3], 10, "all have arrived")
     first.close()
     second = scripted(ack_all, endpoint)
     producer.flush(20)
@@ -406,13 +406,13 @@ def test_flush_raises_at_its_deadline(scripted: Script, connect: Connect) -> Non
 
 
 def test_a_message_rejected_for_now_is_sent_again_until_it_is_acked(scripted: Script, connect: Connect) -> None:
-    def refuse_twice(daemon: Scripted, fields: dict[str, Any]) -> None:
+    def reject_twice(daemon: Scripted, fields: dict[str, Any]) -> None:
         if daemon.numbers.count(fields["n"]) <= 2:
             daemon.error(fields["n"])
         else:
             daemon.ack(fields["n"])
 
-    daemon = scripted(refuse_twice)
+    daemon = scripted(reject_twice)
     producer = connect(daemon)
     for label in range(3):
         producer.send(IMAGE, [label])
@@ -432,36 +432,36 @@ def test_a_message_rejected_for_good_raises(scripted: Script, connect: Connect) 
 
 
 def test_a_message_rejected_for_good_is_passed_to_on_rejected(scripted: Script, connect: Connect) -> None:
-    def refuse_even(daemon: Scripted, fields: dict[str, Any]) -> None:
+    def reject_even(daemon: Scripted, fields: dict[str, Any]) -> None:
         if fields["n"] % 2:
             daemon.ack(fields["n"])
         else:
             daemon.error(fields["n"], "label_out_of_range", retry=False)
 
-    told: list[Rejected] = []
-    producer = connect(scripted(refuse_even), on_rejected=told.append)
+    rejected: list[Rejected] = []
+    producer = connect(scripted(reject_even), on_rejected=rejected.append)
     for label in range(5):
         producer.send(IMAGE, [label])
     producer.flush(10)
-    assert told == [Rejected(n, 1, "label_out_of_range", "what", "how") for n in (2, 4)]
+    assert rejected == [Rejected(n, 1, "label_out_of_range", "what", "how") for n in (2, 4)]
     assert producer.counts == Counts(sent=5, acked=3, rejected=2)
 
 
 def test_unauthorized_raises_and_the_message_stays_unanswered(scripted: Script, connect: Connect) -> None:
-    def refuse_once(daemon: Scripted, fields: dict[str, Any]) -> None:
+    def reject_once(daemon: Scripted, fields: dict[str, Any]) -> None:
         if daemon.numbers.count(fields["n"]) > 1:
             daemon.ack(fields["n"])
         else:
             daemon.error(fields["n"], "unauthorized", retry=False)
 
-    told: list[Rejected] = []
-    producer = connect(scripted(refuse_once), on_rejected=told.append, ack_timeout_s=0.1)
+    rejected: list[Rejected] = []
+    producer = connect(scripted(reject_once), on_rejected=rejected.append, ack_timeout_s=0.1)
     producer.send(IMAGE, [1])
     with pytest.raises(RequestRefused, match="unauthorized"):
         producer.flush(10)
     assert (producer.unanswered, producer.counts.rejected) == (1, 0)
     producer.flush(20)
-    assert (producer.counts.acked, told) == (1, [])
+    assert (producer.counts.acked, rejected) == (1, [])
 
 
 def test_an_error_without_a_number_raises(scripted: Script, connect: Connect) -> None:

@@ -52,7 +52,7 @@ def test_a_prediction_has_labels_goodness_and_the_snapshot(predicting: Script) -
     assert answer.labels.tolist() == [3, 1]
     assert answer.goodness.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert (answer.version, answer.seq) == (5, 9)
-    hello, fields = daemon.heard
+    hello, fields = daemon.received
     assert hello == {"v": 1, "type": "hello", "client": None}
     assert (fields["count"], fields["dtype"], fields["shape"]) == (2, "uint8", [6])
 
@@ -73,10 +73,10 @@ def test_a_late_answer_is_not_mistaken_for_that_of_the_next_query(predicting: Sc
 
 @pytest.mark.parametrize("id", [1, None])
 def test_an_error_reply_raises(predicting: Script, id: int | None) -> None:
-    def refuse(daemon: Scripted, fields: dict[str, Any]) -> None:
+    def reject(daemon: Scripted, fields: dict[str, Any]) -> None:
         daemon.error(None, "bad_shape", retry=False, id=id)
 
-    with Predictor(predicting(refuse).endpoint) as predictor, pytest.raises(RequestRefused) as caught:
+    with Predictor(predicting(reject).endpoint) as predictor, pytest.raises(RequestRefused) as caught:
         predictor.predict(IMAGES, 10)
     assert (caught.value.remote_code, caught.value.hint) == ("bad_shape", "how")
 
@@ -128,11 +128,11 @@ def test_commands_return_their_results(controlled: Script) -> None:
 
 
 def test_a_command_that_is_rejected_or_not_answered_raises(controlled: Script) -> None:
-    def refuse_first(daemon: Scripted, fields: dict[str, Any]) -> None:
+    def reject_first(daemon: Scripted, fields: dict[str, Any]) -> None:
         if fields["id"] == 1:
             daemon.error(None, "draining", id=1)
 
-    with Control(controlled(refuse_first).endpoint) as control:
+    with Control(controlled(reject_first).endpoint) as control:
         with pytest.raises(RequestRefused, match="draining"):
             control.request("checkpoint")
         with pytest.raises(DeadlineExceeded):

@@ -40,14 +40,14 @@ CLIENTS: dict[str, tuple[type[Any], Callable[[Any], object]]] = {
 
 @pytest.fixture(params=CLIENTS)
 def made(request: pytest.FixtureRequest, scripted: Script) -> tuple[Any, Callable[[Any], object]]:
-    """A client that nobody has used, and what uses it."""
+    """An unused client, and a function that uses it."""
     kind, use = CLIENTS[request.param]
     return kind(scripted(answer, socket=request.param).endpoint), use
 
 
 @pytest.fixture
 def thread() -> Iterator[ThreadPoolExecutor]:
-    """One thread that stays."""
+    """A single thread that keeps running."""
     with ThreadPoolExecutor(1, thread_name_prefix="other") as pool:
         yield pool
 
@@ -107,10 +107,10 @@ def test_a_forked_process_is_rejected(made: tuple[Any, Callable[[Any], object]])
                 os.write(writable, f"{error}\n".encode())
         os._exit(0)
     os.close(writable)
-    with os.fdopen(readable) as heard:
-        said = heard.read().splitlines()
+    with os.fdopen(readable) as reader:
+        lines = reader.read().splitlines()
     os.waitpid(child, 0)
-    assert len(said) == 2
-    assert all("cannot be used after a fork [wrong_thread]" in line for line in said)
+    assert len(lines) == 2
+    assert all("cannot be used after a fork [wrong_thread]" in line for line in lines)
     use(client)
     client.close()

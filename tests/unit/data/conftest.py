@@ -71,7 +71,7 @@ class Mirror:
             def do_GET(self) -> None:
                 mirror.requests.append(self.path)
                 answer = mirror.answers.get(self.path)
-                with contextlib.suppress(ConnectionError):  # a client that has heard enough
+                with contextlib.suppress(ConnectionError):  # a client that has closed the connection
                     answer(self) if answer else self.send_error(404)
 
             def log_message(self, format: str, *args: object) -> None:

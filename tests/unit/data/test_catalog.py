@@ -39,15 +39,15 @@ def same(read: Dataset, expected: Dataset) -> bool:
 def test_a_named_data_set_is_downloaded_once_and_then_read_from_the_cache(
     sources: dict[str, Source], mirror: Any, cache: Path, tiny: Dataset
 ) -> None:
-    told = set()
-    first = load("mnist", None, lambda file, done, total: told.add(file), sources=sources)
+    reported = set()
+    first = load("mnist", None, lambda file, done, total: reported.add(file), sources=sources)
     second = load("mnist", sources=sources)
     assert first.name == "mnist"
     assert same(first, tiny)
     assert same(second, tiny)
     assert len(mirror.requests) == 4
-    assert told == {remote.name for remote in sources["mnist"].files}
-    assert {path.name for path in (cache / "mnist").iterdir()} == told
+    assert reported == {remote.name for remote in sources["mnist"].files}
+    assert {path.name for path in (cache / "mnist").iterdir()} == reported
 
 
 def test_only_a_file_that_is_damaged_in_the_cache_is_downloaded_again(

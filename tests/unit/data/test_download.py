@@ -12,7 +12,7 @@ CONTENT = bytes(range(256)) * 1000
 REMOTE = RemoteFile("file.gz", (f"sha256:{hashlib.sha256(CONTENT).hexdigest()}",))
 
 
-def refused(folder: Path, *urls: str, **limits: float) -> str:
+def failure(folder: Path, *urls: str, **limits: float) -> str:
     """Return the message of the failure, having checked that it left nothing behind."""
     with pytest.raises(DataError) as caught:
         fetch(REMOTE, urls, folder, **limits)  # type: ignore[arg-type]
@@ -23,12 +23,12 @@ def refused(folder: Path, *urls: str, **limits: float) -> str:
 
 def test_a_file_is_downloaded_and_progress_reported(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/base/file.gz", CONTENT)
-    told: list[tuple[str, int, int | None]] = []
-    path = fetch(REMOTE, [f"{mirror.url}/base/"], tmp_path / "new" / "cache", lambda *step: told.append(step))
+    progress: list[tuple[str, int, int | None]] = []
+    path = fetch(REMOTE, [f"{mirror.url}/base/"], tmp_path / "new" / "cache", lambda *step: progress.append(step))
     assert path == tmp_path / "new" / "cache" / "file.gz"
     assert path.read_bytes() == CONTENT
-    assert told[-1] == ("file.gz", len(CONTENT), len(CONTENT))
-    assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
+    assert progress[-1] == ("file.gz", len(CONTENT), len(CONTENT))
+    assert [done for _, done, _ in progress] == sorted({done for _, done, _ in progress})
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -52,46 +52,46 @@ def test_any_known_checksum_is_accepted(tmp_path: Path, mirror: Any) -> None:
 
 def test_a_wrong_checksum_is_an_error(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/file.gz", CONTENT[:-1] + b"?")
-    assert "checksum differs" in refused(tmp_path, mirror.url)
+    assert "checksum differs" in failure(tmp_path, mirror.url)
 
 
 def test_a_truncated_download_is_an_error(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/file.gz", CONTENT[:1000], announced=len(CONTENT))
-    assert f"ends after 1000 of {len(CONTENT)} bytes" in refused(tmp_path, mirror.url)
+    assert f"ends after 1000 of {len(CONTENT)} bytes" in failure(tmp_path, mirror.url)
 
 
 def test_an_http_error_is_reported(tmp_path: Path, mirror: Any) -> None:
-    assert "404" in refused(tmp_path, mirror.url)
+    assert "404" in failure(tmp_path, mirror.url)
 
 
 def test_a_mirror_that_hangs_is_given_up(tmp_path: Path, mirror: Any) -> None:
     mirror.hang("/file.gz")
-    assert "timed out" in refused(tmp_path, mirror.url, read_timeout_s=0.1)
+    assert "timed out" in failure(tmp_path, mirror.url, read_timeout_s=0.1)
 
 
 def test_a_mirror_that_is_too_slow_for_the_file_is_given_up(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/file.gz", CONTENT)
-    assert "not finished after 0 s" in refused(tmp_path, mirror.url, file_timeout_s=0)
+    assert "not finished after 0 s" in failure(tmp_path, mirror.url, file_timeout_s=0)
 
 
 def test_an_announced_length_above_the_limit_is_an_error(tmp_path: Path, mirror: Any) -> None:
     mirror.serve("/file.gz", CONTENT)
-    assert f"announces {len(CONTENT)} bytes" in refused(tmp_path, mirror.url, max_bytes=1000)
+    assert f"announces {len(CONTENT)} bytes" in failure(tmp_path, mirror.url, max_bytes=1000)
 
 
 def test_a_download_without_an_end_stops_at_the_limit(tmp_path: Path, mirror: Any) -> None:
     mirror.serve_endless("/file.gz")
-    assert "more than the limit" in refused(tmp_path, mirror.url, max_bytes=100_000)
+    assert "more than the limit" in failure(tmp_path, mirror.url, max_bytes=100_000)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1", "http://[", "http://127.0.0.1:1/a b\n"])
 def test_an_unreachable_mirror_is_reported_like_any_other_failure(tmp_path: Path, url: str) -> None:
-    assert f"{url}/file.gz: " in refused(tmp_path, url)
+    assert f"{url}/file.gz: " in failure(tmp_path, url)
 
 
 def test_an_answer_that_is_not_http_is_reported_like_any_other_failure(tmp_path: Path, mirror: Any) -> None:
     mirror.answers["/file.gz"] = lambda request: request.wfile.write(b"hello\r\n\r\n")
-    assert "hello" in refused(tmp_path, mirror.url)
+    assert "hello" in failure(tmp_path, mirror.url)
 
 
 def test_the_next_mirror_is_tried_after_each_kind_of_failure(
@@ -117,7 +117,7 @@ def test_when_all_mirrors_fail_the_error_lists_each_with_its_failure(
     tmp_path: Path, mirror: Any, second_mirror: Any
 ) -> None:
     second_mirror.serve("/file.gz", b"other")
-    message = refused(tmp_path, mirror.url, second_mirror.url)
+    message = failure(tmp_path, mirror.url, second_mirror.url)
     assert f"{mirror.url}/file.gz: HTTP Error 404" in message
     assert f"{second_mirror.url}/file.gz: checksum differs" in message
 

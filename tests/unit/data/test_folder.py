@@ -1,4 +1,4 @@
-"""Data sets where people and libraries put them; what is said when they are not there, or are others."""
+"""Data sets in the usual places, and the errors if they are missing or are different ones."""
 
 import shutil
 import struct

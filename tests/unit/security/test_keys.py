@@ -71,10 +71,10 @@ def status(*arguments: str) -> str:
 def test_a_public_key_where_a_secret_key_is_needed_is_an_error(tmp_path: Path, mode: int) -> None:
     public, secret = keys.create(tmp_path, "anna")
     public.chmod(mode)
-    said = status("--key", str(public), "--server-key", str(public))
-    assert f"--key: {public} contains a public key, expected a secret key" in said
-    assert f"hint: use {secret}\n" in said
-    assert "chmod" not in said
+    output = status("--key", str(public), "--server-key", str(public))
+    assert f"--key: {public} contains a public key, expected a secret key" in output
+    assert f"hint: use {secret}\n" in output
+    assert "chmod" not in output
     secret.unlink()
     assert "hint: use the file that ends in .key_secret" in status("--key", str(public), "--server-key", str(public))
 
@@ -82,17 +82,17 @@ def test_a_public_key_where_a_secret_key_is_needed_is_an_error(tmp_path: Path, m
 def test_a_secret_key_where_a_public_key_is_needed_is_an_error(tmp_path: Path) -> None:
     _, secret = keys.create(tmp_path, "anna")
     daemon_public, daemon_secret = keys.create(tmp_path, "daemon")
-    said = status("--key", str(secret), "--server-key", str(daemon_secret))
-    assert f"--server-key: {daemon_secret} contains a secret key, expected a public key" in said
-    assert f"hint: use {daemon_public}" in said
+    output = status("--key", str(secret), "--server-key", str(daemon_secret))
+    assert f"--server-key: {daemon_secret} contains a secret key, expected a public key" in output
+    assert f"hint: use {daemon_public}" in output
 
 
 def test_swapped_key_files_are_recognised(tmp_path: Path) -> None:
     _, secret = keys.create(tmp_path, "anna")
     public, _ = keys.create(tmp_path, "daemon")
-    said = status("--key", str(public), "--server-key", str(secret))
-    assert f"--key {public} is a public key and --server-key {secret} a secret one" in said
-    assert "are they swapped?" in said
+    output = status("--key", str(public), "--server-key", str(secret))
+    assert f"--key {public} is a public key and --server-key {secret} a secret one" in output
+    assert "are they swapped?" in output
 
 
 @pytest.mark.parametrize("option", ["--key", "--server-key"])
@@ -106,9 +106,9 @@ def test_the_error_names_the_option_of_an_invalid_key_file(tmp_path: Path, optio
         path.write_text({"token": "a-token-of-enough-letters", "unfinished": "public-key"}[kind], encoding="utf-8")
         path.chmod(0o600)
     given = {"--key": str(secret), "--server-key": str(public), option: str(path)}
-    said = status(*(part for each in given.items() for part in each))
-    assert f"error: {option}: {path}" in said
-    assert "hint: " in said
+    output = status(*(part for each in given.items() for part in each))
+    assert f"error: {option}: {path}" in output
+    assert "hint: " in output
 
 
 @pytest.mark.parametrize("name", ["anna.key", "anna.key_secret"])

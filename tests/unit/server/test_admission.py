@@ -21,7 +21,7 @@ Make = Callable[..., Ingest]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """An ingest whose loop does not run: the test is its thread, and looks as often as it wants."""
+    """An ingest whose loop does not run. The test calls its methods instead."""
     look_at_every_turn(monkeypatch)
     made: list[Ingest] = []
 
@@ -39,7 +39,7 @@ def message(n: int, client: str = "a", *, samples: int = 1, size: int = INPUTS) 
 
 
 def admit_all(admission: Admission, entries: list[Entry]) -> tuple[list[Entry], set[str]]:
-    """Those of a group that are admitted, and the codes with which the others are not."""
+    """The messages of a group that are admitted, and the codes of the errors about the others."""
     admitted, codes = [], set()
     for entry in entries:
         try:
@@ -62,7 +62,7 @@ def store(ingest: Ingest, entries: list[Entry]) -> None:
 
 @pytest.mark.parametrize(("samples", "stored"), [(1, 64), (10, 70), (8, 64), (500, 500)])
 def test_the_backlog_limit_holds_within_a_group(make: Make, samples: int, stored: int) -> None:
-    """But for the last message, which may reach over it: or one above the limit would never be stored."""
+    """The last message may exceed it, or a message larger than the limit could never be stored."""
     ingest = make(backlog_max_samples=64)
     admitted, codes = admit_all(ingest.admission, [message(n, samples=samples) for n in range(1, 700)])
     assert sum(entry.samples for entry in admitted) == stored
@@ -80,12 +80,12 @@ def test_the_journal_limit_holds_within_a_group(make: Make) -> None:
 
 def test_a_full_backlog_rejects_samples_until_a_tenth_is_learned(make: Make) -> None:
     ingest = make(backlog_max_samples=100)
-    told = []
+    values = []
 
     def look() -> float:
         ingest.look()
-        told.append(ingest.metric("refusing_samples", reason="backlog_full"))
-        return told[-1]
+        values.append(ingest.metric("refusing_samples", reason="backlog_full"))
+        return values[-1]
 
     assert look() == 0
     store(ingest, [message(1, samples=100)])
@@ -106,7 +106,7 @@ def test_a_full_backlog_rejects_samples_until_a_tenth_is_learned(make: Make) -> 
 
 @pytest.fixture
 def pinned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Journal], sqlite3.Connection]]:
-    """Somebody reads the journal, and does not come to an end."""
+    """Another program reads the journal and does not finish."""
     opened: list[sqlite3.Connection] = []
 
     def read(journal: Journal) -> sqlite3.Connection:
@@ -121,7 +121,7 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Journal], sqli
 
 
 def grow(ingest: Ingest, mib: int) -> None:
-    """The log by that much, however little of it is in use afterwards."""
+    """Grows the log by that many bytes, even if few of them are in use afterwards."""
     n = ingest.journal.clients.next_n("a")
     for at in range(mib):
         ingest.journal.append([message(n + at, size=MIB)])
@@ -138,7 +138,7 @@ def test_a_pinned_log_is_measured_reported_and_counts_towards_the_limit(
     grow(ingest, 20)
     assert journal.bytes_used() < MIB
     for _ in range(3):
-        assert admission.rejection_reason() is None, "a read that takes a moment is no matter"
+        assert admission.rejection_reason() is None, "a short read does not matter"
         ingest.look()
     error = admission.rejection_reason()
     assert isinstance(error, JournalFull)
@@ -180,7 +180,7 @@ def test_the_log_is_folded_when_the_disk_is_short(make: Make) -> None:
 def test_a_reader_in_a_transaction_does_not_delay_messages(
     make: Make, pinned: Callable[[Journal], sqlite3.Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Folding the log gives up at once: a wait would be as long as the read."""
+    """Folding the log gives up at once. Waiting would take as long as the read."""
     ingest = make(journal_max_bytes=16 * MIB, backlog_max_samples=10**6)
     monkeypatch.setattr(database, "_BUSY_MS", 3_600_000)
     store(ingest, [message(1)])
@@ -190,11 +190,12 @@ def test_a_reader_in_a_transaction_does_not_delay_messages(
     assert ingest.journal.append([message(ingest.journal.clients.next_n("a"))])
 
 
-# --- a foreign write lock -----------------------------------------------------------------------------------------
+# --- a write lock of another program
+# -----------------------------------------------------------------------------------------
 
 
 def test_a_write_lock_rejects_samples_until_a_commit_succeeds(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a gap in which the alert would begin again, and each attempt gives up at once."""
+    """The shortage lasts without a gap, which would restart the alert. Each attempt gives up at once."""
     ingest = make()
     admission, journal = ingest.admission, ingest.journal
     store(ingest, [message(1)])
@@ -255,7 +256,7 @@ def nameless(number: int) -> str:
 def test_idle_nameless_clients_are_forgotten_before_the_limit_is_reached(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that died without a bye: their rows are still there, and so are those of others, who are kept."""
+    """Their producers died without a bye. Their rows remain, and other clients are kept."""
     ingest = make(clients_max=20, client_nameless_forget_after_s=3600)
     admission, journal = ingest.admission, ingest.journal
     now = 0.0
@@ -263,11 +264,11 @@ def test_idle_nameless_clients_are_forgotten_before_the_limit_is_reached(
     store(ingest, [message(1, "named"), *(message(1, nameless(at)) for at in range(16))])
     now += 3600
     ingest.look()
-    assert len(journal.clients) == 17, "there is room: nobody has to go"
+    assert len(journal.clients) == 17, "below the limit no client is forgotten"
     store(ingest, [message(1, nameless(99))])
     ingest.look()
     assert "named" in journal.clients
-    assert nameless(99) in journal.clients, "it was seen a moment ago"
+    assert nameless(99) in journal.clients, "it was active a moment ago"
     assert len(journal.clients) == 2
     assert admission.status()["clients"] == {"known": 2, "max": 20}
     journal.trim(18)
@@ -314,7 +315,7 @@ def test_nameless_clients_of_a_key_are_forgotten_for_others_of_that_key(
     now += 3600
     ingest.look()
     assert journal.clients.names("anna\x1f") == 0
-    assert len(journal.clients) == 2, "nobody else has to go"
+    assert len(journal.clients) == 2, "no other client is forgotten"
     assert ingest.metric("warning", reason="clients_near_limit") == 0
 
 
@@ -326,7 +327,7 @@ def test_a_client_forgotten_before_its_rows_are_deleted_stays_forgotten_after_a_
     store(ingest, [message(1, nameless(1)), message(1, "named")])
     journal.end(nameless(1))
     ingest.look()
-    assert nameless(1) not in journal.clients, "it has said goodbye"
+    assert nameless(1) not in journal.clients, "it has sent bye"
     journal.close()
     with closing(Journal(journal.path, inputs=INPUTS, labels=4)) as again:
         assert (len(again.clients), again.head.seq) == (1, 2)

@@ -19,7 +19,7 @@ def test_the_backlog_is_full_from_the_limit_until_a_tenth_is_learned(
 
 
 def test_samples_that_fill_no_microbatch_do_not_keep_the_backlog_full() -> None:
-    """63 samples of a microbatch of 64 wait until another one comes, however long that takes."""
+    """63 samples do not fill a microbatch of 64 and may wait indefinitely."""
     backlog = BacklogLimit(64, leftover=63)
     assert backlog.is_full(64)
     assert not backlog.is_full(63)

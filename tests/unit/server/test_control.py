@@ -18,15 +18,15 @@ from tests.in_process import INPUTS, Peer
 from tests.support import wait_until
 
 
-class Desk:
-    """A control socket with commands that a test holds and lets go."""
+class ControlSocket:
+    """A control socket with commands that wait until the test opens the gate."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.started = 0
         self.failures: list[Exception] = []
         self.metrics = Metrics()
-        works = {"echo": self._echo, "hold": self._hold, "refuse": self._refuse, "break": self._break}
+        works = {"echo": self._echo, "hold": self._hold, "reject": self._reject, "break": self._break}
         commands: dict[str, Command] = {name: partial(partial, work) for name, work in works.items()}
         commands["check"] = self._check
         self.loop = ControlLoop(
@@ -54,7 +54,7 @@ class Desk:
         assert self.gate.wait(30)
         return {"held": True}
 
-    def _refuse(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _reject(self, arguments: dict[str, Any]) -> dict[str, Any]:
         if arguments:
             raise Unavailable("not now", hint="later")
         raise SequenceUnknown("no such number", hint="another")
@@ -77,49 +77,49 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    desk = Desk()
-    yield desk
-    desk.close()
+def control() -> Iterator[ControlSocket]:
+    control = ControlSocket()
+    yield control
+    control.close()
 
 
-def test_a_command_receives_the_arguments_and_its_result_is_the_reply(desk: Desk) -> None:
-    desk.ask(7, "echo", a=[1, {"b": None}], c="é")
-    assert desk.peer.answer() == {"v": 1, "type": "reply", "id": 7, "result": {"a": [1, {"b": None}], "c": "é"}}
+def test_a_command_receives_the_arguments_and_its_result_is_the_reply(control: ControlSocket) -> None:
+    control.ask(7, "echo", a=[1, {"b": None}], c="é")
+    assert control.peer.answer() == {"v": 1, "type": "reply", "id": 7, "result": {"a": [1, {"b": None}], "c": "é"}}
 
 
-def test_waiting_commands_do_not_delay_others(desk: Desk) -> None:
-    """As many as may wait: even then somebody can ask for the status, or a stop."""
+def test_waiting_commands_do_not_delay_others(control: ControlSocket) -> None:
+    """Even with the maximum of waiting commands, a client can request the status, or a stop."""
     for id in range(40):
-        desk.ask(id, "hold")
-    wait_until(lambda: desk.started == 40, 10, "all of them run")
-    desk.ask(100, "echo")
-    assert desk.peer.answer()["id"] == 100
-    desk.gate.set()
-    assert {desk.peer.answer()["id"] for _ in range(40)} == set(range(40))
+        control.ask(id, "hold")
+    wait_until(lambda: control.started == 40, 10, "all of them run")
+    control.ask(100, "echo")
+    assert control.peer.answer()["id"] == 100
+    control.gate.set()
+    assert {control.peer.answer()["id"] for _ in range(40)} == set(range(40))
 
 
-def test_a_command_with_wrong_arguments_does_not_count_as_running(desk: Desk) -> None:
+def test_a_command_with_wrong_arguments_does_not_count_as_running(control: ControlSocket) -> None:
     for id in range(56):
-        desk.ask(id, "hold")
-    wait_until(lambda: desk.started == 56, 10, "all of them run")
+        control.ask(id, "hold")
+    wait_until(lambda: control.started == 56, 10, "all of them run")
     for id in range(100, 200):
-        desk.ask(id, "check")
-    assert {desk.peer.answer()["code"] for _ in range(100)} == {"config"}
-    desk.gate.set()
+        control.ask(id, "check")
+    assert {control.peer.answer()["code"] for _ in range(100)} == {"config"}
+    control.gate.set()
 
 
-def test_too_many_commands_are_rejected(desk: Desk) -> None:
+def test_too_many_commands_are_rejected(control: ControlSocket) -> None:
     for id in range(57):
-        desk.ask(id, "hold")
-    answer = desk.peer.answer()
+        control.ask(id, "hold")
+    answer = control.peer.answer()
     assert (answer["code"], answer["id"], answer["retry"]) == ("busy", 56, True)
-    desk.ask(100, "echo")
-    assert desk.peer.answer() == {"v": 1, "type": "reply", "id": 100, "result": {}}, (
-        "whoever waits is in nobody's way"
+    control.ask(100, "echo")
+    assert control.peer.answer() == {"v": 1, "type": "reply", "id": 100, "result": {}}, (
+        "waiting commands do not delay others"
     )
-    desk.gate.set()
-    assert len({desk.peer.answer()["id"] for _ in range(56)}) == 56
+    control.gate.set()
+    assert len({control.peer.answer()["id"] for _ in range(56)}) == 56
 
 
 @pytest.mark.parametrize(
@@ -127,39 +127,39 @@ def test_too_many_commands_are_rejected(desk: Desk) -> None:
     [
         ("nothing", {}, "bad_header", False),
         ("", {}, "bad_header", False),
-        ("refuse", {}, "sequence_unknown", False),
-        ("refuse", {"now": 1}, "unavailable", True),
+        ("reject", {}, "sequence_unknown", False),
+        ("reject", {"now": 1}, "unavailable", True),
         ("break", {}, "internal", False),
     ],
 )
 def test_a_failed_command_is_answered_with_an_error_and_its_id(
-    desk: Desk, command: str, arguments: dict[str, Any], code: str, retry: bool
+    control: ControlSocket, command: str, arguments: dict[str, Any], code: str, retry: bool
 ) -> None:
-    desk.ask(3, command, **arguments)
-    answer = desk.peer.answer()
+    control.ask(3, command, **arguments)
+    answer = control.peer.answer()
     assert (answer["type"], answer["id"], answer["code"], answer["retry"]) == ("error", 3, code, retry)
     assert answer["message"]
     assert answer["hint"]
-    assert desk.rejected(code) == 1
-    desk.ask(4, "echo")
-    assert desk.peer.answer()["id"] == 4
+    assert control.rejected(code) == 1
+    control.ask(4, "echo")
+    assert control.peer.answer()["id"] == 4
 
 
-def test_the_error_about_an_unknown_command_lists_the_known_ones(desk: Desk) -> None:
-    desk.ask(1, "help")
-    assert desk.peer.answer()["hint"] == "known commands are break, check, echo, hold, refuse"
+def test_the_error_about_an_unknown_command_lists_the_known_ones(control: ControlSocket) -> None:
+    control.ask(1, "help")
+    assert control.peer.answer()["hint"] == "known commands are break, check, echo, hold, reject"
 
 
-def test_a_payload_is_rejected(desk: Desk) -> None:
-    desk.peer.send("request", b"frame", id=5, command="echo", arguments={})
-    answer = desk.peer.answer()
+def test_a_payload_is_rejected(control: ControlSocket) -> None:
+    control.peer.send("request", b"frame", id=5, command="echo", arguments={})
+    answer = control.peer.answer()
     assert (answer["code"], answer["id"]) == ("bad_frames", 5)
 
 
-def test_a_ping_is_answered_while_commands_wait(desk: Desk) -> None:
-    desk.ask(1, "hold")
-    desk.peer.send("ping")
-    assert desk.peer.answer() == {
+def test_a_ping_is_answered_while_commands_wait(control: ControlSocket) -> None:
+    control.ask(1, "hold")
+    control.peer.send("ping")
+    assert control.peer.answer() == {
         "v": 1,
         "type": "pong",
         "socket": "control",
@@ -171,9 +171,9 @@ def test_a_ping_is_answered_while_commands_wait(desk: Desk) -> None:
     }
 
 
-def test_a_hello_is_answered_with_the_limits_of_this_socket(desk: Desk) -> None:
-    desk.peer.send("hello")
-    assert desk.peer.answer() == {
+def test_a_hello_is_answered_with_the_limits_of_this_socket(control: ControlSocket) -> None:
+    control.peer.send("hello")
+    assert control.peer.answer() == {
         "v": 1,
         "type": "welcome",
         "socket": "control",
@@ -191,12 +191,12 @@ def test_a_hello_is_answered_with_the_limits_of_this_socket(desk: Desk) -> None:
     }
 
 
-def test_a_stop_while_commands_wait_is_clean(desk: Desk) -> None:
+def test_a_stop_while_commands_wait_is_clean(control: ControlSocket) -> None:
     for id in range(10):
-        desk.ask(id, "hold")
-    wait_until(lambda: desk.started == 10, 10, "all of them run")
-    assert desk.loop.stop(10)
-    assert desk.failures == []
+        control.ask(id, "hold")
+    wait_until(lambda: control.started == 10, 10, "all of them run")
+    assert control.loop.stop(10)
+    assert control.failures == []
 
 
 FIRST_PEER = """
@@ -218,7 +218,7 @@ sys.stdin.read()
 
 
 def test_the_routing_id_of_a_peer_cannot_be_guessed() -> None:
-    """Who takes a number that is about to be given makes libzmq abort the process."""
+    """A client that chooses an id that is about to be assigned makes libzmq abort the process."""
     numbers = set()
     for _ in range(2):
         with subprocess.Popen([sys.executable, "-c", FIRST_PEER], stdin=PIPE, stdout=PIPE, text=True) as process:

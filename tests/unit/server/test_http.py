@@ -79,21 +79,21 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def small_site() -> Iterator[Site]:
-    """Answers two requests at a time, and waits a second for a request."""
+    """A server that answers two requests at a time and waits one second for a request."""
     site = Site(2, 1.0)
     yield site
     site.close()
 
 
-def heard(connection: socket.socket) -> bytes:
-    """Everything until the connection is closed."""
-    said = b""
+def read_all(connection: socket.socket) -> bytes:
+    """Reads until the connection is closed."""
+    data = b""
     try:
         while more := connection.recv(1 << 16):
-            said += more
+            data += more
     except ConnectionResetError:
         pass
-    return said
+    return data
 
 
 def test_a_status_that_is_unavailable_gives_the_reason(site: Site) -> None:
@@ -172,27 +172,27 @@ def test_metrics_are_in_the_text_format_of_prometheus(site: Site) -> None:
     assert (sample.labels, sample.value) == ({"reason": "bad_shape"}, 3.0)
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
-def test_silent_connections_do_not_prevent_requests(said: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+def test_silent_connections_do_not_prevent_requests(data: bytes) -> None:
     site = Site(2, 10 * WAIT_S)
     with ExitStack() as held:
         silent = [held.enter_context(site.connect()) for _ in range(100)]
         for connection in silent[-10:]:
-            connection.sendall(said)
+            connection.sendall(data)
         for path in ("/healthz", "/readyz", "/readyz/learn", "/status", "/metrics"):
             with httpx.Client(base_url=f"http://{site.server.address}", trust_env=False, timeout=WAIT_S) as client:
                 assert client.get(path).status_code == 200
-        assert heard(silent[0]) == b""
+        assert read_all(silent[0]) == b""
     site.close()
 
 
 def test_an_incomplete_request_is_not_waited_for(small_site: Site) -> None:
     whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     half = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
-    for said, answers in ((b"", 0), (half, 0), (whole + half, 1)):
+    for data, answers in ((b"", 0), (half, 0), (whole + half, 1)):
         with small_site.connect() as connection:
-            connection.sendall(said)
-            assert heard(connection).count(b"HTTP/1.1 200") == answers
+            connection.sendall(data)
+            assert read_all(connection).count(b"HTTP/1.1 200") == answers
 
 
 def test_an_answer_may_take_longer_than_a_request(small_site: Site) -> None:
@@ -200,11 +200,11 @@ def test_an_answer_may_take_longer_than_a_request(small_site: Site) -> None:
     with small_site.connect() as asking, small_site.connect() as silent:
         asking.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert small_site.asked.acquire(timeout=WAIT_S)
-        assert heard(silent) == b""
-        with small_site.connect() as silent_since:  # since after it was asked
-            assert heard(silent_since) == b""
+        assert read_all(silent) == b""
+        with small_site.connect() as silent_since:  # connected after the request
+            assert read_all(silent_since) == b""
         small_site.go_on.set()
-        assert heard(asking).startswith(b"HTTP/1.1 200")
+        assert read_all(asking).startswith(b"HTTP/1.1 200")
 
 
 def test_a_client_that_does_not_read_is_not_waited_for(small_site: Site) -> None:
@@ -233,7 +233,7 @@ def test_requests_above_the_concurrency_limit_get_a_503_and_health_is_still_answ
 
 
 class Clock:
-    """The clock of event loops: as it is, and what a test adds."""
+    """The clock of event loops, plus the time that the test adds."""
 
     def __init__(self) -> None:
         self.added_s = 0.0
@@ -250,20 +250,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def pass_time(site: Site, clock: Clock, seconds: float) -> None:
-    """Returns once everything that is due by then has happened: the loop has answered a request that came later."""
+    """Adds time, and returns when the loop has handled everything that is due: it has answered a later request."""
     clock.added_s += seconds
     with site.connect() as later:
         later.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert heard(later).startswith(b"HTTP/1.1 200")
+        assert read_all(later).startswith(b"HTTP/1.1 200")
 
 
 def ask(connection: socket.socket, path: str = "/metrics") -> None:
-    """A request whose answer is read to its end; the connection stays open."""
+    """Sends a request and reads the answer. The connection stays open."""
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    said = b""
-    while b"\r\n\r\n" not in said:
-        said += connection.recv(1 << 16) or pytest.fail("closed")
-    head, _, body = said.partition(b"\r\n\r\n")
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(1 << 16) or pytest.fail("closed")
+    head, _, body = data.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
     (length,) = [
         int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
@@ -273,7 +273,7 @@ def ask(connection: socket.socket, path: str = "/metrics") -> None:
 
 
 def test_an_idle_connection_is_kept_longer_than_usual_scrape_intervals(clock: Clock) -> None:
-    """Up to Prometheus's own limit of 300 s, after which it closes the connection itself."""
+    """Up to 300 s, after which Prometheus closes the connection itself."""
     site = Site()
     with site.connect() as scraper:
         for interval_s in (5.0, 15.0, 60.0, 300.0):
@@ -281,12 +281,12 @@ def test_an_idle_connection_is_kept_longer_than_usual_scrape_intervals(clock: Cl
             pass_time(site, clock, interval_s)
         ask(scraper)
         pass_time(site, clock, 331.0)
-        assert heard(scraper) == b"", "it is not kept for ever"
+        assert read_all(scraper) == b"", "it is closed eventually"
     site.close()
 
 
 def test_a_connection_with_an_incomplete_request_is_not_kept_alive(clock: Clock) -> None:
-    """Only who has asked, and has begun nothing since, may be silent for as long as a scraper."""
+    """A connection may be silent for so long only after a complete request, with no other one begun."""
     site = Site()
     with site.connect() as silent, site.connect() as begun, site.connect() as unfinished:
         ask(begun)
@@ -294,18 +294,18 @@ def test_a_connection_with_an_incomplete_request_is_not_kept_alive(clock: Clock)
         unfinished.sendall(b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
         assert unfinished.recv(1 << 16).startswith(b"HTTP/1.1 405")
         unfinished.sendall(b"x")
-        pass_time(site, clock, 0.0)  # what was sent is read
+        pass_time(site, clock, 0.0)  # until everything was read
         pass_time(site, clock, 11.0)
         for late in (silent, begun, unfinished):
-            assert b"HTTP/1.1 200" not in heard(late)
+            assert b"HTTP/1.1 200" not in read_all(late)
     site.close()
 
 
 def test_the_connection_that_is_idle_for_longest_is_closed_for_a_new_one(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A scraper between two scrapes is idle, too: connections stay few whatever their timeouts."""
-    site = Site(2)  # and 16 beyond
+    """A scraper between two scrapes is idle as well. The number of connections is limited in any case."""
+    site = Site(2)  # and 16 in reserve
     with ExitStack() as held:
         kept = []
         for _ in range(18):
@@ -314,7 +314,7 @@ def test_the_connection_that_is_idle_for_longest_is_closed_for_a_new_one(
             clock.added_s += 1.0
         newer = held.enter_context(site.connect())
         ask(newer)
-        assert heard(kept[0]) == b""
+        assert read_all(kept[0]) == b""
         assert site.too_many() == 1
         for connection in (*kept[1:], newer):
             ask(connection)
@@ -328,10 +328,10 @@ def test_many_invalid_requests_write_few_lines_that_count_them_all(
     # The clock stands still, so that one line is due now and another one when the server stops.
     monkeypatch.setattr("ffstream.server.rejections.time", SimpleNamespace(monotonic=lambda: 1e9))
     upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"
-    for said in [b"\x16\x03\x01 nonsense\r\n\r\n", upgrade] * 50:
+    for data in [b"\x16\x03\x01 nonsense\r\n\r\n", upgrade] * 50:
         with site.connect() as connection:
-            connection.sendall(said)
-            assert heard(connection)
+            connection.sendall(data)
+            assert read_all(connection)
     assert site.server.stop(10)
     lines = [record.getMessage() for record in caplog.records]
     counts = [int(line.split("count=")[1].split()[0]) for line in lines if line.startswith("http server ")]

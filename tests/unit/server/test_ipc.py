@@ -25,7 +25,7 @@ def test_a_listening_program_without_the_lock_is_found(tmp_path: Path) -> None:
         other.bind(str(path))
         other.listen(0)
         waiting = []
-        for _ in range(3):  # more than it takes: then a connection is not refused, but has to wait
+        for _ in range(3):  # more than its queue holds: then a connection is not refused, but waits
             with pytest.raises(StartBlocked, match="Address already in use"):
                 IpcLock("listen.learn", f"ipc://{path}")
             waiting.append(socket.socket(socket.AF_UNIX))
@@ -33,7 +33,7 @@ def test_a_listening_program_without_the_lock_is_found(tmp_path: Path) -> None:
             waiting[-1].connect_ex(str(path))
         for each in waiting:
             each.close()
-    assert path.exists(), "it died and left its file"
+    assert path.exists(), "the program has ended and left its file"
     IpcLock("listen.learn", f"ipc://{path}").release()
 
 

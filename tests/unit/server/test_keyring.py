@@ -13,7 +13,7 @@ from tests.support import owned_by_another_user
 
 
 class Ring:
-    """A folder that admits anna; eve has a key, too."""
+    """A folder with the key of anna. The key of eve is elsewhere."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "admitted"

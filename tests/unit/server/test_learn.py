@@ -30,7 +30,7 @@ Serve = Callable[..., Ingest]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Makes an ingest; its failures, if any, fail the test at the end."""
+    """Creates an ingest. Its failures fail the test at the end."""
     made: list[Ingest] = []
 
     def make(**limits: int) -> Ingest:
@@ -135,7 +135,7 @@ def test_acked_samples_are_on_disk(ingest: Ingest) -> None:
 
 
 def test_there_is_no_ack_before_the_commit(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ack's sequence numbers are readable by somebody else at the moment that the ack is sent."""
+    """When the ack is sent, another program can read its samples."""
     reply, seen = ingest.loop.reply, []
 
     def look(peer: bytes, message: Any, *payload: bytes) -> None:
@@ -170,7 +170,7 @@ def test_a_message_sent_again_is_acked_again_and_not_stored_again(ingest: Ingest
 def test_a_message_twice_in_a_group_is_stored_once_and_the_later_sender_acked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that has reconnected meanwhile: nobody listens at the old address."""
+    """The client has reconnected in between, and its old address is gone."""
     ingest = Ingest(tmp_path)
     replies: list[tuple[bytes, Any]] = []
     monkeypatch.setattr(ingest.loop, "reply", lambda peer, message: replies.append((peer, message)))
@@ -223,12 +223,12 @@ def test_valid_messages_in_a_group_with_invalid_ones_are_stored(ingest: Ingest) 
         if answer["type"] == "error":
             errors[answer["n"]] = answer["code"]
     assert errors == {n: "label_out_of_range" if n % 3 == 1 else "bad_shape" for n in range(1, 31) if n % 3}
-    wait_until(lambda: len(on_disk(ingest)) == 10, 10, "the good ones are stored")
+    wait_until(lambda: len(on_disk(ingest)) == 10, 10, "the valid ones are stored")
     assert [row[1] for row in on_disk(ingest)] == list(range(3, 31, 3))
 
 
 def test_a_batch_ends_after_a_few_invalid_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many wait: a good one among them is stored before the rest of them is looked at."""
+    """However many are queued: a valid one among them is stored before the others are read."""
     ingest = Ingest(tmp_path)
     good = (b"\0peer", [msgpack.packb({"v": 1, "type": "hello", "client": "a"})], None)
     waiting = itertools.chain([good], itertools.repeat((b"\0rude", [b"nonsense"], None)))
@@ -239,7 +239,7 @@ def test_a_batch_ends_after_a_few_invalid_messages(tmp_path: Path, monkeypatch: 
 
 
 def test_a_name_belongs_to_the_connection_that_said_hello_last(ingest: Ingest) -> None:
-    """A producer that died may have messages under way: they must not take the numbers that the next one was told."""
+    """Messages of a producer that died must not use numbers that its successor has received as `next`."""
     old, new = ingest.peer(), ingest.peer()
     old.send("hello", client="peer")
     assert old.answer()["next"] == 1
@@ -256,11 +256,11 @@ def test_a_name_belongs_to_the_connection_that_said_hello_last(ingest: Ingest) -
     old.send("hello", client="peer")
     assert old.answer()["next"] == 3
     old.samples(3)
-    assert set(old.acked(1)) == {3}, "whoever says hello again has it again"
+    assert set(old.acked(1)) == {3}, "another hello reclaims the name"
 
 
 def test_a_number_that_was_stored_with_other_samples_is_rejected(ingest: Ingest) -> None:
-    """Two producers under one name: an ack would promise samples that nobody stored."""
+    """Two producers use one name. An ack would be for samples that are not stored."""
     peer = ingest.peer()
     peer.samples(1)
     peer.acked(1)
@@ -274,11 +274,11 @@ def test_a_number_that_was_stored_with_other_samples_is_rejected(ingest: Ingest)
     peer.samples(1)
     assert set(peer.acked(1)) == {1}
     peer.samples(1, labels=b"\1\0")
-    assert peer.answer()["code"] == "stored_differently", "its receipt knows"
+    assert peer.answer()["code"] == "stored_differently", "its receipt has the checksum"
 
 
 def test_floats_outside_by_a_rounding_error_are_stored_clipped(ingest: Ingest) -> None:
-    """The clipped bytes are on disk; the same message comes again with the bytes that its sender has."""
+    """The clipped bytes are on disk, but the message is sent again with the original bytes."""
     peer = ingest.peer()
     sent = np.full(INPUTS, np.nextafter(np.float32(1), np.float32(2)), "<f4").tobytes()
     for _ in range(2):
@@ -295,20 +295,20 @@ def test_floats_outside_by_a_rounding_error_are_stored_clipped(ingest: Ingest) -
 # --- rejections -----------------------------------------------------------------------------------------------------
 
 
-def refused(answer: dict[str, Any]) -> tuple[str, str, bool]:
+def rejection(answer: dict[str, Any]) -> tuple[str, str, bool]:
     assert answer["message"]
     assert answer["hint"]
     return answer["type"], answer["code"], answer["retry"]
 
 
 def await_credit(peer: Peer) -> None:
-    """As a client does: asks again and again."""
+    """Sends pings, as a client does."""
 
     def has_credit() -> bool:
         peer.send("ping")
         return bool(peer.answer()["credit"])
 
-    wait_until(has_credit, 20, "there is room again")
+    wait_until(has_credit, 20, "samples are accepted again")
 
 
 def test_a_full_backlog_rejects_samples_until_learning_has_caught_up(serve: Serve) -> None:
@@ -328,12 +328,12 @@ def test_a_full_backlog_rejects_samples_until_learning_has_caught_up(serve: Serv
     for each in (pong, welcome):
         assert (each["refusing"], each["message"], each["hint"]) == (reason.code, reason.message, reason.hint)
     peer.samples(5)
-    assert refused(peer.answer()) == ("error", "backlog_full", True)
+    assert rejection(peer.answer()) == ("error", "backlog_full", True)
     peer.samples(2)
-    assert peer.acked(1) == {2: (2, 1)}, "what is stored is acked, full or not"
+    assert peer.acked(1) == {2: (2, 1)}, "a stored message is acked even if the backlog is full"
     ingest.applied_seq = 1
     peer.send("ping")
-    assert peer.answer()["credit"] == 1, "there is room for one sample, and so for one message"
+    assert peer.answer()["credit"] == 1, "one sample fits, and so does one message"
     peer.samples(5)
     assert peer.acked(1) == {5: (5, 1)}
     assert ingest.rejected("backlog_full") == 1
@@ -346,7 +346,7 @@ def test_the_ack_that_fills_the_backlog_has_credit_0(serve: Serve) -> None:
 
 
 def test_a_full_journal_rejects_samples_until_it_is_trimmed(serve: Serve) -> None:
-    """The size is looked at once a second."""
+    """The size is measured once a second."""
     ingest = serve(journal_max_bytes=1 << 20, backlog_max_samples=1_000_000)
     peer = ingest.peer()
     n = 0
@@ -357,7 +357,7 @@ def test_a_full_journal_rejects_samples_until_it_is_trimmed(serve: Serve) -> Non
         if answer["type"] == "error":
             break
         assert n < 20_000
-    assert refused(answer) == ("error", "journal_full", True)
+    assert rejection(answer) == ("error", "journal_full", True)
     peer.send("ping")
     assert peer.answer()["credit"] == 0
     ingest.applied_seq = ingest.journal.head.seq
@@ -378,7 +378,7 @@ def test_a_full_disk_rejects_a_group_and_the_next_one_is_stored(
     database = ingest.journal._db
     (pages,) = database.execute("PRAGMA page_count").fetchone()
     with monkeypatch.context() as patch:
-        # The look once a second would find the disk itself in order and take samples again before this test looks.
+        # The measurement once a second would find enough disk space and accept samples before the test can check.
         patch.setattr(housekeeping, "_MEASURE_EVERY_S", math.inf)
         database.execute(f"PRAGMA max_page_count = {pages}")
         n, answer = 1, {"type": "ack"}
@@ -387,7 +387,7 @@ def test_a_full_disk_rejects_a_group_and_the_next_one_is_stored(
             peer.samples(n, count=10, labels=bytes(20), payload=[bytes(10 * INPUTS)])
             answer = peer.answer()
             assert n < 1000
-        assert refused(answer) == ("error", "disk_full", True)
+        assert rejection(answer) == ("error", "disk_full", True)
         assert ingest.rejected("disk_full") == 1
         assert len(on_disk(ingest)) == n - 1
         assert ingest.metric("refusing_samples", reason="disk_full") == 1
@@ -405,7 +405,7 @@ def test_a_new_client_above_the_limit_is_rejected(serve: Serve) -> None:
         peer.samples(1, client=name)
         peer.acked(1)
     peer.samples(1, client="c")
-    assert refused(peer.answer()) == ("error", "too_many_clients", True)
+    assert rejection(peer.answer()) == ("error", "too_many_clients", True)
     peer.samples(2, client="a")
     assert set(peer.acked(1)) == {2}
     assert ingest.rejected("too_many_clients") == 1
@@ -418,7 +418,7 @@ def test_an_idle_client_is_forgotten_for_a_new_one(serve: Serve) -> None:
         peer.samples(1, client=name)
         peer.acked(1)
     peer.samples(1, client="c")
-    assert refused(peer.answer()) == ("error", "too_many_clients", True), "its samples may still be learned again"
+    assert rejection(peer.answer()) == ("error", "too_many_clients", True), "its samples may still be learned again"
     ingest.trim_to(2)
     wait_until(lambda: len(ingest.journal.clients) == 0, 20, "both are forgotten")
     peer.samples(1, client="c")
@@ -432,28 +432,28 @@ def test_a_client_with_too_many_unresolved_messages_is_rejected(serve: Serve) ->
         peer.samples(n, base=1)
         peer.acked(1)
     peer.samples(6, base=1)
-    assert refused(peer.answer()) == ("error", "too_many_unresolved", True)
+    assert rejection(peer.answer()) == ("error", "too_many_unresolved", True)
     peer.samples(3, base=1)
-    assert set(peer.acked(1)) == {3}, "what is stored is acked"
+    assert set(peer.acked(1)) == {3}, "a stored message is acked"
     peer.samples(1, base=1, client="other")
-    assert set(peer.acked(1)) == {1}, "nobody else is held back"
+    assert set(peer.acked(1)) == {1}, "other clients are not affected"
 
 
 def test_a_client_with_too_many_unresolved_messages_can_still_resolve_them(serve: Serve) -> None:
-    """Its first message was lost or refused, those after it were not: all wait for the answer to the first."""
+    """Its first message was lost or rejected, and later ones were stored. All wait for an answer to the first."""
     ingest = serve(client_unresolved_max_messages=3)
     peer = ingest.peer()
     for n in (2, 3, 4):
         peer.samples(n, base=1)
         peer.acked(1)
     peer.samples(5, base=1)
-    assert refused(peer.answer()) == ("error", "too_many_unresolved", True)
+    assert rejection(peer.answer()) == ("error", "too_many_unresolved", True)
     peer.samples(1, base=1)
     assert set(peer.acked(1)) == {1}
     peer.samples(5, base=5)
     assert set(peer.acked(1)) == {5}
     peer.samples(6, base=5)
-    assert set(peer.acked(1)) == {6}, "nothing holds it back any more"
+    assert set(peer.acked(1)) == {6}, "it can send again"
 
 
 def test_only_a_client_above_its_rate_is_rejected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,15 +466,15 @@ def test_only_a_client_above_its_rate_is_rejected(serve: Serve, monkeypatch: pyt
     assert set(peer.acked(1)) == {1}
     peer.samples(2, **ten)
     answer = peer.answer()
-    assert refused(answer) == ("error", "rate_limited", True)
+    assert rejection(answer) == ("error", "rate_limited", True)
     assert answer["retry_after_s"] == 1.0
     peer.samples(1, client="other", **ten)
     assert set(peer.acked(1)) == {1}
-    # A second fills the bucket again, and not a moment less. (64ths: nothing is rounded.)
+    # The bucket is full after exactly a second. (64ths are exact in binary.)
     now += 63 / 64
     peer.samples(2, **ten)
     answer = peer.answer()
-    assert refused(answer) == ("error", "rate_limited", True)
+    assert rejection(answer) == ("error", "rate_limited", True)
     assert answer["retry_after_s"] == 1 / 64
     now += 1 / 64
     peer.samples(2, **ten)
@@ -490,7 +490,7 @@ def test_a_draining_daemon_rejects_new_samples(ingest: Ingest) -> None:
     ack = peer.answer()
     assert (ack["type"], ack["credit"]) == ("ack", 0)
     peer.samples(2)
-    assert refused(peer.answer()) == ("error", "draining", True)
+    assert rejection(peer.answer()) == ("error", "draining", True)
     peer.send("hello", client="peer")
     assert peer.answer()["credit"] == 0
 
@@ -499,7 +499,7 @@ def test_a_draining_daemon_rejects_new_samples(ingest: Ingest) -> None:
 
 
 class Keys:
-    """Who sends with keys, in groups: a loop that is not started, and what it answers."""
+    """Sends groups of messages with keys to a loop that is not started, and records its answers."""
 
     def __init__(self, ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ingest = ingest
@@ -507,7 +507,7 @@ class Keys:
         monkeypatch.setattr(ingest.loop, "reply", lambda peer, message: self.answers.append((peer, message)))
 
     def send(self, *group: tuple[str, Hello | Samples | Bye]) -> list[Any]:
-        """Messages of keys, each key over its own connection; what they are answered with."""
+        """Sends messages, each key over its own connection, and returns the answers."""
         self.answers.clear()
         self.ingest.loop.handle(
             [
@@ -518,7 +518,7 @@ class Keys:
         return [message for _, message in self.answers]
 
     def codes(self, *group: tuple[str, Hello | Samples | Bye]) -> list[str]:
-        """What is refused, by code, and what is acked: `ack` for each message."""
+        """The results of messages, sorted: the code of an error, or `ack`."""
         answers = self.send(*group)
         assert all(answer.hint for answer in answers if answer.type == "error")
         return sorted(
@@ -557,7 +557,7 @@ def test_the_same_name_with_two_keys_is_two_clients(keys: Callable[..., Keys]) -
         ("peer", 1),
     ]
     assert served.ingest.metric("samples_duplicate_total") == 0
-    assert served.codes(*group) == ["ack"] * 3, "each has its own"
+    assert served.codes(*group) == ["ack"] * 3, "each has its own numbers"
     served.codes(("anna", samples(2)))
     welcomes = served.send(*((key, Hello(client="peer")) for key in ("anna", "bert", "", "carl")))
     assert [welcome.next for welcome in welcomes] == [3, 2, 2, 1]
@@ -565,7 +565,7 @@ def test_the_same_name_with_two_keys_is_two_clients(keys: Callable[..., Keys]) -
 
 
 def test_a_client_that_said_bye_is_forgotten(keys: Callable[..., Keys]) -> None:
-    """A producer without a name takes a new one each time: a key would soon have no more."""
+    """A producer without a name generates one each time, so a key would soon reach its limit."""
     served = keys(client_names_max=2)
     for name in "abcdef":
         assert [each.type for each in served.send(("anna", Hello(client=name)))] == ["welcome"]
@@ -589,7 +589,7 @@ def test_the_limit_on_names_holds_for_each_key(keys: Callable[..., Keys]) -> Non
     assert served.codes(*group) == ["ack"] * 3 + ["too_many_clients"] * 2, "counted within a group, too"
     assert served.codes(("anna", samples(2, "a")), ("anna", samples(1, "d"))) == ["ack", "too_many_clients"]
     assert served.codes(("bert", samples(1, "d")), ("", samples(1, "d"))) == ["ack", "ack"]
-    assert served.codes(("bert", samples(1, "e"))) == ["too_many_clients"], "all together are limited as well"
+    assert served.codes(("bert", samples(1, "e"))) == ["too_many_clients"], "the limit holds for all of them together"
 
 
 def test_the_limit_on_clients_holds_within_a_group(keys: Callable[..., Keys]) -> None:
@@ -623,13 +623,15 @@ def test_the_limit_on_unresolved_messages_holds_for_all_names_of_a_key(keys: Cal
     served = keys(client_unresolved_max_messages=5, window_messages=2)
     assert served.codes(*(("anna", samples(n, "a")) for n in (2, 3, 4, 5, 6))) == ["ack"] * 5
     for n in (2, 3):
-        assert served.codes(("anna", samples(n, "b"))) == ["ack"], "a window is left to each name"
+        assert served.codes(("anna", samples(n, "b"))) == ["ack"], "each name may use a window"
     assert served.codes(("anna", samples(4, "b"))) == ["too_many_unresolved"], "and no more"
-    assert served.codes(*(("bert", samples(n, "b")) for n in (2, 3, 4))) == ["ack"] * 3, "another key has its own"
-    assert served.codes(("anna", samples(1, "b"))) == ["ack"], "the lowest one"
+    assert served.codes(*(("bert", samples(n, "b")) for n in (2, 3, 4))) == ["ack"] * 3, (
+        "another key has its own limit"
+    )
+    assert served.codes(("anna", samples(1, "b"))) == ["ack"], "the lowest number"
     assert served.codes(("anna", samples(4, "b"))) == ["too_many_unresolved"]
     assert served.codes(("anna", samples(7, "a", base=7))) == ["ack"]
-    assert served.codes(("anna", samples(4, "b"))) == ["ack"], "what one name has resolved makes room for another"
+    assert served.codes(("anna", samples(4, "b"))) == ["ack"], "messages resolved by one name make room for another"
 
 
 # --- housekeeping, limits, failures ---------------------------------------------------------------------------------
@@ -673,7 +675,7 @@ def test_a_second_loop_cannot_bind_the_same_endpoint(ingest: Ingest, tmp_path: P
 
 @pytest.mark.parametrize("limits", [{"reply_queue_messages": -1}, {"handshake_timeout_s": 1e9}])
 def test_an_option_that_zeromq_rejects_leaves_no_open_socket(limits: dict[str, Any]) -> None:
-    """An open one would keep the context from ending, for ever."""
+    """An open socket would prevent the context from ending."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     loop = ControlLoop(
         {},
@@ -706,7 +708,7 @@ def test_an_unexpected_exception_ends_the_loop_and_is_reported(tmp_path: Path) -
 
     ingest.loop.journal.append = fail  # type: ignore[method-assign,assignment]
     ingest.peer().samples(1)
-    wait_until(lambda: ingest.failures, 10, "the failure is told")
+    wait_until(lambda: ingest.failures, 10, "the failure is reported")
     assert ingest.loop.thread.join(10)
     (failure,) = ingest.failures
     assert "ff-learn: RuntimeError('nobody foresaw this')" in str(failure)
@@ -719,7 +721,7 @@ def test_a_peer_that_is_gone_or_does_not_read_does_not_affect_others(serve: Serv
     gone = ingest.peer()
     for n in range(1, 200):
         gone.samples(n, labels=b"\x09\0")
-    wait_until(lambda: ingest.rejected("label_out_of_range") > 0, 10, "it is being answered")
+    wait_until(lambda: ingest.rejected("label_out_of_range") > 0, 10, "it receives answers")
     gone.close()
     good = ingest.peer()
     for n in range(1, 11):

@@ -180,7 +180,7 @@ def test_floats_outside_by_a_rounding_error_are_predicted_clipped(oracle: Oracle
 def test_predictions_pause_only_while_learning_is_behind(
     monkeypatch: pytest.MonkeyPatch, is_behind: bool, share: float, paced: bool
 ) -> None:
-    """Queries wait from the first one on, so the thread is never idle by itself, and owes all of learning's share."""
+    """Queries are always queued, so the thread is never idle, and owes the whole share of learning."""
     monkeypatch.setattr(pacing, "BURST_S", 0.0)
     oracle = Oracle(is_behind=is_behind, learning_min_share=share)
     try:

@@ -108,7 +108,7 @@ def test_rejected_messages_are_logged_with_their_sender(running: Running, caplog
 def test_many_invalid_messages_write_few_lines_that_count_them_all(
     running: Running, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The clock stands still, so one line for each reason is due, and another one when the daemon stops."""
+    """The clock stands still, so one line for each reason is due now, and another one when the daemon stops."""
     villain = running.peer()
     for n in range(1, 301):
         villain.samples(n, labels=b"\7\0")

@@ -111,7 +111,7 @@ def test_the_memory_limit_of_a_container_is_respected(tmp_path: Path) -> None:
     (groups / "pod" / "daemon" / "memory.max").write_text("max\n")
     assert available_memory(groups, own) == machine
     (groups / "pod" / "memory.max").write_text("4096000\n")
-    assert available_memory(groups, own) == 4_096_000, "what holds the group holds it, too"
+    assert available_memory(groups, own) == 4_096_000, "limits of parent groups apply, too"
     (groups / "memory").mkdir()
     (groups / "memory" / "memory.limit_in_bytes").write_text("1000000\n")
     assert available_memory(groups, own) == 1_000_000, "version 1"

@@ -35,7 +35,7 @@ def ingest(tmp_path: Path) -> Iterator[Ingest]:
 
 
 def refused(ingest: Ingest, **fields: Any) -> tuple[str, int | None]:
-    """A good message but for these fields: the error's code and `n`."""
+    """Sends a message that is valid except for these fields. Returns code and `n` of the error."""
     payload = fields.pop("payload", [bytes(INPUTS)])
     peer = ingest.peer()
     peer.send_frames(msgpack.packb(GOOD | {"n": 7} | fields), *payload)
@@ -106,7 +106,9 @@ def test_a_frame_far_above_the_limit_ends_the_connection(ingest: Ingest) -> None
     with peer.cut_off():
         peer.samples(1, payload=[bytes(2 * max(MAX_HEADER_BYTES, MESSAGE_MAX_BYTES) + 1)])
     wait_until(
-        lambda: ingest.metric("connections_ended_total", socket="learn") == 1, ANSWER_MS / 1000, "it is counted"
+        lambda: ingest.metric("connections_ended_total", socket="learn") == 1,
+        ANSWER_MS / 1000,
+        "the disconnection is counted",
     )
 
 
@@ -114,7 +116,7 @@ def test_a_frame_far_above_the_limit_ends_the_connection(ingest: Ingest) -> None
 
 
 def asked(ingest: Ingest, kind: int, *frames: bytes, **options: Any) -> list[bytes]:
-    """The answer that a socket of this kind, with these options, gets."""
+    """The answer to a socket of this type with these options."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     for name, value in options.items():
@@ -144,7 +146,7 @@ def test_the_answer_to_a_message_behind_an_empty_frame_has_one_too(ingest: Inges
 
 @pytest.mark.parametrize("id", [b"worker-1", b"12345", b"1", b"\1\2\3\4\5", b"x" * 255])
 def test_a_socket_with_a_routing_id_gets_an_error(ingest: Ingest, id: bytes) -> None:
-    """libzmq ignores the second connection with the same one, so already the first one hears of it."""
+    """libzmq ignores a second connection with the same id, so the first one gets the error."""
     (header,) = asked(ingest, zmq.DEALER, msgpack.packb(GOOD), bytes(INPUTS), ROUTING_ID=id)
     answer = msgpack.unpackb(header)
     assert (answer["code"], answer["n"]) == ("bad_frames", 1)
