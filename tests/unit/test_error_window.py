@@ -44,7 +44,7 @@ def demo() -> ModuleType:
 
 
 def test_the_error_names_the_samples_that_it_is_over() -> None:
-    assert prequential_error(errors(0)) == "no sample is predicted yet"
+    assert prequential_error(errors(0)) == "no samples are predicted yet"
     assert prequential_error(errors(8000)) == "1.20% of the last 8,000 predicted, 1.20% of all"
     assert prequential_error(errors(50_000)) == "1.20% of the last 10,000 predicted, 1.20% of all"
 
