@@ -96,7 +96,10 @@ class Admission:
         )
 
     def _journal_full(self, held: int) -> JournalFull:
-        return JournalFull(f"the journal has {held} bytes", hint="limits.journal_max_bytes")
+        return JournalFull(
+            f"the journal has {held} bytes, which is the maximum",
+            hint="wait until learning has caught up, or raise limits.journal_max_bytes",
+        )
 
     def status(self) -> dict[str, Any]:
         """Usage that is limited, and active warnings."""

@@ -1,4 +1,4 @@
-"""Housekeeping of the journal: deletes rows and forgets clients that nobody needs, and measures what runs short.
+"""Housekeeping of the journal: deletes rows and forgets clients that are not needed any more, and finds shortages.
 
 It runs on the journal's thread between groups of messages, in small portions, and is the only place that deletes
 anything from the journal. Every turn deletes a few rows that no recent checkpoint needs. Once a second it measures
