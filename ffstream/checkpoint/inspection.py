@@ -18,7 +18,7 @@ class Found(NamedTuple):
     problem: CheckpointDamaged | CheckpointIncompatible | None
 
 
-def look(folder: Path, *, thoroughly: bool, seq: int | None = None) -> Iterator[Found]:
+def inspect(folder: Path, *, thoroughly: bool, seq: int | None = None) -> Iterator[Found]:
     """The checkpoints, newest first, or only the one with that number. `thoroughly`: reads every byte of their
     files."""
     check = manifest.verify if thoroughly else manifest.read

@@ -17,6 +17,7 @@ import xxhash
 from ffstream.checkpoint import formats
 from ffstream.errors import CheckpointDamaged, Unavailable
 
+CHECKPOINTS = "checkpoints"  # the folder of all checkpoints, in a state folder
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
 WRITING = ".writing-"  # with the sequence number: the folder's name until the checkpoint is complete

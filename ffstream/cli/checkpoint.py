@@ -8,13 +8,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ffstream.checkpoint.inspection import Found, half_written, look
-from ffstream.checkpoint.manifest import folder_of
+from ffstream.checkpoint.inspection import Found, half_written, inspect
+from ffstream.checkpoint.manifest import CHECKPOINTS, folder_of
 from ffstream.cli import options, states
 from ffstream.cli.control import report, request_long
 from ffstream.cli.output import print_json
 from ffstream.client import CurveKeys
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, ConfigError
+from ffstream.journal.schema import JOURNAL
 
 _SUMMARY = ("goodness", "objective", "optimizer")
 
@@ -42,7 +43,7 @@ def checkpoint(
 def list_command(context: click.Context, file: Path | None, state: Path | None, as_json: bool) -> None:
     """List the checkpoints on disk. Reads manifests and sizes only. Exit code 1 if one is damaged."""
     folder = folder_in(states.folder(file, state))
-    found, halves = list(look(folder, thoroughly=False)), half_written(folder)
+    found, halves = list(inspect(folder, thoroughly=False)), half_written(folder)
     if as_json:
         print_json({"path": str(folder), "checkpoints": [_describe(each) for each in found], "half_written": halves})
     else:
@@ -63,13 +64,13 @@ def verify(context: click.Context, seq: int | None, file: Path | None, state: Pa
     """
     folder = folder_in(states.folder(file, state))
     found = []
-    for each in look(folder, thoroughly=True, seq=seq):
+    for each in inspect(folder, thoroughly=True, seq=seq):
         found.append(each)
         if not as_json:
             click.echo(f"checkpoint {each.seq}: intact" if each.problem is None else _describe_problem(each.problem))
     if seq is not None and not found:
         raise missing(folder, seq)
-    used = _used(found if seq is None else list(look(folder, thoroughly=True)))
+    used = _used(found if seq is None else list(inspect(folder, thoroughly=True)))
     if as_json:
         print_json({"path": str(folder), "checkpoints": [_describe(each) for each in found], "recovery": used})
     else:
@@ -81,9 +82,9 @@ def verify(context: click.Context, seq: int | None, file: Path | None, state: Pa
 
 def folder_in(state: Path) -> Path:
     """The folder of the checkpoints in a state folder. Raises ConfigError."""
-    if not any((state / name).exists() for name in ("journal.sqlite", "checkpoints")):
+    if not any((state / name).exists() for name in (JOURNAL, CHECKPOINTS)):
         raise ConfigError(f"no state folder at {state}", hint="use --state with the state folder of a daemon")
-    return state / "checkpoints"
+    return state / CHECKPOINTS
 
 
 def missing(folder: Path, seq: int) -> ConfigError:
@@ -92,7 +93,7 @@ def missing(folder: Path, seq: int) -> ConfigError:
         return ConfigError(
             f"checkpoint {seq} is incomplete", hint="it is being written, or writing it was interrupted"
         )
-    existing = ", ".join(str(each.seq) for each in look(folder, thoroughly=False))
+    existing = ", ".join(str(each.seq) for each in inspect(folder, thoroughly=False))
     return ConfigError(
         f"there is no checkpoint {seq} in {folder}",
         hint=f"there are {existing}" if existing else "there are none yet",

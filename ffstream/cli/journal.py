@@ -5,13 +5,15 @@ from typing import Any
 
 import click
 
-from ffstream.checkpoint.inspection import look
+from ffstream.checkpoint.inspection import inspect
+from ffstream.checkpoint.manifest import CHECKPOINTS
 from ffstream.cli import options, states
 from ffstream.cli.output import print_json, progress_bar
 from ffstream.daemon.state import StateLock
 from ffstream.errors import ConfigError
 from ffstream.journal import clean_close, identity, inspection
 from ffstream.journal.inspection import Findings, Summary
+from ffstream.journal.schema import JOURNAL
 from ffstream.journal.verification import Verification
 
 _LARGEST = 5
@@ -30,7 +32,7 @@ def journal() -> None:
 def stat(context: click.Context, file: Path | None, state: Path | None, as_json: bool) -> None:
     """Show what the journal contains, without reading images. Exit code 1 if damage was found."""
     folder = states.folder(file, state)
-    path = folder / "journal.sqlite"
+    path = folder / JOURNAL
     with inspection.opened(path) as connection:
         summary = inspection.summarize(connection)
     _check_log(path, summary.findings)
@@ -51,7 +53,7 @@ def stat(context: click.Context, file: Path | None, state: Path | None, as_json:
 def verify(context: click.Context, file: Path | None, state: Path | None, as_json: bool) -> None:
     """Verify every byte: checksums, lengths, numbers, SQLite's own check. Exit code 1 if damage was found."""
     folder = states.folder(file, state)
-    path = folder / "journal.sqlite"
+    path = folder / JOURNAL
     with inspection.opened(path) as connection, progress_bar(quiet=as_json) as bar:
         verification = Verification(connection)
         task = bar.add_task("verifying samples", total=verification.estimate())
@@ -86,7 +88,7 @@ def accept(file: Path | None, state: Path | None) -> None:
     opened the journal after a crash, because it has written the content of the -wal file into the journal.
     """
     folder = states.folder(file, state)
-    path = folder / "journal.sqlite"
+    path = folder / JOURNAL
     if not path.is_file():
         raise ConfigError(f"no journal at {path}", hint="use --state with the state folder of a daemon")
     lock = StateLock(folder)
@@ -113,7 +115,7 @@ def _check_log(path: Path, findings: Findings) -> None:
 
 def _newest(folder: Path) -> int:
     """The checkpoint from which a daemon would start, judged by its manifest; 0 if there is none."""
-    return next((found.seq for found in look(folder / "checkpoints", thoroughly=False) if not found.problem), 0)
+    return next((found.seq for found in inspect(folder / CHECKPOINTS, thoroughly=False) if not found.problem), 0)
 
 
 def _stat(path: Path, summary: Summary, newest: int) -> dict[str, Any]:

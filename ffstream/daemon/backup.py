@@ -33,17 +33,16 @@ from typing import IO
 
 from ffstream import __version__
 from ffstream.checkpoint import manifest as manifests
-from ffstream.checkpoint.manifest import MANIFEST, folder_of
+from ffstream.checkpoint.manifest import CHECKPOINTS, MANIFEST, folder_of
 from ffstream.errors import CheckpointDamaged, ConfigError, DiskFull, JournalDamaged, Unavailable
 from ffstream.journal import clean_close, database, inspection, origin, schema, skips
 from ffstream.journal.origin import Origin
+from ffstream.journal.schema import JOURNAL
 from ffstream.journal.verification import Verification
 from ffstream.util.durable import fsync, fsync_tree, make_folder
 
 FORMAT = 1
-JOURNAL = "journal.sqlite"
 BACKUP = "backup.json"
-_CHECKPOINTS = "checkpoints"
 _ATTEMPTS = 20  # an attempt fails when a rollback or new checkpoints come in between
 _PAUSE_S = 0.1
 _PAGES = 512  # per step
@@ -146,7 +145,7 @@ def _copy(state: Path, aside: Path, on_pages: OnPages) -> int:
 
 
 def _copy_now(state: Path, aside: Path, damaged: set[int], on_pages: OnPages, stack: ExitStack) -> int:
-    path, folder = state / JOURNAL, state / _CHECKPOINTS
+    path, folder = state / JOURNAL, state / CHECKPOINTS
     listed = manifests.seqs(folder)
     held = [stack.enter_context(each) for each in _hold(folder, [seq for seq in listed if seq not in damaged])]
     before = _fingerprint(path)
@@ -168,7 +167,7 @@ def _copy_now(state: Path, aside: Path, damaged: set[int], on_pages: OnPages, st
                 " what came before: a daemon would not start on the copy",
                 hint="ffstream checkpoint verify, ffstream journal verify",
             )
-        if chosen is not None and not chosen.copy_to(aside / _CHECKPOINTS):
+        if chosen is not None and not chosen.copy_to(aside / CHECKPOINTS):
             damaged.add(chosen.seq)
             raise _Changed
         _copy_journal(source, aside / JOURNAL, on_pages)

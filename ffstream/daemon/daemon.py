@@ -26,10 +26,11 @@ from ffstream import __version__
 from ffstream.config import Config
 from ffstream.daemon.commands import Commands
 from ffstream.daemon.shutdown import Order, Shutdown
-from ffstream.daemon.state import JOURNAL, StateLock, has_journal, is_missing
+from ffstream.daemon.state import StateLock, has_journal, is_missing
 from ffstream.errors import DeadlineExceeded, FFStreamError, StageFailed, StartBlocked
 from ffstream.ff import kernels
 from ffstream.journal.journal import Journal
+from ffstream.journal.schema import JOURNAL
 from ffstream.learning.checkpoints import open_store
 from ffstream.learning.learner import Learner
 from ffstream.learning.origin import StreamOrigin

@@ -62,7 +62,7 @@ def _check_state_folder(state: Path) -> None:
 def _check_stored(config: Config) -> None:
     """The state belongs to this network. Damaged or unreadable files are left to recovery."""
     recipe = config.network
-    journal, checkpoints = config.state / "journal.sqlite", config.state / "checkpoints"
+    journal, checkpoints = config.state / schema.JOURNAL, config.state / manifests.CHECKPOINTS
     if (config.state / "backup.json").exists():
         from ffstream.daemon import backup  # the import takes a while, and is rarely needed
 

@@ -11,13 +11,12 @@ import os
 from pathlib import Path
 
 from ffstream.errors import ConfigError, StartBlocked
+from ffstream.journal.schema import JOURNAL
 from ffstream.security.keys import check_folder
 from ffstream.util.durable import make_folder
 from ffstream.util.os_errors import path_error
 
 log = logging.getLogger(__name__)
-
-JOURNAL = "journal.sqlite"
 
 
 def has_journal(folder: Path) -> bool:

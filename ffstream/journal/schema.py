@@ -31,6 +31,7 @@ from ffstream.errors import JournalDamaged, JournalIncompatible
 from ffstream.journal import clock
 from ffstream.journal.database import UNREADABLE, damaged, unusable
 
+JOURNAL = "journal.sqlite"  # the file of the journal, in a state folder
 VERSION = 4
 
 TABLES = {

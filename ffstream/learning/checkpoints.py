@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
 
+from ffstream.checkpoint.manifest import CHECKPOINTS
 from ffstream.checkpoint.store import CheckpointStore
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
@@ -30,7 +31,7 @@ def open_store(config: Config) -> CheckpointStore:
     """The checkpoints of a daemon with these options. Raises Unavailable."""
     options = config.checkpoint
     return CheckpointStore(
-        config.state / "checkpoints",
+        config.state / CHECKPOINTS,
         keep=options.keep,
         recipe=config.network.model_dump(mode="json"),
         ladder_s=options.ladder_s,

@@ -50,7 +50,7 @@ class StreamOrigin:
                     known = origin.read(connection, journal)
             except JournalDamaged:
                 return  # the start opens the journal next, and its error says what is wrong
-        if exists or manifest.seqs(self._config.state / "checkpoints"):
+        if exists or manifest.seqs(self._config.state / manifest.CHECKPOINTS):
             self._expect_same(known)
         else:
             self._read()

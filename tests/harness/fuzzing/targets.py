@@ -135,7 +135,7 @@ def journal(folder: Path) -> Prepared:
 def manifest(folder: Path) -> Prepared:
     """The bytes of a manifest and, if they are JSON, the same manifest with a valid checksum."""
     from ffstream.checkpoint import manifest as manifests
-    from ffstream.checkpoint.inspection import look
+    from ffstream.checkpoint.inspection import inspect
     from ffstream.errors import FFStreamError
 
     here = manifests.folder_of(folder, 5)
@@ -148,7 +148,7 @@ def manifest(folder: Path) -> Prepared:
     def run(data: bytes) -> None:
         path = here / manifests.MANIFEST
         path.write_bytes(data)
-        list(look(folder, thoroughly=True))
+        list(inspect(folder, thoroughly=True))
         with suppress(ValueError, RecursionError):
             found = json.loads(data)
             if isinstance(found, dict):

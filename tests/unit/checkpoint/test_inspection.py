@@ -5,7 +5,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from ffstream.checkpoint.inspection import half_written, look
+from ffstream.checkpoint.inspection import half_written, inspect
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.cli import main
 from ffstream.errors import CheckpointDamaged
@@ -26,7 +26,7 @@ def state_of(store: CheckpointStore, seq: int) -> Path:
 
 def test_checkpoints_are_listed_newest_first_with_recipe_and_size(store: CheckpointStore) -> None:
     before = folder_contents(store.folder)
-    found = list(look(store.folder, thoroughly=True))
+    found = list(inspect(store.folder, thoroughly=True))
     assert [each.seq for each in found] == [30, 20, 10]
     assert all(each.problem is None and each.bytes > 400 for each in found)
     assert found[0].manifest["recipe"] == {"widths": [3]}
@@ -40,14 +40,14 @@ def test_a_quick_check_compares_sizes_and_a_thorough_one_every_byte(store: Check
     state_of(store, 20).write_bytes(content)
     os.truncate(state_of(store, 10), 50)
     for thoroughly, damaged in ((False, [10]), (True, [20, 10])):
-        found = look(store.folder, thoroughly=thoroughly)
+        found = inspect(store.folder, thoroughly=thoroughly)
         assert [each.seq for each in found if isinstance(each.problem, CheckpointDamaged)] == damaged
 
 
 def test_a_single_checkpoint_can_be_checked(store: CheckpointStore) -> None:
-    (found,) = look(store.folder, thoroughly=True, seq=20)
+    (found,) = inspect(store.folder, thoroughly=True, seq=20)
     assert (found.seq, found.problem) == (20, None)
-    assert list(look(store.folder, thoroughly=True, seq=25)) == [], "what was never there is not damaged"
+    assert list(inspect(store.folder, thoroughly=True, seq=25)) == [], "what was never there is not damaged"
 
 
 def verify(store: CheckpointStore, seq: int) -> Result:
@@ -71,7 +71,7 @@ def test_verify_distinguishes_a_missing_checkpoint_from_a_damaged_one(store: Che
 
 
 def test_a_checkpoint_that_is_removed_during_the_check_is_not_damaged(store: CheckpointStore) -> None:
-    found = look(store.folder, thoroughly=True)
+    found = inspect(store.folder, thoroughly=True)
     assert next(found).seq == 30
     store._remove(20)
     assert [(each.seq, each.problem) for each in found] == [(10, None)]
@@ -81,7 +81,7 @@ def test_half_written_checkpoints_are_listed(store: CheckpointStore) -> None:
     (store.folder / ".writing-40").mkdir()
     (store.folder / f"{20:020d}" / "manifest.json").unlink()
     assert half_written(store.folder) == [".writing-40", f"{20:020d}"]
-    assert [each.seq for each in look(store.folder, thoroughly=True)] == [30, 10]
+    assert [each.seq for each in inspect(store.folder, thoroughly=True)] == [30, 10]
     for of_others in ("lost+found", "notes", ".writing-down"):
         (store.folder / of_others).mkdir()
     store.write(Checkpoint(80, {}, {}))
@@ -93,5 +93,5 @@ def test_half_written_checkpoints_are_listed(store: CheckpointStore) -> None:
 
 
 def test_a_missing_folder_has_no_checkpoints(tmp_path: Path) -> None:
-    assert list(look(tmp_path / "none", thoroughly=True)) == []
+    assert list(inspect(tmp_path / "none", thoroughly=True)) == []
     assert half_written(tmp_path / "none") == []
