@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ffstream import __version__
 from ffstream.checkpoint import formats, manifest
-from ffstream.checkpoint.manifest import MANIFEST, STATE
+from ffstream.checkpoint.manifest import CHECKPOINTS, MANIFEST, STATE
 from ffstream.checkpoint.tensors import bytes_of, save
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, ConfigError, Unavailable
 from ffstream.ff.layer import Placement
@@ -36,6 +36,7 @@ from ffstream.util.durable import fsync, fsync_entry
 from ffstream.util.option_errors import OptionError
 
 _KIND = "ffstream-weights"
+_ATTEMPTS = 5
 _REPLAY = "replay."  # tensors of a checkpoint that belong to no layer
 
 
@@ -75,26 +76,36 @@ def load(source: Path | str) -> Weights:
     Raises ConfigError (nothing there), CheckpointDamaged, CheckpointIncompatible, Unavailable.
     """
     source = Path(source)
-    if source.is_dir():
-        return of_checkpoint(_checkpoint_in(source))
-    if not source.is_file():
-        raise ConfigError(
-            f"there are no weights at {source}",
-            hint="name a file that `ffstream export` wrote, the folder of a checkpoint, or a state folder",
-        )
-    return _of_file(source)
-
-
-def _checkpoint_in(folder: Path) -> Path:
-    if (folder / MANIFEST).is_file():
-        return folder
-    checkpoints = folder / "checkpoints"
-    for seq in manifest.seqs(checkpoints)[-1:]:
-        return manifest.folder_of(checkpoints, seq)
+    if source.is_file():
+        return _of_file(source)
+    if (source / MANIFEST).is_file():
+        return of_checkpoint(source)
+    if manifest.seqs(source / CHECKPOINTS):
+        return of_newest(source / CHECKPOINTS)
     raise ConfigError(
-        f"there is no checkpoint in {folder}",
+        f"there is no checkpoint in {source}" if source.is_dir() else f"there are no weights at {source}",
         hint="name a file that `ffstream export` wrote, the folder of a checkpoint, or a state folder",
     )
+
+
+def of_newest(checkpoints: Path) -> Weights:
+    """The EMA weights in the newest checkpoint of that folder, also while a daemon replaces it.
+
+    Raises what `of_checkpoint` raises, ConfigError if there is no checkpoint, Unavailable if each one was replaced.
+    """
+    for _ in range(_ATTEMPTS):
+        seqs = manifest.seqs(checkpoints)
+        if not seqs:
+            raise ConfigError(
+                f"there is no checkpoint in {checkpoints} yet",
+                hint="`ffstream checkpoint` makes a running daemon write one",
+            )
+        try:
+            return of_checkpoint(manifest.folder_of(checkpoints, seqs[-1]))
+        except CheckpointDamaged:
+            if seqs[-1] in manifest.seqs(checkpoints):
+                raise
+    raise Unavailable(f"{checkpoints} changed in each of {_ATTEMPTS} attempts", hint="try again")
 
 
 def of_checkpoint(here: Path) -> Weights:

@@ -9,12 +9,10 @@ from ffstream.checkpoint import manifest
 from ffstream.cli import options, states
 from ffstream.cli.checkpoint import folder_in, missing
 from ffstream.cli.output import print_json
-from ffstream.errors import CheckpointDamaged, ConfigError, Unavailable
+from ffstream.errors import CheckpointDamaged
 
 if TYPE_CHECKING:
     from ffstream.checkpoint.weights import Weights
-
-_ATTEMPTS = 5
 
 
 @click.command()
@@ -52,29 +50,15 @@ def export(file: Path | None, state: Path | None, seq: int | None, path: Path, f
 
 
 def _read(folder: Path, seq: int | None) -> "Weights":
-    """The weights of that checkpoint, or of the newest. A daemon may replace the newest meanwhile."""
-    from ffstream.checkpoint.weights import of_checkpoint
+    """The weights of that checkpoint, or of the newest."""
+    from ffstream.checkpoint.weights import of_checkpoint, of_newest
 
-    for _ in range(_ATTEMPTS):
-        chosen = _newest(folder) if seq is None else seq
-        try:
-            return of_checkpoint(manifest.folder_of(folder, chosen))
-        except CheckpointDamaged as damage:
-            if chosen in manifest.seqs(folder):
-                older = [each for each in manifest.seqs(folder) if each < chosen]
-                damage.hint = (
-                    f"export an older checkpoint with --seq {older[-1]}" if older else "there is no older one"
-                )
-                raise
-            if seq is not None:
-                raise missing(folder, seq) from damage
-    raise Unavailable(f"{folder} changed in each of {_ATTEMPTS} attempts", hint="try again")
-
-
-def _newest(folder: Path) -> int:
-    seqs = manifest.seqs(folder)
-    if not seqs:
-        raise ConfigError(
-            f"there is no checkpoint in {folder} yet", hint="`ffstream checkpoint` makes a running daemon write one"
-        )
-    return seqs[-1]
+    try:
+        return of_newest(folder) if seq is None else of_checkpoint(manifest.folder_of(folder, seq))
+    except CheckpointDamaged as damage:
+        seqs = manifest.seqs(folder)
+        if seq is not None and seq not in seqs:
+            raise missing(folder, seq) from damage
+        older = seqs[:-1] if seq is None else [each for each in seqs if each < seq]
+        damage.hint = f"export an older checkpoint with --seq {older[-1]}" if older else "there is no older one"
+        raise

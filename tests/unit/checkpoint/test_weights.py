@@ -1,6 +1,7 @@
 """Exported weights are read as they were written, or an error says why not."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,22 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
     (here / "state.safetensors").write_bytes(content)
     with pytest.raises(CheckpointDamaged, match=r"checkpoint 35: state\.safetensors: wrong checksum"):
         load(here)
+
+
+def test_the_newest_checkpoint_may_be_replaced_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, read = tmp_path / "checkpoints", weights.of_checkpoint
+    old = checkpoint_of(trained(), checkpoints, 5)
+
+    def replaced_first(here: Path) -> Weights:
+        if here == old:
+            checkpoint_of(trained(), checkpoints, 6)
+            shutil.rmtree(old)
+        return read(here)
+
+    monkeypatch.setattr(weights, "of_checkpoint", replaced_first)
+    assert load(tmp_path).seq == 6
 
 
 def test_a_recipe_with_parts_that_are_not_imported_says_which(file: Path) -> None:
