@@ -48,11 +48,14 @@ def _report(seeds: Sequence[int] = (0,), settings: Sequence[str] = (), device: s
     """
     options = dict(click.get_current_context().params)
     as_json = options.pop("as_json")
-    typed = [argument for argument in sys.argv[1:] if argument != "--json"]
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    command = shlex.join(argument for argument in sys.argv[1:] if argument != "--json")
+    # Recorded rows are committed, and a path of this machine means nothing on another.
+    given = {name: "DIR" if isinstance(value, Path) else value for name, value in options.items()}
+    for path in (value for value in options.values() if isinstance(value, Path)):
+        command = command.replace(shlex.quote(str(path)), "DIR")
     if settings:
         given["daemon"] = list(settings)
-    return Report(as_json, f"tools/bench {shlex.join(typed)}", given, seeds, device)
+    return Report(as_json, f"tools/bench {command}", given, seeds, device)
 
 
 @main.command("learn")

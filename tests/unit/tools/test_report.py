@@ -4,9 +4,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from tools.benchmarks import report
+from tools.benchmarks.__main__ import _report, accuracy_command
 from tools.benchmarks.report import Report, Row
 
 ORIGIN = {"commit", "dirty", "python", "torch", "numpy", "pyzmq", "ffstream", "processor", "flags", "cores"}
@@ -31,6 +33,18 @@ def test_a_row_says_what_was_measured_how_and_where(capsys: pytest.CaptureFixtur
     assert (row["name"], row["value"], row["unit"], row["pair"]) == ("learn/speed", 300.0, "samples/s", 3)
     assert (row["peer"], row["peer_value"], row["ratio"]) == ("serial", 200.0, 1.5)
     assert (row["command"], row["options"], row["seeds"]) == ("tools/bench learn --rounds 9", {"rounds": 9}, [0, 1])
+
+
+def test_a_row_names_no_folder_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "accuracy", "mnist", "--data", str(tmp_path), "--json"])
+    with click.Context(accuracy_command) as context:
+        context.params = {"dataset": "mnist", "data": tmp_path, "as_json": True}
+        _report().add("accuracy", 1.5, "%")
+    row = printed(capsys)
+    assert row["command"] == "tools/bench accuracy mnist --data DIR"
+    assert row["options"] == {"dataset": "mnist", "data": "DIR"}
 
 
 def test_a_person_sees_the_origin_once(capsys: pytest.CaptureFixture[str]) -> None:
