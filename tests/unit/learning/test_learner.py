@@ -102,6 +102,26 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+class Death(BaseException):
+    """What SIGKILL is to a process."""
+
+
+def die_in_rollback(bench: Bench, watched: Watch, failpoint: str, *, to: int, skip: bool) -> None:
+    """Leaves what a process leaves that is killed there."""
+
+    def die(reached: str) -> None:
+        if reached == failpoint:
+            raise Death
+
+    watched(die)
+    bench.learner._begin_again = lambda: 0  # type: ignore[method-assign]  # a dead process does nothing
+    with pytest.raises(Death):
+        bench.learner.rollback(to, skip=skip)
+    watched(None)
+    assert bench.learner.end_writing(DEADLINE_S)
+    bench.journal.close()
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with Bench(tmp_path / "bench") as made:
@@ -349,25 +369,14 @@ def test_rollback_that_needs_samples_the_journal_no_longer_has_is_refused(
         assert bench.learner.status()["learned"] == 132
 
 
-@pytest.mark.parametrize("moment", ["rollback.skipped", "rollback.discarded"])
+@pytest.mark.parametrize("failpoint", ["rollback.skipped", "rollback.discarded"])
 def test_death_in_a_rollback_to_an_old_checkpoint_leaves_one_that_starts(
-    tmp_path: Path, watched: Watch, moment: str
+    tmp_path: Path, watched: Watch, failpoint: str
 ) -> None:
     bench = Bench(tmp_path / "bench", checkpoint=LADDER)
     bench.learner.start()
     grow_old(bench)
-
-    def die(now: str) -> None:
-        if now == moment:
-            raise Death
-
-    watched(die)
-    bench.learner._begin_again = lambda: 0  # type: ignore[method-assign]  # a dead process does nothing
-    with pytest.raises(Death):
-        bench.learner.rollback(40, skip=True)
-    watched(None)
-    assert bench.learner.end_writing(DEADLINE_S)
-    bench.journal.close()
+    die_in_rollback(bench, watched, failpoint, to=40, skip=True)
     with Bench(tmp_path / "bench", checkpoint=LADDER) as again:
         assert again.learner.checkpoints.store.seqs() == [40]
         again.learn(1)
@@ -697,12 +706,8 @@ def test_no_checkpoint_before_the_first_sample(tmp_path: Path) -> None:
     assert bench.learner.checkpoints.store.seqs() == []
 
 
-class Death(BaseException):
-    """What SIGKILL is to a process."""
-
-
 @pytest.mark.parametrize(
-    ("moment", "skip", "learned"),
+    ("failpoint", "skip", "learned"),
     [
         ("rollback.before", True, 80),
         ("rollback.before", False, 80),
@@ -712,24 +717,13 @@ class Death(BaseException):
     ],
 )
 def test_death_in_a_rollback_leaves_all_of_it_or_nothing(
-    tmp_path: Path, watched: Watch, moment: str, skip: bool, learned: int
+    tmp_path: Path, watched: Watch, failpoint: str, skip: bool, learned: int
 ) -> None:
     """Once the skip is on disk, recovery completes what was begun."""
     bench = Bench(tmp_path / "bench")
     bench.learner.start()
     bench.learn(20)
-
-    def die(now: str) -> None:
-        if now == moment:
-            raise Death
-
-    watched(die)
-    bench.learner._begin_again = lambda: 0  # type: ignore[method-assign]  # a dead process does nothing
-    with pytest.raises(Death):
-        bench.learner.rollback(30, skip=skip)
-    watched(None)
-    assert bench.learner.end_writing(DEADLINE_S)
-    bench.journal.close()
+    die_in_rollback(bench, watched, failpoint, to=30, skip=skip)
     with Bench(tmp_path / "bench") as again:
         again.learner.wait_idle(DEADLINE_S)
         assert again.learner.status()["learned"] == learned
