@@ -28,7 +28,7 @@ ADDED: dict[int, dict[str, Any]] = {}
 
 
 def expect_format(found: Any, what: str) -> int:
-    """The format of a file. Raises CheckpointIncompatible for a newer one, ValueError for what is not a format."""
+    """The format of a file. Raises CheckpointIncompatible for a newer one, ValueError for an invalid value."""
     if type(found) is not int or found < 1:
         raise ValueError(f"format is {found!r}")
     if found > FORMAT:

@@ -1,7 +1,7 @@
 """A training run: the pipeline, and the prequential evaluation of its snapshots.
 
-journal → pipeline → barriers ─┬→ snapshot, for predictions and for the evaluation
-                               └→ checkpoint, once the evaluation has added its part
+    journal → pipeline → barriers ─┬→ snapshot, for predictions and for the evaluation
+                                   └→ checkpoint, once the evaluation has added its part
 
 A rollback ends one run and starts another.
 """
