@@ -21,10 +21,10 @@ from typing import Any
 
 from ffstream.errors import CheckpointIncompatible
 
-FORMAT = 1
+FORMAT = 2
 
 # By the format that added them: options of the recipe, and the values that files of older formats mean.
-ADDED: dict[int, dict[str, Any]] = {}
+ADDED: dict[int, dict[str, Any]] = {2: {}}
 
 
 def expect_format(found: Any, what: str) -> int:

@@ -127,7 +127,7 @@ WRONG = [
     ("limit.clients_max=1", "limit"),
     ("typo=1", "typo"),
     ("network.width=[1]", "network.width: there is no such option"),
-    ("network.preset=best", 'network.preset = "best": expected one of stream, fast, overlay'),
+    ("network.preset=best", 'network.preset = "best": expected one of '),
     ("network.preset=[1]", "network.preset = [1]"),
     ("network.widths=5", "network.widths = 5: expected a list of whole numbers from 1, for example [512, 512]"),
     ("network.goodness=cubes", 'network.goodness.kind = "cubes": expected one of mean_squares, sum, sum_squares'),

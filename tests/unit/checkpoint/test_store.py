@@ -90,7 +90,7 @@ def test_the_manifest_describes_the_checkpoint(store: CheckpointStore) -> None:
     assert manifest["files"] == {
         "state.safetensors": {"bytes": len(state), "xxh3_128": xxhash.xxh3_128(state).hexdigest()}
     }
-    assert (manifest["format"], manifest["seq"]) == (1, 100)
+    assert (manifest["format"], manifest["seq"]) == (FORMAT, 100)
     assert manifest["recipe"] == RECIPE | {"widths": [32, 32]}
 
 
@@ -270,7 +270,7 @@ def test_a_newer_format_is_an_error_and_not_damage(store: CheckpointStore) -> No
     store.write(checkpoint(10))
     store.write(checkpoint(20))
     rewrite(folder_of(store, 20) / MANIFEST, format=FORMAT + 1)
-    with pytest.raises(CheckpointIncompatible, match=r"checkpoint 20 has format 2, .* formats up to 1") as caught:
+    with pytest.raises(CheckpointIncompatible, match=r"checkpoint 20 has format 3, .* formats up to 2") as caught:
         store.newest()
     assert "newer ffstream" in caught.value.hint
 

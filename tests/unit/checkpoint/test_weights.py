@@ -162,7 +162,7 @@ def edit_metadata(path: Path, **changes: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"version": "2"}, CheckpointIncompatible, "has format 2, and this ffstream reads formats up to 1"),
+        ({"version": "3"}, CheckpointIncompatible, "has format 3, and this ffstream reads formats up to 2"),
         ({"version": "x"}, CheckpointDamaged, "invalid metadata"),
         ({"version": "0"}, CheckpointDamaged, "format is 0"),
         ({"seq": ""}, CheckpointDamaged, "invalid metadata"),
