@@ -24,12 +24,13 @@ from ffstream.ff.recipe import LayerOptions
 
 class ForwardResult(NamedTuple):
     """What a forward pass computes: x in the dtype of the matrix products; for each row r, the inverse of its norm,
-    and g, the scale of the label vector that is added; z."""
+    and g, the scale of the label vector that is added; z; and what the map saved for its gradients."""
 
     x_NI: Tensor
     inverse_norm_N: Tensor
     label_scale_N: Tensor
     z_NF: Tensor
+    saved: tuple[Tensor, ...]
 
 
 class Formulas:
@@ -57,8 +58,8 @@ class Formulas:
         inverse_norm_N = self.options.normalization.inverse_norm(squares_N, self.inputs)
         if x_NI.dtype != dtype:
             x_NI = buffers.get("input", torch.empty(0, dtype=dtype, device=x_NI.device), *x_NI.shape).copy_(x_NI)
-        z_NF = self.map.forward(x_NI, inverse_norm_N, weights, buffers)
-        return ForwardResult(x_NI, inverse_norm_N, self.scheme.label_scale(inverse_norm_N), z_NF)
+        z_NF, saved = self.map.forward(x_NI, inverse_norm_N, weights, buffers)
+        return ForwardResult(x_NI, inverse_norm_N, self.scheme.label_scale(inverse_norm_N), z_NF, saved)
 
     def activities(self, z_NF: Tensor, out_NF: Tensor) -> Tensor:
         """Writes φ(z), the next layer's input, into `out` in the dtype of `out`."""

@@ -163,7 +163,9 @@ class Layer:
                 result.z_NF, result.label_scale_N, input.labels_N, loss.goodness_gradient
             )
         into = self.parameters.gradients
-        formulas.map.gradients(e_NF, result.x_NI, result.inverse_norm_N, self._weights, into, self._buffers)
+        formulas.map.gradients(
+            e_NF, result.saved, result.x_NI, result.inverse_norm_N, self._weights, into, self._buffers
+        )
         for name, gradient in gradients.items():
             into[name].copy_(gradient)
         both_signs = input.positives is not None and input.phase == "interleaved"

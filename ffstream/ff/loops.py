@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Array = NDArray[np.float32]
+_Bits = NDArray[np.int16] | NDArray[np.int32]
+_Places = NDArray[np.uint8]
 _ZERO = np.float32(0)
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
 
-def _compiled(signature: str, *, fastmath: bool = False) -> Callable[[_Loop], _Loop]:
+def _compiled(*signatures: str, fastmath: bool = False) -> Callable[[_Loop], _Loop]:
     """Compiles a loop, and caches the machine code on disk if there is a folder that can be written."""
+    signature = list(signatures)
 
     def compile(loop: _Loop) -> _Loop:
         try:
@@ -82,3 +85,70 @@ def softmax(
             out_BL[b, label] = alpha * (np.exp(log_p) - target) / size
             loss -= target * log_p / size
     return loss
+
+
+# The loops over maps see numbers as bits: a float32 as an int32, a bfloat16, which is the upper half of a float32, as
+# an int16. If the lower bits of a negative number are inverted, numbers are ordered as these integers are.
+
+
+@_compiled(
+    "void(i2[:,:,:,::1], f4[::1], f4[:,:,::1], i8, u1[:,:,:,::1], i4[:,:,:,::1], f4[:,:,:,::1])",
+    "void(i4[:,:,:,::1], f4[::1], f4[:,:,::1], i8, u1[:,:,:,::1], i4[:,:,:,::1], f4[:,:,:,::1])",
+)
+def pool(
+    map_bits: _Bits, scale_N: _Array, bias: _Array, size: int, at: _Places, out_bits: _Bits, out: _Array
+) -> None:
+    """Writes the maximum of each window · scale + bias into `out`, whose bits `out_bits` are, and which place of its
+    window the maximum is at into `at`; of equal values the first."""
+    sign = 8 * map_bits.itemsize - 1
+    lower = (1 << sign) - 1
+    unused = 31 - sign
+    rows, height, width, channels = out.shape
+    largest = np.empty(channels, map_bits.dtype)
+    for n in range(rows):
+        for y in range(height):
+            for x in range(width):
+                for o in range(channels):
+                    bits = map_bits[n, y * size, x * size, o]
+                    largest[o] = bits ^ ((bits >> sign) & lower)
+                    at[n, y, x, o] = 0
+                for place in range(1, size * size):
+                    row, column = y * size + place // size, x * size + place % size
+                    for o in range(channels):
+                        bits = map_bits[n, row, column, o]
+                        value = bits ^ ((bits >> sign) & lower)
+                        larger = value > largest[o]
+                        largest[o] = value if larger else largest[o]
+                        at[n, y, x, o] = place if larger else at[n, y, x, o]
+                for o in range(channels):
+                    bits = largest[o]
+                    out_bits[n, y, x, o] = (bits ^ ((bits >> sign) & lower)) << unused
+                for o in range(channels):
+                    out[n, y, x, o] = out[n, y, x, o] * scale_N[n] + bias[y, x, o]
+
+
+@_compiled(
+    "void(f4[:,:,:,::1], f4[::1], u1[:,:,:,::1], i8, i2[:,:,:,::1])",
+    "void(f4[:,:,:,::1], f4[::1], u1[:,:,:,::1], i8, i4[:,:,:,::1])",
+)
+def unpool(error: _Array, scale_N: _Array, at: _Places, size: int, out_bits: _Bits) -> None:
+    """Writes error · scale at the place `at` of each window of the map, and 0 at its other places. Rounds to the
+    nearest number of the map's precision, and a tie to the even one."""
+    unused = 32 - 8 * out_bits.itemsize
+    half, odd = (1 << unused >> 1) - 1 if unused else 0, 1 if unused else 0
+    rows, height, width, channels = error.shape
+    scaled = np.empty(channels, np.float32)
+    scaled_bits = scaled.view(np.int32)
+    rounded = np.empty(channels, out_bits.dtype)
+    for n in range(rows):
+        for y in range(height):
+            for x in range(width):
+                for o in range(channels):
+                    scaled[o] = error[n, y, x, o] * scale_N[n]
+                for o in range(channels):
+                    bits = scaled_bits[o]
+                    rounded[o] = (bits + half + ((bits >> unused) & odd)) >> unused
+                for place in range(size * size):
+                    row, column = y * size + place // size, x * size + place % size
+                    for o in range(channels):
+                        out_bits[n, row, column, o] = rounded[o] if at[n, y, x, o] == place else 0

@@ -1,5 +1,7 @@
 """Maps compute a connection: the forward pass and the gradients of its parameters.
 
+`spatial_maps.py` has those of the connections over maps, `conv` and `local`.
+
 The normalised input is x̂ = r·x, where r is the inverse norm of a row. A map that is linear in x multiplies its
 result by r, which saves a scaled copy of x. Matrix products use the dtype of x and of the given weight (float32 or
 bfloat16); z and the gradients are float32.
@@ -8,7 +10,7 @@ Shapes: N rows, I inputs, O units.
 """
 
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,18 +21,27 @@ from ffstream.ff.connection import Connection, Dense, Shape
 WEIGHT: Final = "weight"  # the parameter that is given in the dtype of the matrix products
 
 
+class MapResult(NamedTuple):
+    """z (N, O; float32), and what the gradients of the same rows need besides. Both may lie in buffers that the next
+    forward pass overwrites."""
+
+    z_NO: Tensor
+    saved: tuple[Tensor, ...] = ()
+
+
 class Map(Protocol):
     """From flat rows (N, I) to flat rows (N, O)."""
 
     def forward(
         self, x_NI: Tensor, inverse_norm_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers
-    ) -> Tensor:
-        """z (N, O), float32. It may lie in a buffer that the next call of either method overwrites."""
+    ) -> MapResult:
+        """z, and what `gradients` needs."""
         ...
 
     def gradients(
         self,
         e_NO: Tensor,
+        saved: tuple[Tensor, ...],
         x_NI: Tensor,
         inverse_norm_N: Tensor,
         weights: Mapping[str, Tensor],
@@ -51,13 +62,15 @@ class FormulaMap:
 
     def forward(
         self, x_NI: Tensor, inverse_norm_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers
-    ) -> Tensor:
+    ) -> MapResult:
         """z = C(x̂; W) + b, in float32."""
-        return self._formula(x_NI, inverse_norm_N, {name: weights[name].float() for name in self._names}).contiguous()
+        parameters = {name: weights[name].float() for name in self._names}
+        return MapResult(self._formula(x_NI, inverse_norm_N, parameters).contiguous())
 
     def gradients(
         self,
         e_NO: Tensor,
+        saved: tuple[Tensor, ...],
         x_NI: Tensor,
         inverse_norm_N: Tensor,
         weights: Mapping[str, Tensor],
@@ -87,18 +100,19 @@ class DenseMap:
 
     def forward(
         self, x_NI: Tensor, inverse_norm_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers
-    ) -> Tensor:
+    ) -> MapResult:
         """z (N, O)."""
         weight_OI, bias_O = weights[WEIGHT], weights["bias"]
         product_NO = torch.mm(x_NI, weight_OI.t(), out=buffers.get("product", x_NI, len(x_NI), self.outputs))
         z_NO = product_NO
         if product_NO.dtype != bias_O.dtype:
             z_NO = buffers.get("preactivation", bias_O, len(x_NI), self.outputs).copy_(product_NO)
-        return torch.addcmul(bias_O, z_NO, inverse_norm_N[:, None], out=z_NO)
+        return MapResult(torch.addcmul(bias_O, z_NO, inverse_norm_N[:, None], out=z_NO))
 
     def gradients(
         self,
         e_NO: Tensor,
+        saved: tuple[Tensor, ...],
         x_NI: Tensor,
         inverse_norm_N: Tensor,
         weights: Mapping[str, Tensor],

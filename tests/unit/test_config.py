@@ -199,11 +199,12 @@ def again(config: Config, tmp_path: Path) -> Config:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_description_can_be_loaded_again(preset: str, tmp_path: Path) -> None:
+    stages = [1] * len(recipe(preset).layers)
     settings = [
         f"network.preset={preset}",
         "network.learning_rate=1e-7",
         "network.score_weight=0.5",
-        "pipeline.stages=[1,1]",
+        f"pipeline.stages={stages}",
         "checkpoint.every_s=1e20",
         "limits.clients_max=7",
         "listen.learn=ipc:///tmp/a b",

@@ -21,6 +21,8 @@ OBJECTIVES: dict[str, Any] = {
 }
 VARIANTS: dict[str, Any] = {  # members that need other options than their kind
     "dense": {"kind": "dense", "units": 12},
+    "conv": {"kind": "conv", "channels": 4, "kernel": 3, "padding": 1, "pool": 2},
+    "local": {"kind": "local", "channels": 4, "kernel": 2},
     **OBJECTIVES,
 }
 
@@ -29,6 +31,8 @@ def base_for(family: str, kind: str) -> Recipe:
     """A small recipe in which that part has an effect."""
     if family == "label_scheme" and kind == "none":
         return CONDITIONED
+    if family == "connection" and kind != "dense":
+        return SMALL.change(label_scheme="vectors")
     return CONTRASTED if family == "negatives" else SMALL
 
 
@@ -49,6 +53,35 @@ EVERY = [(family, kind) for family in FAMILIES for kind in members(family)]
 @pytest.mark.parametrize(("family", "kind"), EVERY, ids=[f"{family} {kind}" for family, kind in EVERY])
 def test_every_registered_part_passes_the_battery(family: str, kind: str, tmp_path: Path) -> None:
     battery.check_layer(changed(base_for(family, kind), family, kind), tmp_path)
+
+
+SPATIAL = {
+    "odd edges are cut": [
+        {"kind": "conv", "channels": 3, "kernel": 2, "pool": 2},
+        {"kind": "local", "channels": 4, "kernel": 2, "padding": 1, "pool": 2},
+    ],
+    "strides and even kernels": [
+        {"kind": "local", "channels": 3, "kernel": 3, "stride": 2, "padding": 2},
+        {"kind": "conv", "channels": 4, "kernel": 2, "stride": 2, "pool": 2},
+    ],
+    "windows of three": [
+        {"kind": "conv", "channels": 5, "kernel": 1, "pool": 3},
+        {"kind": "dense", "units": 8},
+        {"kind": "dense", "units": 4},
+    ],
+    "local with zeros around": [
+        {"kind": "conv", "channels": 4, "kernel": 5, "padding": 2},
+        {"kind": "local", "channels": 2, "kernel": 3, "padding": 1, "pool": 2},
+    ],
+}
+
+
+@pytest.mark.parametrize("image_shape", [(7, 6), (7, 9, 3)], ids=["grey", "colour"])
+@pytest.mark.parametrize("stack", SPATIAL.values(), ids=SPATIAL)
+def test_stacks_of_maps_pass_the_battery(stack: list[Any], image_shape: tuple[int, ...], tmp_path: Path) -> None:
+    layer = {"objective": {"kind": "softmax", "alpha": 0.7}, "learning_rate": 0.01}
+    layers = [{"connection": connection, **layer} for connection in stack]
+    battery.check_layer(SMALL.change(image_shape=image_shape, layers=layers), tmp_path)
 
 
 @pytest.mark.parametrize("normalization", list(members("normalization")))

@@ -81,6 +81,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"goodness": {"negative": 3}}, "goodness.negative = 3: expected true or false"),
     ({"objective": {"kind": "paired", "theta": 1.0}}, "objective.theta: there is no such option"),
     ({"connection": {"units": 0}}, "connection.units = 0: expected a whole number, at least 1"),
+    ({"connection": {"kind": "conv", "padding": -1}}, "connection.padding = -1: expected a whole number, at least 0"),
+    (
+        {"image_shape": [784], "layers": [{"connection": "conv"}]},
+        r"layers[0].connection: needs a map [height, width, channels], but its input has the shape [784]",
+    ),
+    (
+        {"layers": [{"connection": {"kind": "local", "kernel": 29}}]},
+        "layers[0].connection: kernel = 29, stride = 1, padding = 0 and pool = 1 leave nothing of an input of the shape",
+    ),
+    (
+        {"layers": [{"connection": "conv", "label_scheme": "pixels"}]},
+        'layers[0].label_scheme = "pixels": the connection must be dense',
+    ),
     ({"widths": 5}, "widths = 5: expected a list of whole numbers from 1"),
     ({"widths": []}, "widths = []: expected a list of whole numbers from 1"),
     ({"widths": [0]}, "widths = [0]: expected a list of whole numbers from 1"),
@@ -128,7 +141,7 @@ def test_microbatches_lie_on_a_fixed_grid() -> None:
 
 
 def test_every_family_has_members() -> None:
-    assert {"dense"} <= members("connection").keys()
+    assert {"conv", "dense", "local"} <= members("connection").keys()
     assert {"softmax", "paired", "threshold"} <= members("objective").keys()
 
 
