@@ -3,7 +3,8 @@
     z = r · max over the P×P window of c + b          ∂L/∂c = r · ∂L/∂z at the place of the maximum, 0 elsewhere
 
 Pooling before the norm and the bias is exact, because r > 0 and b is the same for the whole window. Of equal values
-the first in the window counts (compiled, −0 is less than +0). A row or column of c that does not fill a window has the gradient 0.
+the first in the window counts (compiled, −0 is less than +0). A row or column of c that does not fill a window has
+the gradient 0.
 
 On the CPU the loops in `loops.py` do this in one pass over c; `max_pool2d` alone takes longer, and longer still in
 bfloat16.

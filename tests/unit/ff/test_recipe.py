@@ -88,7 +88,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"layers": [{"connection": {"kind": "local", "kernel": 29}}]},
-        "layers[0].connection: kernel = 29, stride = 1, padding = 0 and pool = 1 leave nothing of an input of the shape",
+        "layers[0].connection: kernel = 29, stride = 1, padding = 0 and pool = 1 leave nothing of an input",
     ),
     (
         {"layers": [{"connection": "conv", "label_scheme": "pixels"}]},
