@@ -1,6 +1,6 @@
 """The tests that every layer must pass, whatever its parts are: `check_layer(recipe)`, or one of its checks.
 
-    gradients      equal those of autograd on the formulas, in float64
+    gradients      equal those of autograd on the formulas, in float64; those of the readout, too
     state          a network that was saved and loaded continues bit for bit
     prediction     the goodness of a prediction is that of the training pass
     precision      bfloat16 products are close to float32 products
@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ffstream.ff.head import Head
 from ffstream.ff.layer import Activities, Layer, Placement
 from ffstream.ff.network import Network
 from ffstream.ff.objective import Phase
+from ffstream.ff.parameters import Parameters
 from ffstream.ff.recipe import Recipe
 from tests.unit.ff import formulas
 from tests.unit.pipeline.run import QUIET, Run, Serial, Store, Stream, assert_same
@@ -47,12 +49,14 @@ def check_gradients(recipe: Recipe, tolerance: float = 2e-5) -> None:
     for phase in phases_of(recipe):
         network = formulas.random_network(recipe)
         images_BI = formulas.random_images(_ROWS, recipe.inputs)
-        labels_B = formulas.random_labels(_ROWS, recipe.labels)
+        labels_B = formulas.labels_for(recipe, _ROWS)
         given = network.input.forward(images_BI, labels_B, 11, phase)
         shapes = list(recipe.input_shapes())
         for layer, shape in zip(network.layers, shapes, strict=True):
             given, found = _check_layer_gradients(recipe, layer, given, shape, tolerance)
             largest = max(largest, found)
+        if network.readout is not None and phase != "sleep":
+            _check_readout_gradients(recipe, network.readout, given, tolerance)
     assert largest > 1e-6, "all gradients are zero"
 
 
@@ -71,17 +75,31 @@ def _check_layer_gradients(
     if given.positives is None and options.objective.needs_wrong_labels:
         wrong_B = _wrong_labels(recipe, layer, passed_on, before, shape)
     loss = formulas.layer_loss(options, own, before, wrong_B, shape, recipe.labels)
-    wanted = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
     layer.update()
-    largest = max(float(each.abs().max()) for each in wanted)
-    for name, want in zip(own, wanted, strict=True):
-        error = float((layer.parameters.gradients[name] - want).abs().max())
-        assert error <= tolerance * max(largest, 1e-6), (
-            f"layer {layer.index} {name}: off by {error:.3g} of {largest:.3g}"
-        )
+    largest = _compare_gradients(f"layer {layer.index}", loss, own, layer.parameters, tolerance)
     figures = layer.figures()
     assert abs(figures.loss - loss.item()) <= 1e-4 * max(1.0, abs(loss.item()))
     return passed_on, largest
+
+
+def _check_readout_gradients(recipe: Recipe, readout: Head, given: Activities, tolerance: float) -> None:
+    own = formulas.leaves(readout.parameters.views)
+    loss = formulas.readout_loss(recipe.readout, own, given)
+    readout.learn(given)
+    assert _compare_gradients("readout", loss, own, readout.parameters, tolerance) > 1e-6
+    assert abs(readout.loss() - loss.item()) <= 1e-4 * max(1.0, abs(loss.item()))
+
+
+def _compare_gradients(
+    member: str, loss: Tensor, own: dict[str, Tensor], parameters: Parameters, tolerance: float
+) -> float:
+    """Returns the size of the largest gradient."""
+    wanted = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
+    largest = max(float(each.abs().max()) for each in wanted)
+    for name, want in zip(own, wanted, strict=True):
+        error = float((parameters.gradients[name] - want).abs().max())
+        assert error <= tolerance * max(largest, 1e-6), f"{member} {name}: off by {error:.3g} of {largest:.3g}"
+    return largest
 
 
 def _wrong_labels(
@@ -127,7 +145,8 @@ def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
 
 
 def check_prediction(recipe: Recipe) -> None:
-    """For a sample and its label, the classifier computes the same goodness of each layer as the training pass."""
+    """For a sample and its label, the classifier computes the same goodness of each layer as the training pass, and
+    the same logits of the readout as the formulas do from the activities of that pass."""
     network = formulas.random_network(recipe.change(ema_samples=0.0))
     formulas.learn(network, 1, 3)
     classifier = network.classifier()
@@ -137,12 +156,18 @@ def check_prediction(recipe: Recipe) -> None:
     for layer in network.layers:
         layer.figures()
     given = Activities(classifier.preprocess(images_BI), labels_B, None, 4, "interleaved")
+    if recipe.image_negatives:
+        rows_NI = torch.cat((given.h_NF, given.h_NF.roll(1, 0)))
+        given = given._replace(h_NF=rows_NI, labels_N=labels_B.repeat(2), positives=_ROWS)
     for layer, G_BL in zip(network.layers, predicted, strict=True):
         given = layer.forward(given)
         layer.update()
         trained = layer.figures().goodness_positive
-        expected = float(G_BL.gather(1, labels_B[:, None]).mean())
+        expected = float(G_BL.expand(-1, recipe.labels).gather(1, labels_B[:, None]).mean())
         assert abs(trained - expected) <= 1e-5 * max(1.0, abs(expected)), f"layer {layer.index}"
+    if network.readout is not None:
+        want_BL = formulas.readout_logits(formulas.leaves(network.readout.weights()), given.carried)
+        assert torch.allclose(classifier.logits(images_BI).double(), want_BL, rtol=1e-4, atol=1e-4)
     alone = torch.cat([classifier.predict(image[None]).goodness_BL for image in images_BI])
     assert torch.allclose(alone, classifier.predict(images_BI).goodness_BL, rtol=1e-4, atol=1e-4)
 
@@ -165,6 +190,8 @@ def check_pipeline(recipe: Recipe, folder: Path, steps: int = 12) -> None:
     """With one stage for each layer, and with all layers in one stage, the pipeline equals the serial reference."""
     folder.mkdir(exist_ok=True)
     stream = Stream.random(steps * recipe.batch_size, inputs=recipe.inputs, labels=recipe.labels)
+    if recipe.learns_unlabelled:
+        stream = stream.without_some_labels()
     serial = Serial(recipe, stream)
     for name, stages in (("each", ()), ("one", (len(recipe.layers),))):
         store = Store(folder, name=name, inputs=recipe.inputs, labels=recipe.labels)

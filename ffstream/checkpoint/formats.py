@@ -24,7 +24,7 @@ from ffstream.errors import CheckpointIncompatible
 FORMAT = 2
 
 # By the format that added them: options of the recipe, and the values that files of older formats mean.
-ADDED: dict[int, dict[str, Any]] = {2: {}}
+ADDED: dict[int, dict[str, Any]] = {2: {"readout": {"kind": "none"}}}
 
 
 def expect_format(found: Any, what: str) -> int:

@@ -35,7 +35,8 @@ def expect_same_network(found: Mapping[str, Any], wanted: Mapping[str, Any], wha
 
 def _network_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     layers = [{key: layer.get(key) for key in _PREDICTING_LAYER} for layer in recipe["layers"]]
-    return {key: recipe.get(key) for key in _PREDICTING} | {"layers": layers}
+    readout = {key: recipe["readout"].get(key) for key in ("kind", "layers")}
+    return {key: recipe.get(key) for key in _PREDICTING} | {"layers": layers, "readout": readout}
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

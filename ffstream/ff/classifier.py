@@ -1,4 +1,4 @@
-"""Prediction: the label with the highest goodness, summed over the layers.
+"""Prediction: the label with the highest goodness, summed over the layers, or that of the readout.
 
 A classifier is an immutable set of weights. It computes with the same formulas as learning (`formulas.py`).
 Shapes: B samples, I inputs, N rows, F units, L labels.
@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ffstream.ff import head
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.formulas import Formulas
 from ffstream.ff.input import Preprocessor, to_unit
-from ffstream.ff.member import INPUT, below, layer_name
+from ffstream.ff.member import INPUT, READOUT, below, layer_name
 from ffstream.ff.recipe import Recipe
 
 _CHUNK = 256  # samples computed at a time, so that a large query needs no more memory than a microbatch
@@ -21,7 +22,10 @@ _ROW_MULTIPLE = 16
 
 
 class Prediction(NamedTuple):
-    """The predicted labels (B; int64) and the goodness of every label (B, L; float32), both on the CPU."""
+    """The predicted labels (B; int64) and the score of every label (B, L; float32), both on the CPU.
+
+    The score is the goodness, or a logit of the readout.
+    """
 
     labels_B: Tensor
     goodness_BL: Tensor
@@ -39,6 +43,7 @@ class Classifier:
         self._device, self._dtype = first.device, first.dtype
         self._preprocessor: Preprocessor = recipe.preprocessing.build(recipe.image_shape, self._device)
         self._input = below(INPUT, weights)
+        self._readout = below(READOUT, weights)
         shapes = zip(recipe.layers, recipe.input_shapes(), strict=True)
         self._formulas = [Formulas(options, shape, recipe.labels, self._device) for options, shape in shapes]
         self._buffers = Buffers()
@@ -78,19 +83,35 @@ class Classifier:
                 x_NI = formulas.activities(z_NF, out_NF)
         return by_layer
 
+    def logits(self, images_BI: Tensor) -> Tensor:
+        """The logits (B, L) of the softmax readout."""
+        x_BI = self.preprocess(images_BI)
+        read = []
+        for index, (formulas, weights) in enumerate(zip(self._formulas, self._layers, strict=True)):
+            z_BF = formulas.forward(x_BI, weights, self._dtype, self._buffers).z_NF
+            x_BI = formulas.activities(z_BF, torch.empty_like(z_BF, dtype=self._dtype))
+            if index in self.recipe.read_layers:
+                read.append(x_BI)
+        return head.logits(head.features(read, self._buffers), self._readout)
+
     def _score(self, images_BI: Tensor) -> Tensor:
-        """Σ score_weight · goodness over the layers: (B, L)."""
+        """The score (B, L) of every label."""
         count = len(images_BI)
         padded = _padded_rows(count, self._device, self._dtype)
         if padded > count:
             images_BI = torch.cat((images_BI, images_BI.new_zeros(padded - count, images_BI.shape[1])))
+        scores_BL = self.logits(images_BI) if self._readout else self._weighted_goodness(images_BI)
+        return scores_BL[:count]
+
+    def _weighted_goodness(self, images_BI: Tensor) -> Tensor:
+        """Σ score_weight · goodness over the layers: (B, L)."""
         weights = [layer.score_weight for layer in self.recipe.layers]
         pairs = zip(weights, self.goodness(images_BI), strict=True)
         scores = [goodness_BL if weight == 1 else goodness_BL * weight for weight, goodness_BL in pairs if weight]
         total_BL = scores[0]
         for score_BL in scores[1:]:
             total_BL = total_BL + score_BL
-        return total_BL[:count]
+        return total_BL
 
 
 def _padded_rows(count: int, device: torch.device, dtype: torch.dtype) -> int:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import Shape, size_of
+from ffstream.ff.image_negatives import ImageNegatives
 from ffstream.ff.layer import Activities, Placement
 from ffstream.ff.objective import Phase
 from ffstream.ff.preprocessing import RunningMean, Unchanged
+from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
 
 
@@ -123,16 +125,33 @@ class Input:
         self._device = placement.device
         self._preprocessor: Preprocessor = recipe.preprocessing.build(recipe.image_shape, placement.device)
         self._buffers = ReusedBuffers()
+        self._negatives = recipe.image_negatives
+        self._shape = recipe.preprocessing.output_shape(recipe.image_shape)
+        self._seed = recipe.seed
 
     def forward(self, images_BI: Tensor, labels_B: Tensor, step: int, phase: Phase) -> Activities:
         """Label-free activities for the first layer, from images (B, I; uint8, or float32 between 0 and 1).
 
-        `step` is the number of the microbatch: random wrong labels depend on it and on the seed only.
+        `step` is the number of the microbatch: random choices depend on it and on the seed only.
         """
         pixels_BI = to_unit(images_BI, self._device, self._buffers)
         self._preprocessor.fit(pixels_BI)
         x_BI = self._preprocessor.apply(pixels_BI, self._preprocessor.weights())
-        return Activities(x_BI, labels_B.to(self._device), None, step, phase)
+        activities = Activities(x_BI, labels_B.to(self._device), None, step, phase)
+        return activities if self._negatives is None else self._with_negatives(activities, self._negatives)
+
+    def _with_negatives(self, given: Activities, negatives: ImageNegatives) -> Activities:
+        """Images (not in `sleep`), then negative rows made from them (not in `wake`)."""
+        x_BI, labels_B, size = given.h_NF, given.labels_N, len(given.h_NF)
+        if given.phase == "wake":
+            return given._replace(positives=size)
+        generator = generator_for("image negatives", self._seed, given.step)
+        negative_BI = negatives.make(x_BI, self._shape, lambda shape: torch.rand(shape, generator=generator))
+        if given.phase == "sleep":
+            return given._replace(h_NF=negative_BI, positives=0)
+        rows_NI = self._buffers.get("rows", x_BI, 2 * size, x_BI.shape[1])
+        torch.cat((x_BI, negative_BI), out=rows_NI)
+        return given._replace(h_NF=rows_NI, labels_N=labels_B.repeat(2), positives=size)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the state that predictions need."""

@@ -23,7 +23,8 @@ VECTORS = "label_vectors"  # the parameter E (L, F)
 
 
 class LayerContext(NamedTuple):
-    """The layer that is to use a label scheme. `label_free` says whether the rows it receives hold no label."""
+    """The layer that is to use a label scheme. `label_free` says whether the rows it receives hold no label,
+    `image_negatives` whether they include negative rows made from images."""
 
     position: int  # 0 is the first layer
     inputs: int
@@ -31,6 +32,7 @@ class LayerContext(NamedTuple):
     weight_shape: tuple[int, ...]
     labels: int
     label_free: bool
+    image_negatives: bool = False
 
 
 class LabelScheme(Part):
@@ -182,10 +184,16 @@ class Groups(LabelScheme):
 
 @register
 class Unlabelled(LabelScheme):
-    """The layer adds no label; its input rows already hold one."""
+    """The layer adds no label: its input rows already hold one, or negative rows are made from images."""
 
     kind: Literal["none"] = "none"
 
     def incompatibility(self, layer: LayerContext) -> str:
-        """The input must be label-conditioned."""
-        return "its input is label_free, so the layer would learn nothing about labels" if layer.label_free else ""
+        """The input must be label-conditioned, or hold negative rows."""
+        if layer.image_negatives or not layer.label_free:
+            return ""
+        return "its input is label_free, so the layer would learn nothing about labels"
+
+    def expand(self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
+        """(N, 1, F), a view of z: the same for all labels."""
+        return z_NF[:, None]

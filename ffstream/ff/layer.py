@@ -3,9 +3,10 @@
 There is no autograd (a connection may use it within the layer) and no error from above: all gradients are in closed
 form (`formulas.py`), and nothing is kept for other layers.
 
-A layer receives either label-free activities (one row for each sample; it compares all labels itself) or
-label-conditioned ones (each row holds a label; positive rows first). It passes on the same kind, except for the first
-layer of a label-conditioned network, which turns label-free into label-conditioned activities.
+A layer receives either label-free activities (one row for each sample; it compares all labels itself) or positive and
+negative rows (label-conditioned rows, or images and negatives made from them; positive rows first). It passes on the
+same kind, except for the first layer of a label-conditioned network, which turns label-free into label-conditioned
+activities.
 
 Shapes: B samples, N rows, F units, L labels.
 """
@@ -24,19 +25,20 @@ from ffstream.ff.connection import Shape
 from ffstream.ff.formulas import Formulas, ForwardResult
 from ffstream.ff.maps import WEIGHT
 from ffstream.ff.objective import LossResult, LossStatistics, Phase
-from ffstream.ff.parameters import Parameters
+from ffstream.ff.parameters import parameters_of_layer
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
 
-_UNREAD_MAX = 64
+UNREAD_MAX = 64
 
 
 class Activities(NamedTuple):
     """What a layer passes on: rows, the label of each, and how many of them are positive.
 
     Label-free: one row for each sample, `labels_N` are the samples' own labels, `positives` is None.
-    Label-conditioned: the first `positives` rows are positive, the others negative. In the phase `interleaved` each
-    sample has one row of each sign.
+    Label-conditioned, or beside negative rows made from images: the first `positives` rows are positive, the others
+    negative. In the phase `interleaved` each sample has one row of each sign.
+    `carried` are the positive rows of the layers passed so far that the readout reads.
     """
 
     h_NF: Tensor
@@ -44,14 +46,19 @@ class Activities(NamedTuple):
     positives: int | None
     step: int
     phase: Phase
+    carried: tuple[Tensor, ...] = ()
+
+    def carry(self) -> "Activities":
+        """The same activities, with their positive rows carried on to the readout."""
+        return self._replace(carried=(*self.carried, self.h_NF[: self.positives]))
 
 
 class Placement(NamedTuple):
     """Where a layer computes, and in which dtype it computes matrix products.
 
     `buffers` is how many activities of a layer may be in use at once: those in the queue behind it, one that the next
-    layer reads and one that is being written. 0 allocates new memory each time. CUDA ignores it: its caching
-    allocator is faster than such a ring of buffers.
+    layer reads and one that is being written. A layer that the readout reads has more, for the layers between them.
+    0 allocates new memory each time. CUDA ignores it: its caching allocator is faster than such a ring of buffers.
     """
 
     device: torch.device = torch.device("cpu")
@@ -77,19 +84,23 @@ class Layer:
         self.formulas = Formulas(options, input_shape, recipe.labels, self.device)
         self._objective = kernels.fastest_objective(options.objective, self.device)
         self._negatives = options.negatives
-        self.parameters = Parameters(recipe, index, input_shape, self.device)
+        self.parameters = parameters_of_layer(recipe, index, input_shape, self.device)
         self._buffers = ReusedBuffers()
         self._conditions = recipe.activities == "label_conditioned"
+        self._is_read = index in recipe.read_layers
         self._ring = self._make_ring(buffers)
         self._weights = {name: self._as_product(name, view) for name, view in self.parameters.views.items()}
         # Computed only when `figures` is called, so a step does not pay for them and a GPU does not wait.
-        self._unread: deque[Callable[[], LossStatistics]] = deque(maxlen=_UNREAD_MAX)
+        self._unread: deque[Callable[[], LossStatistics]] = deque(maxlen=UNREAD_MAX)
 
     def _make_ring(self, buffers: int) -> Any:
         if self.device.type != "cpu" or not buffers:
             return cycle([None])
-        rows = self._recipe.rows * (2 if self._conditions else 1)
-        empty = [torch.empty(rows, self.formulas.units, dtype=self.product_dtype) for _ in range(buffers)]
+        rows = self._recipe.rows * (2 if self._conditions or self._recipe.image_negatives else 1)
+        # The readout runs beside the last layer.
+        queues = max(1, len(self._recipe.layers) - 1 - self.index) if self._is_read else 1
+        count = queues * (buffers - 1) + 1
+        empty = [torch.empty(rows, self.formulas.units, dtype=self.product_dtype) for _ in range(count)]
         return cycle(empty)
 
     def _as_product(self, name: str, value: Tensor) -> Tensor:
@@ -108,7 +119,9 @@ class Layer:
             scheme.condition_(result.z_NF, result.label_scale_N, self._weights, input.labels_N)
         elif self._conditions:
             return self._condition(input)
-        return input._replace(h_NF=self.formulas.activities(self._result.z_NF, self._out(len(input.h_NF))))
+        h_NF = self.formulas.activities(self._result.z_NF, self._out(len(input.h_NF)))
+        passed_on = input._replace(h_NF=h_NF)
+        return passed_on.carry() if self._is_read else passed_on
 
     def _condition(self, input: Activities) -> Activities:
         """Label-conditioned activities: rows with the samples' own labels (not in `sleep`), then rows with wrong

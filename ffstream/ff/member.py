@@ -1,8 +1,10 @@
-"""The members of a network, which are its input and its layers, and the names of their tensors.
+"""The members of a network, which are its input, its layers and its readout, and the names of their tensors.
 
                    input                     layer 0
 weights            input.mean                layers.0.weight, layers.0.bias, …      used by predictions
 state              input.mean, input.seen    layers.0.parameters, layers.0.ema, …   saved in checkpoints
+
+The tensors of a readout are named like those of a layer: `readout.weight`, `readout.parameters` and so on.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,10 +13,11 @@ from typing import Final, Protocol
 from torch import Tensor
 
 INPUT: Final = "input"
+READOUT: Final = "readout"
 
 
 class Member(Protocol):
-    """The input of a network, or one of its layers."""
+    """The input of a network, one of its layers, or its readout."""
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the weights that predict: the EMA weights."""

@@ -1,4 +1,4 @@
-"""Negatives: which wrong label makes the negative row of a sample.
+"""Negatives: which wrong label makes the negative row of a sample. `image_negatives.py` has negatives without labels.
 
 Random choices depend on the seed and the number of the microbatch only, so recovery draws the same labels again.
 Shapes: B samples, L labels.

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ffstream.ff.classifier import Classifier
+from ffstream.ff.head import Head
 from ffstream.ff.input import Input
 from ffstream.ff.layer import Layer, Placement
-from ffstream.ff.member import INPUT, Member, below, joined, layer_name
+from ffstream.ff.member import INPUT, READOUT, Member, below, joined, layer_name
 from ffstream.ff.objective import Phase
 from ffstream.ff.recipe import Recipe
 
@@ -31,6 +32,7 @@ class Network:
     def __init__(self, recipe: Recipe, placement: Placement | None = None) -> None:
         self.recipe = recipe
         self.input, self.layers = build(recipe, placement)
+        self.readout: Head | None = recipe.readout.build(recipe, placement or Placement())
 
     def learn(self, images_BI: Tensor, labels_B: Tensor, step: int, phase: Phase = "interleaved") -> None:
         """Learns one microbatch: images (B, I; uint8, or float32 between 0 and 1), labels (B; int64).
@@ -43,6 +45,8 @@ class Network:
         for layer in self.layers:
             activities = layer.forward(activities)
             layer.update()
+        if self.readout is not None:
+            self.readout.learn(activities)
 
     def classifier(self) -> Classifier:
         """Predicts with a copy of the current EMA weights."""
@@ -80,4 +84,6 @@ class Network:
             each.load_state_dict(below(prefix, state))
 
     def _members(self) -> list[tuple[str, Member]]:
-        return [(INPUT, self.input), *((layer_name(layer.index), layer) for layer in self.layers)]
+        members: list[tuple[str, Member]] = [(INPUT, self.input)]
+        members += ((layer_name(layer.index), layer) for layer in self.layers)
+        return members if self.readout is None else [*members, (READOUT, self.readout)]

@@ -1,4 +1,5 @@
-"""A layer's parameters in one flat vector, with the optimiser and the exponential moving average (EMA).
+"""The parameters of a layer, or of the readout, in one flat vector, with the optimiser and the exponential moving
+average (EMA).
 
 With one vector, an optimiser step, the EMA, a copy for a snapshot and a copy for a checkpoint are one memory-bound
 pass each. `views` gives the parameters by name.
@@ -8,7 +9,8 @@ and only if all of it was taken after the same update.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,28 +18,38 @@ from torch import Tensor
 from ffstream.ff.buffers import BufferPool
 from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.maps import WEIGHT
+from ffstream.ff.optimizer import Optimizer, Schedule
 from ffstream.ff.recipe import Recipe
 from ffstream.ff.steps import Stepper
 
 
+class LearningOptions(Protocol):
+    """The options that steps depend on, of a layer or of the readout."""
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def min_learning_rate_ratio(self) -> float: ...
+
+
 class Parameters:
-    """The parameters of one layer's connection and label scheme.
+    """Parameters of the given shapes. They are 0 at the start, unless `initialize` sets other values."""
 
-    The weight is initialised uniformly in ±1/√fan_in, everything else with zeros unless the label scheme says
-    otherwise.
-    """
-
-    def __init__(self, recipe: Recipe, index: int, input_shape: Shape, device: torch.device) -> None:
-        options = recipe.layers[index]
-        connection, scheme = options.connection, options.label_scheme
-        units = size_of(connection.output_shape(input_shape))
-        self._shapes = connection.parameters(input_shape) | scheme.parameters(recipe.labels, units)
-        generator = torch.Generator().manual_seed((recipe.seed << 8) ^ index)
-        limit = connection.fan_in(input_shape) ** -0.5
-        flat = torch.zeros(sum(math.prod(shape) for shape in self._shapes.values()))
-        views = self._split(flat)
-        views[WEIGHT].uniform_(-limit, limit, generator=generator)
-        scheme.initialize_(views)
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: LearningOptions,
+        shapes: Mapping[str, Shape],
+        device: torch.device,
+        initialize: Callable[[Mapping[str, Tensor]], None] = lambda views: None,
+    ) -> None:
+        self._shapes = shapes
+        flat = torch.zeros(sum(math.prod(shape) for shape in shapes.values()))
+        initialize(self._split(flat))
         self.flat = flat.to(device)
         self.gradient = torch.zeros_like(self.flat)
         self.views = self._split(self.flat)
@@ -105,3 +117,23 @@ class Parameters:
         self.samples = 0.0
         for value in self._stepper.state.values():
             value.zero_()
+
+
+def parameters_of_layer(recipe: Recipe, index: int, input_shape: Shape, device: torch.device) -> Parameters:
+    """The parameters of one layer's connection and label scheme.
+
+    The weight is initialised uniformly in ±1/√fan_in, everything else with zeros unless the label scheme says
+    otherwise.
+    """
+    options = recipe.layers[index]
+    connection, scheme = options.connection, options.label_scheme
+    units = size_of(connection.output_shape(input_shape))
+    limit = connection.fan_in(input_shape) ** -0.5
+
+    def initialize(views: Mapping[str, Tensor]) -> None:
+        generator = torch.Generator().manual_seed((recipe.seed << 8) ^ index)
+        views[WEIGHT].uniform_(-limit, limit, generator=generator)
+        scheme.initialize_(views)
+
+    shapes = connection.parameters(input_shape) | scheme.parameters(recipe.labels, units)
+    return Parameters(recipe, options, shapes, device, initialize)

@@ -51,7 +51,7 @@ def register(member: type[_Member]) -> type[_Member]:
     kind = member.model_fields["kind"].default
     if not isinstance(kind, str):
         raise ValueError(f'{member.__name__} needs a field `kind: Literal["name"] = "name"`')
-    base = next(each for each in reversed(member.__mro__) if "family" in vars(each))
+    base = next(each for each in member.__mro__ if "must_define" in vars(each))
     missing = [name for name in member.must_define if getattr(member, name, None) is getattr(base, name, None)]
     if missing:
         raise ValueError(f"{member.__name__} must define {', '.join(missing)}: see {base.__module__}.{base.__name__}")

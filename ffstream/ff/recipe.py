@@ -26,6 +26,7 @@ from pydantic import Field, model_validator
 from ffstream.ff.activation import Activation
 from ffstream.ff.connection import Connection, Shape, size_of
 from ffstream.ff.goodness import Goodness
+from ffstream.ff.image_negatives import ImageNegatives
 from ffstream.ff.label_scheme import LabelScheme, LayerContext
 from ffstream.ff.negatives import Negatives
 from ffstream.ff.normalization import Normalization
@@ -33,6 +34,7 @@ from ffstream.ff.objective import Objective
 from ffstream.ff.optimizer import Optimizer, Schedule
 from ffstream.ff.part import Options, check_numbers, field_of, make
 from ffstream.ff.preprocessing import Preprocessing
+from ffstream.ff.readout import Readout
 from ffstream.ff.tables import LAYER_DEFAULTS, complete
 from ffstream.util.option_errors import OptionError, show, wrong
 
@@ -55,7 +57,8 @@ class LayerOptions(Options):
     )
     objective: Annotated[Objective, *field_of("objective")] = Field(description="the loss on goodness")
     negatives: Annotated[Negatives, *field_of("negatives")] = Field(
-        description="how wrong labels are chosen, for objectives that compare with one wrong label"
+        description="what negative rows are, for objectives that compare with one: how wrong labels are chosen, or "
+        "how images are made"
     )
     optimizer: Annotated[Optimizer, *field_of("optimizer")] = Field(description="the optimiser")
     schedule: Annotated[Schedule, *field_of("schedule")] = Field(description="how the learning rate falls")
@@ -96,6 +99,9 @@ class Recipe(Options):
     activities: Literal["label_free", "label_conditioned"] = Field(
         "label_free", description="what layers pass on: rows that hold no label, or rows that hold one each"
     )
+    readout: Annotated[Readout, *field_of("readout")] = Field(
+        description="what predictions come from: the layers' goodness, or a head that reads activities"
+    )
     ema_samples: float = Field(
         50_000.0, ge=0, description="reach of the EMA weights that predict, in samples; 0: the newest weights predict"
     )
@@ -123,8 +129,10 @@ class Recipe(Options):
                     f"must be smaller than the image: network.image_shape = {show(self.image_shape)}",
                 )
             )
+        self._check_image_negatives()
         for index, (layer, inputs) in enumerate(zip(self.layers, self.input_shapes(), strict=True)):
             self._check_layer(index, layer, inputs)
+        self._check_readout()
         if not any(layer.score_weight for layer in self.layers):
             raise OptionError(wrong("score_weight", 0, "at least one layer needs another score_weight than 0"))
         return self
@@ -140,7 +148,9 @@ class Recipe(Options):
         weight_shape = layer.connection.parameters(inputs)["weight"]
         label_free = not (conditioned and index)
         reason = scheme.incompatibility(
-            LayerContext(index, size_of(inputs), units, weight_shape, self.labels, label_free)
+            LayerContext(
+                index, size_of(inputs), units, weight_shape, self.labels, label_free, bool(self.image_negatives)
+            )
         )
         if not reason and conditioned and not index and not scheme.conditions_rows:
             reason = "network.activities must be label_free, because this scheme does not add labels to rows"
@@ -153,12 +163,51 @@ class Recipe(Options):
             reason = f'has no effect, because objective = "{objective.kind}" compares all labels of a sample'
             raise OptionError(wrong(f"{at}.negatives", layer.negatives.kind, reason), hint="leave negatives out")
 
+    def _check_image_negatives(self) -> None:
+        """All layers learn from the same rows."""
+        negatives = self.image_negatives
+        if negatives is None:
+            return
+        at, kind = "layers[{}].{}".format, negatives.kind
+        for index, layer in enumerate(self.layers):
+            if layer.negatives != negatives:
+                reason = f'negatives = "{kind}" must be the same in all layers'
+                raise OptionError(wrong(at(index, "negatives"), layer.negatives.kind, reason))
+            if layer.label_scheme.kind != "none":
+                reason = f'must be "none", because negatives = "{kind}" needs no labels'
+                raise OptionError(wrong(at(index, "label_scheme"), layer.label_scheme.kind, reason))
+            if not layer.objective.needs_wrong_labels:
+                reason = f'compares labels; negatives = "{kind}" needs "threshold" or "paired"'
+                raise OptionError(wrong(at(index, "objective"), layer.objective.kind, reason))
+        if reason := negatives.incompatibility(self.preprocessing.output_shape(self.image_shape)):
+            raise OptionError(wrong("negatives", kind, reason))
+        if self.activities != "label_free":
+            reason = f'must be label_free, because negatives = "{kind}" needs no labels'
+            raise OptionError(wrong("activities", self.activities, reason))
+        if not self.read_layers:
+            reason = f'must be "softmax", because with negatives = "{kind}" layers know no labels'
+            raise OptionError(wrong("readout", self.readout.kind, reason))
+
+    def _check_readout(self) -> None:
+        absent = [index for index in self.read_layers if not 0 <= index < len(self.layers)]
+        if absent:
+            last = len(self.layers) - 1
+            raise OptionError(wrong("readout.layers", list(self.read_layers), f"the layers are 0 to {last}"))
+        if self.read_layers and self.activities != "label_free":
+            reason = "reads rows that hold no label, so network.activities must be label_free"
+            raise OptionError(wrong("readout", self.readout.kind, reason))
+
     def input_shapes(self) -> Iterator[Shape]:
         """The shape of each layer's input rows."""
         shape = self.preprocessing.output_shape(self.image_shape)
         for layer in self.layers:
             yield shape
             shape = layer.connection.output_shape(shape)
+
+    def output_shapes(self) -> Iterator[Shape]:
+        """The shape of the rows that each layer passes on."""
+        for layer, shape in zip(self.layers, self.input_shapes(), strict=True):
+            yield layer.connection.output_shape(shape)
 
     def change(self, **options: Any) -> "Recipe":
         """The recipe with `options` changed, which are written as in [network]. Raises OptionError.
@@ -180,6 +229,21 @@ class Recipe(Options):
     def inputs(self) -> int:
         """How many numbers an image has."""
         return size_of(self.image_shape)
+
+    @property
+    def image_negatives(self) -> ImageNegatives | None:
+        """What makes negative rows from images; None if negative rows are those with wrong labels."""
+        return next((each.negatives for each in self.layers if isinstance(each.negatives, ImageNegatives)), None)
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether samples without a label can be learned: then only the readout needs labels."""
+        return self.image_negatives is not None
+
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        """The layers whose activities the readout reads."""
+        return self.readout.reads(len(self.layers))
 
     @property
     def has_phases(self) -> bool:

@@ -17,6 +17,8 @@ LAYER_DEFAULTS: Mapping[str, Any] = {
     "optimizer": "adam",
     "schedule": "inverse_sqrt",
 }
+# The same for the network.
+NETWORK_DEFAULTS: Mapping[str, Any] = {"readout": "none"}
 _SHORTHANDS = {"preset", "widths"}
 
 
@@ -26,7 +28,7 @@ def complete(given: Mapping[str, Any], preset: Mapping[str, Any], layer_keys: Se
     Tables are merged, unless the kind of a part changes: then the options of the old kind do not apply.
     """
     written = {key: value for key, value in given.items() if key not in _SHORTHANDS}
-    tree = merge(preset, {key: value for key, value in written.items() if key != "layers"})
+    tree = merge(merge(NETWORK_DEFAULTS, preset), {key: value for key, value in written.items() if key != "layers"})
     shared = merge(LAYER_DEFAULTS, {key: tree.pop(key) for key in layer_keys & tree.keys()})
     layers = written.get("layers", tree.get("layers", ()))
     if "widths" in given:
@@ -73,4 +75,4 @@ def _same_kind(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     return "kind" not in after or before.get("kind") == after["kind"]
 
 
-_PART_KEYS = {*LAYER_DEFAULTS, "preprocessing"}
+_PART_KEYS = {*LAYER_DEFAULTS, *NETWORK_DEFAULTS, "preprocessing"}

@@ -52,8 +52,8 @@ class CudaStream(DeviceStream):
     def receive(self, activities: Activities, ready: Any) -> None:
         self._stream.wait_event(ready)
         # The allocator must not reuse the sender's memory before this stream has read it.
-        activities.h_NF.record_stream(self._stream)
-        activities.labels_N.record_stream(self._stream)
+        for tensor in (activities.h_NF, activities.labels_N, *activities.carried):
+            tensor.record_stream(self._stream)
 
     def settle(self) -> None:
         self._pending.append(self._stream.record_event())

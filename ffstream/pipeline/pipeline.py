@@ -64,7 +64,9 @@ class Pipeline:
         options = self._config.pipeline
         # A stage that skips keeps an activity for longer than any ring lasts: the stage before does not wait for it.
         buffers = 0 if options.overflow == "skip" else options.queue_depth + 2
-        input, layers = build(self._config.network, Placement(self.device, self.product_dtype, buffers))
+        recipe, placement = self._config.network, Placement(self.device, self.product_dtype, buffers)
+        input, layers = build(recipe, placement)
+        readout = recipe.readout.build(recipe, placement)
         sizes = options.stages or (1,) * len(layers)
         # The feeder's own channel always blocks: skipping there would leave samples unlearned by every layer.
         channels = [
@@ -81,6 +83,7 @@ class Pipeline:
                 metrics=self._metrics,
                 on_failure=self._listener.on_failure,
                 input=None if index else input,
+                readout=readout if index == len(sizes) - 1 else None,
                 seq=seq,
             )
             for index, size in enumerate(sizes)
@@ -102,7 +105,12 @@ class Pipeline:
         schedule = PhaseSchedule(learning.wake, learning.sleep, progress.get("phase_position", 0))
         replay = ReplayBuffer(recipe, used=recipe.replay > 0 or schedule.separate)
         if replay.capacity:
-            resume.check_replay(capacity=replay.capacity, inputs=recipe.inputs, labels=recipe.labels)
+            resume.check_replay(
+                capacity=replay.capacity,
+                inputs=recipe.inputs,
+                labels=recipe.labels,
+                unlabelled=recipe.learns_unlabelled,
+            )
             if "replay.added" in progress:
                 replay.load_state_dict(dict(resume.tensors), progress["replay.added"])
         return Feeder(

@@ -15,6 +15,7 @@ from torch import Tensor
 from ffstream.errors import CheckpointIncompatible
 from ffstream.ff.member import Member, joined
 from ffstream.ff.network import Network
+from ffstream.util.labels import UNLABELLED
 
 _POSITIONS = ("step", "version", "phase_position")
 _LARGEST = 2**62
@@ -64,8 +65,9 @@ class ResumeState(NamedTuple):
             if not _is_count(self.progress.get(name)):
                 raise self._misfit(f"{name!r} is not a count")
 
-    def check_replay(self, *, capacity: int, inputs: int, labels: int) -> None:
+    def check_replay(self, *, capacity: int, inputs: int, labels: int, unlabelled: bool) -> None:
         """Raises CheckpointIncompatible unless the replay buffer is complete and holds samples of this network.
+        `unlabelled`: they may have no label.
 
         A state without one comes from a run without replay.
         """
@@ -79,7 +81,8 @@ class ResumeState(NamedTuple):
         self._check_like("replay.images", (size, inputs), torch.uint8)
         self._check_like("replay.labels", (size,), torch.int64)
         kept = self.tensors["replay.labels"]
-        if size and not 0 <= int(kept.min()) <= int(kept.max()) < labels:
+        kept = kept[kept != UNLABELLED] if unlabelled else kept
+        if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < labels:
             raise self._misfit(f"the replay buffer holds a label outside 0 to {labels - 1}")
 
     def _check_like(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:

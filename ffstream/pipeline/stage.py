@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ffstream.ff.head import Head
 from ffstream.ff.input import Input
 from ffstream.ff.layer import Layer
-from ffstream.ff.member import INPUT, Member, joined, layer_name
+from ffstream.ff.member import INPUT, READOUT, Member, joined, layer_name
 from ffstream.metrics import Metrics
 from ffstream.pipeline.channel import Channel, Closed
 from ffstream.pipeline.device import DeviceStream
@@ -34,9 +35,11 @@ class Stage:
         metrics: Metrics,
         on_failure: OnFailure,
         input: Input | None = None,
+        readout: Head | None = None,
         seq: int = 0,
     ) -> None:
-        """The first stage has the `input` and gets microbatches; later ones get the output of the stage before.
+        """The first stage has the `input` and gets microbatches; later ones get the output of the stage before. The
+        last one has the `readout`, if there is one.
 
         `on_failure` is called at most once.
         """
@@ -46,6 +49,7 @@ class Stage:
         self.steps = 0
         self.inbox = inbox
         self._input = input
+        self._readout = readout
         self._outbox = outbox
         self._stream = stream
         self._metrics = metrics
@@ -57,7 +61,8 @@ class Stage:
     def members(self) -> dict[str, Member]:
         """The parts of this stage that have weights and state, by the prefix of their tensors."""
         own: dict[str, Member] = {} if self._input is None else {INPUT: self._input}
-        return own | {layer_name(layer.index): layer for layer in self.layers}
+        own |= {layer_name(layer.index): layer for layer in self.layers}
+        return own if self._readout is None else own | {READOUT: self._readout}
 
     def start(self) -> None:
         """Returns once the thread runs."""
@@ -99,6 +104,8 @@ class Stage:
             failpoints.reached("pass_on.after")
         for layer in self.layers:
             layer.update()
+        if self._readout is not None:
+            self._readout.learn(output.activities)
         self._stream.settle()
         self._step_seconds.observe(time.perf_counter() - start - waited)
         if self._outbox is None:
@@ -135,6 +142,8 @@ class Stage:
             metrics.goodness.labels(label, "positive").set(figures.goodness_positive)
             metrics.goodness.labels(label, "negative").set(figures.goodness_negative)
             metrics.loss.labels(label).set(figures.loss)
+        if self._readout is not None:
+            metrics.loss.labels(READOUT).set(self._readout.loss())
 
     def connect_gauges(self) -> None:
         """Gauges show this stage from now on, and nothing of a run that a rollback has ended."""

@@ -14,7 +14,7 @@ from ffstream.config import Config, describe, load, options, validate
 from ffstream.errors import ConfigError
 from ffstream.ff.presets import PRESETS, recipe
 from ffstream.ff.recipe import LayerOptions
-from ffstream.ff.tables import LAYER_DEFAULTS
+from ffstream.ff.tables import LAYER_DEFAULTS, NETWORK_DEFAULTS
 from ffstream.util.option_errors import show
 from ffstream.util.option_sources import Given
 
@@ -330,7 +330,7 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-PARTS = [f"network.{key}" for key in ("preprocessing", *LAYER_DEFAULTS)]
+PARTS = [f"network.{key}" for key in ("preprocessing", *NETWORK_DEFAULTS, *LAYER_DEFAULTS)]
 
 
 def tree_of(name: str, value: Any) -> dict[str, Any]:

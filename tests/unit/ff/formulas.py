@@ -6,7 +6,7 @@ formulas.
 Shapes: B samples, N rows, I inputs, F units, L labels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ffstream.ff.network import Network
 from ffstream.ff.objective import Phase
 from ffstream.ff.presets import recipe
 from ffstream.ff.recipe import LayerOptions, Recipe
+from ffstream.util.labels import UNLABELLED
 
 Leaves = Mapping[str, Tensor]
 
@@ -36,6 +37,11 @@ SMALL = recipe(
 )
 CONTRASTED = SMALL.change(objective={"kind": "threshold", "alpha": 0.02, "theta": 5.0}, negatives="random")
 CONDITIONED = CONTRASTED.change(activities="label_conditioned")
+UNSUPERVISED = CONTRASTED.change(
+    negatives={"kind": "hybrid", "blurs": 1},
+    label_scheme="none",
+    readout="softmax",
+)
 
 
 def random_network(options: Recipe, seed: int = 1, scale: float = 0.6, **placement: Any) -> Network:
@@ -67,7 +73,15 @@ def learn(network: Network, first: int, last: int, phase: Phase = "interleaved")
     options = network.recipe
     for step in range(first, last + 1):
         images_BI = random_images(options.batch_size, options.inputs, seed=step)
-        network.learn(images_BI, random_labels(options.batch_size, options.labels, seed=step), step, phase)
+        network.learn(images_BI, labels_for(options, options.batch_size, seed=step), step, phase)
+
+
+def labels_for(options: Recipe, count: int, seed: int = 3) -> Tensor:
+    """Random labels (B). Where the recipe allows it, every third sample has none."""
+    labels_B = random_labels(count, options.labels, seed)
+    if options.learns_unlabelled:
+        labels_B[::3] = UNLABELLED
+    return labels_B
 
 
 def leaves(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -201,3 +215,39 @@ def hardest(G_BL: Tensor, own_B: Tensor) -> Tensor:
     """The wrong label with the highest goodness, found by trying all."""
     rows = zip(G_BL.tolist(), own_B.tolist(), strict=True)
     return torch.tensor([max((g, label) for label, g in enumerate(row) if label != own)[1] for row, own in rows])
+
+
+# --- the readout -------------------------------------------------------------------------------------------------
+
+
+def readout_logits(own: Leaves, carried: Sequence[Tensor]) -> Tensor:
+    """W f + b (B, L), where f is the activities of the layers, each divided by its root mean square."""
+    rows = []
+    for layers in zip(*(h_BF.double() for h_BF in carried), strict=True):
+        f = torch.cat([h / (h.square().mean() + 1e-8).sqrt() for h in layers])
+        rows.append(own["weight"] @ f + own["bias"])
+    return torch.stack(rows)
+
+
+def readout_loss(options: Any, own: Leaves, given: Activities) -> Tensor:
+    """The mean cross-entropy of the positive rows that have a label."""
+    logits_BL = readout_logits(own, given.carried)
+    pairs = zip(logits_BL, given.labels_N[: len(logits_BL)], strict=True)
+    losses = [cross_entropy(z, label, label_smoothing=options.smoothing) for z, label in pairs if label != UNLABELLED]
+    return torch.stack(losses).mean()
+
+
+# --- image negatives ---------------------------------------------------------------------------------------------
+
+
+def hybrid(x_BHWC: Tensor, noise_BHW: Tensor, blurs: int) -> Tensor:
+    """Hybrids of each image with the one before, pixel by pixel."""
+    m = noise_BHW.double()
+    for _ in range(blurs):
+        for axis in (1, 2):
+            m = m.roll(1, axis) / 4 + m / 2 + m.roll(-1, axis) / 4
+    made = x_BHWC.clone()
+    for at in (m <= 0.5).nonzero().tolist():
+        image, row, column = at
+        made[image, row, column] = x_BHWC[image - 1, row, column]
+    return made

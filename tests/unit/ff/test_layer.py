@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
+from ffstream.ff.image_negatives import ImageNegatives
 from ffstream.ff.part import members
 from ffstream.ff.recipe import Recipe
 from ffstream.ff.tables import LAYER_DEFAULTS
 from tests import battery
-from tests.unit.ff.formulas import CONDITIONED, CONTRASTED, SMALL
+from tests.unit.ff.formulas import CONDITIONED, CONTRASTED, SMALL, UNSUPERVISED
 
-FAMILIES = list(LAYER_DEFAULTS)
+FAMILIES = [*LAYER_DEFAULTS, "readout"]
+WRONG_LABELS = [kind for kind, part in members("negatives").items() if not issubclass(part, ImageNegatives)]
 PHASED = {"kind": "threshold", "alpha": 0.02, "theta": 5.0}
 OBJECTIVES: dict[str, Any] = {
     "softmax": {"kind": "softmax", "alpha": 0.7},
@@ -23,6 +25,7 @@ VARIANTS: dict[str, Any] = {  # members that need other options than their kind
     "dense": {"kind": "dense", "units": 12},
     "conv": {"kind": "conv", "channels": 4, "kernel": 3, "padding": 1, "pool": 2},
     "local": {"kind": "local", "channels": 4, "kernel": 2},
+    "hybrid": {"kind": "hybrid", "blurs": 1},  # for images of 4×4 pixels
     **OBJECTIVES,
 }
 
@@ -33,12 +36,14 @@ def base_for(family: str, kind: str) -> Recipe:
         return CONDITIONED
     if family == "connection" and kind != "dense":
         return SMALL.change(label_scheme="vectors")
-    return CONTRASTED if family == "negatives" else SMALL
+    if family == "negatives":
+        return CONTRASTED if kind in WRONG_LABELS else UNSUPERVISED
+    return SMALL
 
 
 def changed(recipe: Recipe, family: str, kind: str) -> Recipe:
     """The recipe with that part in every layer that can have it."""
-    part = VARIANTS.get(kind, kind)
+    part = kind if family == "readout" else VARIANTS.get(kind, kind)
     if family == "label_scheme" and kind in ("pixels", "none"):
         layers = recipe.model_dump()["layers"]
         at = 0 if kind == "pixels" else 1
@@ -89,7 +94,7 @@ def test_stacks_of_maps_pass_the_battery(stack: list[Any], image_shape: tuple[in
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradients_of_combinations_equal_autograd(objective: str, scheme: str, normalization: str) -> None:
     goodness = [{"kind": kind, "negative": sign} for kind in members("goodness") for sign in (False, True)]
-    negatives = members("negatives") if objective != "softmax" else [LAYER_DEFAULTS["negatives"]]
+    negatives = WRONG_LABELS if objective != "softmax" else [LAYER_DEFAULTS["negatives"]]
     for activation, good, wrong in product(members("activation"), goodness, negatives):
         recipe = SMALL.change(
             activation=activation,
@@ -103,7 +108,7 @@ def test_gradients_of_combinations_equal_autograd(objective: str, scheme: str, n
 
 
 @pytest.mark.parametrize("preprocessing", list(members("preprocessing")))
-@pytest.mark.parametrize("negatives", list(members("negatives")))
+@pytest.mark.parametrize("negatives", WRONG_LABELS)
 @pytest.mark.parametrize("objective", ["paired", "threshold"])
 def test_gradients_of_label_conditioned_layers_equal_autograd(
     objective: str, negatives: str, preprocessing: str
@@ -117,6 +122,23 @@ def test_gradients_of_label_conditioned_layers_equal_autograd(
             preprocessing=preprocessing,
         )
         battery.check_gradients(recipe)
+
+
+@pytest.mark.parametrize("objective", ["paired", "threshold"])
+def test_gradients_of_layers_without_labels_equal_autograd(objective: str) -> None:
+    for activation, goodness in product(members("activation"), members("goodness")):
+        recipe = UNSUPERVISED.change(activation=activation, goodness=goodness, objective=OBJECTIVES[objective])
+        battery.check_gradients(recipe)
+
+
+@pytest.mark.parametrize("layers", [(), (1,), (2, 0)])
+@pytest.mark.parametrize("base", [SMALL, UNSUPERVISED], ids=["supervised", "unsupervised"])
+def test_a_readout_passes_the_battery_whichever_layers_it_reads(
+    base: Recipe, layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    """With three stages, what the first one passes on is used two stages later."""
+    readout = {"kind": "softmax", "layers": layers, "smoothing": 0.1, "learning_rate": 0.02}
+    battery.check_layer(base.change(widths=[8, 12, 6], readout=readout), tmp_path)
 
 
 @pytest.mark.parametrize("recipe", [SMALL, CONTRASTED, CONDITIONED], ids=["all labels", "contrasted", "conditioned"])

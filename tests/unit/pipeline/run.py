@@ -23,6 +23,7 @@ from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.replay_buffer import ReplayBuffer
 from ffstream.pipeline.resume_state import ResumeState
+from ffstream.util.labels import UNLABELLED
 from tests.support import wait_until
 
 DEADLINE_S = 30.0
@@ -41,6 +42,9 @@ RECIPE = make_recipe(
 )
 CONDITIONED = RECIPE.change(
     activities="label_conditioned", objective={"kind": "threshold", "alpha": 0.05}, negatives="random"
+)
+UNSUPERVISED = CONDITIONED.change(
+    activities="label_free", negatives={"kind": "hybrid", "blurs": 1}, label_scheme="none", readout="softmax"
 )
 
 
@@ -93,6 +97,11 @@ class Stream(NamedTuple):
     def random(cls, samples: int, seed: int = 0, inputs: int = INPUTS, labels: int = LABELS) -> "Stream":
         rng = np.random.default_rng(seed)
         return cls(rng.integers(0, 256, (samples, inputs), np.uint8), rng.integers(0, labels, samples))
+
+    def without_some_labels(self) -> "Stream":
+        """The same samples, but each third has no label."""
+        hidden = np.arange(len(self.labels)) % 3 == 0
+        return self._replace(labels=np.where(hidden, UNLABELLED, self.labels))
 
 
 class Store:

@@ -1,0 +1,109 @@
+"""The softmax head: labels from the activities of layers that need not know any label.
+
+    f = [x̂¹, x̂², …], the activities of the layers that it reads, each scaled to a mean square of 1
+    p = softmax(W f + b)        L = mean cross-entropy of p and the label        ∂L/∂W = Σ (p − target) fᵀ / B
+
+It learns beside the layers, from the activities that they pass on, and no gradient goes back. Samples without a label
+do not count in its loss. W and b are 0 at the start.
+
+Shapes: B samples, F activities of all layers that are read, L labels.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ffstream.ff import kernels
+from ffstream.ff.buffers import Buffers, ReusedBuffers
+from ffstream.ff.connection import size_of
+from ffstream.ff.formulas import sum_squares
+from ffstream.ff.layer import UNREAD_MAX, Activities, Placement
+from ffstream.ff.maps import WEIGHT
+from ffstream.ff.normalization import RootMeanSquare
+from ffstream.ff.objective import LossStatistics, Softmax
+from ffstream.ff.parameters import Parameters
+from ffstream.ff.readout import SoftmaxReadout
+from ffstream.ff.recipe import Recipe
+from ffstream.util.labels import UNLABELLED
+
+_NORMALIZATION = RootMeanSquare()
+
+
+def features(activities: Sequence[Tensor], buffers: Buffers) -> Tensor:
+    """f (B, F), float32, from the activities (B, units) of each layer."""
+    sizes = [h_BF.shape[1] for h_BF in activities]
+    f_BF = buffers.get("features", torch.empty(0, device=activities[0].device), len(activities[0]), sum(sizes))
+    for part_BF, h_BF in zip(f_BF.split(sizes, 1), activities, strict=True):
+        inverse_norm_B = _NORMALIZATION.inverse_norm(sum_squares(h_BF), h_BF.shape[1])
+        part_BF.copy_(h_BF).mul_(inverse_norm_B[:, None])
+    return f_BF
+
+
+def logits(f_BF: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """W f + b (B, L)."""
+    return torch.addmm(weights["bias"], f_BF, weights[WEIGHT].t())
+
+
+class Head:
+    """The head of a recipe with `readout = "softmax"`. It runs on the last layer's thread."""
+
+    def __init__(self, recipe: Recipe, placement: Placement) -> None:
+        options = recipe.readout
+        assert isinstance(options, SoftmaxReadout)
+        sizes = [size_of(shape) for shape in recipe.output_shapes()]
+        inputs = sum(sizes[index] for index in recipe.read_layers)
+        shapes = {WEIGHT: (recipe.labels, inputs), "bias": (recipe.labels,)}
+        self.parameters = Parameters(recipe, options, shapes, placement.device)
+        self._objective = kernels.fastest_objective(Softmax(alpha=1.0, smoothing=options.smoothing), placement.device)
+        self._may_be_unlabelled = recipe.learns_unlabelled
+        self._buffers = ReusedBuffers()
+        self._unread: deque[Callable[[], LossStatistics]] = deque(maxlen=UNREAD_MAX)
+
+    def learn(self, input: Activities) -> None:
+        """One update from the positive rows of a microbatch; none in the phase `sleep`, or without labels."""
+        if input.phase == "sleep":
+            return
+        read, labels_B = self._labelled(input)
+        if not len(labels_B):
+            return
+        f_BF = features(read, self._buffers)
+        loss = self._objective.by_label(logits(f_BF, self.parameters.views), labels_B, None, input.phase)
+        self._unread.append(loss.statistics)
+        gradients = self.parameters.gradients
+        torch.mm(loss.goodness_gradient.t(), f_BF, out=gradients[WEIGHT])
+        gradients["bias"].copy_(loss.goodness_gradient.sum(0))
+        self.parameters.update(len(labels_B))
+
+    def _labelled(self, input: Activities) -> tuple[Sequence[Tensor], Tensor]:
+        """The rows of the samples that have a label, for each layer, and their labels."""
+        labels_B = input.labels_N[: input.positives]
+        if not self._may_be_unlabelled:
+            return input.carried, labels_B
+        known_B = labels_B != UNLABELLED
+        if bool(known_B.all()):
+            return input.carried, labels_B
+        return [h_BF[known_B] for h_BF in input.carried], labels_B[known_B]
+
+    def loss(self) -> float:
+        """Mean loss since the last call (at most of the last 64 microbatches). NaN if nothing was learned."""
+        losses = [compute().loss for compute in self._unread]
+        self._unread.clear()
+        return float(torch.stack(losses).mean()) if losses else float("nan")
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the EMA weights: `weight` (L, F) and `bias` (L)."""
+        return {name: value.clone() for name, value in self.parameters.ema.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of everything that later updates depend on."""
+        return self.parameters.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from a state that `state_dict` returned."""
+        self.parameters.load_state_dict(state)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts over from weights that `weights` returned. See `Parameters.load_weights`."""
+        self.parameters.load_weights(weights)
