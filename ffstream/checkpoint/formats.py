@@ -24,7 +24,13 @@ from ffstream.errors import CheckpointIncompatible
 FORMAT = 2
 
 # By the format that added them: options of the recipe, and the values that files of older formats mean.
-ADDED: dict[int, dict[str, Any]] = {2: {"readout": {"kind": "none"}}}
+ADDED: dict[int, dict[str, Any]] = {
+    2: {
+        "readout": {"kind": "none"},
+        "replay_edges": "zero",
+        "replay_flip": False,
+    },
+}
 
 
 def expect_format(found: Any, what: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ffstream.ff.connection import Shape
+from ffstream.ff.connection import Shape, channels_of
 from ffstream.ff.part import Part, register, resolve
 
 
@@ -20,7 +20,7 @@ class Preprocessing(Part):
     implementation: ClassVar[str]
 
     def output_shape(self, image_shape: Shape) -> Shape:
-        """The shape of the first layer's input rows."""
+        """The shape of the first layer's input rows. Raises ValueError if it cannot take such images."""
         return image_shape
 
     def build(self, image_shape: Shape, device: Any) -> Any:
@@ -46,3 +46,26 @@ class RunningMean(Preprocessing):
     min_weight: float = Field(
         1e-3, gt=0, le=1, description="smallest weight of a microbatch in the mean, so that the mean follows a drift"
     )
+
+
+@register
+class Whitening(RunningMean):
+    """Subtracts the running mean, then decorrelates the numbers of each patch (`ff/whitening.py`; Coates, Ng and Lee
+    2011 whiten patches in the same way)."""
+
+    kind: Literal["whitening"] = "whitening"  # type: ignore[assignment]
+    implementation: ClassVar[str] = "ffstream.ff.whitening:PatchWhitening"
+    patch: int = Field(3, ge=1, description="height and width of a patch, an odd number")
+    images: int = Field(1024, ge=1, description="images at the start of the stream that the filters are fitted to")
+    floor: float = Field(
+        1e-3, gt=0, le=1, description="what is added to the variance of each component, as a share of the largest"
+    )
+
+    def output_shape(self, image_shape: Shape) -> Shape:
+        """(H, W, patch · patch · channels). Raises ValueError for an image that is not a map."""
+        if len(image_shape) not in (2, 3) or min(image_shape[:2]) < self.patch or not self.patch % 2:
+            raise ValueError(
+                f"needs an odd patch and images [height, width, channels] that are not smaller, but patch = "
+                f"{self.patch} and network.image_shape = {[*image_shape]}"
+            )
+        return *image_shape[:2], self.patch**2 * channels_of(image_shape)

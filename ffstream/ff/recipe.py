@@ -90,6 +90,10 @@ class Recipe(Options):
     replay_jitter: int = Field(
         1, ge=0, description="pixels by which a replayed image is shifted, at most, in each direction"
     )
+    replay_flip: bool = Field(False, description="mirror half of the replayed images, left to right")
+    replay_edges: Literal["zero", "repeat"] = Field(
+        "zero", description="what a shifted image has at the edge that it leaves: zeros, or its edge repeated"
+    )
     replay_buffer: int = Field(
         10_000, ge=1, description="recent samples in the replay buffer, for replay and sleep phases"
     )
@@ -130,6 +134,13 @@ class Recipe(Options):
                 )
             )
         self._check_image_negatives()
+        if self.replay_flip and len(self.image_shape) not in (2, 3):
+            reason = f"only images [height, width] can be mirrored: network.image_shape = {show(self.image_shape)}"
+            raise OptionError(wrong("replay_flip", self.replay_flip, reason))
+        try:
+            self.preprocessing.output_shape(self.image_shape)
+        except ValueError as error:
+            raise OptionError(f"preprocessing: {error}") from error
         for index, (layer, inputs) in enumerate(zip(self.layers, self.input_shapes(), strict=True)):
             self._check_layer(index, layer, inputs)
         self._check_readout()

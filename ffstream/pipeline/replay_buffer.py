@@ -8,21 +8,19 @@ Shapes: B samples, M samples in the buffer, I numbers in an image.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from ffstream.ff.augmentation import Augmentation
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
 
 
 class ReplayBuffer:
-    """Up to `recipe.replay_buffer` samples, or none if not `used`. Drawn images are shifted by up to
-    `recipe.replay_jitter` pixels each way."""
+    """Up to `recipe.replay_buffer` samples, or none if not `used`. Drawn images are augmented."""
 
     def __init__(self, recipe: Recipe, *, used: bool = True) -> None:
         self.capacity = recipe.replay_buffer if used else 0
         self._seed = recipe.seed
-        self._jitter = recipe.replay_jitter
-        self._shape = recipe.image_shape
+        self._augmentation = Augmentation(recipe)
         self._images_MI = torch.zeros(self.capacity, recipe.inputs, dtype=torch.uint8)
         self._labels_M = torch.zeros(self.capacity, dtype=torch.int64)
         self._added = 0
@@ -45,22 +43,7 @@ class ReplayBuffer:
         """`count` samples, drawn with replacement, as (count, I) uint8 and (count) int64."""
         generator = generator_for("replay", self._seed, step)
         at_B = torch.randint(0, len(self), (count,), generator=generator)
-        images_BI = self._images_MI[at_B]
-        if self._jitter:
-            images_BI = self._shift(images_BI, generator)
-        return images_BI, self._labels_M[at_B]
-
-    def _shift(self, images_BI: Tensor, generator: torch.Generator) -> Tensor:
-        """Shifts each image by its own number of pixels; new pixels at an edge are 0."""
-        height, width, *channels = self._shape
-        reach = self._jitter
-        images_BHWC = images_BI.view(-1, height, width, *(channels or [1]))
-        padded = pad(images_BHWC, (0, 0, reach, reach, reach, reach))
-        y_B, x_B = torch.randint(0, 2 * reach + 1, (2, len(images_BI)), generator=generator)
-        rows_BH1 = (y_B[:, None] + torch.arange(height))[:, :, None]
-        columns_B1W = (x_B[:, None] + torch.arange(width))[:, None, :]
-        which_B11 = torch.arange(len(images_BI))[:, None, None]
-        return padded[which_B11, rows_BH1, columns_B1W].view(len(images_BI), -1)
+        return self._augmentation.apply(self._images_MI[at_B], generator), self._labels_M[at_B]
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """A copy: tensors, and JSON values."""

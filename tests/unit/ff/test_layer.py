@@ -60,6 +60,11 @@ def test_every_registered_part_passes_the_battery(family: str, kind: str, tmp_pa
     battery.check_layer(changed(base_for(family, kind), family, kind), tmp_path)
 
 
+@pytest.mark.parametrize("kind", list(members("preprocessing")))
+def test_every_preprocessing_passes_the_battery(kind: str, tmp_path: Path) -> None:
+    battery.check_layer(SMALL.change(preprocessing=kind), tmp_path)
+
+
 SPATIAL = {
     "odd edges are cut": [
         {"kind": "conv", "channels": 3, "kernel": 2, "pool": 2},

@@ -1,0 +1,77 @@
+"""Patch whitening: what the filters do, until when they are fitted, and what is saved."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import unfold
+
+from ffstream.ff.connection import maps_of
+from ffstream.ff.preprocessing import Whitening
+from ffstream.ff.presets import recipe
+from ffstream.ff.whitening import PatchWhitening
+
+SHAPE = (8, 8, 3)
+CPU = torch.device("cpu")
+
+
+def correlated(count: int, seed: int = 0) -> Tensor:
+    """Images (B, I) whose neighbouring pixels are alike, between 0 and 1."""
+    noise = torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.avg_pool2d(noise, 5, stride=1)
+    return smooth.permute(0, 2, 3, 1).flatten(1)
+
+
+def fitted(stream: Tensor, **options: int | float) -> PatchWhitening:
+    whitening = PatchWhitening(Whitening.model_validate(options), SHAPE, CPU)
+    for batch in stream.split(16):
+        whitening.fit(batch)
+    return whitening
+
+
+def test_the_numbers_of_a_patch_become_uncorrelated_with_variance_one() -> None:
+    images = correlated(512)
+    whitening = fitted(images, images=512, floor=1e-9)
+    white = whitening.apply(images.clone(), whitening.weights())
+    inner = white.view(512, 8, 8, 27)[:, 1:-1, 1:-1].flatten(0, 2)
+    covariance = inner.t() @ inner / len(inner)
+    assert torch.allclose(covariance, torch.eye(27), atol=0.08)
+    raw = unfold(maps_of(images - images.mean(0), SHAPE), 3).transpose(1, 2).flatten(0, 1)
+    assert float((raw.t() @ raw / len(raw)).fill_diagonal_(0).abs().max()) > 1e-3, "the images are correlated"
+
+
+def test_the_filters_are_final_after_so_many_images() -> None:
+    whitening = fitted(correlated(40), images=24)
+    filters = whitening.weights()["filters"].clone()
+    assert (
+        torch.equal(filters, fitted(correlated(40)[:24], images=24).weights()["filters"]) is False
+    )  # the mean goes on
+    whitening.fit(correlated(16, seed=5) * 0.1)
+    assert torch.equal(whitening.weights()["filters"], filters)
+    fresh = fitted(correlated(16), images=24)
+    before = fresh.weights()["filters"].clone()
+    fresh.fit(correlated(16, seed=5))
+    assert not torch.equal(fresh.weights()["filters"], before)
+
+
+def test_a_saved_state_continues_bit_for_bit() -> None:
+    whole = fitted(correlated(32), images=64)
+    resumed = PatchWhitening(Whitening(images=64), SHAPE, CPU)
+    resumed.load_state_dict(whole.state_dict())
+    for whitening in (whole, resumed):
+        for batch in correlated(64, seed=3).split(16):
+            whitening.fit(batch)
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_weights_that_were_loaded_keep_their_filters() -> None:
+    whole = fitted(correlated(64), images=64)
+    started = PatchWhitening(Whitening(images=64), SHAPE, CPU)
+    started.load_weights(whole.weights())
+    started.fit(correlated(64, seed=4))
+    assert torch.equal(started.weights()["filters"], whole.weights()["filters"])
+
+
+@pytest.mark.parametrize(("shape", "patch"), [([48], 3), ([4, 4], 2), ([2, 4], 3)])
+def test_images_that_have_no_such_patches_are_rejected(shape: list[int], patch: int) -> None:
+    with pytest.raises(ValueError, match=r"preprocessing: needs an odd patch and images"):
+        recipe(image_shape=shape, replay_jitter=0, preprocessing={"kind": "whitening", "patch": patch})
