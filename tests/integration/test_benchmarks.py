@@ -4,19 +4,23 @@ Not those that need a daemon which learns for as long as they measure: `checkpoi
 """
 
 import json
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from ffstream.data import load
+from ffstream.data import Dataset, load
 from tests.harness.daemon import temporary_daemon
-from tools.benchmarks import accuracy, ingest, learn, predict, recovery, security
+from tools.benchmarks import ingest, learn, predict, recovery, security
+from tools.benchmarks.accuracy import figures as accuracy
+from tools.benchmarks.accuracy.backprop import PeerSettings
 from tools.benchmarks.report import Report, Row
 
 
 def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, Row]:
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert all(row["value"] > 0 for row in found)
+    assert all(row["value"] > 0 for row in found if row["unit"] != "points")
     assert all(row["ratio"] == row["value"] / row["peer_value"] for row in found if "peer" in row)
     return {row["name"]: row for row in found}
 
@@ -34,16 +38,44 @@ def test_learn(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
-def test_accuracy(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracy(report: Report, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = accuracy.Options(
+        preset="fast", seeds=2, runs=tmp_path, plot=tmp_path / "curves.png", through_daemon=True, peer=PeerSettings()
+    )
+    accuracy.run(report, few_digits(), options)
+    found = rows(capsys)
+    for figure in ("test", "prequential", "test_equal_minutes"):
+        row, difference = (found[f"accuracy/fast/embedded/1_pass/{figure}{end}"] for end in ("", "/difference"))
+        assert 0 < row["value"] < 100
+        assert row["peer"] == "backprop"
+        assert difference["lowest"] <= difference["value"] <= difference["highest"]
+    for figure in ("test", "prequential"):
+        proof = found[f"accuracy/fast/embedded/1_pass/through_daemon/{figure}"]
+        assert proof["value"] == proof["peer_value"]
+    assert (tmp_path / "curves.png").stat().st_size > 0
+    accuracy.run(report, few_digits(), replace(options, through_daemon=False, plot=None))  # all runs are there
+    again = rows(capsys)
+    assert {name: row["value"] for name, row in again.items()} == {
+        name: row["value"] for name, row in found.items() if "through_daemon" not in name
+    }
+
+
+def test_tuning_the_peer(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    options = accuracy.Options(preset="fast")
+    section = tomllib.loads(accuracy.tune_peer(report, few_digits(), options, 2))["fast"]
+    trials = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    best = min(trials, key=lambda trial: trial["value"])
+    assert section["settings"] == {name: best[name] for name in section["settings"]}
+    assert section["error"] == round(best["value"], 2)
+
+
+def few_digits() -> Dataset:
+    """A thousand images each to learn and to test."""
     digits = load("embedded")
     train, test = (
         replace(each, images=each.images[:1000], labels=each.labels[:1000]) for each in (digits.train, digits.test)
     )
-    few = replace(digits, train=train, test=test)
-    accuracy.run(report, few, 1, ("network.preset=fast",))
-    found = rows(capsys)
-    assert found["accuracy/embedded/test"]["value"] == found["accuracy/embedded/test/seed0"]["value"]
-    assert 0 < found["accuracy/embedded/prequential"]["value"] < 100
+    return replace(digits, train=train, test=test)
 
 
 def test_ingest(report: Report, capsys: pytest.CaptureFixture[str]) -> None:

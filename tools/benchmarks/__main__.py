@@ -3,7 +3,8 @@
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -11,8 +12,8 @@ import click
 import torch
 
 from ffstream.data import load
+from ffstream.errors import FFStreamError
 from tools.benchmarks import (
-    accuracy,
     checkpoint,
     compare,
     device,
@@ -23,8 +24,12 @@ from tools.benchmarks import (
     results,
     security,
 )
+from tools.benchmarks.accuracy import figures as accuracy
+from tools.benchmarks.accuracy.through_daemon import SETTINGS as PROOF_SETTINGS
+from tools.benchmarks.accuracy.tuning import settings_of
 from tools.benchmarks.report import Report
 
+_NO_INFLUENCE = ("runs", "plot")  # options that only name files
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 _rounds = click.option("--rounds", default=3, show_default=True, help="Number of repetitions.")
 
@@ -48,7 +53,9 @@ def _report(seeds: Sequence[int] = (0,), settings: Sequence[str] = (), device: s
     """
     options = dict(click.get_current_context().params)
     as_json = options.pop("as_json")
-    command = shlex.join(argument for argument in sys.argv[1:] if argument != "--json")
+    for option in _NO_INFLUENCE:
+        options.pop(option, None)
+    command = shlex.join(influential(sys.argv[1:]))
     # Recorded rows are committed, and a path of this machine means nothing on another.
     given = {name: "DIR" if isinstance(value, Path) else value for name, value in options.items()}
     for path in (value for value in options.values() if isinstance(value, Path)):
@@ -56,6 +63,18 @@ def _report(seeds: Sequence[int] = (0,), settings: Sequence[str] = (), device: s
     if settings:
         given["daemon"] = list(settings)
     return Report(as_json, f"tools/bench {command}", given, seeds, device)
+
+
+def influential(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments of the command line on which figures depend."""
+    rest = iter(arguments)
+    for argument in rest:
+        name, separator, _ = argument.removeprefix("--").partition("=")
+        if name in _NO_INFLUENCE:
+            if not separator:
+                next(rest, None)
+        elif argument != "--json":
+            yield argument
 
 
 @main.command("learn")
@@ -67,10 +86,24 @@ def learn_command(as_json: bool, rounds: int) -> None:
 
 
 @main.command("accuracy")
-@click.argument("dataset", default="embedded")
-@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Folder of the data set.")
-@click.option("--seeds", default=3, show_default=True, help="Number of passes, with seeds 0, 1, 2, …")
+@click.option("--preset", default="stream", show_default=True, help="The recipe.")
+@click.option("--dataset", default="embedded", show_default=True, help="Name of the data set, or its folder.")
+@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Where the data set is.")
+@click.option("--passes", default=1, show_default=True, help="Passes over the training split.")
+@click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
+@click.option("--validation", is_flag=True, help="Hold out the last part of the training split, not the test split.")
 @click.option("--set", "settings", multiple=True, help="An option of the daemon, as in `ffstream serve`.")
+@click.option("--runs", type=click.Path(path_type=Path), help="Folder of runs. What was begun there continues.")
+@click.option("--every", default=0, help="Samples between two points of a run; default: a twelfth of a pass.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw learning curves into this PNG.")
+@click.option("--peer/--no-peer", "with_peer", default=True, help="Also train the same shape by backpropagation.")
+@click.option(
+    "--through-daemon/--serial-only",
+    default=None,
+    help="Also send the stream of seed 0 to a daemon, which must end with the same weights. Default: with one pass, "
+    "without --validation.",
+)
+@click.option("--tune-peer", default=0, help="Choose settings of the peer by this number of trials, and do no more.")
 @click.option(
     "--overlay-method",
     "updates",
@@ -79,13 +112,47 @@ def learn_command(as_json: bool, rounds: int) -> None:
 )
 @_json
 def accuracy_command(
-    dataset: str, data: Path | None, seeds: int, settings: tuple[str, ...], updates: int, as_json: bool
+    preset: str,
+    dataset: str,
+    data: Path | None,
+    passes: int,
+    seeds: int,
+    validation: bool,
+    settings: tuple[str, ...],
+    runs: Path | None,
+    every: int,
+    plot: Path | None,
+    with_peer: bool,
+    through_daemon: bool | None,
+    tune_peer: int,
+    updates: int,
+    as_json: bool,
 ) -> None:
-    """Test and prequential error of one pass through the daemon."""
-    report, loaded = _report(range(seeds), accuracy.SETTINGS), load(dataset, data)
-    accuracy.run(report, loaded, seeds, settings)
-    if updates:
-        accuracy.overlay_method(report, loaded, updates)
+    """Error on held-out data, and before learning, of a preset and of its peer."""
+    proves = passes == 1 and not validation if through_daemon is None else through_daemon
+    report = _report(range(seeds), PROOF_SETTINGS if proves else ())
+    options = accuracy.Options(
+        preset=preset,
+        settings=settings,
+        passes=passes,
+        seeds=seeds,
+        validation=validation,
+        every=every,
+        runs=runs,
+        plot=plot,
+        through_daemon=proves,
+    )
+    try:
+        loaded = load(dataset, data)
+        if tune_peer:
+            click.echo(accuracy.tune_peer(report, loaded, options, tune_peer))
+            return
+        peer = settings_of(preset) if with_peer else None
+        accuracy.run(report, loaded, replace(options, peer=peer))
+        if updates:
+            accuracy.overlay_method(report, loaded, updates)
+    except (accuracy.Failed, FFStreamError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command("ingest")

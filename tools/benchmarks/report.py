@@ -115,7 +115,8 @@ class Report:
         """Prints one row."""
         row: Row = {"name": name, "value": value, "unit": unit}
         if peer is not None:
-            row |= {"peer": peer, "peer_value": peer_value, "ratio": value / peer_value}
+            row |= {"peer": peer, "peer_value": peer_value}
+            row |= {"ratio": value / peer_value} if peer_value else {}  # an error may be 0
         self._print(row | more)
 
     def fail(self, name: str, why: str) -> None:
@@ -152,7 +153,10 @@ def _as_text(row: Row) -> str:
     shown = f"{value:12,.4g}" if value < 100 else f"{value:12,.0f}"
     text = f"{row['name']:52} {shown} {row['unit']:16}"
     if "peer" in row:
-        text += f" {row['peer']} {row['peer_value']:,.5g} ratio {row['ratio']:.3f}"
+        text += f" {row['peer']} {row['peer_value']:,.5g}"
+        text += f" ratio {row['ratio']:.3f}" if "ratio" in row else ""
+    if "standing" in row:
+        text += f" {row['lowest']:+.2f} to {row['highest']:+.2f}: {row['standing']}"
     if "low" in row:
         text += f" 95 % {row['low']:.3f} to {row['high']:.3f} {'ok' if row['passed'] else 'SLOWER'}"
     return text

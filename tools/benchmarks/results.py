@@ -6,7 +6,8 @@ range, and `peer peer_value ratio` if there is a peer. A `result` is the JSON th
 origin of a figure is unknown, its keys are "not recorded", and `entered` is the commit that added the figure to the
 documentation. `note` is a remark for readers.
 
-Each table is between `<!-- results NAME -->` and `<!-- end -->`. NAME is a section or `machines`.
+Each table is between `<!-- results NAME -->` and `<!-- end -->`. NAME is a section, `machines`, or `family` (see
+family.py).
 """
 
 import json
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.benchmarks import family
 from tools.benchmarks.report import NOT_RECORDED, ROOT, Row, origin, today
 
 ROWS = ROOT / "tools" / "benchmarks" / "results.jsonl"
@@ -101,6 +103,8 @@ def render(text: str, rows: Sequence[Row]) -> str:
         begin, name, end = match.groups()
         if name == "machines":
             return f"{begin}{machines.table()}\n{end}"
+        if name == "family":
+            return f"{begin}{family.table(rows)}\n{end}"
         if name not in SECTIONS:
             raise ValueError(f"{name}: not a section of results; these are {', '.join(SECTIONS)}")
         own = [row for row in rows if row["name"].partition("/")[0] in SECTIONS[name]]
@@ -168,14 +172,23 @@ def _source(row: Row, machines: _Machines) -> str:
 
 def _figure(name: str, rows: Sequence[Row]) -> str:
     """One line of a table. Several rows with one name are repetitions: shows their median and range."""
-    unit = rows[0].get("unit", "")
     cells = [
         f"`{name}`{_note(rows[0])}",
-        f"failed: {rows[0]['failed']}" if "failed" in rows[0] else f"{_spread(rows, 'value')} {unit}".strip(),
+        _value(rows),
         f"{rows[0].get('peer', '')} {_spread(rows, 'peer_value')}".strip(),
         _spread(rows, "ratio"),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _value(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    if "failed" in first:
+        return f"failed: {first['failed']}"
+    shown = f"{_spread(rows, 'value')} {first.get('unit', '')}".strip()
+    if "standing" in first:
+        shown += f", {number(first['lowest'])} to {number(first['highest'])}: {first['standing']}"
+    return shown
 
 
 def _note(row: Row) -> str:

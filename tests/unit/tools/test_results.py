@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tools.benchmarks import results
-from tools.benchmarks.__main__ import main
+from tools.benchmarks import family, results
+from tools.benchmarks.__main__ import influential, main
 from tools.benchmarks.report import Row
 from tools.benchmarks.results import Failed
 
@@ -55,7 +55,7 @@ def test_every_row_has_a_table_and_an_origin() -> None:
         assert each["name"].partition("/")[0] in known
         assert each.keys() >= ORIGIN.keys()
         assert "result" in each or f"`{each['name']}`" in text
-    for section in (*results.SECTIONS, "machines"):
+    for section in (*results.SECTIONS, "machines", "family"):
         assert f"<!-- results {section} -->" in text
 
 
@@ -83,6 +83,42 @@ def test_missing_origins_are_shown_as_not_recorded() -> None:
     assert rendered("machines", old) == [
         "- A: a processor; 2 cores; python 3.11.7, torch 2.13.0, numpy 2.4.6, pyzmq 27.3.0"
     ]
+
+
+def test_a_difference_is_shown_with_its_range_and_what_it_means() -> None:
+    difference = row(
+        "accuracy/x/difference", "tools/bench accuracy", value=-0.2, unit="points", lowest=-0.3, highest=-0.1,
+        standing="ahead",
+    )  # fmt: skip
+    assert (
+        rendered("accuracy", difference)[-1] == "| `accuracy/x/difference` | -0.2 points, -0.3 to -0.1: ahead |  |  |"
+    )
+
+
+def test_the_table_of_the_family_has_a_line_for_each_system_and_command() -> None:
+    assert all(line.endswith("| not measured yet |  |  |  |  |") for line in rendered("family")[2:])
+    names = [each["name"] for each in family.systems()]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in rendered("family")[2:]] == names
+    plain, jittered = (
+        "tools/bench accuracy --preset hinton" + more for more in (" --set network.replay_jitter=0", "")
+    )
+    found = [
+        row("accuracy/hinton/mnist/9_pass/test", plain, value=1.25, peer_value=1.5, minutes=3.0),
+        row("accuracy/hinton/mnist/9_pass/test", plain, value=1.35, peer_value=1.6, minutes=4.0),
+        row("accuracy/hinton/mnist/9_pass/test", jittered, value=0.75),
+        row("accuracy/hinton/mnist/9_pass/test/difference", jittered, value=-1.0),
+        row("accuracy/hinton/mnist/9_pass/through_daemon/test", jittered, value=0.8),
+    ]
+    lines = [line for line in rendered("family", *found) if "--preset hinton" in line]
+    assert [line.split(" | ", 1)[1] for line in lines] == [
+        f"– | 1.36 % | 1.30 % | 1.55 % | 3.5 | 2 | `{plain}` |",
+        f"0.64 % | 0.64 % | 0.75 % |  |  | 1 | `{jittered}` |",
+    ]
+
+
+def test_options_that_name_files_are_not_part_of_the_command() -> None:
+    given = ["accuracy", "--runs", "a", "--passes", "2", "--plot=b.png", "--json", "--data", "d"]
+    assert list(influential(given)) == ["accuracy", "--passes", "2", "--data", "d"]
 
 
 def test_the_result_of_another_tool_is_a_row_with_its_plain_figures() -> None:

@@ -1,0 +1,100 @@
+"""The microbatches that a daemon forms when a data set is streamed to it, pass after pass.
+
+They lie on the recipe's grid, with replayed samples beside the fresh ones, in the phases of `[learning]`. The stream
+pauses after each pass, so that a pass ends with a flushed microbatch and a run of one pass is the beginning of a
+longer one.
+"""
+
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ffstream.config import Config
+from ffstream.data import Split
+from ffstream.data.streams import stream
+from ffstream.ff.objective import Phase
+from ffstream.pipeline.messages import MicroBatch
+from ffstream.pipeline.phases import PhaseSchedule
+from ffstream.pipeline.replay_buffer import ReplayBuffer
+
+
+class Microbatches:
+    """An endless stream of a split. `seed` decides the order; the seed of the recipe decides what is replayed."""
+
+    def __init__(self, config: Config, split: Split, seed: int) -> None:
+        self._recipe = config.network
+        self._publish_every = config.learning.publish_every
+        self._split, self._seed = split, seed
+        self._schedule = PhaseSchedule(config.learning.wake, config.learning.sleep)
+        self._replay = ReplayBuffer(self._recipe, used=self._recipe.replay > 0 or self._schedule.separate)
+        self._order: tuple[int, np.ndarray] | None = None
+        self.step = 0  # of the next microbatch
+        self.seq = 0  # of the last fresh sample
+
+    def next(self) -> MicroBatch:
+        """The next microbatch."""
+        recipe, phase = self._recipe, self.phase
+        if phase == "sleep" and len(self._replay):
+            images, labels = self._replay.draw(recipe.batch_size, self.step)
+            fresh = 0
+        else:
+            images, labels, fresh = self._take()
+        batch = MicroBatch(self.step, self.seq, phase, images, labels, fresh)
+        self.step += 1
+        self._schedule.advance()
+        return batch
+
+    def _take(self) -> tuple[Tensor, Tensor, int]:
+        """Samples of the stream, up to the end of the grid or of the pass, and replayed ones beside them."""
+        size, recipe = len(self._split), self._recipe
+        number, first = divmod(self.seq, size)
+        end = min(recipe.batch_end(self.seq), (number + 1) * size)
+        at = self._order_of(number)[first : first + end - self.seq]
+        images = torch.from_numpy(self._split.images[at].reshape(len(at), -1))
+        labels = torch.from_numpy(self._split.labels[at].astype(np.int64))
+        self.seq = end
+        given = images, labels
+        count = recipe.replay * len(at) // recipe.batch_size
+        if count and len(self._replay):
+            old_images, old_labels = self._replay.draw(count, self.step)
+            given = torch.cat((images, old_images)), torch.cat((labels, old_labels))
+        self._replay.add(images, labels)
+        return *given, len(at)
+
+    def _order_of(self, number: int) -> np.ndarray:
+        if self._order is None or self._order[0] != number:
+            passes = stream(self._split, passes=number + 1, seed=self._seed)
+            self._order = number, next(islice(passes, number, None))
+        return self._order[1]
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the next microbatch."""
+        return self._schedule.phase
+
+    @property
+    def publishes(self) -> bool:
+        """Whether a daemon publishes a snapshot after the last microbatch."""
+        step, every = self.step, self._publish_every
+        return step % every == 0 or (step < every * 8 and step & (step - 1) == 0) or self._waits
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the pass ends before the next microbatch is complete, so that the stream pauses first."""
+        size = len(self._split)
+        return self.phase != "sleep" and self._recipe.batch_end(self.seq) > (self.seq // size + 1) * size
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A copy: tensors, and JSON values."""
+        tensors, progress = self._replay.state_dict()
+        return tensors, {"step": self.step, "seq": self.seq, "phase_position": self._schedule.position, **progress}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Continues from a state that `state_dict` returned."""
+        self.step, self.seq = progress["step"], progress["seq"]
+        self._schedule.position = progress["phase_position"]
+        if "replay.added" in progress:
+            self._replay.load_state_dict(tensors, progress["replay.added"])
