@@ -1,4 +1,4 @@
-"""`ffstream evaluate`: measures error and latency on a test split, as a client sees them."""
+"""`ffstream evaluate`: measures error and latency on a split, as a client sees them."""
 
 import time
 from pathlib import Path
@@ -8,18 +8,19 @@ import numpy as np
 
 from ffstream.cli import options
 from ffstream.cli.compatibility import fitted, shifted
-from ffstream.cli.datasets import load_dataset
+from ffstream.cli.datasets import load_split
 from ffstream.cli.output import print_json, progress_bar
 from ffstream.client import CurveKeys, Predictor
-from ffstream.data import Split
+from ffstream.data import Split, SplitName
 from ffstream.wire.messages import DEFAULT_PREDICT
 
 
 @click.command()
 @options.dataset
 @options.data_folder
+@options.split("test")
 @click.option("--at", "endpoint", metavar="URL", default=DEFAULT_PREDICT, show_default=True, help="Predict socket.")
-@click.option("--limit", type=click.IntRange(min=1), help="Number of images. Default: the whole test split.")
+@click.option("--limit", type=click.IntRange(min=1), help="Number of images. Default: the whole split.")
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
@@ -34,6 +35,7 @@ from ffstream.wire.messages import DEFAULT_PREDICT
 def evaluate(
     dataset: str,
     data: Path | None,
+    split: SplitName,
     endpoint: str,
     limit: int | None,
     batch: int,
@@ -42,8 +44,11 @@ def evaluate(
     as_json: bool,
     keys: CurveKeys | None,
 ) -> None:
-    """Measure error and latency of a daemon's predictions for a test split. Sends one query after the other."""
-    test = shifted(load_dataset(dataset, data, quiet=as_json).test, label_offset)
+    """Measure error and latency of a daemon's predictions for a split. Sends one query after the other.
+
+    `ffstream replay --help` says what NAME, DIR and FILE may be.
+    """
+    test = shifted(load_split(dataset, data, split, quiet=as_json), label_offset)
     n = min(len(test), limit or len(test))
     with Predictor(endpoint, keys=keys) as predictor:
         welcome = predictor.hello(timeout_s)

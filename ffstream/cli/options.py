@@ -22,13 +22,27 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one line o
 control_endpoint = click.option(
     "--at", "endpoint", metavar="URL", default=DEFAULT_CONTROL, show_default=True, help="Control socket."
 )
-dataset = click.argument("dataset", metavar="mnist|fashion-mnist|embedded|NAME|DIR")
+dataset = click.argument("dataset", metavar="NAME|DIR|FILE")
 data_folder = click.option(
     "--data",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder with the IDX files of the data set NAME, also in the usual places below it (MNIST/raw, …). Nothing "
-    "is downloaded then.",
+    type=click.Path(path_type=Path, exists=True),
+    help="Folder or archive with the data set NAME, also in the usual places below it (MNIST/raw, …). Nothing is "
+    "downloaded then.",
 )
+
+
+def split(default: str) -> Callable[[_Command], _Command]:
+    """`--split`, with the default of one command."""
+    return click.option(
+        "--split",
+        type=click.Choice(["train", "train_without_validation", "validation", "test"]),
+        default=default,
+        show_default=True,
+        help="validation: the last 10,000 training samples, or the last 1,000 images of each class folder; at most a "
+        "fifth.",
+    )
+
+
 label_offset = click.option(
     "--label-offset",
     type=click.IntRange(-255, 255),

@@ -39,20 +39,21 @@ def progress_bar(*figures: str, quiet: bool) -> Progress:
 
 
 @contextmanager
-def download_bar(*, quiet: bool) -> Iterator[OnBytes]:
-    """Yields a callback for `ffstream.data.load` that shows a bar for each file on stderr."""
+def data_bar(*, quiet: bool) -> Iterator[OnBytes]:
+    """Yields a callback for `ffstream.data.load` that shows a bar on stderr for each file while it is in work."""
     tasks: dict[str, TaskID] = {}
     with Progress(
-        TextColumn("downloading {task.description}"),
+        TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         console=Console(stderr=True),
         disable=quiet or not sys.stderr.isatty(),
+        transient=True,
     ) as bar:
 
-        def show(name: str, done: int, total: int | None) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name)
-            bar.update(tasks[name], completed=done, total=total)
+        def show(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
 
         yield show

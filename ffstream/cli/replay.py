@@ -10,13 +10,13 @@ import click
 
 from ffstream.cli import options
 from ffstream.cli.compatibility import check_labels, fitted, shifted, suspicions
-from ffstream.cli.datasets import load_dataset
+from ffstream.cli.datasets import load_split
 from ffstream.cli.output import print_json, progress_bar
 from ffstream.cli.resuming import SPAN, Place, fill_gaps, fingerprint, place
 from ffstream.cli.streaming import ErrorPoller, Interrupt, Sender
 from ffstream.client import CurveKeys, Producer
 from ffstream.client.delivery import Rejected
-from ffstream.data import DRIFTS, Order, Split, batches
+from ffstream.data import DRIFTS, Order, Split, SplitName, batches
 from ffstream.errors import DeadlineExceeded, Reason
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN
 
@@ -26,6 +26,7 @@ _INTERRUPTED = 130  # exit code after Ctrl-C
 @click.command()
 @options.dataset
 @options.data_folder
+@options.split("train")
 @click.option("--to", "endpoint", metavar="URL", default=DEFAULT_LEARN, show_default=True, help="Learn socket.")
 @click.option("--rate", type=click.FloatRange(min=0), help="Samples a second. Default, or 0: as fast as possible.")
 @click.option("--limit", type=click.IntRange(min=1), help="Number of samples over all passes.")
@@ -70,6 +71,7 @@ def replay(
     context: click.Context,
     dataset: str,
     data: Path | None,
+    split: SplitName,
     endpoint: str,
     rate: float | None,
     limit: int | None,
@@ -86,7 +88,12 @@ def replay(
     as_json: bool,
     keys: CurveKeys | None,
 ) -> None:
-    """Stream a training split to a daemon.
+    """Stream the training split of a data set to a daemon, shuffled.
+
+    NAME is a data set that is downloaded (mnist, fashion-mnist, kmnist, qmnist, emnist-balanced, emnist-digits, …,
+    cifar-10) or part of the package (embedded). DIR or FILE is a folder or an archive (zip, tar, tar.gz) with IDX
+    files, with images by class (train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png), or with CIFAR-10's binary
+    files.
 
     The whole data set is checked before the first sample is sent. In the JSON line, `duplicates` are samples that
     were sent again because their answer was overdue; none is learned twice. `resumed` are samples that an earlier
@@ -97,7 +104,7 @@ def replay(
         raise click.UsageError("--drift and --drift-at must be given together")
     if restart and client is None:
         raise click.UsageError("--restart needs --client")
-    train = shifted(load_dataset(dataset, data, quiet=as_json).train, label_offset)
+    train = shifted(load_split(dataset, data, split, quiet=as_json), label_offset)
     classes = max(2, int(train.labels.max()) + 1)
     change = None if drift is None else DRIFTS[drift](drift_at, classes=classes, seed=seed)
     total = min(passes * len(train), limit or passes * len(train))

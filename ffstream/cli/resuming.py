@@ -56,8 +56,8 @@ def place(client: str, daemon_next: int, mark: int, *, restart: bool) -> Place:
     if last and not restart:
         if used_by != mark:
             raise ConfigError(
-                f"{client!r} has sent other data, or with another --seed, --batch, --order, --drift, --drift-at or "
-                "--label-offset",
+                f"{client!r} has sent other data, or with another --split, --seed, --batch, --order, --drift, "
+                "--drift-at or --label-offset",
                 hint="use the same options to resume it, --restart to begin again, or another --client",
             )
         position = last & ((1 << _POSITION_BITS) - 1)

@@ -1,9 +1,9 @@
-"""Data sets for producers and evaluation: IDX files, a catalog with a cache, embedded digits, stream orders."""
+"""Data sets for producers and evaluation: a catalog with a cache, the formats that are read, stream orders."""
 
 from ffstream.data.catalog import load
-from ffstream.data.dataset import Dataset, Split, UInt8Array, load_folder
-from ffstream.data.download import Progress
+from ffstream.data.dataset import Dataset, Split, SplitName, UInt8Array
 from ffstream.data.embedded import load_embedded
+from ffstream.data.files import Progress
 from ffstream.data.idx import read_idx, write_idx
 from ffstream.data.streams import DRIFTS, Drift, Order, batches, label_permutation_at, stream
 
@@ -14,12 +14,12 @@ __all__ = [
     "Order",
     "Progress",
     "Split",
+    "SplitName",
     "UInt8Array",
     "batches",
     "label_permutation_at",
     "load",
     "load_embedded",
-    "load_folder",
     "read_idx",
     "stream",
     "write_idx",

@@ -1,18 +1,26 @@
-"""Labelled images in memory, and reading them from a folder of IDX files."""
+"""Labelled images in memory, and the splits of a data set."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ffstream.data import folder as folders
-from ffstream.data.folder import HINT, Collection
-from ffstream.data.idx import IdxArray, read_idx
 from ffstream.errors import DataError
 
 UInt8Array = npt.NDArray[np.uint8]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+Part = Literal["train", "test"]
+"""What is stored."""
+
+SplitName = Literal["train", "train_without_validation", "validation", "test"]
+"""What can be asked for. `validation` is a part of `train`, `train_without_validation` the rest of it."""
+
+VALIDATION_MAX = 10_000
+_VALIDATION_SHARE = 5  # not more than a fifth
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,95 +48,78 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, mask: Mask) -> "Split":
+        """The samples that a mask (N,) selects."""
+        return Split(self.images[mask], self.labels[mask])
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """The shape of one image."""
         return self.images.shape[1:]
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A training and a test split with images of one shape. Raises DataError when the shapes differ.
+def last_of(count: int, most: int) -> int:
+    """How many of `count` samples are held out for validation: `most`, but not more than a fifth."""
+    return min(most, count // _VALIDATION_SHARE)
 
-    `folder`: where the files are. `notes`: what a user should know about them.
+
+def last_samples(train: Split) -> Mask:
+    """Mask (N,) of the last VALIDATION_MAX samples, but not more than a fifth of them."""
+    return np.arange(len(train)) >= len(train) - last_of(len(train), VALIDATION_MAX)
+
+
+@dataclass(eq=False)
+class Dataset:
+    """A training and a test split. Each is read when it is asked for first, and kept in memory.
+
+    `read` reads one, `held_out` says which training samples are for validation. `class_names`: the name of each
+    label, if known. `folder`: where the files are. `notes`: what a user should know about them.
+    The properties and `split` raise DataError for files that are damaged or do not belong together.
     """
 
     name: str
-    train: Split
-    test: Split
+    read: Callable[[Part], Split]
+    held_out: Callable[[Split], Mask] = last_samples
+    class_names: tuple[str, ...] = ()
     folder: Path | None = None
     notes: tuple[str, ...] = ()
+    _parts: dict[Part, Split] = field(default_factory=dict, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        train, test = self.train.image_shape, self.test.image_shape
-        if train != test:
-            raise DataError(f"{self.name}: training images have the shape {train}, test images {test}")
+    @property
+    def train(self) -> Split:
+        """All training samples."""
+        return self._part("train")
 
+    @property
+    def test(self) -> Split:
+        """All test samples."""
+        return self._part("test")
 
-def load_folder(folder: Path, name: str) -> Dataset:
-    """Read the four IDX files of the only data set in a folder (see `ffstream.data.folder`), and name it `name`.
+    def split(self, name: SplitName) -> Split:
+        """Return a split, such as `validation`: training samples that `train_without_validation` does not have."""
+        match name:
+            case "train" | "test":
+                return self._part(name)
+            case "validation":
+                return self.train[self._held_out()]
+            case "train_without_validation":
+                return self.train[~self._held_out()]
 
-    Raises DataError for a missing, damaged or empty file, counts or shapes that do not match, pixels outside 0 to 255
-    (or 0.0 to 1.0), and labels outside 0 to 255.
-    """
-    return read_collection(folders.choose(folder), name)
+    def _held_out(self) -> Mask:
+        mask = self.held_out(self.train)
+        if not mask.any():
+            raise DataError(
+                f"{self.name}: {len(self.train)} training samples are too few to hold some out for validation",
+                hint="use the split train",
+            )
+        return mask
 
-
-def read_collection(collection: Collection, name: str) -> Dataset:
-    """Read a complete collection. EMNIST's files hold transposed images, which are transposed back.
-
-    Raises DataError as `load_folder` does.
-    """
-    is_emnist = (collection.name or "").startswith("emnist")
-    train, test = (_read_split(collection, prefix, transpose=is_emnist) for prefix in ("train", "t10k"))
-    notes = ("the files of EMNIST hold transposed images; they were transposed back",) if is_emnist else ()
-    return Dataset(name, train, test, collection.folder, notes)
-
-
-def _read_split(collection: Collection, prefix: str, *, transpose: bool) -> Split:
-    images_path, labels_path = (collection.files[f"{prefix}-{what}"] for what in ("images", "labels"))
-    images, labels = read_idx(images_path), read_idx(labels_path)
-    if images.size == 0:
-        raise DataError(f"{images_path}: contains no pixels, shape {images.shape}", hint=HINT)
-    if labels.ndim == 2 and labels.shape[1:] == (8,) and labels.dtype == np.int32:
-        labels = labels[:, 0]  # QMNIST: the class, followed by seven columns about the writer
-    pixels, classes = _pixels(images, images_path), _classes(labels, labels_path)
-    try:
-        split = Split(pixels, classes)
-    except DataError as error:
-        raise DataError(f"{images_path} and {labels_path.name}: {error.message}", hint=HINT) from error
-    if not transpose:
-        return split
-    if split.images.ndim < 3:
-        raise DataError(f"{images_path}: the images have no rows and columns", hint=HINT)
-    return Split(np.ascontiguousarray(split.images.swapaxes(1, 2)), split.labels)
-
-
-def _pixels(images: IdxArray, path: Path) -> UInt8Array:
-    """Pixels as uint8. Numbers from 0 to 255 are rounded; floats from 0.0 to 1.0 are scaled to 0 to 255."""
-    if images.dtype == np.uint8:
-        return images.astype(np.uint8, copy=False)
-    low, high = _range(images)
-    if images.dtype.kind == "f" and low >= 0.0 and high <= 1.0:
-        return np.rint(images * 255).astype(np.uint8)
-    if not (low >= 0 and high <= 255):
-        expected = "0.0 to 1.0 or 0 to 255" if images.dtype.kind == "f" else "0 to 255"
-        raise DataError(f"{path}: pixels are {low:g} to {high:g}, expected {expected}", hint="rescale the images")
-    return np.rint(images).astype(np.uint8)
-
-
-def _classes(labels: IdxArray, path: Path) -> UInt8Array:
-    if labels.size == 0 or labels.dtype == np.uint8:
-        return labels.astype(np.uint8, copy=False)
-    low, high = _range(labels)
-    if not (low >= 0 and high <= 255) or (labels.dtype.kind == "f" and np.any(labels != np.rint(labels))):
-        what = f"{low:g} to {high:g}"
-        raise DataError(
-            f"{path}: labels are {what}, expected whole numbers from 0 to 255", hint="renumber the classes from 0"
-        )
-    return labels.astype(np.uint8)
-
-
-def _range(array: npt.NDArray[Any]) -> tuple[float, float]:
-    """Minimum and maximum. They are NaN if any number is, and NaN passes no comparison."""
-    return float(array.min()), float(array.max())
+    def _part(self, part: Part) -> Split:
+        if part not in self._parts:
+            self._parts[part] = self.read(part)
+            shapes = {name: split.image_shape for name, split in self._parts.items()}
+            if len(set(shapes.values())) > 1:
+                raise DataError(
+                    f"{self.name}: training images have the shape {shapes['train']}, test images {shapes['test']}"
+                )
+        return self._parts[part]

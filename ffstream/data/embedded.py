@@ -5,10 +5,15 @@
 
 from importlib import resources
 
-from ffstream.data.dataset import Dataset, load_folder
+from ffstream.data.dataset import Dataset, Part, Split
+from ffstream.data.places import choose
 
 
 def load_embedded() -> Dataset:
     """Return the embedded digits: train (10000, 28, 28), test (2000, 28, 28), labels 0 to 9."""
+    return Dataset("embedded", _read)
+
+
+def _read(part: Part) -> Split:
     with resources.as_file(resources.files("ffstream.data") / "embedded") as folder:
-        return load_folder(folder, "embedded")
+        return choose(folder).read(part)

@@ -45,14 +45,19 @@ def read_idx(path: Path, *, max_bytes: int = MAX_BYTES) -> IdxArray:
     """
     try:
         with path.open("rb") as file:
-            zipped = file.read(2) == _GZIP_MAGIC
-            file.seek(0)
-            stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
-            return _read(stream, path, max_bytes)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: gzip stream is damaged: {error}", hint=_DOWNLOAD_AGAIN) from error
+            return parse_idx(file, str(path), max_bytes=max_bytes)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise DataError(f"{path}: cannot be read: {error}", hint="check the path and its permissions") from error
+
+
+def parse_idx(file: BinaryIO, where: str, *, max_bytes: int = MAX_BYTES) -> IdxArray:
+    """Return the array in the content of an IDX file, as `read_idx` does. `where`: what errors call the file."""
+    zipped = file.read(2) == _GZIP_MAGIC
+    file.seek(0)
+    try:
+        return _read(cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file, where, max_bytes)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{where}: gzip stream is damaged: {error}", hint=_DOWNLOAD_AGAIN) from error
 
 
 def write_idx(path: Path, array: npt.NDArray[np.uint8]) -> None:
@@ -76,41 +81,41 @@ def _gzip(content: bytes) -> bytes:
     return packed.getvalue()
 
 
-def _read(stream: BinaryIO, path: Path, max_bytes: int) -> IdxArray:
-    dtype, shape = _read_header(stream, path)
+def _read(stream: BinaryIO, where: str, max_bytes: int) -> IdxArray:
+    dtype, shape = _read_header(stream, where)
     # Count zeros as ones: numpy rejects a shape like (0, 2**32), too.
     if math.prod(max(size, 1) for size in shape) * dtype.itemsize > max_bytes:
         raise DataError(
-            f"{path}: header announces {shape}, more than the limit of {max_bytes} bytes", hint=_DOWNLOAD_AGAIN
+            f"{where}: header announces {shape}, more than the limit of {max_bytes} bytes", hint=_DOWNLOAD_AGAIN
         )
     size = math.prod(shape)
     content = _read_up_to(stream, size * dtype.itemsize)
     if len(content) < size * dtype.itemsize:
         raise DataError(
-            f"{path}: ends after {len(content) // dtype.itemsize} of {size} elements", hint=_DOWNLOAD_AGAIN
+            f"{where}: ends after {len(content) // dtype.itemsize} of {size} elements", hint=_DOWNLOAD_AGAIN
         )
     # This read also reaches the end of a gzip stream, where its checksum is verified.
     if stream.read(1):
-        raise DataError(f"{path}: more bytes after the {size} elements", hint=_DOWNLOAD_AGAIN)
+        raise DataError(f"{where}: more bytes after the {size} elements", hint=_DOWNLOAD_AGAIN)
     array: IdxArray = np.frombuffer(content, dtype).reshape(shape)
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _read_header(stream: BinaryIO, path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
+def _read_header(stream: BinaryIO, where: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
-        raise DataError(f"{path}: does not start with an IDX magic number", hint=_DOWNLOAD_AGAIN)
+        raise DataError(f"{where}: does not start with an IDX magic number", hint=_DOWNLOAD_AGAIN)
     element_type, dimensions = magic[2], magic[3]
     if element_type not in ELEMENT_TYPES:
         known = ", ".join(f"0x{each:02x}" for each in ELEMENT_TYPES)
         raise DataError(
-            f"{path}: unknown element type 0x{element_type:02x}, expected one of {known}", hint=_DOWNLOAD_AGAIN
+            f"{where}: unknown element type 0x{element_type:02x}, expected one of {known}", hint=_DOWNLOAD_AGAIN
         )
     if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise DataError(f"{path}: {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}", hint=_DOWNLOAD_AGAIN)
+        raise DataError(f"{where}: {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}", hint=_DOWNLOAD_AGAIN)
     sizes = stream.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
-        raise DataError(f"{path}: ends within the header", hint=_DOWNLOAD_AGAIN)
+        raise DataError(f"{where}: ends within the header", hint=_DOWNLOAD_AGAIN)
     return np.dtype(ELEMENT_TYPES[element_type]), struct.unpack(f">{dimensions}I", sizes)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ffstream.data import Dataset, load
+from ffstream.data import Dataset, Split, load
+from ffstream.data.dataset import Part
 from tests.harness.daemon import temporary_daemon
 from tools.benchmarks import ingest, learn, predict, recovery, security
 from tools.benchmarks.accuracy import figures as accuracy
@@ -75,7 +76,8 @@ def few_digits() -> Dataset:
     train, test = (
         replace(each, images=each.images[:1000], labels=each.labels[:1000]) for each in (digits.train, digits.test)
     )
-    return replace(digits, train=train, test=test)
+    parts: dict[Part, Split] = {"train": train, "test": test}
+    return Dataset(digits.name, parts.__getitem__)
 
 
 def test_ingest(report: Report, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,11 @@
 """`ffstream replay` with a daemon in this process: the checks before the first sample, drift, and resuming."""
 
+import io
 import json
 import signal
 import sqlite3
 import subprocess
+import zipfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from ffstream.cli import main
 from ffstream.cli.output import progress_bar
@@ -159,7 +162,7 @@ def test_images_travel_in_their_shape_or_flat(tmp_path: Path, image_shape: list[
         daemon.control().request("pause")
         to = ["replay", str(tmp_path / "data"), "--to", daemon.daemon.learn.endpoint, "--order", "as_is"]
         assert CliRunner().invoke(main, to, catch_exceptions=False).exit_code == 0
-        at = ["evaluate", str(tmp_path / "data"), "--at", daemon.daemon.predict.endpoint]
+        at = ["evaluate", str(tmp_path / "data"), "--at", daemon.daemon.predict.endpoint, "--timeout", str(WAIT_S)]
         assert CliRunner().invoke(main, at, catch_exceptions=False).exit_code == 0
         status = daemon.control().status()
         assert (status["image_shape"], status["labels"], status["accepted"]) == (image_shape, 4, SAMPLES)
@@ -191,6 +194,63 @@ def test_evaluate_accepts_the_same_label_offset(running: Running, tmp_path: Path
     assert errors[0] < errors[1] == 1.0, "no prediction is a label from 4 to 7"
     assert done[0].stderr == ""
     assert done[1].stderr.startswith("warning: the labels are 4 to 7, the daemon knows 0 to 3: ")
+
+
+# --- images by class, and splits ------------------------------------------------------------------------------------
+
+
+def write_images(path: Path) -> dict[str, dict[bytes, int]]:
+    """Writes a zip of 4×4 colour images, one class after the other. Returns the label of each image of each split."""
+    rng = np.random.default_rng(3)
+    images: dict[str, dict[bytes, int]] = {"train": {}, "test": {}}
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, of_split in images.items():
+            for label, name in enumerate(("ant", "bee", "cat", "dog")):
+                for number in range(10):
+                    pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
+                    of_split[pixels.tobytes()] = label
+                    file = io.BytesIO()
+                    Image.fromarray(pixels).save(file, "PNG")
+                    archive.writestr(f"{split}/{name}/{number}.png", file.getvalue())
+    return images
+
+
+def test_a_zip_of_colour_images_by_class_is_streamed_shuffled_and_evaluated(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "insects.zip")
+    with Running(tmp_path / "state", "network.image_shape=[4,4,3]") as daemon:
+        daemon.control().request("pause")
+        to = ["replay", str(tmp_path / "insects.zip"), "--to", daemon.daemon.learn.endpoint]
+        done = CliRunner().invoke(main, to, catch_exceptions=False)
+        assert done.exit_code == 0
+        assert "note: labels: 0 ant, 1 bee, 2 cat, 3 dog\n" in done.stderr
+        labels, sent = stored_labels(daemon), stored_images(daemon)
+        each = [sent[at : at + 48] for at in range(0, len(sent), 48)]
+        assert dict(zip(each, labels, strict=True)) == images["train"]
+        assert len(set(labels[:12])) == 4, "not one class after the other"
+        evaluate = ["evaluate", str(tmp_path / "insects.zip"), "--at", daemon.daemon.predict.endpoint, "--json"]
+        evaluate += ["--timeout", str(WAIT_S)]
+        for options, n in (
+            ([], 40),
+            (["--split", "validation"], 8),
+            (["--split", "train"], 40),
+            (["--limit", "4"], 4),
+        ):
+            at = [*evaluate, *options]
+            assert json.loads(CliRunner().invoke(main, at, catch_exceptions=False).stdout)["n"] == n
+
+
+def test_training_samples_held_out_for_validation_are_not_sent(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "insects.zip")
+    with Running(tmp_path / "state", "network.image_shape=[4,4,3]") as daemon:
+        daemon.control().request("pause")
+        sent = []
+        for split in ("train_without_validation", "validation"):
+            to = ["replay", str(tmp_path / "insects.zip"), "--to", daemon.daemon.learn.endpoint, "--split", split]
+            assert CliRunner().invoke(main, to, catch_exceptions=False).exit_code == 0
+            sent.append(stored_images(daemon))
+    pixels = [sent[1][at : at + 48] for at in range(0, len(sent[1]), 48)]
+    assert len(sent[0]) == 32 * 48
+    assert sorted(pixels) == sorted(images["train"]), "both together are the training split"
 
 
 # --- drift ----------------------------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ from ffstream.data.idx import write_idx
 
 
 class Mirror:
-    """An HTTP server; `answers` maps a path to what is sent, `requests` records the paths asked for."""
+    """An HTTP server; `answers` maps a path to what is sent, `requests` and `ranges` record what was asked for."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
         self.requests: list[str] = []
+        self.ranges: list[str | None] = []
         self.release = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="mirror")
@@ -28,12 +29,26 @@ class Mirror:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
-    def serve(self, path: str, content: bytes, *, announced: int | None = None) -> None:
+    def serve(
+        self, path: str, content: bytes, *, announced: int | None = None, ranges: bool = True, shift: int = 0
+    ) -> None:
+        """`announced`: a wrong length. `shift`: how far a part begins after the byte that was asked for."""
+
         def answer(request: BaseHTTPRequestHandler) -> None:
-            request.send_response(200)
-            request.send_header("Content-Length", str(len(content) if announced is None else announced))
+            first = int((request.headers["Range"] or "bytes=0-")[len("bytes=") : -1]) if ranges else 0
+            if first >= len(content):
+                request.send_error(416)
+                return
+            length = len(content) if announced is None else announced
+            if first:
+                first += shift
+                request.send_response(206)
+                request.send_header("Content-Range", f"bytes {first}-{length - 1}/{length}")
+            else:
+                request.send_response(200)
+            request.send_header("Content-Length", str(length - first))
             request.end_headers()
-            request.wfile.write(content)
+            request.wfile.write(content[first:])
 
         self.answers[path] = answer
 
@@ -70,6 +85,7 @@ class Mirror:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 mirror.requests.append(self.path)
+                mirror.ranges.append(self.headers["Range"])
                 answer = mirror.answers.get(self.path)
                 with contextlib.suppress(ConnectionError):  # a client that has closed the connection
                     answer(self) if answer else self.send_error(404)
@@ -106,7 +122,8 @@ def tiny() -> Dataset:
     def split(n: int) -> Split:
         return Split(rng.integers(0, 256, (n, 3, 2), np.uint8), rng.integers(0, 10, n, np.uint8))
 
-    return Dataset("tiny", split(7), split(4))
+    parts = {"train": split(7), "test": split(4)}
+    return Dataset("tiny", lambda part: parts[part])
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ffstream.data.dataset import Dataset, Split, load_folder
+from ffstream.data.catalog import load
+from ffstream.data.dataset import Dataset, Split
 from ffstream.data.idx import read_idx, write_idx
 from ffstream.data.streams import batches
 from ffstream.errors import DataError
@@ -18,8 +19,8 @@ def assert_same(read: Dataset, expected: Dataset) -> None:
 
 
 def test_four_gzipped_files_are_read_as_a_data_set(tiny_folder: Path, tiny: Dataset) -> None:
-    read = load_folder(tiny_folder, "some name")
-    assert read.name == "some name"
+    read = load(str(tiny_folder))
+    assert read.name == "tiny"
     assert (len(read.train), len(read.test)) == (7, 4)
     assert_same(read, tiny)
 
@@ -34,14 +35,14 @@ def test_file_names_with_dashes_and_with_dots_are_recognised(
         array = read_idx(path).astype(np.uint8)
         path.unlink()
         write_idx(tiny_folder / f"{stem}{separator}idx{kind}{suffix}", array)
-    assert_same(load_folder(tiny_folder, "tiny"), tiny)
+    assert_same(load(str(tiny_folder)), tiny)
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"])
 def test_the_error_names_a_missing_file(tiny_folder: Path, name: str) -> None:
     (tiny_folder / f"{name}-ubyte.gz").unlink()
     with pytest.raises(DataError, match=f"tiny: no file {name}-ubyte") as caught:
-        load_folder(tiny_folder, "tiny")
+        load(str(tiny_folder))
     assert "t10k-labels-idx1-ubyte" in caught.value.hint
 
 
@@ -69,15 +70,16 @@ def test_files_that_do_not_belong_together_are_rejected(
     tiny_folder: Path, name: str, array: npt.NDArray[np.uint8], what: str
 ) -> None:
     write_idx(tiny_folder / f"{name}-ubyte.gz", array)
+    read = load(str(tiny_folder))
     with pytest.raises(DataError, match=what):
-        load_folder(tiny_folder, "tiny")
+        read.train, read.test  # noqa: B018
 
 
 def test_a_data_set_without_samples_is_rejected(tiny_folder: Path) -> None:
     write_idx(tiny_folder / "train-images-idx3-ubyte.gz", np.zeros((0, 3, 2), np.uint8))
     write_idx(tiny_folder / "train-labels-idx1-ubyte.gz", np.zeros(0, np.uint8))
     with pytest.raises(DataError, match="contains no pixels"):
-        load_folder(tiny_folder, "tiny")
+        load(str(tiny_folder)).split("train")
 
 
 def test_a_split_has_uint8_images_and_labels_only() -> None:
@@ -91,7 +93,7 @@ def test_images_keep_the_shape_that_they_have_in_the_files(tmp_path: Path, shape
     for prefix in "train", "t10k":
         write_idx(tmp_path / f"{prefix}-images-idx{images.ndim}-ubyte", images)
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.arange(5, dtype=np.uint8))
-    read = load_folder(tmp_path, "any")
+    read = load(str(tmp_path))
     assert read.train.image_shape == shape
     assert np.array_equal(read.train.images, images)
     sent, _ = next(batches(read.test, 5, order="as_is"))

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import ffstream
-from ffstream.data.dataset import Split, load_folder
+from ffstream.data.catalog import load
+from ffstream.data.dataset import Split
 from ffstream.data.embedded import load_embedded
 from ffstream.data.idx import write_idx
 
@@ -66,7 +67,7 @@ def test_the_tool_draws_distinct_samples_with_their_labels_and_is_reproducible(
     files = [{path.name: path.read_bytes() for path in out.iterdir()} for out in outs]
     assert len(files[0]) == 4
     assert files[0] == files[1]
-    drawn = load_folder(outs[0], "drawn")
+    drawn = load(str(outs[0]))
     for split, n in (drawn.train, 10_000), (drawn.test, 2_000):
         number = split.images.reshape(n, 2).copy().view("<u2")[:, 0]
         assert len(np.unique(number)) == n
@@ -84,4 +85,4 @@ def test_the_tool_names_a_missing_file(tmp_path: Path) -> None:
         timeout=60,
     )
     assert run.returncode != 0
-    assert "no file train-images-idx3-ubyte" in run.stderr
+    assert "no data set there; it is empty" in run.stderr

@@ -28,7 +28,6 @@ from tools.benchmarks.accuracy.stream import Microbatches
 from tools.benchmarks.report import Report
 
 OURS, PEER = "ffstream", "backprop"
-_VALIDATION_SHARE = 6  # the last 10,000 of 60,000 training images
 _POINTS = 12  # in a pass
 
 
@@ -127,10 +126,7 @@ def _tensors(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
 def _splits(dataset: Dataset, *, validation: bool) -> _Splits:
     if not validation:
         return _Splits(dataset.train, dataset.test, "test")
-    train = dataset.train
-    kept = len(train) - len(train) // _VALIDATION_SHARE
-    learned, held_out = (Split(train.images[part], train.labels[part]) for part in (slice(kept), slice(kept, None)))
-    return _Splits(learned, held_out, "validation")
+    return _Splits(dataset.split("train_without_validation"), dataset.split("validation"), "validation")
 
 
 def config_of(dataset: Dataset, options: Options, seed: int) -> Config:
