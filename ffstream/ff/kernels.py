@@ -14,7 +14,7 @@ from ffstream.ff.activation import Relu
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.goodness import MeanSquares, Quadratic, SumSquares
 from ffstream.ff.label_formulas import LabelFormulas, Weights
-from ffstream.ff.label_scheme import VECTORS, Pixels, Vectors
+from ffstream.ff.label_scheme import VECTORS, Groups, LabelScheme, Pixels, Vectors
 from ffstream.ff.objective import Objective, Softmax
 
 
@@ -28,8 +28,7 @@ def fastest(formulas: LabelFormulas, device: torch.device) -> LabelFormulas:
     # Exactly these classes: a subclass may compute something else.
     if type(formulas.activation) is not Relu or type(formulas.goodness) not in (SumSquares, MeanSquares):
         return formulas
-    compiles = device.type == "cpu" and type(formulas.scheme) in (Vectors, Pixels)
-    kind = CompiledLabelFormulas if compiles else SquaredLabelFormulas
+    kind = _COMPILED.get(type(formulas.scheme), SquaredLabelFormulas) if device.type == "cpu" else SquaredLabelFormulas
     return kind(formulas.activation, formulas.goodness, formulas.scheme, formulas.labels)
 
 
@@ -75,6 +74,37 @@ class CompiledLabelFormulas(SquaredLabelFormulas):
         arrays = (z_NF, label_scale_N, vectors_LF, scaled_NL, error_NF, gradient_LF)
         loops.errors(*(each.numpy() for each in arrays))
         return error_NF, {VECTORS: gradient_LF}
+
+
+class CompiledGroupFormulas(SquaredLabelFormulas):
+    """The same for units that are divided among the labels, as one compiled loop over a row."""
+
+    def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
+        """The goodness (N, L) of every label."""
+        from ffstream.ff import loops
+
+        squares_NL = torch.empty(len(z_NF), self.labels)
+        loops.group_squares(z_NF.numpy(), squares_NL.numpy())
+        coefficient = self.goodness.coefficient(z_NF.shape[1] // self.labels)
+        return squares_NL if coefficient == 1 else squares_NL.mul_(coefficient)
+
+    def label_errors(
+        self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """∂L/∂z (N, F). There are no parameters."""
+        from ffstream.ff import loops
+
+        error_NF = buffers.get("error", z_NF, *z_NF.shape)
+        scaled_NL = gradient_NL.mul(2 * self.goodness.coefficient(z_NF.shape[1] // self.labels))
+        loops.group_errors(z_NF.numpy(), scaled_NL.numpy(), error_NF.numpy())
+        return error_NF, {}
+
+
+_COMPILED: dict[type[LabelScheme], type[SquaredLabelFormulas]] = {
+    Vectors: CompiledLabelFormulas,
+    Pixels: CompiledLabelFormulas,
+    Groups: CompiledGroupFormulas,
+}
 
 
 class CompiledSoftmax(Softmax):

@@ -67,6 +67,32 @@ def errors(
                 gradient_LF[label, f] += label_scale * error
 
 
+@_compiled("void(f4[:,::1], f4[:,::1])", fastmath=True)
+def group_squares(z_NF: _Array, out_NL: _Array) -> None:
+    """Writes Σ relu(z)² over the group of each label into `out`."""
+    labels = out_NL.shape[1]
+    size = z_NF.shape[1] // labels
+    for n in range(z_NF.shape[0]):
+        for label in range(labels):
+            total = _ZERO
+            for f in range(label * size, label * size + size):
+                h = max(z_NF[n, f], _ZERO)
+                total += h * h
+            out_NL[n, label] = total
+
+
+@_compiled("void(f4[:,::1], f4[:,::1], f4[:,::1])", fastmath=True)
+def group_errors(z_NF: _Array, goodness_gradient_NL: _Array, error_NF: _Array) -> None:
+    """Writes ∂L/∂z = (∂L/∂G of the unit's label) h into `error`."""
+    labels = goodness_gradient_NL.shape[1]
+    size = z_NF.shape[1] // labels
+    for n in range(z_NF.shape[0]):
+        for label in range(labels):
+            goodness_gradient = goodness_gradient_NL[n, label]
+            for f in range(label * size, label * size + size):
+                error_NF[n, f] = goodness_gradient * max(z_NF[n, f], _ZERO)
+
+
 @_compiled("f4(f4[:,::1], i8[::1], f4, f4, f4[:,::1])")
 def softmax(
     goodness_BL: _Array, labels_B: NDArray[np.int64], alpha: float, smoothing: float, out_BL: _Array
