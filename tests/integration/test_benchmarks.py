@@ -12,6 +12,7 @@ import pytest
 
 from ffstream.data import Dataset, Split, load
 from ffstream.data.dataset import Part
+from ffstream.ff.presets import recipe
 from tests.harness.daemon import temporary_daemon
 from tools.benchmarks import ingest, learn, predict, recovery, security
 from tools.benchmarks.accuracy import figures as accuracy
@@ -32,10 +33,23 @@ def report() -> Report:
 
 
 def test_learn(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
-    learn.run(report, 1, [("784-16-16", (16, 16), 4)])
-    figures = ("pipeline_over_serial", "share_of_gemm")
+    layers = [
+        {"connection": {"kind": "conv", "channels": 4, "pool": 4}},
+        {"connection": {"kind": "local", "channels": 4}},
+        {"connection": {"kind": "dense", "units": 10}},
+    ]
+    stack = recipe("fast", layers=layers, batch_size=16, warmup_samples=0)
+    dense = recipe("fast", widths=[20, 20], warmup_samples=0)
+    groups = dense.change(label_scheme="groups")
+    learn.run(
+        report, 1, [learn.Case("conv", stack, 4), learn.Case("vectors", dense, 4), learn.Case("groups", groups, 4)]
+    )
+    figures = ("conv/share_of_conv", "vectors/share_of_gemm", "groups/share_of_gemm", "groups/over_vectors")
+    serial = [f"{name}/pipeline_over_serial" for name in ("conv", "vectors", "groups")]
     assert rows(capsys).keys() == {
-        f"learn/784-16-16/{dtype}/{figure}" for dtype in ("fp32", "bf16") for figure in figures
+        f"learn/{name}/{dtype}/{figure}"
+        for dtype in ("fp32", "bf16")
+        for name, figure in (each.split("/") for each in (*figures, *serial))
     }
 
 

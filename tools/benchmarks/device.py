@@ -32,7 +32,7 @@ from ffstream.pipeline.channel import Channel
 from ffstream.pipeline.device import choose_product_dtype, make_stream
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.stage import Stage
-from tools.benchmarks import peers
+from tools.benchmarks import peers, roofline
 from tools.benchmarks.report import Report
 
 WIDTHS = {"784-512-512": (512, 512), "784-2000x4": (2000,) * 4, "784-2048x8": (2048,) * 8}
@@ -99,7 +99,7 @@ def run(report: Report, *, dry: bool, seconds: float, limit_s: float) -> bool:
 
 
 def _measure(report: Report, name: str, case: Case, seconds: float) -> bool:
-    batch, flops = len(case.labels), peers.flops(case.widths)
+    batch, flops = len(case.labels), roofline.flops(case.recipe)
     found: dict[str, float] = {}
     good = True
     for way, begin in WAYS.items():

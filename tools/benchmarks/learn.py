@@ -9,12 +9,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ffstream.config import Config
-from ffstream.ff.connection import size_of
+from ffstream.ff.connection import Conv, size_of
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
 from ffstream.ff.presets import recipe as make_recipe
@@ -24,59 +25,77 @@ from ffstream.metrics import Metrics
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.resume_state import ResumeState
-from tools.benchmarks import peers
+from tools.benchmarks import peers, roofline
 from tools.benchmarks.report import Report, in_turn, rate
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DEADLINE_S = 300.0
 
 
-Networks = Sequence[tuple[str, tuple[int, ...], int]]  # name, widths, microbatches of one measurement
-NETWORKS: Networks = (("784-512-512", (512, 512), 200), ("784-2000x4", (2000,) * 4, 16))
+class Case(NamedTuple):
+    """A recipe without replay, and the microbatches of one measurement."""
+
+    name: str
+    recipe: Recipe
+    batches: int
 
 
-def run(report: Report, rounds: int, networks: Networks = NETWORKS) -> None:
+def cases() -> list[Case]:
+    """Dense networks in the preset `fast`, and one of each other kind of connection or label scheme."""
+    groups = {"goodness": {"kind": "mean_squares", "negative": True}, "label_scheme": "groups"}
+    fast = make_recipe("fast", warmup_samples=0)
+    spatial = {"batch_size": 128, "replay": 0}
+    return [
+        Case("784-512-512", fast, 200),
+        Case("784-2000x4", fast.change(widths=(2000,) * 4), 16),
+        Case("vectors", fast.change(widths=(500, 500)), 200),
+        Case("groups", fast.change(widths=(500, 500), **groups), 200),
+        Case("conv", make_recipe("conv", **spatial), 40),
+        Case("local", make_recipe("local", **spatial), 100),
+    ]
+
+
+def run(report: Report, rounds: int, given: Sequence[Case] | None = None) -> None:
     """Measures each network in each precision."""
     cores = os.cpu_count() or 1
-    for name, widths, batches in networks:
-        for precision in _DTYPES:
-            _measure(
-                report,
-                make_recipe("fast", widths=widths, warmup_samples=0),
-                batches,
-                precision,
-                name,
-                rounds,
-                cores,
-            )
+    chosen = cases() if given is None else given
+    for precision in _DTYPES:
+        rates = {case.name: _measure(report, case, precision, rounds, cores) for case in chosen}
+        if {"groups", "vectors"} <= rates.keys():
+            name = f"learn/groups/{precision}/over_vectors"
+            report.add(name, rates["groups"], "samples/s", "label_vectors", rates["vectors"])
 
 
-def _measure(
-    report: Report, recipe: Recipe, batches: int, precision: str, network: str, rounds: int, cores: int
-) -> None:
-    shapes = (*recipe.input_shapes(), recipe.layers[-1].connection.output_shape(()))
-    widths, batch, dtype = tuple(map(size_of, shapes)), recipe.batch_size, _DTYPES[precision]
+def _measure(report: Report, case: Case, precision: str, rounds: int, cores: int) -> float:
+    """Returns the samples per second of the pipeline."""
+    recipe, dtype = case.recipe, _DTYPES[precision]
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (batch, recipe.inputs), dtype=np.uint8)
-    labels = generator.integers(0, 10, batch)
-    serial, pipeline, gemm = in_turn(
+    images = generator.integers(0, 256, (recipe.batch_size, recipe.inputs), dtype=np.uint8)
+    labels = generator.integers(0, 10, recipe.batch_size)
+    serial, pipeline, possible = in_turn(
         rounds,
-        lambda: _serial_rate(recipe, dtype, images, labels, max(4, batches // 2)),
-        lambda: _pipeline_rate(recipe, precision, images, labels, batches),
-        lambda: peers.gemm_roofline(widths, batch, dtype, cores, 1.0),
+        lambda: _serial_rate(recipe, dtype, images, labels, max(4, case.batches // 2)),
+        lambda: _pipeline_rate(recipe, precision, images, labels, case.batches),
+        lambda: roofline.rate(recipe, recipe.batch_size, dtype, cores, 1.0),
     )
-    prefix = f"learn/{network}/{precision}"
+    prefix = f"learn/{case.name}/{precision}"
     report.add(f"{prefix}/pipeline_over_serial", pipeline, "samples/s", "serial", serial)
-    achieved = pipeline * peers.flops(widths) / 1e9
-    report.add(f"{prefix}/share_of_gemm", achieved, "GFLOP/s", "gemm_roofline", gemm / 1e9)
-    if network == "784-512-512":
-        with peers.intra_op_threads(cores):
-            report.add(
-                f"{prefix}/over_overlay_method", pipeline, "samples/s", "overlay_method", _overlay_rate(widths)
-            )
-            report.add(
-                f"{prefix}/over_backprop", pipeline, "samples/s", "backprop_mlp", _backprop_rate(widths, batch)
-            )
+    achieved = pipeline * roofline.flops(recipe) / 1e9
+    convolves = any(isinstance(layer.connection, Conv) for layer in recipe.layers)
+    peer = "conv_roofline" if convolves else "gemm_roofline"
+    share = "share_of_conv" if convolves else "share_of_gemm"
+    report.add(f"{prefix}/{share}", achieved, "GFLOP/s", peer, possible / 1e9)
+    if case.name == "784-512-512":
+        _beside_other_methods(report, prefix, pipeline, recipe, cores)
+    return pipeline
+
+
+def _beside_other_methods(report: Report, prefix: str, pipeline: float, recipe: Recipe, cores: int) -> None:
+    widths = (recipe.inputs, *(size_of(layer.connection.output_shape(())) for layer in recipe.layers))
+    with peers.intra_op_threads(cores):
+        report.add(f"{prefix}/over_overlay_method", pipeline, "samples/s", "overlay_method", _overlay_rate(widths))
+        backprop = _backprop_rate(widths, recipe.batch_size)
+        report.add(f"{prefix}/over_backprop", pipeline, "samples/s", "backprop_mlp", backprop)
 
 
 def _serial_rate(recipe: Recipe, dtype: torch.dtype, images: np.ndarray, labels: np.ndarray, batches: int) -> float:

@@ -4,8 +4,6 @@ Shapes: B samples, I inputs, O outputs.
 """
 
 import itertools
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,45 +20,6 @@ def intra_op_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def gemm_roofline(widths: tuple[int, ...], batch: int, dtype: torch.dtype, threads: int, seconds: float) -> float:
-    """FLOP/s of plain matrix products with the shapes of a network, on `threads` threads at once.
-
-    Each thread repeats the forward and the weight-gradient product of every layer.
-    """
-    done = [0.0] * threads
-    start_line = threading.Barrier(threads + 1)
-    stop = threading.Event()
-
-    def work(which: int) -> None:
-        torch.set_num_threads(1)
-        shapes = []
-        for inputs, outputs in itertools.pairwise(widths):
-            x, w, e = (torch.randn(*s).to(dtype) for s in ((batch, inputs), (outputs, inputs), (batch, outputs)))
-            shapes.append((x, w, e, torch.empty_like(e), torch.empty_like(w)))
-        start_line.wait()
-        while not stop.is_set():
-            for x, w, e, z, gradient in shapes:
-                torch.mm(x, w.t(), out=z)
-                torch.mm(e.t(), x, out=gradient)
-            done[which] += flops(widths) * batch
-
-    workers = [threading.Thread(target=work, args=(which,)) for which in range(threads)]
-    for worker in workers:
-        worker.start()
-    start_line.wait()
-    start = time.perf_counter()
-    stop.wait(seconds)
-    stop.set()
-    for worker in workers:
-        worker.join()
-    return sum(done) / (time.perf_counter() - start)
-
-
-def flops(widths: tuple[int, ...]) -> float:
-    """Floating-point operations per sample: two matrix products in every layer."""
-    return 4.0 * sum(a * b for a, b in itertools.pairwise(widths))
 
 
 class OverlayMethod:
