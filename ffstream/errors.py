@@ -94,6 +94,12 @@ class LabelOutOfRange(ProtocolError):
     code = "label_out_of_range"
 
 
+class LabelRequired(ProtocolError):
+    """A sample has no label, and the network cannot learn without one."""
+
+    code = "label_required"
+
+
 class NotFinite(ProtocolError):
     """A float image holds NaN or infinity."""
 

@@ -94,6 +94,9 @@ class Metrics:
     def _define_ingest(self) -> None:
         self.samples_received = self._counter("samples_received_total", "Samples in well-formed messages.")
         self.samples_acked = self._counter("samples_acked_total", "Samples committed to the journal and acked.")
+        self.samples_unlabelled = self._counter(
+            "samples_unlabelled_total", "Samples without a label, of samples_acked_total."
+        )
         self.samples_duplicate = self._counter("samples_duplicate_total", "Samples acked again, not stored again.")
         self.messages_rejected = self._counter(
             "messages_rejected_total", "Messages answered with an error.", "reason"

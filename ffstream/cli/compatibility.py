@@ -6,7 +6,7 @@ import numpy as np
 
 from ffstream.data import Split
 from ffstream.errors import BadShape, DataError, LabelOutOfRange
-from ffstream.wire.images import shape_hint
+from ffstream.wire.images import ImageChecker, shape_hint
 from ffstream.wire.messages import Welcome
 
 _SUSPICIOUS_MAX = 16  # the brightest pixel of scikit-learn's digits
@@ -44,8 +44,15 @@ def fitted(split: Split, welcome: Welcome) -> Split:
     )
 
 
-def check_labels(split: Split, welcome: Welcome, offset: int = 0) -> None:
-    """Raises LabelOutOfRange, with the index of the first wrong label. `offset` was added to the labels before."""
+def check_labels(split: Split, welcome: Welcome, offset: int = 0, fraction: float = 1.0) -> None:
+    """Raises LabelOutOfRange, with the index of the first wrong label. `offset` was added to the labels before.
+
+    Raises LabelRequired if less than the whole `fraction` is to have a label and the daemon needs all.
+    """
+    if fraction < 1:
+        ImageChecker(
+            welcome.image_shape, welcome.labels, welcome.max_samples, unlabelled=welcome.unlabelled
+        ).check_unlabelled()
     low, high = int(split.labels.min()), int(split.labels.max())
     bad = np.flatnonzero(split.labels >= welcome.labels)
     if not len(bad):

@@ -57,6 +57,13 @@ _INTERRUPTED = 130  # exit code after Ctrl-C
     "--drift-at", metavar="N", type=click.IntRange(min=0), help="Number of samples in the stream before --drift."
 )
 @click.option(
+    "--label-fraction",
+    metavar="F",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    help="Share of the samples that are sent with their label; the others are sent without one. Default: 1.",
+)
+@click.option(
     "--control",
     "control_endpoint",
     metavar="URL",
@@ -84,6 +91,7 @@ def replay(
     label_offset: int,
     drift: str | None,
     drift_at: int | None,
+    label_fraction: float,
     control_endpoint: str,
     as_json: bool,
     keys: CurveKeys | None,
@@ -110,13 +118,22 @@ def replay(
     total = min(passes * len(train), limit or passes * len(train))
     with Producer(endpoint, client=client, on_waiting=_print_reason, keys=keys) as producer:
         train = fitted(train, producer.welcome)
-        check_labels(train, producer.welcome, label_offset)
+        check_labels(train, producer.welcome, label_offset, label_fraction)
         daemon_next = producer.daemon_next
     _print_warnings(train, label_offset, drift_at, total)
-    stream = partial(batches, train, batch, passes=passes, seed=seed, limit=limit, order=order, drift=change)
+    order_options: dict[str, Any] = {"passes": passes, "seed": seed, "limit": limit, "order": order}
+    stream = partial(batches, train, batch, **order_options, drift=change, label_fraction=label_fraction)
     start: Place | None = None
     if client is not None:
-        identity = {"batch": batch, "seed": seed, "order": order, "drift": drift, "drift_at": drift_at}
+        identity: dict[str, Any] = {
+            "batch": batch,
+            "seed": seed,
+            "order": order,
+            "drift": drift,
+            "drift_at": drift_at,
+        }
+        if label_fraction < 1:  # a stream with all labels is identified as before this option existed
+            identity["label_fraction"] = label_fraction
         start = place(client, daemon_next, fingerprint(train, identity), restart=restart)
     position = start.position if start else 0
     resumed = min(total, position * batch)

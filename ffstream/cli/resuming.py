@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from ffstream.client import CurveKeys, Producer
-from ffstream.data import Split, UInt8Array
+from ffstream.data import LabelArray, Split, UInt8Array
 from ffstream.errors import ConfigError, RequestRefused, StoredDifferently
 
 SPAN = 256
@@ -30,7 +30,7 @@ _FINGERPRINT_BITS = 20
 _RUN_BITS = 14
 _PATIENCE_S = 60.0
 
-Batches = Iterable[tuple[UInt8Array, UInt8Array]]
+Batches = Iterable[tuple[UInt8Array, LabelArray]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def place(client: str, daemon_next: int, mark: int, *, restart: bool) -> Place:
         if used_by != mark:
             raise ConfigError(
                 f"{client!r} has sent other data, or with another --split, --seed, --batch, --order, --drift, "
-                "--drift-at or --label-offset",
+                "--drift-at, --label-offset or --label-fraction",
                 hint="use the same options to resume it, --restart to begin again, or another --client",
             )
         position = last & ((1 << _POSITION_BITS) - 1)

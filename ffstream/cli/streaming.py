@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from ffstream.cli.resuming import Batches
 from ffstream.client import Control, CurveKeys, Producer
-from ffstream.data import UInt8Array
+from ffstream.data import LabelArray, UInt8Array
 from ffstream.errors import DeadlineExceeded, FFStreamError, RequestRefused, Unauthorized
 
 PATIENCE_S = 60.0  # longer than a restart of the daemon takes
@@ -126,7 +126,7 @@ class Sender:
             else:
                 time.sleep(min(left_s, _STEP_S))
 
-    def _send(self, images: UInt8Array, labels: UInt8Array) -> bool:
+    def _send(self, images: UInt8Array, labels: LabelArray) -> bool:
         """False if the window is full for a moment. Raises DeadlineExceeded if it is full for PATIENCE_S."""
         try:
             if self._span and self._producer.next_n - self._producer.answered_n > self._span:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffstream.errors import BadDtype, BadShape, LabelOutOfRange, TooLarge
+from ffstream.util.labels import UNLABELLED
 from ffstream.wire.images import ImageChecker, shape_hint
 from ffstream.wire.messages import LABEL_DTYPE, ImageHeader, Welcome
 
@@ -28,7 +29,9 @@ class Encoder:
 
     def __init__(self, welcome: Welcome) -> None:
         self._welcome = welcome
-        self._checker = ImageChecker(welcome.image_shape, welcome.labels, welcome.max_samples)
+        self._checker = ImageChecker(
+            welcome.image_shape, welcome.labels, welcome.max_samples, unlabelled=welcome.unlabelled
+        )
 
     def images(self, images: Any) -> EncodedImages:
         """Encodes images (B, …), or a single one, of uint8, float or bool.
@@ -47,14 +50,16 @@ class Encoder:
         return EncodedImages(len(array), "float32", shape, frame)
 
     def labels(self, labels: Any, count: int) -> bytes:
-        """Encodes labels (B), or a number for a single image. Raises LabelOutOfRange or BadShape."""
+        """Encodes labels (B), or a number for a single image. UNLABELLED or None stands for a sample without a label,
+        and None alone for labels that are all unknown.
+
+        Raises LabelOutOfRange, LabelRequired or BadShape.
+        """
         highest = self._welcome.labels - 1
-        if type(labels) is int and count == 1:  # the common single sample, without numpy
-            if not 0 <= labels <= highest:
-                raise LabelOutOfRange(f"label {labels}", hint=f"labels are 0 to {highest}")
+        if type(labels) is int and count == 1 and 0 <= labels <= highest:  # the common single sample, without numpy
             return labels.to_bytes(2, "little")
         try:
-            array = np.atleast_1d(np.asarray(labels))
+            array = _without_none(np.full(count, None) if labels is None else np.atleast_1d(np.asarray(labels)))
         except (ValueError, TypeError) as error:
             raise LabelOutOfRange(f"labels of type {type(labels).__name__}: {error}", hint="send numbers") from error
         if array.shape != (count,):
@@ -66,7 +71,10 @@ class Encoder:
                 f"labels of dtype {array.dtype}",
                 hint=f"labels are whole numbers, 0 to {highest}; use labels.astype(int)",
             )
-        wrong = array[(array < 0) | (array > highest)]
+        is_unlabelled = array == UNLABELLED
+        if is_unlabelled.any():
+            self._checker.check_unlabelled()
+        wrong = array[((array < 0) | (array > highest)) & ~is_unlabelled]
         if wrong.size:
             raise LabelOutOfRange(
                 f"label {wrong[0]}" + (f" and {wrong.size - 1} more" if wrong.size > 1 else ""),
@@ -98,6 +106,14 @@ class Encoder:
             raise BadShape("no images", hint="send at least one")
         if count > most:
             raise TooLarge(f"{count} images", hint=f"the daemon takes at most {most}; send fewer at a time")
+
+
+def _without_none(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels with None replaced by UNLABELLED; unchanged if they are not whole numbers and None."""
+    if labels.dtype.kind != "O":
+        return labels
+    known = [UNLABELLED if label is None else label for label in labels.tolist()]
+    return np.asarray(known) if labels.ndim == 1 else labels
 
 
 def _as_array(images: Any) -> NDArray[Any]:

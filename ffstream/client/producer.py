@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from numpy.typing import ArrayLike
@@ -121,13 +121,18 @@ class Producer:
         """Why messages wait: the last retryable error, or the problem with the connection. None if there is none."""
         return self._connection.reason
 
-    def send(self, images: ArrayLike, labels: ArrayLike, timeout_s: float = 60.0) -> int:
+    def send(
+        self, images: ArrayLike, labels: ArrayLike | Sequence[int | None] | None, timeout_s: float = 60.0
+    ) -> int:
         """Sends images (B, …) and labels (B) as one message and returns its number.
 
         Images are uint8 (0 to 255), float (0.0 to 1.0) or bool. A single image may come without the first dimension.
+        A label that is None or UNLABELLED is that of a sample without one; with `labels` None, no sample has one.
+        `welcome.unlabelled` says whether the daemon accepts such samples.
+
         Waits while the window is full. Raises DeadlineExceeded if it stays full, RequestRefused for an earlier
-        message that was rejected, and BadDtype, BadShape, LabelOutOfRange, NotFinite, ValueOutOfRange or TooLarge
-        for a message that the daemon would reject; it is not sent then.
+        message that was rejected, and BadDtype, BadShape, LabelOutOfRange, LabelRequired, NotFinite, ValueOutOfRange
+        or TooLarge for a message that the daemon would reject; it is not sent then.
         """
         self._affinity.check()
         encoder = self._delivery.encoder

@@ -233,7 +233,9 @@ class Daemon:
 
     def _make_loops(self) -> None:
         config, limits, recipe, metrics = self.config, self.config.limits, self.config.network, self.metrics
-        checker = ImageChecker(recipe.image_shape, recipe.labels, limits.message_max_samples)
+        checker = ImageChecker(
+            recipe.image_shape, recipe.labels, limits.message_max_samples, unlabelled=recipe.learns_unlabelled
+        )
         boot = secrets.token_hex(8)
         housekeeping = Housekeeping(
             self.journal, self.learner.checkpoints, limits, Resources(config.state, limits), metrics

@@ -5,12 +5,13 @@ from ffstream.data.dataset import Dataset, Split, SplitName, UInt8Array
 from ffstream.data.embedded import load_embedded
 from ffstream.data.files import Progress
 from ffstream.data.idx import read_idx, write_idx
-from ffstream.data.streams import DRIFTS, Drift, Order, batches, label_permutation_at, stream
+from ffstream.data.streams import DRIFTS, Drift, LabelArray, Order, batches, label_permutation_at, stream
 
 __all__ = [
     "DRIFTS",
     "Dataset",
     "Drift",
+    "LabelArray",
     "Order",
     "Progress",
     "Split",

@@ -12,9 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ffstream.data.dataset import Split, UInt8Array
+from ffstream.util.labels import UNLABELLED
+
+_HIDDEN = 2**32  # no pass has this number, so hidden labels do not depend on the shuffles
 
 Order = Literal["shuffled", "sorted_by_label", "as_is"]
 IndexArray = npt.NDArray[np.intp]
+
+LabelArray = npt.NDArray[np.uint8 | np.uint16]
+"""uint8; uint16 where samples may have no label (UNLABELLED)."""
 
 Drift = Callable[[int, UInt8Array], UInt8Array]
 """Maps (position in the stream of the first label, labels (n,)) to the labels to send (n,)."""
@@ -49,19 +55,31 @@ def batches(
     limit: int | None = None,
     order: Order = "shuffled",
     drift: Drift | None = None,
+    label_fraction: float = 1.0,
     skip: int = 0,
-) -> Iterator[tuple[UInt8Array, UInt8Array]]:
+) -> Iterator[tuple[UInt8Array, LabelArray]]:
     """Yield images (n, …) in the shape of the split and labels (n,), contiguous copies, in the order of `stream`.
 
     n is `batch`, except in the last batch, which may be smaller; a batch may span two passes. The first `skip`
-    batches are left out. Raises ValueError for batch < 1 or skip < 0.
+    batches are left out. With `label_fraction` < 1, the same samples have a label in each pass; those of the others
+    are UNLABELLED. Raises ValueError for batch < 1, skip < 0 or a fraction outside 0 to 1.
     """
     if batch < 1:
         raise ValueError(f"batch={batch} must be at least 1")
     cut = _cut(stream(split, passes=passes, seed=seed, limit=limit, order=order), batch)
+    is_hidden = None if label_fraction == 1 else hidden(len(split), label_fraction, seed)
     for first, indices in islice(cut, skip, None):
-        labels = split.labels.take(indices)
-        yield split.images.take(indices, axis=0), drift(first, labels) if drift else labels
+        known = split.labels.take(indices)
+        known = drift(first, known) if drift else known
+        labels = known if is_hidden is None else np.where(is_hidden[indices], np.uint16(UNLABELLED), known)
+        yield split.images.take(indices, axis=0), labels
+
+
+def hidden(samples: int, label_fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return which of the samples have no label, a random choice. Raises ValueError for a fraction outside 0 to 1."""
+    if not 0 <= label_fraction <= 1:
+        raise ValueError(f"label_fraction={label_fraction} must be 0 to 1")
+    return np.random.default_rng([seed, _HIDDEN]).permutation(samples) >= round(label_fraction * samples)
 
 
 def label_permutation_at(index: int, *, classes: int = 10, seed: int = 0) -> Drift:

@@ -68,7 +68,7 @@ class Verification:
         self._checker = None
         inputs, labels = self._meta.get("inputs"), self._meta.get("labels")
         if is_number(inputs) and is_number(labels):
-            self._checker = ImageChecker([inputs], labels, schema.SEQ_MAX)
+            self._checker = ImageChecker([inputs], labels, schema.SEQ_MAX, unlabelled=True)
 
     def estimate(self) -> int:
         """About how many samples the journal holds."""

@@ -54,7 +54,8 @@ class ControlLoop(RouterLoop):
             limits,
             metrics,
             on_failure,
-            checker=ImageChecker(checker.image_shape, checker.labels, 0),  # the control socket takes no samples
+            # The control socket takes no samples.
+            checker=ImageChecker(checker.image_shape, checker.labels, 0, unlabelled=checker.unlabelled),
             boot=boot,
             payload_max_bytes=0,  # and no payload
             batch_messages=64,

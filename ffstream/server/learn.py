@@ -27,7 +27,7 @@ from ffstream.server.router import RouterLoop
 from ffstream.util import failpoints
 from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
-from ffstream.wire.images import ImageChecker
+from ffstream.wire.images import ImageChecker, count_unlabelled
 from ffstream.wire.messages import Ack, Bye, Hello, Samples
 
 _GREETED_MAX = 20_000
@@ -186,6 +186,8 @@ class LearnLoop(RouterLoop):
         metrics.journal_commit.observe(time.perf_counter() - start)
         metrics.journal_commit_messages.observe(len(entries))
         metrics.samples_acked.inc(sum(receipt.samples for receipt in receipts))
+        if self._checker.unlabelled:
+            metrics.samples_unlabelled.inc(sum(count_unlabelled(entry.labels) for entry in entries))
         self._housekeeping.stored(sum(len(entry.images) for entry in entries))
         self._admission.end_group()
         for (peer, _), receipt in zip(group.accepted.values(), receipts, strict=True):

@@ -252,6 +252,7 @@ class RouterLoop(ABC):
             inputs=checker.inputs,
             image_shape=checker.image_shape,
             labels=checker.labels,
+            unlabelled=checker.unlabelled,
             next=next,
             credit=self.credit(),
             **self._rejection_fields(),

@@ -19,6 +19,7 @@ from torch import Tensor
 from ffstream.errors import CheckpointIncompatible
 from ffstream.metrics import Metrics
 from ffstream.serving.snapshot import Snapshot
+from ffstream.util.labels import UNLABELLED
 from ffstream.util.threads import EVALUATION_NICENESS, OnFailure, Worker
 
 NAME = "ff-prequential"
@@ -141,8 +142,12 @@ class Prequential:
     def observe(self, images: Tensor, labels: Tensor, version: int, *, behind: bool = False) -> None:
         """Takes a microbatch that is about to be learned; `version` is the last one sent before it.
 
-        While learning is `behind` the stream, the busy fraction is evaluated at most.
+        While learning is `behind` the stream, the busy fraction is evaluated at most. Samples without a label do not
+        count.
         """
+        known = labels != UNLABELLED
+        if not bool(known.all()):
+            images, labels = images[known], labels[known]
         size = len(labels)
         with self._changed:
             if not size or not self._takes_next(self._busy_fraction if behind else self._fraction):

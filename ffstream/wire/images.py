@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ffstream.errors import BadDtype, BadShape, BadSize, LabelOutOfRange, NotFinite, TooLarge, ValueOutOfRange
+from ffstream.errors import (
+    BadDtype,
+    BadShape,
+    BadSize,
+    LabelOutOfRange,
+    LabelRequired,
+    NotFinite,
+    TooLarge,
+    ValueOutOfRange,
+)
+from ffstream.util.labels import UNLABELLED
 from ffstream.wire.messages import LABEL_DTYPE, ImageHeader, Samples
 
 FLOAT_TOLERANCE = 1e-6  # a number this far outside 0 to 1 comes from rounding and is clipped
@@ -23,13 +33,17 @@ class ImageChecker:
     """Checks images and labels against one network and against the limit of a socket.
 
     `image_shape`: of one image, without a batch axis. `inputs`: its number of values. `max_samples`: of a message.
+    `unlabelled`: whether samples without a label are accepted.
     """
 
-    def __init__(self, image_shape: Sequence[int], labels: int, max_samples: int) -> None:
+    def __init__(
+        self, image_shape: Sequence[int], labels: int, max_samples: int, *, unlabelled: bool = False
+    ) -> None:
         self.image_shape = list(image_shape)
         self.inputs = math.prod(image_shape)
         self.labels = labels
         self.max_samples = max_samples
+        self.unlabelled = unlabelled
         self._shapes = (self.image_shape, [self.inputs])
 
     def takes(self, shape: list[int]) -> bool:
@@ -54,7 +68,7 @@ class ImageChecker:
         return _clip(frame, dtype) if dtype.kind == "f" else frame
 
     def check_samples(self, header: Samples, frame: bytes) -> bytes:
-        """As `check_images`, for labelled images. Raises BadSize and LabelOutOfRange for the labels, too."""
+        """As `check_images`, and raises BadSize, LabelOutOfRange or LabelRequired for the labels."""
         frame = self.check_images(header, frame)
         if len(header.labels) != 2 * header.count:
             raise BadSize(f"{len(header.labels)} bytes of labels", hint=f"{header.count} uint16 numbers are needed")
@@ -62,9 +76,22 @@ class ImageChecker:
             highest = int.from_bytes(header.labels, "little")
         else:
             highest = int(np.frombuffer(header.labels, LABEL_DTYPE).max())
+        if highest == UNLABELLED:
+            self.check_unlabelled()
+            known = bytes_to_labels(header.labels)
+            highest = int(known.max(where=known != UNLABELLED, initial=0))
         if highest >= self.labels:
             raise LabelOutOfRange(f"label {highest}", hint=f"labels are 0 to {self.labels - 1}")
         return frame
+
+    def check_unlabelled(self) -> None:
+        """Raises LabelRequired unless samples without a label are accepted."""
+        if not self.unlabelled:
+            raise LabelRequired(
+                "a sample without a label, and the network needs one for each sample",
+                hint=f"labels are 0 to {self.labels - 1}; a network learns samples without one if its negatives are "
+                'made from images, for example with network.preset = "unsupervised"',
+            )
 
 
 def shape_hint(shape: Sequence[int], image_shape: Sequence[int]) -> str:
@@ -112,3 +139,8 @@ def images_to_array(dtype: str, count: int, frame: bytes) -> NDArray[Any]:
 def bytes_to_labels(labels: bytes) -> NDArray[Any]:
     """Checked labels as an array."""
     return np.frombuffer(labels, LABEL_DTYPE)
+
+
+def count_unlabelled(labels: bytes) -> int:
+    """How many of these samples have no label."""
+    return int((bytes_to_labels(labels) == UNLABELLED).sum())

@@ -53,6 +53,7 @@ class Welcome(Message):
     `boot` differs after each start of the daemon. `max_bytes` limits a payload frame. `next` and `credit` are 0
     except on the learn socket; `max_samples` and `max_bytes` are 0 on the control socket. While the daemon accepts
     no samples, `refusing`, `message` and `hint` are the code, message and hint of the error that a sample would get.
+    `unlabelled`: samples without a label are accepted.
     """
 
     type = "welcome"
@@ -63,6 +64,7 @@ class Welcome(Message):
     inputs: Positive
     image_shape: Dimensions
     labels: Positive
+    unlabelled: bool = False
     next: Count = 0
     credit: Count = 0
     refusing: str | None = None

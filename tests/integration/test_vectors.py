@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -16,11 +17,20 @@ EXCHANGES = {each["name"]: each for each in VECTORS["vectors"]}
 KINDS = {"int": int, "str": str, "bool": bool, "list": list}
 
 
+def running(folder: Path, options: dict[str, Any]) -> Running:
+    return Running(folder / "state", *(f"{name}={json.dumps(value)}" for name, value in options.items()))
+
+
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    settings = [f"{name}={json.dumps(value)}" for name, value in VECTORS["daemon"].items()]
-    with Running(tmp_path_factory.mktemp("vectors") / "state", *settings) as running:
-        yield running
+    with running(tmp_path_factory.mktemp("vectors"), VECTORS["daemon"]) as first:
+        yield first
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("unlabelled"), VECTORS["daemon"] | VECTORS["unlabelled"]) as second:
+        yield second
 
 
 def plain(value: Any) -> Any:
@@ -89,9 +99,9 @@ def test_the_bytes_to_send_equal_the_packed_header(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXCHANGES)
-def test_the_daemon_gives_the_replies_of_the_file(daemon: Running, name: str) -> None:
+def test_the_daemon_gives_the_replies_of_the_file(daemon: Running, unlabelled: Running, name: str) -> None:
     exchange = EXCHANGES[name]
-    with daemon.peer(exchange["socket"]) as peer:
+    with (unlabelled if "daemon" in exchange else daemon).peer(exchange["socket"]) as peer:
         for step in exchange["steps"]:
             peer.send_frames(*map(bytes.fromhex, step["send"]))
             if step["reply"] is None:

@@ -33,7 +33,7 @@ def codec(folder: Path) -> Prepared:
 
     kinds = [each for each in vars(messages).values() if isinstance(each, type) and hasattr(each, "type")]
     table = codec.table(*kinds)
-    checker = ImageChecker([2, 3], 10, 100)
+    checkers = [ImageChecker([2, 3], 10, 100, unlabelled=unlabelled) for unlabelled in (False, True)]
 
     def run(data: bytes) -> None:
         size, header, payload = data[0] if data else 0, data[1:], b""
@@ -42,12 +42,14 @@ def codec(folder: Path) -> Prepared:
         with suppress(FFStreamError):
             message = codec.decode(header, table)
             assert codec.decode(codec.encode(message), table) == message
-            if isinstance(message, messages.Samples):
-                checker.check_samples(message, payload)
-            elif isinstance(message, messages.ImageHeader):
-                checker.check_images(message, payload)
+            for checker in checkers:
+                with suppress(FFStreamError):
+                    if isinstance(message, messages.Samples):
+                        checker.check_samples(message, payload)
+                    elif isinstance(message, messages.ImageHeader):
+                        checker.check_images(message, payload)
 
-    samples = messages.Samples(client="a", n=1, base=1, count=2, dtype="uint8", shape=[2, 3], labels=b"\1\0\2\0")
+    samples = messages.Samples(client="a", n=1, base=1, count=2, dtype="uint8", shape=[2, 3], labels=b"\1\0\xff\xff")
     query = messages.Predict(id=1, count=1, dtype="float32", shape=[6])
     request = messages.Request(id=1, command="status", arguments={"timeout_s": 1.5})
     ack = messages.Ack(acks=[(1, 1, 1)], credit=5)
@@ -97,7 +99,7 @@ def journal(folder: Path) -> Prepared:
     path, page = folder / "journal.sqlite", 8192
     with closing(Journal(path, inputs=100, labels=10)) as intact:
         for n in range(1, 101):
-            intact.append([Entry("ab"[n % 2], n, 1, 2, "uint8", b"\1\0\2\0", bytes([n]) * 200)])
+            intact.append([Entry("ab"[n % 2], n, 1, 2, "uint8", b"\1\0\xff\xff", bytes([n]) * 200)])
         intact.trim(9)
     good = path.read_bytes()
     stored = {2 * n - 1: bytes([n]) * 200 for n in range(1, 101)}

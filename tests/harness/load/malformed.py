@@ -134,7 +134,8 @@ def _everywhere(socket: str) -> list[Kind]:
         kind("an answer's type", "unknown_type", header_of(type="ack")),
         kind(
             "mutated",
-            "bad_header unsupported_version unknown_type bad_dtype bad_shape bad_size label_out_of_range too_large",
+            "bad_header unsupported_version unknown_type bad_dtype bad_shape bad_size label_out_of_range "
+            "label_required too_large",
             lambda rng: _mutated(socket, rng),
         ),
     ]
@@ -190,7 +191,8 @@ _LEARN = [
     _wrong("learn", "number 1.5", "bad_header", n=1.5),
     _wrong("learn", "a base above the number", "bad_header", base=2),
     _wrong("learn", "a label out of range", "label_out_of_range", labels=b"\x0a\0"),
-    _wrong("learn", "the highest label", "label_out_of_range", labels=b"\xff\xff"),
+    _wrong("learn", "the highest label", "label_out_of_range", labels=b"\xfe\xff"),
+    _wrong("learn", "no label", "label_required", labels=b"\xff\xff"),
     _wrong("learn", "half a label", "bad_size", labels=b"\0"),
     _wrong("learn", "two labels for one image", "bad_size", labels=bytes(4)),
     _wrong("learn", "labels that are a string", "bad_header", labels="00"),

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ffstream.client import Control, CurveKeys, Predictor, Producer
+from ffstream.client import UNLABELLED, Control, CurveKeys, Predictor, Producer
 from ffstream.errors import (
     BadDtype,
     BadShape,
     ConfigError,
     FFStreamError,
     LabelOutOfRange,
+    LabelRequired,
     NotFinite,
     TooLarge,
     ValueOutOfRange,
@@ -132,7 +133,10 @@ def test_labels_that_are_accepted(scripted: Script, connect: Connect, label: Any
         (3.0, LabelOutOfRange, "float64"),
         ([np.nan], LabelOutOfRange, "float64"),
         (True, LabelOutOfRange, "bool"),
-        (None, LabelOutOfRange, "object"),
+        (None, LabelRequired, "without a label"),
+        ([None], LabelRequired, "without a label"),
+        (UNLABELLED, LabelRequired, "without a label"),
+        ({3: 4}, LabelOutOfRange, "object"),
         ("3", LabelOutOfRange, "U1"),
         ([3, 4], BadShape, r"\(2,\) for 1 images"),
         ([[3], [4, 5]], LabelOutOfRange, "list"),
@@ -149,6 +153,36 @@ def test_labels_that_are_rejected_before_they_are_sent(
     assert caught.value.hint
     producer.flush(10)
     assert daemon.numbers == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "sent"),
+    [
+        (None, b"\xff\xff\xff\xff"),
+        ([None, 3], b"\xff\xff\3\0"),
+        ([3, UNLABELLED], b"\3\0\xff\xff"),
+        (np.array([UNLABELLED, 3], np.uint16), b"\xff\xff\3\0"),
+    ],
+)
+def test_samples_without_a_label_are_sent_to_a_daemon_that_accepts_them(
+    scripted: Script, connect: Connect, labels: Any, sent: bytes
+) -> None:
+    daemon = scripted(unlabelled=True)
+    producer = connect(daemon)
+    producer.send(np.zeros((2, 6), np.uint8), labels)
+    with pytest.raises(LabelOutOfRange, match="label 10"):
+        producer.send(np.zeros((2, 6), np.uint8), [None, 10])
+    producer.flush(10)
+    assert [each["labels"] for each in daemon.of_type("samples")] == [sent]
+
+
+def test_a_single_sample_without_a_label_is_sent(scripted: Script, connect: Connect) -> None:
+    daemon = scripted(unlabelled=True)
+    producer = connect(daemon)
+    for label in (None, UNLABELLED, [None]):
+        producer.send(np.zeros((1, 6), np.uint8), label)
+    producer.flush(10)
+    assert [each["labels"] for each in daemon.of_type("samples")] == [b"\xff\xff"] * 3
 
 
 def test_the_error_counts_all_wrong_labels(scripted: Script, connect: Connect) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ffstream.data.dataset import Split
 from ffstream.data.streams import Order, batches, label_permutation_at, stream
+from ffstream.util.labels import UNLABELLED
 
 N = 60
 ORDERS: list[Order] = ["shuffled", "sorted_by_label", "as_is"]
@@ -118,3 +119,40 @@ def test_negative_counts_are_rejected(options: dict[str, int]) -> None:
 def test_a_drift_has_2_to_256_classes(classes: int) -> None:
     with pytest.raises(ValueError, match="must be 2 to 256"):
         label_permutation_at(0, classes=classes)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 1.0])
+def test_a_fraction_of_the_samples_has_a_label_and_it_is_the_same_in_each_pass(fraction: float) -> None:
+    indices, labels = sent(numbered(), passes=3, label_fraction=fraction)
+    assert indices == sent(numbered(), passes=3)[0], "the order does not depend on the fraction"
+    known = [
+        {i for i, k in zip(part, own, strict=True) if k != UNLABELLED} for part, own in passes_of(indices, labels)
+    ]
+    assert known[0] == known[1] == known[2]
+    assert len(known[0]) == round(fraction * N)
+    assert all(k in (i % 10, UNLABELLED) for i, k in zip(indices, labels, strict=True))
+
+
+def passes_of(indices: list[int], labels: list[int]) -> list[tuple[list[int], list[int]]]:
+    return [(indices[at : at + N], labels[at : at + N]) for at in range(0, len(indices), N)]
+
+
+def test_which_samples_have_a_label_depends_on_the_seed() -> None:
+    def known(seed: int) -> set[int]:
+        indices, labels = sent(numbered(), label_fraction=0.5, seed=seed)
+        return {i for i, k in zip(indices, labels, strict=True) if k != UNLABELLED}
+
+    assert known(1) == known(1) != known(2)
+
+
+def test_a_drift_does_not_give_a_label_to_samples_without_one() -> None:
+    _, plain = sent(numbered(), label_fraction=0.5)
+    _, drifted = sent(numbered(), label_fraction=0.5, drift=label_permutation_at(0))
+    assert [k == UNLABELLED for k in plain] == [k == UNLABELLED for k in drifted]
+    assert all(a != b for a, b in zip(plain, drifted, strict=True) if a != UNLABELLED)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1])
+def test_a_label_fraction_is_0_to_1(fraction: float) -> None:
+    with pytest.raises(ValueError, match="must be 0 to 1"):
+        sent(numbered(), label_fraction=fraction)

@@ -183,6 +183,7 @@ def test_a_hello_is_answered_with_the_limits_of_this_socket(control: ControlSock
         "inputs": INPUTS,
         "image_shape": [INPUTS],
         "labels": 4,
+        "unlabelled": False,
         "next": 0,
         "credit": 0,
         "refusing": None,

@@ -75,6 +75,7 @@ def test_a_welcome_contains_the_limits_and_the_network(ingest: Ingest) -> None:
         "inputs": INPUTS,
         "image_shape": [INPUTS],
         "labels": 4,
+        "unlabelled": False,
     }
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ffstream.metrics import Metrics
 from ffstream.serving.prequential import WINDOW_SAMPLES, ErrorRecord, Prequential
+from ffstream.util.labels import UNLABELLED
 from tests.support import wait_until
 from tests.unit.serving.answers import DEADLINE_S, INPUTS, LABELS, snapshot
 
@@ -189,6 +190,21 @@ def test_an_empty_microbatch_is_nothing(make: Make) -> None:
     assert marked(prequential) == {"window": [], "samples": 0, "wrong": 0.0}
     assert prequential.record.recent is None
     assert prequential.record.total is None
+
+
+def test_samples_without_a_label_do_not_count(make: Make) -> None:
+    """Neither as predicted nor as left out: the others do not stand for them."""
+    prequential = make(queue_depth=2)
+    images = torch.zeros(4, INPUTS, dtype=torch.uint8)
+    prequential.observe(images, torch.tensor([0, UNLABELLED, 1, UNLABELLED]), 0)
+    prequential.observe(images, torch.full((4,), UNLABELLED), 0)
+    prequential.observe(images, torch.tensor([UNLABELLED, 0, 0, 1]), 0)
+    prequential.observe(images, torch.tensor([UNLABELLED, 0, 0, 0]), 0)  # the queue is full
+    prequential.start()
+    assert marked(prequential) == {"window": [[2, 1], [3, 1]], "samples": 5, "wrong": 2.0}
+    registry = prequential._metrics.registry
+    assert registry.get_sample_value("ffstream_prequential_samples_total") == 5
+    assert registry.get_sample_value("ffstream_prequential_skipped_samples_total") == 3
 
 
 def test_snapshots_do_not_pile_up_when_nothing_is_observed(make: Make) -> None:

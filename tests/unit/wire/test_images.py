@@ -12,12 +12,13 @@ from ffstream.errors import (
     BadShape,
     BadSize,
     LabelOutOfRange,
+    LabelRequired,
     NotFinite,
     ProtocolError,
     TooLarge,
     ValueOutOfRange,
 )
-from ffstream.wire.images import ImageChecker, bytes_to_labels, images_to_array, shape_hint
+from ffstream.wire.images import ImageChecker, bytes_to_labels, count_unlabelled, images_to_array, shape_hint
 from ffstream.wire.messages import Samples
 
 CHECKER = ImageChecker([2, 3], labels=10, max_samples=100)
@@ -112,7 +113,9 @@ BAD_IMAGES: dict[str, tuple[dict[str, Any], bytes, type[ProtocolError]]] = {
     "no labels": ({"labels": b""}, bytes(12), BadSize),
     "label 10 of 10": ({"labels": b"\0\0\x0a\0"}, bytes(12), LabelOutOfRange),
     "label 256: the second byte counts": ({"labels": b"\0\0\0\1"}, bytes(12), LabelOutOfRange),
-    "label 65535": ({"labels": b"\xff\xff\0\0"}, bytes(12), LabelOutOfRange),
+    "label 65534": ({"labels": b"\xfe\xff\0\0"}, bytes(12), LabelOutOfRange),
+    "no label": ({"labels": b"\xff\xff\0\0"}, bytes(12), LabelRequired),
+    "no label, alone": ({"count": 1, "labels": b"\xff\xff"}, bytes(6), LabelRequired),
     "label 10, alone": ({"count": 1, "labels": b"\x0a\0"}, bytes(6), LabelOutOfRange),
     "label 256, alone": ({"count": 1, "labels": b"\0\1"}, bytes(6), LabelOutOfRange),
 }
@@ -132,6 +135,18 @@ def test_values_at_the_limits_are_accepted() -> None:
     CHECKER.check_samples(samples(labels=b"\x09\0\0\0"), b"\xff" * 12)
     CHECKER.check_samples(samples(count=1, labels=b"\x09\0"), bytes(6))
     CHECKER.check_samples(samples(count=100, labels=bytes(200)), bytes(600))
+
+
+def test_samples_without_a_label_are_accepted_where_the_network_needs_none() -> None:
+    checker = ImageChecker([2, 3], labels=10, max_samples=100, unlabelled=True)
+    for labels in (b"\xff\xff\0\0", b"\x09\0\xff\xff", b"\xff\xff\xff\xff"):
+        checker.check_samples(samples(labels=labels), bytes(12))
+    checker.check_samples(samples(count=1, labels=b"\xff\xff"), bytes(6))
+    for labels in (b"\xff\xff\x0a\0", b"\xfe\xff\xff\xff"):
+        with pytest.raises(LabelOutOfRange):
+            checker.check_samples(samples(labels=labels), bytes(12))
+    assert count_unlabelled(b"\xff\xff\0\0\xff\xff") == 2
+    assert count_unlabelled(b"\xff\0\0\xff") == 0
 
 
 def test_floats_outside_by_a_rounding_error_are_clipped() -> None:

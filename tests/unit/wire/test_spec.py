@@ -45,6 +45,7 @@ WRONG: dict[str, list[Any]] = {
 }
 OPTIONAL = {
     ("hello", "client"),
+    ("welcome", "unlabelled"),
     ("welcome", "next"),
     ("welcome", "credit"),
     ("request", "arguments"),
