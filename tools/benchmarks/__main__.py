@@ -90,6 +90,7 @@ def learn_command(as_json: bool, rounds: int) -> None:
 @click.option("--dataset", default="embedded", show_default=True, help="Name of the data set, or its folder.")
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="Where the data set is.")
 @click.option("--passes", default=1, show_default=True, help="Passes over the training split.")
+@click.option("--samples", default=0, help="End a run after about this number of samples, not after whole passes.")
 @click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
 @click.option("--validation", is_flag=True, help="Hold out the last part of the training split, not the test split.")
 @click.option("--set", "settings", multiple=True, help="An option of the daemon, as in `ffstream serve`.")
@@ -100,8 +101,8 @@ def learn_command(as_json: bool, rounds: int) -> None:
 @click.option(
     "--through-daemon/--serial-only",
     default=None,
-    help="Also send the stream of seed 0 to a daemon, which must end with the same weights. Default: with one pass, "
-    "without --validation.",
+    help="Also send the stream of seed 0 to a daemon, which must end with the same weights. Default: with one "
+    "pass over the training split.",
 )
 @click.option("--tune-peer", default=0, help="Choose settings of the peer by this number of trials, and do no more.")
 @click.option(
@@ -116,6 +117,7 @@ def accuracy_command(
     dataset: str,
     data: Path | None,
     passes: int,
+    samples: int,
     seeds: int,
     validation: bool,
     settings: tuple[str, ...],
@@ -129,12 +131,13 @@ def accuracy_command(
     as_json: bool,
 ) -> None:
     """Error on held-out data, and before learning, of a preset and of its peer."""
-    proves = passes == 1 and not validation if through_daemon is None else through_daemon
+    proves = passes == 1 and not samples and not validation if through_daemon is None else through_daemon
     report = _report(range(seeds), PROOF_SETTINGS if proves else ())
     options = accuracy.Options(
         preset=preset,
         settings=settings,
         passes=passes,
+        samples=samples,
         seeds=seeds,
         validation=validation,
         every=every,

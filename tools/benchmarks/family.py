@@ -52,7 +52,7 @@ def _measured(rows: Sequence[Row]) -> list[str]:
     return [
         f"{statistics.median(row['value'] for row in rows):.2f} %",
         f"{statistics.median(theirs):.2f} %" if theirs else "",
-        f"{statistics.median(minutes):.1f}" if minutes else "",
+        f"{statistics.median(minutes):.2g}" if minutes else "",
         str(len(rows)),
     ]
 

@@ -37,12 +37,14 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure. `every`: samples between two points; 0: a twelfth of a pass. `runs`: folder of the files of
-    runs. `plot`: where learning curves are drawn. `peer` None: no peer."""
+    """What to measure. `samples`: end of a run, in place of `passes`. `every`: samples between two points; 0: a
+    twelfth of a pass. `runs`: folder of the files of runs. `plot`: where learning curves are drawn. `peer` None: no
+    peer."""
 
     preset: str = "stream"
     settings: tuple[str, ...] = ()
     passes: int = 1
+    samples: int = 0
     seeds: int = 3
     validation: bool = False
     every: int = 0
@@ -50,6 +52,15 @@ class Options:
     plot: Path | None = None
     through_daemon: bool = False
     peer: PeerSettings | None = None
+
+    def length(self, pass_samples: int) -> int:
+        """The samples of a run."""
+        return self.samples or self.passes * pass_samples
+
+    def prefix(self, dataset: Dataset) -> str:
+        """The first part of the names of rows."""
+        length = f"{self.samples}_samples" if self.samples else f"{self.passes}_pass"
+        return f"accuracy/{self.preset}/{dataset.name}/{length}"
 
 
 class _Splits(NamedTuple):
@@ -68,7 +79,7 @@ class _Learned(NamedTuple):
 
 def run(report: Report, dataset: Dataset, options: Options) -> None:
     """Runs each seed, which decides the order of the stream and the initial weights. Raises Failed, ConfigError."""
-    prefix = f"accuracy/{options.preset}/{dataset.name}/{options.passes}_pass"
+    prefix = options.prefix(dataset)
     splits = _splits(dataset, validation=options.validation)
     rows = _Rows(report, prefix, splits.name)
     curves: dict[str, list[Sequence[Point]]] = {OURS: []}
@@ -90,17 +101,18 @@ def run(report: Report, dataset: Dataset, options: Options) -> None:
 def tune_peer(report: Report, dataset: Dataset, options: Options, trials: int) -> str:
     """Chooses settings of the peer with seed 0 on validation data. Returns the section for `peer_settings.toml`."""
     splits = _splits(dataset, validation=True)
-    prefix = f"accuracy/{options.preset}/{dataset.name}/{options.passes}_pass/peer_trial"
+    name = f"{options.prefix(dataset)}/peer_trial"
 
     def error_of(settings: PeerSettings) -> float:
         return _error(_run(PEER, dataset, splits, replace(options, peer=settings), seed=0).end)
 
     def on_trial(settings: PeerSettings, error: float) -> None:
-        report.add(prefix, 100 * error, "%", **vars(settings))
+        report.add(name, 100 * error, "%", **vars(settings))
 
     best, error = tuning.search(trials, error_of, on_trial)
+    samples = options.length(len(splits.train))
     return tuning.as_toml(
-        options.preset, best, dataset=dataset.name, passes=options.passes, trials=trials, error=round(100 * error, 2)
+        options.preset, best, dataset=dataset.name, samples=samples, trials=trials, error=round(100 * error, 2)
     )
 
 
@@ -163,9 +175,9 @@ def _run(
         depends_on = [config.network.model_dump_json(), config.learning.model_dump_json(), str(dtype), str(plan)]
         files = Files(options.runs, stem, *depends_on, str(options.peer) if name == PEER else "")
     found = Run(learner, Microbatches(config, splits.train, seed), splits.held_out, plan, files)
-    total = options.passes * size
+    total = options.length(size)
     found.advance(total, seconds)
-    return _Learned(learner, found.points, next(point for point in found.points if point.samples == total))
+    return _Learned(learner, found.points, next(point for point in found.points if point.samples >= total))
 
 
 def _error(point: Point) -> float:

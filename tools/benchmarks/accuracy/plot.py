@@ -30,6 +30,8 @@ def draw(path: Path, title: str, held_out: str, curves: Curves) -> None:
         axes.set_xlabel(label)
         axes.set_ylabel("error in %")
         axes.set_yscale("log")
+        for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis_formatter("{x:g}")
         axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
     figure.savefig(path, format="png", dpi=120)

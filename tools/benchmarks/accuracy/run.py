@@ -71,16 +71,16 @@ class Run:
     def advance(self, samples: int, seconds: float = 0.0) -> None:
         """Learns up to that many samples of the stream, then on until that many CPU seconds were spent.
 
-        There is a point where the seconds are reached, also if that is before the samples.
+        The error is measured where either is reached.
         """
         while self._microbatches.seq < samples or self._seconds < seconds:
             before, spent = self._microbatches.seq, self._seconds
             self._learn(self._microbatches.next())
             after, plan = self._microbatches.seq, self._plan
             ends_pass = after > before and after % plan.pass_samples == 0
-            reached = spent < seconds <= self._seconds
-            if ends_pass or reached or after // plan.every > before // plan.every:
-                self._add_point(measured=plan.every_error or ends_pass or reached)
+            measured = ends_pass or before < samples <= after or spent < seconds <= self._seconds
+            if measured or after // plan.every > before // plan.every:
+                self._add_point(measured=plan.every_error or measured)
 
     def _learn(self, batch: MicroBatch) -> None:
         if batch.fresh and self._microbatches.seq <= self._plan.pass_samples:
