@@ -87,11 +87,8 @@ def test_tuning_the_peer(report: Report, capsys: pytest.CaptureFixture[str]) -> 
 def few_digits() -> Dataset:
     """A thousand images each to learn and to test."""
     digits = load("embedded")
-    train, test = (
-        replace(each, images=each.images[:1000], labels=each.labels[:1000]) for each in (digits.train, digits.test)
-    )
-    parts: dict[Part, Split] = {"train": train, "test": test}
-    return Dataset(digits.name, parts.__getitem__)
+    parts: dict[Part, Split] = {"train": digits.train, "test": digits.test}
+    return Dataset("embedded", lambda part: Split(parts[part].images[:1000], parts[part].labels[:1000]))
 
 
 def test_ingest(report: Report, capsys: pytest.CaptureFixture[str]) -> None:

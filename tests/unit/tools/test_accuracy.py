@@ -332,10 +332,20 @@ def test_points_are_plain_json() -> None:
     assert [Point(**json.loads(json.dumps(asdict(point)))) for point in POINTS] == POINTS
 
 
-def test_presets_learn_with_the_peer() -> None:
-    recipe = make_recipe("fast", image_shape=[4, 4], labels=LABELS, widths=[8, 8])
-    learner = Backprop(recipe, PEER, torch.float32)
-    for batch in batches_of(recipe, 2):
-        learner.learn(batch)
-    predicted = learner.predictor(learner.weights())(torch.from_numpy(split().images.reshape(SIZE, -1)))
-    assert predicted.shape == (SIZE,)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_a_peer_that_learns_and_resumes(preset: str) -> None:
+    recipe = make_recipe(preset)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, recipe.inputs), generator=generator, dtype=torch.uint8)
+    batches = [MicroBatch(step, 6, "interleaved", images, torch.arange(6), 6) for step in range(3)]
+    whole, resumed = (Backprop(recipe, PEER, torch.float32) for _ in range(2))
+    first = whole.weights()["ema"]
+    whole.learn(batches[0])
+    resumed.load_state_dict(whole.state_dict())
+    for batch in batches[1:]:
+        whole.learn(batch)
+        resumed.learn(batch)
+    assert_equal(resumed.state_dict(), whole.state_dict())
+    assert not torch.equal(whole.weights()["ema"], first)
+    assert_equal(whole.weights(), resumed.weights())
+    assert whole.predictor(whole.weights())(images).shape == (6,)
