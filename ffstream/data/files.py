@@ -5,6 +5,7 @@ are files more than `_MAX_DEPTH` folders deep.
 """
 
 import os
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -24,7 +25,20 @@ MEMBER_MAX_BYTES = 1 << 30
 
 _MAX_DEPTH = 5
 _MAX_MEMBERS = 2_000_000
-_DAMAGED = (EOFError, OSError, RuntimeError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+# What zipfile and tarfile raise for damaged archives (IndexError: an empty name; TypeError: a gzip header that ends
+# too early), for encrypted ones, and for compressions that they do not know.
+_DAMAGED = (
+    EOFError,
+    IndexError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _ZIP = (".zip",)
 _TAR = (".tar", ".tar.gz", ".tgz")
 

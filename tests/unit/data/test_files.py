@@ -57,6 +57,13 @@ def test_a_damaged_archive_is_an_error_that_names_it(
         assert caught.value.hint
 
 
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08\x04" + bytes(6), b"\x1f\x8b", b"no gzip" * 100])
+def test_a_gzip_header_that_is_damaged_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.tar.gz: cannot be read"):
+        load(str(tmp_path / "a.tar.gz"))
+
+
 def test_a_zip_with_wrong_bytes_is_an_error(tmp_path: Path, tiny_folder: Path) -> None:
     path = archived(tiny_folder, tmp_path / "a.zip")
     with zipfile.ZipFile(path) as archive:
