@@ -75,6 +75,17 @@ def test_accuracy(report: Report, capsys: pytest.CaptureFixture[str], tmp_path: 
     }
 
 
+def test_accuracy_with_a_part_of_the_labels(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    options = accuracy.Options(preset="unsupervised", seeds=1, through_daemon=True, label_fraction=0.2)
+    accuracy.run(report, few_digits(), options)
+    found = rows(capsys)
+    for figure in ("test", "prequential"):
+        proof = found[f"accuracy/unsupervised/embedded/1_pass/20_percent_labels/through_daemon/{figure}"]
+        assert proof["value"] == proof["peer_value"]
+    with pytest.raises(accuracy.Failed, match="needs a label for each sample"):
+        accuracy.run(report, few_digits(), replace(options, preset="fast"))
+
+
 def test_tuning_the_peer(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     options = accuracy.Options(preset="fast")
     section = tomllib.loads(accuracy.tune_peer(report, few_digits(), options, 2))["fast"]

@@ -94,6 +94,7 @@ def learn_command(as_json: bool, rounds: int) -> None:
 @click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
 @click.option("--validation", is_flag=True, help="Hold out the last part of the training split, not the test split.")
 @click.option("--set", "settings", multiple=True, help="An option of the daemon, as in `ffstream serve`.")
+@click.option("--label-fraction", type=click.FloatRange(0, 1), default=1.0, help="Share of samples with a label.")
 @click.option("--runs", type=click.Path(path_type=Path), help="Folder of runs. What was begun there continues.")
 @click.option("--every", default=0, help="Samples between two points of a run; default: a twelfth of a pass.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw learning curves into this PNG.")
@@ -121,6 +122,7 @@ def accuracy_command(
     seeds: int,
     validation: bool,
     settings: tuple[str, ...],
+    label_fraction: float,
     runs: Path | None,
     every: int,
     plot: Path | None,
@@ -144,6 +146,7 @@ def accuracy_command(
         runs=runs,
         plot=plot,
         through_daemon=proves,
+        label_fraction=label_fraction,
     )
     try:
         loaded = load(dataset, data)

@@ -22,7 +22,18 @@ from ffstream.ff.presets import PRESETS
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.pipeline.messages import MicroBatch
-from tests.unit.pipeline.run import CONDITIONED, INPUTS, LABELS, RECIPE, Options, Run, Store, assert_same
+from ffstream.util.labels import UNLABELLED
+from tests.unit.pipeline.run import (
+    CONDITIONED,
+    INPUTS,
+    LABELS,
+    RECIPE,
+    UNSUPERVISED,
+    Options,
+    Run,
+    Store,
+    assert_same,
+)
 from tools.benchmarks.accuracy import backprop, plot, run, tuning
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
 from tools.benchmarks.accuracy.figures import standing
@@ -89,6 +100,26 @@ def test_the_serial_reference_learns_what_a_daemon_learns(
     assert first_pass
     for batch, version in first_pass:
         assert steps_of[version] == published[batch.step]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.4])
+def test_the_same_samples_have_a_label_in_each_pass(fraction: float) -> None:
+    """And errors are counted over those only."""
+    recipe, samples = RECIPE.change(replay=0), split()
+    microbatches = Microbatches(Options().config(recipe), samples, 1, fraction)
+    passes: list[set[bytes]] = [set(), set()]
+    while microbatches.seq < 2 * SIZE:
+        batch = microbatches.next()
+        known = batch.images[batch.labels != UNLABELLED]
+        passes[(microbatches.seq - 1) // SIZE] |= {image.numpy().tobytes() for image in known}
+    assert passes[0] == passes[1]
+    assert len(passes[0]) == fraction * SIZE
+    learner = ForwardForward(UNSUPERVISED, torch.float32)
+    config = Options().config(UNSUPERVISED)
+    found = run.Run(learner, Microbatches(config, samples, 1, fraction), split(40, 1), Plan(SIZE, SIZE, False))
+    found.advance(SIZE)
+    assert found.points[-1].predicted == fraction * SIZE
+    assert found.points[-1].wrong <= fraction * SIZE
 
 
 # --- runs --------------------------------------------------------------------------------------------------------
@@ -242,6 +273,17 @@ def test_the_peer_is_a_perceptron_with_adam() -> None:
     found = learner.weights()["ema"]
     assert float((found - first).abs().max()) > 0.01
     torch.testing.assert_close(found, trained, rtol=1e-4, atol=1e-5)
+
+
+def test_the_peer_learns_from_samples_with_a_label_only() -> None:
+    recipe = RECIPE.change(preprocessing="none", replay=0)
+    one, other = (Backprop(recipe, PEER, torch.float32) for _ in range(2))
+    for batch in batches_of(recipe, 6):
+        known = torch.arange(len(batch.labels)) % 2 == batch.step % 2
+        one.learn(batch._replace(images=batch.images[known], labels=batch.labels[known]))
+        other.learn(batch._replace(labels=batch.labels.masked_fill(~known, UNLABELLED)))
+    other.learn(batch._replace(labels=torch.full_like(batch.labels, UNLABELLED)))
+    assert_equal(one.weights(), other.weights())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

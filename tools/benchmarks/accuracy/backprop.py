@@ -25,6 +25,7 @@ from ffstream.ff.optimizer import Adam
 from ffstream.ff.recipe import Recipe
 from ffstream.ff.steps import AdamStepper
 from ffstream.pipeline.messages import MicroBatch
+from ffstream.util.labels import UNLABELLED
 from tools.benchmarks.accuracy.learners import Predict
 
 _CPU = torch.device("cpu")
@@ -101,16 +102,21 @@ class Backprop:
         return [{name: next(parts).view(shape) for name, shape in own.items()} for own in self._shapes]
 
     def learn(self, batch: MicroBatch) -> None:
-        """One update of all layers."""
+        """One update of all layers from the samples that have a label."""
         pixels_BI = to_unit(batch.images, _CPU, self._buffers)
         self._preprocessor.fit(pixels_BI)
-        x_BI = self._normalized(pixels_BI, self._preprocessor.weights())
+        x_BI, labels_B = self._normalized(pixels_BI, self._preprocessor.weights()), batch.labels
+        known_B = labels_B != UNLABELLED
+        if not bool(known_B.all()):
+            x_BI, labels_B = x_BI[known_B], labels_B[known_B]
+        if not len(labels_B):
+            return
         with torch.enable_grad():
             leaf = self._flat.detach().requires_grad_()
             logits_BL = self._logits(x_BI, self._split(leaf))
-            loss = cross_entropy(logits_BL, batch.labels, label_smoothing=self._settings.smoothing)
+            loss = cross_entropy(logits_BL, labels_B, label_smoothing=self._settings.smoothing)
             (gradient,) = torch.autograd.grad(loss, leaf)
-        share = len(batch.labels) / self._recipe.rows
+        share = len(labels_B) / self._recipe.rows
         # As in ff/parameters.py: fewer rows make a smaller step and count as fewer samples.
         self._stepper.step(self._flat, gradient, self._settings.rate(self._samples) * math.sqrt(share))
         fresh = share * self._recipe.batch_size

@@ -39,7 +39,7 @@ class Failed(Exception):
 class Options:
     """What to measure. `samples`: end of a run, in place of `passes`. `every`: samples between two points; 0: a
     twelfth of a pass. `runs`: folder of the files of runs. `plot`: where learning curves are drawn. `peer` None: no
-    peer."""
+    peer. `label_fraction`: share of the training samples that have a label."""
 
     preset: str = "stream"
     settings: tuple[str, ...] = ()
@@ -52,6 +52,7 @@ class Options:
     plot: Path | None = None
     through_daemon: bool = False
     peer: PeerSettings | None = None
+    label_fraction: float = 1.0
 
     def length(self, pass_samples: int) -> int:
         """The samples of a run."""
@@ -60,7 +61,8 @@ class Options:
     def prefix(self, dataset: Dataset) -> str:
         """The first part of the names of rows."""
         length = f"{self.samples}_samples" if self.samples else f"{self.passes}_pass"
-        return f"accuracy/{self.preset}/{dataset.name}/{length}"
+        labels = "" if self.label_fraction == 1 else f"/{100 * self.label_fraction:g}_percent_labels"
+        return f"accuracy/{self.preset}/{dataset.name}/{length}{labels}"
 
 
 class _Splits(NamedTuple):
@@ -79,6 +81,8 @@ class _Learned(NamedTuple):
 
 def run(report: Report, dataset: Dataset, options: Options) -> None:
     """Runs each seed, which decides the order of the stream and the initial weights. Raises Failed, ConfigError."""
+    if options.label_fraction < 1 and not config_of(dataset, options, 0).network.learns_unlabelled:
+        raise Failed(f"preset {options.preset} needs a label for each sample: leave out --label-fraction")
     prefix = options.prefix(dataset)
     splits = _splits(dataset, validation=options.validation)
     rows = _Rows(report, prefix, splits.name)
@@ -173,8 +177,10 @@ def _run(
     if options.runs:
         stem = f"{options.preset}-{dataset.name}-{splits.name}-{name}-seed{seed}"
         depends_on = [config.network.model_dump_json(), config.learning.model_dump_json(), str(dtype), str(plan)]
+        depends_on += [str(options.label_fraction)] if options.label_fraction < 1 else []
         files = Files(options.runs, stem, *depends_on, str(options.peer) if name == PEER else "")
-    found = Run(learner, Microbatches(config, splits.train, seed), splits.held_out, plan, files)
+    microbatches = Microbatches(config, splits.train, seed, options.label_fraction)
+    found = Run(learner, microbatches, splits.held_out, plan, files)
     total = options.length(size)
     found.advance(total, seconds)
     return _Learned(learner, found.points, next(point for point in found.points if point.samples >= total))
@@ -188,7 +194,8 @@ def _error(point: Point) -> float:
 def _prove(report: Report, prefix: str, dataset: Dataset, splits: _Splits, options: Options, ours: _Learned) -> None:
     """One pass through a daemon must lead to the same weights, and to the same errors. Raises Failed."""
     assert isinstance(ours.learner, ForwardForward)
-    found = through_daemon.one_pass(splits.train, splits.held_out, 0, _settings(dataset, options, 0))
+    settings = _settings(dataset, options, 0)
+    found = through_daemon.one_pass(splits.train, splits.held_out, 0, settings, options.label_fraction)
     unrounded = Network(ours.learner.network.recipe)  # products in float32, so its weights are not rounded
     unrounded.load_state_dict(ours.learner.state_dict())
     serial = unrounded.weights()

@@ -22,14 +22,15 @@ import torch
 from ffstream.data import Split
 from ffstream.pipeline.messages import MicroBatch
 from ffstream.util.durable import fsync, fsync_entry
+from ffstream.util.labels import UNLABELLED
 from tools.benchmarks.accuracy.learners import Learner
 from tools.benchmarks.accuracy.stream import Microbatches
 
 
 @dataclass(frozen=True)
 class Point:
-    """After `samples` fresh samples: CPU seconds of learning, samples predicted before they were learned, how many of
-    them were wrong, and the share of wrong predictions on held-out data, where it was measured."""
+    """After `samples` fresh samples: CPU seconds of learning, samples with a label predicted before learned, how many
+    of them were wrong, and the share of wrong predictions on held-out data, where it was measured."""
 
     samples: int
     seconds: float
@@ -84,9 +85,11 @@ class Run:
 
     def _learn(self, batch: MicroBatch) -> None:
         if batch.fresh and self._microbatches.seq <= self._plan.pass_samples:
-            self._predicted += batch.fresh
+            labels_B = batch.labels[: batch.fresh]
+            known_B = labels_B != UNLABELLED
+            self._predicted += int(known_B.sum())
             predicted_B = self._predict(batch.images[: batch.fresh])
-            self._wrong += int((predicted_B != batch.labels[: batch.fresh]).sum())
+            self._wrong += int((predicted_B != labels_B)[known_B].sum())
         start = time.process_time()
         self.learner.learn(batch)
         self._seconds += time.process_time() - start

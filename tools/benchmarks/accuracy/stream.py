@@ -14,20 +14,24 @@ from torch import Tensor
 
 from ffstream.config import Config
 from ffstream.data import Split
-from ffstream.data.streams import stream
+from ffstream.data.streams import hidden, stream
 from ffstream.ff.objective import Phase
 from ffstream.pipeline.messages import MicroBatch
 from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.replay_buffer import ReplayBuffer
+from ffstream.util.labels import UNLABELLED
 
 
 class Microbatches:
-    """An endless stream of a split. `seed` decides the order; the seed of the recipe decides what is replayed."""
+    """An endless stream of a split. `seed` decides the order, and which samples have no label if `label_fraction` is
+    less than 1; the seed of the recipe decides what is replayed."""
 
-    def __init__(self, config: Config, split: Split, seed: int) -> None:
+    def __init__(self, config: Config, split: Split, seed: int, label_fraction: float = 1.0) -> None:
         self._recipe = config.network
         self._publish_every = config.learning.publish_every
         self._split, self._seed = split, seed
+        is_hidden_N = torch.from_numpy(hidden(len(split), label_fraction, seed))
+        self._labels_N = torch.from_numpy(split.labels.astype(np.int64)).masked_fill_(is_hidden_N, UNLABELLED)
         self._schedule = PhaseSchedule(config.learning.wake, config.learning.sleep)
         self._replay = ReplayBuffer(self._recipe, used=self._recipe.replay > 0 or self._schedule.separate)
         self._order: tuple[int, np.ndarray] | None = None
@@ -54,7 +58,7 @@ class Microbatches:
         end = min(recipe.batch_end(self.seq), (number + 1) * size)
         at = self._order_of(number)[first : first + end - self.seq]
         images = torch.from_numpy(self._split.images[at].reshape(len(at), -1))
-        labels = torch.from_numpy(self._split.labels[at].astype(np.int64))
+        labels = self._labels_N[torch.from_numpy(at)]
         self.seq = end
         given = images, labels
         count = recipe.replay * len(at) // recipe.batch_size

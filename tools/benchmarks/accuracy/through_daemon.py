@@ -30,11 +30,13 @@ class Result(NamedTuple):
     weights: dict[str, Tensor]
 
 
-def one_pass(train: Split, held_out: Split, seed: int, settings: tuple[str, ...]) -> Result:
+def one_pass(
+    train: Split, held_out: Split, seed: int, settings: tuple[str, ...], label_fraction: float = 1.0
+) -> Result:
     """Streams the split once, in the order of the seed."""
     with temporary_daemon(*settings, *SETTINGS) as daemon:
         with Producer(daemon.endpoints["learn"]) as producer:
-            for images, labels in batches(train, _MESSAGE, seed=seed):
+            for images, labels in batches(train, _MESSAGE, seed=seed, label_fraction=label_fraction):
                 producer.send(images, labels)
         with Control(daemon.endpoints["control"]) as control:
             control.wait_idle(600)
