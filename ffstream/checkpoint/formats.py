@@ -26,6 +26,7 @@ FORMAT = 2
 # By the format that added them: options of the recipe, and the values that files of older formats mean.
 ADDED: dict[int, dict[str, Any]] = {
     2: {
+        "drift": {"kind": "none"},
         "readout": {"kind": "none"},
         "replay_edges": "zero",
         "replay_flip": False,

@@ -129,15 +129,19 @@ class Input:
         self._shape = recipe.preprocessing.output_shape(recipe.image_shape)
         self._seed = recipe.seed
 
-    def forward(self, images_BI: Tensor, labels_B: Tensor, step: int, phase: Phase) -> Activities:
+    def forward(
+        self, images_BI: Tensor, labels_B: Tensor, step: int, phase: Phase, ages_R: Tensor | None = None
+    ) -> Activities:
         """Label-free activities for the first layer, from images (B, I; uint8, or float32 between 0 and 1).
 
-        `step` is the number of the microbatch: random choices depend on it and on the seed only.
+        `step` is the number of the microbatch: random choices depend on it and on the seed only. `ages_R` are the
+        ages of the last R samples, which are replayed: see `Activities`.
         """
         pixels_BI = to_unit(images_BI, self._device, self._buffers)
         self._preprocessor.fit(pixels_BI)
         x_BI = self._preprocessor.apply(pixels_BI, self._preprocessor.weights())
-        activities = Activities(x_BI, labels_B.to(self._device), None, step, phase)
+        ages_R = None if ages_R is None else ages_R.to(self._device)
+        activities = Activities(x_BI, labels_B.to(self._device), None, step, phase, ages_R=ages_R)
         return activities if self._negatives is None else self._with_negatives(activities, self._negatives)
 
     def _with_negatives(self, given: Activities, negatives: ImageNegatives) -> Activities:

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from ffstream.ff import kernels
-from ffstream.ff.buffers import ReusedBuffers
+from ffstream.ff.adaptation import DriftTest
+from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import Shape
 from ffstream.ff.formulas import Formulas, ForwardResult
 from ffstream.ff.maps import WEIGHT
+from ffstream.ff.member import DRIFT, below, joined
 from ffstream.ff.objective import LossResult, LossStatistics, Phase
 from ffstream.ff.parameters import parameters_of_layer
 from ffstream.ff.randomness import generator_for
@@ -39,6 +41,9 @@ class Activities(NamedTuple):
     Label-conditioned, or beside negative rows made from images: the first `positives` rows are positive, the others
     negative. In the phase `interleaved` each sample has one row of each sign.
     `carried` are the positive rows of the layers passed so far that the readout reads.
+    The last R samples are replayed; `ages_R` says how many samples of the stream ago each one came. It is None if R
+    is 0. The others are fresh. `score_BL` is the score of their labels so far: Σ score_weight · goodness over the
+    layers passed, by the weights before the update. Label-conditioned activities have none.
     """
 
     h_NF: Tensor
@@ -47,10 +52,23 @@ class Activities(NamedTuple):
     step: int
     phase: Phase
     carried: tuple[Tensor, ...] = ()
+    ages_R: Tensor | None = None
+    score_BL: Tensor | None = None
 
     def carry(self) -> "Activities":
         """The same activities, with their positive rows carried on to the readout."""
         return self._replace(carried=(*self.carried, self.h_NF[: self.positives]))
+
+    @property
+    def samples(self) -> int:
+        """Samples of the microbatch."""
+        both_signs = self.positives is not None and self.phase == "interleaved"
+        return len(self.labels_N) // 2 if both_signs else len(self.labels_N)
+
+    @property
+    def fresh(self) -> int:
+        """Samples that come from the stream. They are the first ones of each sign."""
+        return self.samples - (0 if self.ages_R is None else len(self.ages_R))
 
 
 class Placement(NamedTuple):
@@ -67,11 +85,12 @@ class Placement(NamedTuple):
 
 
 class LayerFigures(NamedTuple):
-    """Means since the last call of `figures`. NaN if there was no row of that sign."""
+    """Means since the last call of `figures`; NaN if there was no row of that sign. And restarts after drifts."""
 
     goodness_positive: float
     goodness_negative: float
     loss: float
+    restarts: int
 
 
 class Layer:
@@ -85,6 +104,7 @@ class Layer:
         self._objective = kernels.fastest_objective(options.objective, self.device)
         self._negatives = options.negatives
         self.parameters = parameters_of_layer(recipe, index, input_shape, self.device)
+        self._drift: DriftTest = recipe.drift.build(recipe.replay_buffer)
         self._buffers = ReusedBuffers()
         self._conditions = recipe.activities == "label_conditioned"
         self._is_read = index in recipe.read_layers
@@ -120,8 +140,15 @@ class Layer:
         elif self._conditions:
             return self._condition(input)
         h_NF = self.formulas.activities(self._result.z_NF, self._out(len(input.h_NF)))
-        passed_on = input._replace(h_NF=h_NF)
+        passed_on = input._replace(h_NF=h_NF, score_BL=self._add_score(input))
         return passed_on.carry() if self._is_read else passed_on
+
+    def _add_score(self, input: Activities) -> Tensor | None:
+        weight = self._recipe.layers[self.index].score_weight
+        if not weight or input.positives is not None:
+            return input.score_BL
+        own_BL = self._all_goodness()[: input.fresh] * weight
+        return own_BL if input.score_BL is None else input.score_BL + own_BL
 
     def _condition(self, input: Activities) -> Activities:
         """Label-conditioned activities: rows with the samples' own labels (not in `sleep`), then rows with wrong
@@ -134,7 +161,7 @@ class Layer:
         for rows, labels_B in zip(h_NF.split(size), labels, strict=True):
             self.formulas.activities(self.formulas.conditioned(self._result, self._weights, labels_B), rows)
         positives = 0 if input.phase == "sleep" else size
-        return Activities(h_NF, torch.cat(labels), positives, input.step, input.phase)
+        return Activities(h_NF, torch.cat(labels), positives, input.step, input.phase, ages_R=input.ages_R)
 
     def _out(self, rows: int) -> Tensor:
         """Memory for the activities that the next layer will read."""
@@ -165,15 +192,17 @@ class Layer:
     def update(self) -> None:
         """Learns from the rows of the last forward pass."""
         input, result, formulas = self._input, self._result, self.formulas
+        self._adapt(input)
         loss = self._loss(input, result)
         self._unread.append(loss.statistics)
+        gradient = self._without_outdated(loss.goodness_gradient, input)
         if input.positives is None:
             e_NF, gradients = formulas.label_formulas.label_errors(
-                result.z_NF, result.label_scale_N, self._weights, loss.goodness_gradient, self._buffers
+                result.z_NF, result.label_scale_N, self._weights, gradient, self._buffers
             )
         else:
             e_NF, gradients = formulas.label_formulas.row_errors(
-                result.z_NF, result.label_scale_N, input.labels_N, loss.goodness_gradient
+                result.z_NF, result.label_scale_N, input.labels_N, gradient
             )
         into = self.parameters.gradients
         formulas.map.gradients(
@@ -181,8 +210,8 @@ class Layer:
         )
         for name, gradient in gradients.items():
             into[name].copy_(gradient)
-        both_signs = input.positives is not None and input.phase == "interleaved"
-        self.parameters.update(len(e_NF) // 2 if both_signs else len(e_NF))
+        self.parameters.update(input.samples)
+        self._drift.passed(input.fresh)
         self._refresh()
 
     def _loss(self, input: Activities, result: ForwardResult) -> LossResult:
@@ -192,6 +221,41 @@ class Layer:
         if self._objective.needs_wrong_labels:
             wrong_B = self._wrong_B if self._conditions else self.wrong_labels()
         return self._objective.by_label(self._all_goodness(), input.labels_N, wrong_B, input.phase)
+
+    # --- drift ---------------------------------------------------------------------------------------------------
+
+    def _adapt(self, input: Activities) -> None:
+        """Restarts EMA and schedule if the newest weights have come to predict better than the EMA weights."""
+        rows = self._drift.rows_due(input.step, input.fresh) if self._recipe.ema_samples else 0
+        if rows and input.phase == "interleaved":
+            compared = _Rows(input, rows)
+            if self._drift.compare(self._ema_wrong(compared), self._newest_wrong(compared)):
+                self.parameters.restart()
+
+    def _newest_wrong(self, compared: "_Rows") -> int:
+        if compared.label_free:
+            return compared.wrong(compared.of(self._all_goodness()))
+        return compared.wrong(self.formulas.label_formulas.by_row(compared.of(self._result.z_NF)))
+
+    def _ema_wrong(self, compared: "_Rows") -> int:
+        formulas, weights = self.formulas, self.parameters.ema
+        x_NI = compared.of(self._result.x_NI).float()
+        result = formulas.forward(x_NI, weights, torch.float32, Buffers())
+        if compared.label_free:
+            goodness = formulas.label_formulas.by_label(result.z_NF, result.label_scale_N, weights)
+            return compared.wrong(goodness)
+        z_NF = formulas.scheme.condition_(result.z_NF, result.label_scale_N, weights, compared.labels_N)
+        return compared.wrong(formulas.label_formulas.by_row(z_NF))
+
+    def _without_outdated(self, gradient: Tensor, input: Activities) -> Tensor:
+        """∂L/∂G of the mean loss over the samples that are not outdated."""
+        outdated_R = None if input.ages_R is None else self._drift.outdated(input.ages_R)
+        if outdated_R is None or input.phase != "interleaved":
+            return gradient
+        kept_B = torch.cat((outdated_R.new_ones(input.fresh), ~outdated_R)).to(gradient.dtype)
+        kept_B.mul_(len(kept_B) / kept_B.sum().clamp_min_(1))
+        kept_N = kept_B.repeat(len(gradient) // len(kept_B))
+        return gradient * kept_N.view(-1, *[1] * (gradient.dim() - 1))
 
     def _refresh(self) -> None:
         """Updates the copies of parameters in the dtype of the matrix products."""
@@ -209,6 +273,7 @@ class Layer:
             _mean([statistics.positive_B for statistics in computed]),
             _mean([statistics.negative_B for statistics in computed]),
             _mean([statistics.loss.view(1) for statistics in computed]),
+            self._drift.restarts,
         )
 
     def weights(self) -> dict[str, Tensor]:
@@ -221,17 +286,44 @@ class Layer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that later updates depend on."""
-        return self.parameters.state_dict()
+        return self.parameters.state_dict() | joined([(DRIFT, self._drift.state_dict())])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state that `state_dict` returned."""
         self.parameters.load_state_dict(state)
+        self._drift.load_state_dict(below(DRIFT, state))
         self._refresh()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Starts over from weights that `weights` returned. See `Parameters.load_weights`."""
         self.parameters.load_weights(weights)
+        self._drift.reset()
         self._refresh()
+
+
+class _Rows:
+    """The first fresh samples of a microbatch: one row of each, or a positive and a negative row of each."""
+
+    def __init__(self, input: Activities, count: int) -> None:
+        self.label_free = input.positives is None
+        self._starts = (0,) if self.label_free else (0, input.samples)
+        self._count = count
+        self.labels_N = self.of(input.labels_N)
+
+    def of(self, values_N: Tensor) -> Tensor:
+        """Their part of the values of all rows."""
+        parts = [values_N[start : start + self._count] for start in self._starts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def wrong(self, goodness: Tensor) -> int:
+        """How many of them are mistaken: a wrong label, or the negative row, does not have the lower goodness.
+
+        Goodness of every label (N, L), or of each row (N).
+        """
+        if self.label_free:
+            return int((goodness.argmax(1) != self.labels_N).sum())
+        positive, negative = goodness.split(self._count)
+        return int((negative >= positive).sum())
 
 
 def _mean(parts: list[Tensor | None]) -> float:

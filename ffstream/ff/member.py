@@ -2,7 +2,8 @@
 
                    input                     layer 0
 weights            input.mean                layers.0.weight, layers.0.bias, …      used by predictions
-state              input.mean, input.seen    layers.0.parameters, layers.0.ema, …   saved in checkpoints
+state              input.mean, input.seen    layers.0.parameters, layers.0.ema,     saved in checkpoints
+                                             layers.0.drift.sum, …
 
 The tensors of a readout are named like those of a layer: `readout.weight`, `readout.parameters` and so on.
 """
@@ -14,6 +15,7 @@ from torch import Tensor
 
 INPUT: Final = "input"
 READOUT: Final = "readout"
+DRIFT: Final = "drift"
 
 
 class Member(Protocol):

@@ -34,19 +34,30 @@ class Network:
         self.input, self.layers = build(recipe, placement)
         self.readout: Head | None = recipe.readout.build(recipe, placement or Placement())
 
-    def learn(self, images_BI: Tensor, labels_B: Tensor, step: int, phase: Phase = "interleaved") -> None:
+    def learn(
+        self,
+        images_BI: Tensor,
+        labels_B: Tensor,
+        step: int,
+        phase: Phase = "interleaved",
+        ages_R: Tensor | None = None,
+    ) -> Tensor | None:
         """Learns one microbatch: images (B, I; uint8, or float32 between 0 and 1), labels (B; int64).
 
-        `step` is the number of the microbatch. Raises ValueError if B is not between 1 and `recipe.rows`.
+        `step` is the number of the microbatch. `ages_R` are the ages of the last R samples, if these are replayed:
+        how many samples of the stream ago each came. Returns the score (B − R, L) of every label of the fresh samples
+        by the weights before this update, or None for label-conditioned activities. Raises ValueError if B is not
+        between 1 and `recipe.rows`.
         """
         if not 0 < len(images_BI) <= self.recipe.rows:
             raise ValueError(f"{len(images_BI)} samples in a microbatch: this recipe takes 1 to {self.recipe.rows}")
-        activities = self.input.forward(images_BI, labels_B, step, phase)
+        activities = self.input.forward(images_BI, labels_B, step, phase, ages_R)
         for layer in self.layers:
             activities = layer.forward(activities)
             layer.update()
         if self.readout is not None:
             self.readout.learn(activities)
+        return activities.score_BL
 
     def classifier(self) -> Classifier:
         """Predicts with a copy of the current EMA weights."""

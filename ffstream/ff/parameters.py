@@ -79,6 +79,11 @@ class Parameters:
             reach = min(recipe.ema_samples, self.samples / 5)
             self._ema.lerp_(self.flat, fresh / (fresh + reach))
 
+    def restart(self) -> None:
+        """Restarts the EMA from the newest parameters, and the learning rate schedule. The optimiser continues."""
+        self._ema.copy_(self.flat)
+        self.samples = 0.0
+
     @property
     def learning_rate(self) -> float:
         """The current learning rate of a whole microbatch."""

@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 
 from ffstream.ff.activation import Activation
 from ffstream.ff.connection import Connection, Shape, size_of
+from ffstream.ff.drift import Drift
 from ffstream.ff.goodness import Goodness
 from ffstream.ff.image_negatives import ImageNegatives
 from ffstream.ff.label_scheme import LabelScheme, LayerContext
@@ -109,6 +110,7 @@ class Recipe(Options):
     ema_samples: float = Field(
         50_000.0, ge=0, description="reach of the EMA weights that predict, in samples; 0: the newest weights predict"
     )
+    drift: Annotated[Drift, *field_of("drift")] = Field(description="what a layer does when the concept has changed")
     seed: int = Field(
         0, ge=0, lt=2**31, description="random seed of the initial weights, random wrong labels and replay"
     )

@@ -18,7 +18,7 @@ LAYER_DEFAULTS: Mapping[str, Any] = {
     "schedule": "inverse_sqrt",
 }
 # The same for the network.
-NETWORK_DEFAULTS: Mapping[str, Any] = {"readout": "none"}
+NETWORK_DEFAULTS: Mapping[str, Any] = {"drift": "restart", "readout": "none"}
 _SHORTHANDS = {"preset", "widths"}
 
 

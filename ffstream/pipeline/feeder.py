@@ -136,22 +136,20 @@ class Feeder:
         self.thread.progressed()
         phase = state.schedule.phase
         if phase == "sleep" and len(self._replay):
-            images, labels = self._replay.draw(self._recipe.batch_size, state.step)
-            fresh = 0
+            images, labels, ages = self._replay.draw(self._recipe.batch_size, state.step)
+            micro = MicroBatch(state.step, state.seq, phase, images, labels, 0, ages)
         else:
             batch = self._batcher.next(flush=self._flush_is_due())
             state.seq = self._batcher.seq  # past skipped samples, too
             if batch is None:
                 return False
             images, labels = batch
-            fresh = len(labels)
-        micro = MicroBatch(state.step, state.seq, phase, images, labels, fresh)
-        if fresh:
+            micro = MicroBatch(state.step, state.seq, phase, images, labels, len(labels))
             self._listener.on_microbatch(micro, state.version)
             micro = self._add_replay(micro)
             self._replay.add(images, labels)
         state.step += 1
-        self._unsaved += fresh
+        self._unsaved += micro.fresh
         state.schedule.advance()
         self.idle = False
         self._out.put(micro)
@@ -163,10 +161,11 @@ class Feeder:
         count = self._recipe.replay * micro.fresh // self._recipe.batch_size
         if not count or not len(self._replay):
             return micro
-        images, labels = self._replay.draw(count, micro.step)
+        images, labels, ages = self._replay.draw(count, micro.step)
         if micro.images.dtype != torch.uint8:
             images = images.to(torch.float32).div_(255)
-        return micro._replace(images=torch.cat((micro.images, images)), labels=torch.cat((micro.labels, labels)))
+        images, labels = torch.cat((micro.images, images)), torch.cat((micro.labels, labels))
+        return micro._replace(images=images, labels=labels, ages=ages)
 
     def _flush_is_due(self) -> bool:
         if self._learning.partial == "wait" or not self._batcher.pending:

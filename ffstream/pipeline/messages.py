@@ -19,7 +19,8 @@ from ffstream.ff.objective import Phase
 class MicroBatch(NamedTuple):
     """Samples that make one update of every layer. `seq` is the last fresh sample's number.
 
-    `images` (B, inputs) uint8 or float32; `labels` (B) int64. `fresh` of them, the first, come from the stream.
+    `images` (B, inputs) uint8 or float32; `labels` (B) int64. `fresh` of them, the first, come from the stream. The
+    other R are replayed; `ages` (R) int64 says how many samples of the stream ago each came, and is None if R is 0.
     """
 
     step: int
@@ -28,6 +29,7 @@ class MicroBatch(NamedTuple):
     images: Tensor
     labels: Tensor
     fresh: int
+    ages: Tensor | None = None
 
 
 class StageOutput(NamedTuple):

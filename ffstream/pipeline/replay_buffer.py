@@ -6,12 +6,22 @@ so that a run that was killed and resumed draws the same.
 Shapes: B samples, M samples in the buffer, I numbers in an image.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ffstream.ff.augmentation import Augmentation
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
+
+
+class Replayed(NamedTuple):
+    """Samples as (B, I) uint8 and (B) int64, and how many samples ago each was added. The last one has age 1."""
+
+    images_BI: Tensor
+    labels_B: Tensor
+    ages_B: Tensor
 
 
 class ReplayBuffer:
@@ -39,11 +49,12 @@ class ReplayBuffer:
         self._labels_M[at_B] = labels_B
         self._added += len(labels_B)
 
-    def draw(self, count: int, step: int) -> tuple[Tensor, Tensor]:
-        """`count` samples, drawn with replacement, as (count, I) uint8 and (count) int64."""
+    def draw(self, count: int, step: int) -> Replayed:
+        """`count` samples, drawn with replacement."""
         generator = generator_for("replay", self._seed, step)
         at_B = torch.randint(0, len(self), (count,), generator=generator)
-        return self._augmentation.apply(self._images_MI[at_B], generator), self._labels_M[at_B]
+        ages_B = (self._added - 1 - at_B).remainder_(self.capacity).add_(1)
+        return Replayed(self._augmentation.apply(self._images_MI[at_B], generator), self._labels_M[at_B], ages_B)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """A copy: tensors, and JSON values."""

@@ -19,7 +19,8 @@ from ffstream.util.labels import UNLABELLED
 
 _POSITIONS = ("step", "version", "phase_position")
 _LARGEST = 2**62
-_COUNTS = ("samples", "seen")  # numbers of samples, which step sizes depend on
+# Numbers of samples or errors, which step sizes and decisions depend on.
+_COUNTS = ("samples", "seen", "sum", "since_zero", "since_change", "restarts")
 
 
 class ResumeState(NamedTuple):

@@ -116,7 +116,7 @@ class Stage:
     def _forward(self, item: MicroBatch | StageOutput) -> StageOutput:
         if isinstance(item, MicroBatch):
             assert self._input is not None, "only the first stage gets images"
-            activities = self._input.forward(item.images, item.labels, item.step, item.phase)
+            activities = self._input.forward(item.images, item.labels, item.step, item.phase, item.ages)
         else:
             self._stream.receive(item.activities, item.ready)
             activities = item.activities

@@ -13,10 +13,13 @@ import torch
 
 from ffstream.data import load
 from ffstream.errors import FFStreamError
+from ffstream.ff.presets import PRESETS
+from ffstream.ff.presets import recipe as make_recipe
 from tools.benchmarks import (
     checkpoint,
     compare,
     device,
+    drift,
     ingest,
     learn,
     predict,
@@ -159,6 +162,22 @@ def accuracy_command(
             accuracy.overlay_method(report, loaded, updates)
     except (accuracy.Failed, FFStreamError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command("drift")
+@click.argument("dataset", default="embedded")
+@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Folder of the data set.")
+@click.option(
+    "--kind", "kinds", multiple=True, type=click.Choice(list(drift.DRIFTS)), help="Kind of drift; default: all."
+)
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="stream", show_default=True, help="The recipe.")
+@click.option("--seeds", default=3, show_default=True, help="Number of streams, with seeds 0, 1, 2, …")
+@_json
+def drift_command(
+    dataset: str, data: Path | None, kinds: tuple[str, ...], preset: str, seeds: int, as_json: bool
+) -> None:
+    """Samples after a change of the concept until the error is below 10 %, beside a fresh learner."""
+    drift.run(_report(range(seeds)), load(dataset, data), list(kinds or drift.DRIFTS), make_recipe(preset), seeds)
 
 
 @main.command("ingest")

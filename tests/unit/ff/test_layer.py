@@ -9,11 +9,11 @@ import pytest
 from ffstream.ff.image_negatives import ImageNegatives
 from ffstream.ff.part import members
 from ffstream.ff.recipe import Recipe
-from ffstream.ff.tables import LAYER_DEFAULTS
+from ffstream.ff.tables import LAYER_DEFAULTS, NETWORK_DEFAULTS
 from tests import battery
 from tests.unit.ff.formulas import CONDITIONED, CONTRASTED, SMALL, UNSUPERVISED
 
-FAMILIES = [*LAYER_DEFAULTS, "readout"]
+FAMILIES = [*LAYER_DEFAULTS, *NETWORK_DEFAULTS]
 WRONG_LABELS = [kind for kind, part in members("negatives").items() if not issubclass(part, ImageNegatives)]
 PHASED = {"kind": "threshold", "alpha": 0.02, "theta": 5.0}
 OBJECTIVES: dict[str, Any] = {

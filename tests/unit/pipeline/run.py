@@ -220,31 +220,33 @@ class Serial:
         seq = 0
         while True:
             step = len(self.phases)
+            ages: Tensor | None
             phase: Phase = "interleaved"
             if wake:
                 phase = "wake" if step % (wake + sleep) < wake else "sleep"
             fresh = recipe.warmup_batch_size if seq < recipe.warmup_samples else recipe.batch_size
             if phase == "sleep":
-                images, labels = self._replay.draw(recipe.batch_size, step)
+                images, labels, ages = self._replay.draw(recipe.batch_size, step)
             elif seq + fresh > len(stream.images):
                 break
             else:
-                images, labels = self._wake(seq, fresh, step)
+                images, labels, ages = self._wake(seq, fresh, step)
                 seq += fresh
-            self.network.learn(images, labels, step, phase)
+            self.network.learn(images, labels, step, phase, ages)
             self.states.append(_copy(self.network.state_dict()))
             self.phases.append(phase)
             self.seqs.append(seq)
 
-    def _wake(self, seq: int, count: int, step: int) -> tuple[Tensor, Tensor]:
+    def _wake(self, seq: int, count: int, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         recipe, fresh = self.recipe, slice(seq, seq + count)
         images, labels = self._images[fresh], self._labels[fresh]
-        given = images, labels
+        replayed = None
         if recipe.replay and len(self._replay):
-            old_images, old_labels = self._replay.draw(recipe.replay * count // recipe.batch_size, step)
-            given = torch.cat((images, old_images)), torch.cat((labels, old_labels))
+            replayed = self._replay.draw(recipe.replay * count // recipe.batch_size, step)
         self._replay.add(images, labels)
-        return given
+        if replayed is None:
+            return images, labels, None
+        return torch.cat((images, replayed.images_BI)), torch.cat((labels, replayed.labels_B)), replayed.ages_B
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

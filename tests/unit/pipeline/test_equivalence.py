@@ -23,6 +23,8 @@ from tests.unit.pipeline.run import (
 
 SAMPLES = 30 * BATCH
 
+SENSITIVE = {"kind": "restart", "threshold": 0.5, "every": 1, "rows": 4}  # random samples restart it
+
 GROUPINGS = [
     (1, ()),
     (2, ()),
@@ -55,6 +57,16 @@ def test_weights_are_the_serial_references(
     recipe = base.change(widths=[8, 7, 6][:layers], replay=replay)
     stream = Stream.random(SAMPLES)
     pipelined(recipe, store, stream, replace(QUIET, stages=stages), Serial(recipe, stream))
+
+
+@pytest.mark.parametrize("base", [RECIPE, CONDITIONED], ids=["label-free", "label-conditioned"])
+def test_restarts_after_a_drift_are_the_serial_references(store: Store, base: Recipe) -> None:
+    recipe = base.change(replay=3, drift=SENSITIVE)
+    stream = Stream.random(SAMPLES)
+    serial = Serial(recipe, stream)
+    restarts = [int(serial.states[-1][f"layers.{index}.drift.restarts"]) for index in range(3)]
+    assert sum(restarts) >= 2
+    pipelined(recipe, store, stream, QUIET, serial)
 
 
 @pytest.mark.parametrize("replay", [0, 6])
@@ -90,11 +102,12 @@ def test_wake_and_sleep(store: Store, wake: int, sleep: int, activities: str, re
         (RECIPE, QUIET),
         (RECIPE.change(replay=3, optimizer="sgd"), replace(QUIET, stages=(2, 1))),
         (CONDITIONED.change(replay=3), QUIET),
+        (RECIPE.change(replay=3, drift=SENSITIVE), QUIET),
         (RECIPE.change(warmup_samples=9 * BATCH), QUIET),
         (CONDITIONED, replace(QUIET, wake=3, sleep=2)),
         (CONDITIONED.change(replay=3, replay_buffer=9), replace(QUIET, wake=2, sleep=2)),
     ],
-    ids=["plain", "replay", "conditioned", "warm-up", "sleep", "sleep and replay"],
+    ids=["plain", "replay", "conditioned", "drift", "warm-up", "sleep", "sleep and replay"],
 )
 def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: Options) -> None:
     """Five learners after one another, each from the state that the one before left, with samples coming in."""

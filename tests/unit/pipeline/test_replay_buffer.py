@@ -55,7 +55,7 @@ def test_the_newest_samples_are_kept(capacity: int, sizes: list[int]) -> None:
 
 
 def test_images_stay_with_their_labels() -> None:
-    images, labels = filled(capacity=30, count=70 - 40).draw(500, 3)
+    images, labels, _ = filled(capacity=30, count=70 - 40).draw(500, 3)
     assert images.dtype == torch.uint8
     assert images.shape == (500, INPUTS)
     assert labels.dtype == torch.int64
@@ -143,7 +143,7 @@ def test_jitter_shifts_whole_images_by_at_most_so_many_pixels(reach: int) -> Non
     side = 9
     replay = ring(4, shape=(side, side), jitter=reach)
     replay.add(centred_dots(4, side), torch.arange(4))
-    images, _ = replay.draw(400, 2)
+    images = replay.draw(400, 2).images_BI
     original = centred_dots(1, side).view(side, side)
     offsets = set()
     for image in images.view(-1, side, side):
@@ -168,8 +168,8 @@ def test_jitter_does_not_wrap_round_the_border() -> None:
 def test_jitter_is_deterministic_and_does_not_change_the_buffer() -> None:
     replay = ring(4, shape=(9, 9), jitter=2)
     replay.add(centred_dots(4, 9), torch.arange(4))
-    first, _ = replay.draw(50, 8)
-    again, _ = replay.draw(50, 8)
+    first = replay.draw(50, 8).images_BI
+    again = replay.draw(50, 8).images_BI
     assert torch.equal(first, again)
     assert torch.equal(replay.state_dict()[0]["replay.images"], centred_dots(4, 9))
 

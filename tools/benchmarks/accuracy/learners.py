@@ -47,7 +47,7 @@ class ForwardForward:
 
     def learn(self, batch: MicroBatch) -> None:
         """One update of every layer."""
-        self.network.learn(batch.images, batch.labels, batch.step, batch.phase)
+        self.network.learn(batch.images, batch.labels, batch.step, batch.phase, batch.ages)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the EMA weights."""

@@ -42,16 +42,15 @@ class Microbatches:
         """The next microbatch."""
         recipe, phase = self._recipe, self.phase
         if phase == "sleep" and len(self._replay):
-            images, labels = self._replay.draw(recipe.batch_size, self.step)
-            fresh = 0
+            images, labels, ages = self._replay.draw(recipe.batch_size, self.step)
+            batch = MicroBatch(self.step, self.seq, phase, images, labels, 0, ages)
         else:
-            images, labels, fresh = self._take()
-        batch = MicroBatch(self.step, self.seq, phase, images, labels, fresh)
+            batch = self._take()
         self.step += 1
         self._schedule.advance()
         return batch
 
-    def _take(self) -> tuple[Tensor, Tensor, int]:
+    def _take(self) -> MicroBatch:
         """Samples of the stream, up to the end of the grid or of the pass, and replayed ones beside them."""
         size, recipe = len(self._split), self._recipe
         number, first = divmod(self.seq, size)
@@ -60,13 +59,14 @@ class Microbatches:
         images = torch.from_numpy(self._split.images[at].reshape(len(at), -1))
         labels = self._labels_N[torch.from_numpy(at)]
         self.seq = end
-        given = images, labels
+        batch = MicroBatch(self.step, end, self.phase, images, labels, len(at))
         count = recipe.replay * len(at) // recipe.batch_size
         if count and len(self._replay):
-            old_images, old_labels = self._replay.draw(count, self.step)
-            given = torch.cat((images, old_images)), torch.cat((labels, old_labels))
+            old_images, old_labels, ages = self._replay.draw(count, self.step)
+            both = torch.cat((images, old_images)), torch.cat((labels, old_labels))
+            batch = MicroBatch(self.step, end, self.phase, *both, len(at), ages)
         self._replay.add(images, labels)
-        return *given, len(at)
+        return batch
 
     def _order_of(self, number: int) -> np.ndarray:
         if self._order is None or self._order[0] != number:

@@ -1,0 +1,144 @@
+"""Tests for concept drift. Each layer has one of its own, and compares its own errors: nothing is communicated.
+
+On some rows of some microbatches, a layer counts its errors with the newest weights and with the EMA weights. The
+differences make a cumulative sum (Page 1954, "Continuous inspection schemes"):
+
+    S ← max(0, S + errors of the EMA weights − errors of the newest weights)        drift: S > threshold
+
+The last time at which S was 0 is the maximum likelihood estimate of when the concept changed. From then on, replayed
+samples from before it are left out.
+
+The state depends on the microbatches and their numbers only.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ffstream.ff.drift import NoDrift, Restart
+
+
+class DriftTest(Protocol):
+    """The drift test of one layer. R is the number of replayed samples in a microbatch."""
+
+    restarts: int  # how many drifts were found
+
+    def rows_due(self, step: int, fresh: int) -> int:
+        """How many of the `fresh` samples of the microbatch `step` to compare. 0: none."""
+        ...
+
+    def compare(self, ema_wrong: int, newest_wrong: int) -> bool:
+        """Takes the errors on the rows that are due. True if the concept has changed."""
+        ...
+
+    def outdated(self, ages_R: Tensor) -> Tensor | None:
+        """Which replayed samples (R; bool) are from before the last change; None if none can be. `ages_R` says how
+        many samples of the stream ago each one came; 1: the last one before this microbatch."""
+        ...
+
+    def passed(self, fresh: int) -> None:
+        """A microbatch with so many fresh samples was learned."""
+        ...
+
+    def reset(self) -> None:
+        """Starts over."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of everything that later decisions depend on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from a state that `state_dict` returned."""
+        ...
+
+
+class NoTest:
+    """Never finds a drift."""
+
+    def __init__(self, options: NoDrift, replay_buffer: int) -> None:
+        self.restarts = 0
+
+    def rows_due(self, step: int, fresh: int) -> int:
+        """None."""
+        return 0
+
+    def compare(self, ema_wrong: int, newest_wrong: int) -> bool:
+        """Never a drift."""
+        return False
+
+    def outdated(self, ages_R: Tensor) -> Tensor | None:
+        """None are."""
+        return None
+
+    def passed(self, fresh: int) -> None:
+        """Does nothing."""
+
+    def reset(self) -> None:
+        """Does nothing."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Does nothing: there is no state."""
+
+
+class CumulativeSum:
+    """The test that this module describes."""
+
+    def __init__(self, options: Restart, replay_buffer: int) -> None:
+        self._options = options
+        self._replay_buffer = replay_buffer
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts over: no drift was found, and no replayed sample is outdated."""
+        self.restarts = 0
+        self._sum = 0.0
+        self._since_zero = 0  # fresh samples since the sum was last 0
+        self._since_change = self._replay_buffer  # fresh samples since the last change, counted this far
+
+    def rows_due(self, step: int, fresh: int) -> int:
+        """The first rows of every so many microbatches."""
+        return 0 if step % self._options.every else min(fresh, self._options.rows)
+
+    def compare(self, ema_wrong: int, newest_wrong: int) -> bool:
+        """S > threshold. Then S is 0 again."""
+        if not self._sum:
+            self._since_zero = 0
+        self._sum = max(0.0, self._sum + ema_wrong - newest_wrong)
+        if self._sum <= self._options.threshold:
+            return False
+        self._sum = 0.0
+        self._since_change = min(self._since_change, self._since_zero)
+        self.restarts += 1
+        return True
+
+    def outdated(self, ages_R: Tensor) -> Tensor | None:
+        """Those older than the last change."""
+        return None if self._since_change >= self._replay_buffer else ages_R > self._since_change
+
+    def passed(self, fresh: int) -> None:
+        """Counts the samples."""
+        self._since_zero += fresh
+        self._since_change = min(self._since_change + fresh, self._replay_buffer)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """S and the counts."""
+        return {
+            "sum": torch.tensor(self._sum, dtype=torch.float64),
+            "since_zero": torch.tensor(self._since_zero),
+            "since_change": torch.tensor(self._since_change),
+            "restarts": torch.tensor(self.restarts),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from a state that `state_dict` returned."""
+        self._sum = float(state["sum"])
+        self._since_zero = int(state["since_zero"])
+        self._since_change = int(state["since_change"])
+        self.restarts = int(state["restarts"])

@@ -1,0 +1,47 @@
+"""Options for concept drift: what a layer does when the concept has changed. `ff/adaptation.py` does it."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ffstream.ff.part import Part, register, resolve
+
+
+class Drift(Part):
+    """Whether and how a layer notices that the concept has changed."""
+
+    family: ClassVar[str] = "drift"
+    must_define: ClassVar[tuple[str, ...]] = ("implementation",)
+    implementation: ClassVar[str]
+
+    def build(self, replay_buffer: int) -> Any:
+        """An `ff.adaptation.DriftTest` for a layer that learns from a replay buffer of that many samples."""
+        make: Callable[..., Any] = resolve(self.implementation)
+        return make(self, replay_buffer)
+
+
+@register
+class NoDrift(Drift):
+    """The concept is assumed to stay the same."""
+
+    kind: Literal["none"] = "none"
+    implementation: ClassVar[str] = "ffstream.ff.adaptation:NoTest"
+
+
+@register
+class Restart(Drift):
+    """The EMA and the learning rate schedule restart once the newest weights predict better than the EMA weights.
+
+    On a stationary stream the EMA weights predict better, so the test needs no estimate of what error is normal.
+    Where the concept changes, replayed samples from before the change are no longer learned. It needs EMA weights:
+    with `ema_samples = 0`, and in separate phases, nothing is compared.
+    """
+
+    kind: Literal["restart"] = "restart"
+    implementation: ClassVar[str] = "ffstream.ff.adaptation:CumulativeSum"
+    threshold: float = Field(
+        20.0, gt=0, description="errors that the EMA weights must make beyond those of the newest weights"
+    )
+    every: int = Field(4, ge=1, description="compare on every so many microbatches")
+    rows: int = Field(32, ge=1, description="fresh samples of such a microbatch that are compared")
