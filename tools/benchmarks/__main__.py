@@ -136,7 +136,10 @@ def accuracy_command(
     as_json: bool,
 ) -> None:
     """Error on held-out data, and before learning, of a preset and of its peer."""
-    proves = passes == 1 and not samples and not validation if through_daemon is None else through_daemon
+    one_pass = passes == 1 and not samples
+    if through_daemon and not one_pass:
+        raise click.UsageError("--through-daemon needs one pass")
+    proves = one_pass and not validation if through_daemon is None else through_daemon
     report = _report(range(seeds), PROOF_SETTINGS if proves else ())
     options = accuracy.Options(
         preset=preset,

@@ -36,8 +36,8 @@ from tests.unit.pipeline.run import (
 )
 from tools.benchmarks.accuracy import backprop, plot, run, tuning
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
-from tools.benchmarks.accuracy.figures import standing
 from tools.benchmarks.accuracy.learners import ForwardForward, Learner
+from tools.benchmarks.accuracy.rows import standing
 from tools.benchmarks.accuracy.run import Files, Plan, Point
 from tools.benchmarks.accuracy.stream import Microbatches
 

@@ -1,4 +1,4 @@
-"""Rows: the errors of a preset over one or more passes, for each seed, beside those of its peer.
+"""The errors of a preset over one or more passes, with each seed, beside those of its peer.
 
 At equal samples, both have learned the same microbatches. At equal minutes, the peer has had as many CPU seconds of
 learning as the preset needed. The preset is "ahead" if its error is lower with every seed.
@@ -7,8 +7,7 @@ Hyper-parameters are chosen on validation data, which is the last part of the tr
 held-out data is the test split, and its error is measured at the end of each pass only.
 """
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +22,12 @@ from tools.benchmarks import peers
 from tools.benchmarks.accuracy import plot, through_daemon, tuning
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
 from tools.benchmarks.accuracy.learners import ForwardForward, Learner
+from tools.benchmarks.accuracy.rows import PEER, Learned, Rows, error_of, prequential_of
 from tools.benchmarks.accuracy.run import Files, Plan, Point, Run
 from tools.benchmarks.accuracy.stream import Microbatches
 from tools.benchmarks.report import Report
 
-OURS, PEER = "ffstream", "backprop"
+OURS = "ffstream"
 _POINTS = 12  # in a pass
 
 
@@ -71,21 +71,13 @@ class _Splits(NamedTuple):
     name: str  # of the held-out data
 
 
-class _Learned(NamedTuple):
-    """The points of a run, and the one at the end."""
-
-    learner: Learner
-    points: Sequence[Point]
-    end: Point
-
-
 def run(report: Report, dataset: Dataset, options: Options) -> None:
     """Runs each seed, which decides the order of the stream and the initial weights. Raises Failed, ConfigError."""
     if options.label_fraction < 1 and not config_of(dataset, options, 0).network.learns_unlabelled:
         raise Failed(f"preset {options.preset} needs a label for each sample: leave out --label-fraction")
     prefix = options.prefix(dataset)
     splits = _splits(dataset, validation=options.validation)
-    rows = _Rows(report, prefix, splits.name)
+    rows = Rows(report, prefix, splits.name)
     curves: dict[str, list[Sequence[Point]]] = {OURS: []}
     for seed in range(options.seeds):
         ours = _run(OURS, dataset, splits, options, seed)
@@ -107,13 +99,13 @@ def tune_peer(report: Report, dataset: Dataset, options: Options, trials: int) -
     splits = _splits(dataset, validation=True)
     name = f"{options.prefix(dataset)}/peer_trial"
 
-    def error_of(settings: PeerSettings) -> float:
-        return _error(_run(PEER, dataset, splits, replace(options, peer=settings), seed=0).end)
+    def try_out(settings: PeerSettings) -> float:
+        return error_of(_run(PEER, dataset, splits, replace(options, peer=settings), seed=0).end)
 
     def on_trial(settings: PeerSettings, error: float) -> None:
         report.add(name, 100 * error, "%", **vars(settings))
 
-    best, error = tuning.search(trials, error_of, on_trial)
+    best, error = tuning.search(trials, try_out, on_trial)
     samples = options.length(len(splits.train))
     return tuning.as_toml(
         options.preset, best, dataset=dataset.name, samples=samples, trials=trials, error=round(100 * error, 2)
@@ -162,7 +154,7 @@ def _settings(dataset: Dataset, options: Options, seed: int) -> tuple[str, ...]:
 
 def _run(
     name: str, dataset: Dataset, splits: _Splits, options: Options, seed: int, *, seconds: float = 0.0
-) -> _Learned:
+) -> Learned:
     """A whole run, or the rest of one that was begun before."""
     config = config_of(dataset, options, seed)
     dtype = choose_product_dtype(config.pipeline.precision, torch.device("cpu"))
@@ -183,17 +175,14 @@ def _run(
     found = Run(learner, microbatches, splits.held_out, plan, files)
     total = options.length(size)
     found.advance(total, seconds)
-    return _Learned(learner, found.points, next(point for point in found.points if point.samples >= total))
+    return Learned(learner, found.points, next(point for point in found.points if point.samples >= total))
 
 
-def _error(point: Point) -> float:
-    assert point.error is not None, "a pass ends with a measurement"
-    return point.error
-
-
-def _prove(report: Report, prefix: str, dataset: Dataset, splits: _Splits, options: Options, ours: _Learned) -> None:
+def _prove(report: Report, prefix: str, dataset: Dataset, splits: _Splits, options: Options, ours: Learned) -> None:
     """One pass through a daemon must lead to the same weights, and to the same errors. Raises Failed."""
     assert isinstance(ours.learner, ForwardForward)
+    if ours.points[-1] != ours.end:
+        raise Failed("the runs in that folder are longer than one pass, so there is nothing to compare a daemon with")
     settings = _settings(dataset, options, 0)
     found = through_daemon.one_pass(splits.train, splits.held_out, 0, settings, options.label_fraction)
     unrounded = Network(ours.learner.network.recipe)  # products in float32, so its weights are not rounded
@@ -204,65 +193,8 @@ def _prove(report: Report, prefix: str, dataset: Dataset, splits: _Splits, optio
     )
     end = ours.end
     held_out = f"{prefix}/through_daemon/{splits.name}"
-    report.add(held_out, 100 * found.error, "%", "serial", 100 * _error(end), weights_equal=equal)
+    report.add(held_out, 100 * found.error, "%", "serial", 100 * error_of(end), weights_equal=equal)
     prequential = 100 * found.prequential
-    report.add(f"{prefix}/through_daemon/prequential", prequential, "%", "serial", 100 * end.wrong / end.predicted)
+    report.add(f"{prefix}/through_daemon/prequential", prequential, "%", "serial", 100 * prequential_of(end))
     if not equal:
         raise Failed("the weights of the daemon are not those of the serial reference")
-
-
-# --- rows --------------------------------------------------------------------------------------------------------
-
-
-class _Rows:
-    """A row for each seed and figure, and one for the differences of each figure."""
-
-    def __init__(self, report: Report, prefix: str, held_out: str) -> None:
-        self._report, self._prefix, self._held_out = report, prefix, held_out
-        self._differences: dict[str, list[float]] = {}
-
-    def add(self, seed: int, ours: _Learned, theirs: _Learned | None) -> None:
-        """The rows of one seed."""
-        held_out = self._held_out
-        self._add(held_out, seed, _error, ours.end, theirs and theirs.end)
-        self._add("prequential", seed, _prequential, ours.end, theirs and theirs.end)
-        if theirs is not None:
-            then = _at_seconds(theirs.points, ours.end.seconds)
-            self._add(f"{held_out}_equal_minutes", seed, _error, ours.end, then)
-
-    def _add(self, name: str, seed: int, figure: Callable[[Point], float], ours: Point, theirs: Point | None) -> None:
-        full, value, minutes = f"{self._prefix}/{name}", 100 * figure(ours), round(ours.seconds / 60, 2)
-        if theirs is None:
-            self._report.add(full, value, "%", seed=seed, minutes=minutes)
-            return
-        other, their_minutes = 100 * figure(theirs), round(theirs.seconds / 60, 2)
-        self._report.add(full, value, "%", PEER, other, seed=seed, minutes=minutes, peer_minutes=their_minutes)
-        self._differences.setdefault(full, []).append(value - other)
-
-    def compare(self) -> None:
-        """Whether the differences to the peer keep their sign."""
-        for name, found in self._differences.items():
-            self._report.add(
-                f"{name}/difference",
-                statistics.median(found),
-                "points",
-                lowest=min(found),
-                highest=max(found),
-                standing=standing(found),
-            )
-
-
-def standing(differences: Sequence[float]) -> str:
-    """`ahead` if the error is lower than the peer's with every seed, `behind` if it is higher with every seed."""
-    if all(each < 0 for each in differences):
-        return "ahead"
-    return "behind" if all(each > 0 for each in differences) else "undecided"
-
-
-def _prequential(point: Point) -> float:
-    return point.wrong / point.predicted
-
-
-def _at_seconds(points: Sequence[Point], seconds: float) -> Point:
-    """The first measurement after that many CPU seconds."""
-    return next(point for point in points if point.error is not None and point.seconds >= seconds)

@@ -20,6 +20,7 @@ SETTINGS = (
     "checkpoint.every_samples=0",
 )
 _MESSAGE = 64
+_PATIENCE_S = 3600.0  # a convolution learns a few hundred samples per second
 
 
 class Result(NamedTuple):
@@ -37,10 +38,12 @@ def one_pass(
     with temporary_daemon(*settings, *SETTINGS) as daemon:
         with Producer(daemon.endpoints["learn"]) as producer:
             for images, labels in batches(train, _MESSAGE, seed=seed, label_fraction=label_fraction):
-                producer.send(images, labels)
+                producer.send(images, labels, _PATIENCE_S)
+            producer.flush(_PATIENCE_S)
         with Control(daemon.endpoints["control"]) as control:
-            control.wait_idle(600)
-            control.request("checkpoint", {"timeout_s": 600}, 610)  # complete only once the evaluator has caught up
+            control.wait_idle(_PATIENCE_S)
+            # Complete only once the evaluator has caught up.
+            control.request("checkpoint", {"timeout_s": _PATIENCE_S}, _PATIENCE_S + 10)
             prequential = control.status()["prequential_error_total"]
         with Predictor(daemon.endpoints["predict"]) as predictor:
             parts = np.array_split(held_out.images, 20)
