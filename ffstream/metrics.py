@@ -140,6 +140,33 @@ class Metrics:
             "rows",
         )
         self.loss = self._gauge("layer_loss", "Mean loss between the last two barriers.", "layer")
+        self.layer_separation = self._gauge(
+            "layer_separation_ratio",
+            "Share of positive rows with more goodness than the negative row beside them; 0.5 by chance.",
+            "layer",
+        )
+        self.layer_margin = self._gauge(
+            "layer_margin",
+            "Mean goodness of the right label minus that of the strongest wrong one, in a sampled microbatch.",
+            "layer",
+        )
+        self.layer_dead_units = self._gauge(
+            "layer_dead_units_ratio", "Share of units that were 0 in the last sampled microbatches.", "layer"
+        )
+        self.layer_weight_norm = self._gauge("layer_weight_norm", "Euclidean norm of the newest weights.", "layer")
+        self.layer_contradictions = self._gauge(
+            "layer_contradictions_ratio",
+            "Share of sampled negative rows that equal a positive one in image and label.",
+            "layer",
+        )
+        self.layer_restarts = self._gauge(
+            "layer_restarts", "Times that the layer has started over because the concept had changed.", "layer"
+        )
+        self.live_error = self._gauge(
+            "live_error_ratio",
+            "Error of the newest weights before they learn, over the last 10,000 samples; compare"
+            " prequential_error_ratio.",
+        )
         self.step_seconds = self._histogram("stage_step_seconds", "Time of a stage for a microbatch.", "stage")
         self.queue_depth = self._gauge("stage_queue_depth", "Items waiting before a stage.", "stage")
         self.stage_seq = self._gauge("stage_last_seq", "Last sample that a stage has learned.", "stage")

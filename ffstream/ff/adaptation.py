@@ -142,3 +142,12 @@ class CumulativeSum:
         self._since_zero = int(state["since_zero"])
         self._since_change = int(state["since_change"])
         self.restarts = int(state["restarts"])
+
+
+def without_outdated(gradient: Tensor, outdated_R: Tensor, samples: int) -> Tensor:
+    """∂L/∂G of the mean loss over the other samples: G (B, L), or (N) with rows of each sign. The last R samples are
+    replayed."""
+    kept_B = torch.cat((outdated_R.new_ones(samples - len(outdated_R)), ~outdated_R)).to(gradient.dtype)
+    kept_B.mul_(samples / kept_B.sum().clamp_min_(1))
+    kept_N = kept_B.repeat(len(gradient) // samples)
+    return gradient * kept_N.view(-1, *[1] * (gradient.dim() - 1))

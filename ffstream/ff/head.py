@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from ffstream.ff import kernels
+from ffstream.ff.adaptation import DriftTest, without_outdated
 from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import size_of
 from ffstream.ff.formulas import sum_squares
-from ffstream.ff.layer import UNREAD_MAX, Activities, Placement
+from ffstream.ff.layer import UNREAD_MAX, Activities, Placement, Scored
 from ffstream.ff.maps import WEIGHT
+from ffstream.ff.member import DRIFT, below, joined
 from ffstream.ff.normalization import RootMeanSquare
 from ffstream.ff.objective import LossStatistics, Softmax
 from ffstream.ff.parameters import Parameters
@@ -57,34 +59,59 @@ class Head:
         shapes = {WEIGHT: (recipe.labels, inputs), "bias": (recipe.labels,)}
         self.parameters = Parameters(recipe, options, shapes, placement.device)
         self._objective = kernels.fastest_objective(Softmax(alpha=1.0, smoothing=options.smoothing), placement.device)
+        self._drift: DriftTest = recipe.drift.build(recipe.replay_buffer)
+        self._has_ema = recipe.ema_samples > 0
         self._may_be_unlabelled = recipe.learns_unlabelled
         self._buffers = ReusedBuffers()
         self._unread: deque[Callable[[], LossStatistics]] = deque(maxlen=UNREAD_MAX)
 
-    def learn(self, input: Activities) -> None:
-        """One update from the positive rows of a microbatch; none in the phase `sleep`, or without labels."""
+    def learn(self, input: Activities) -> Scored | None:
+        """One update from the positive rows of a microbatch; none in the phase `sleep`, or without labels. Returns
+        the scores of the fresh samples by the weights before it."""
         if input.phase == "sleep":
-            return
-        read, labels_B = self._labelled(input)
+            return None
+        read, labels_B, ages_R = self._labelled(input)
         if not len(labels_B):
-            return
+            self._drift.passed(input.fresh)
+            return None
+        fresh = len(labels_B) - (0 if ages_R is None else len(ages_R))
         f_BF = features(read, self._buffers)
-        loss = self._objective.by_label(logits(f_BF, self.parameters.views), labels_B, None, input.phase)
+        score_BL = logits(f_BF, self.parameters.views)
+        if input.phase == "interleaved":
+            self._adapt(self._drift.rows_due(input.step, fresh), f_BF, score_BL, labels_B)
+        loss = self._objective.by_label(score_BL, labels_B, None, input.phase)
         self._unread.append(loss.statistics)
-        gradients = self.parameters.gradients
-        torch.mm(loss.goodness_gradient.t(), f_BF, out=gradients[WEIGHT])
-        gradients["bias"].copy_(loss.goodness_gradient.sum(0))
+        gradient_BL, gradients = loss.goodness_gradient, self.parameters.gradients
+        outdated_R = None if ages_R is None else self._drift.outdated(ages_R)
+        if outdated_R is not None:
+            gradient_BL = without_outdated(gradient_BL, outdated_R, len(labels_B))
+        torch.mm(gradient_BL.t(), f_BF, out=gradients[WEIGHT])
+        gradients["bias"].copy_(gradient_BL.sum(0))
         self.parameters.update(len(labels_B))
+        self._drift.passed(input.fresh)
+        return Scored(score_BL[:fresh], labels_B[:fresh])
 
-    def _labelled(self, input: Activities) -> tuple[Sequence[Tensor], Tensor]:
-        """The rows of the samples that have a label, for each layer, and their labels."""
-        labels_B = input.labels_N[: input.positives]
+    def _adapt(self, rows: int, f_BF: Tensor, score_BL: Tensor, labels_B: Tensor) -> None:
+        """Restarts EMA and schedule if the newest weights have come to predict better than the EMA weights."""
+        if not rows or not self._has_ema:
+            return
+        ema_BL = logits(f_BF[:rows], self.parameters.ema)
+        ema_wrong, newest_wrong = (
+            int((each[:rows].argmax(1) != labels_B[:rows]).sum()) for each in (ema_BL, score_BL)
+        )
+        if self._drift.compare(ema_wrong, newest_wrong):
+            self.parameters.restart()
+
+    def _labelled(self, input: Activities) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
+        """The rows of the samples that have a label, for each layer; their labels; the ages of replayed ones."""
+        labels_B, ages_R = input.labels_N[: input.positives], input.ages_R
         if not self._may_be_unlabelled:
-            return input.carried, labels_B
+            return input.carried, labels_B, ages_R
         known_B = labels_B != UNLABELLED
         if bool(known_B.all()):
-            return input.carried, labels_B
-        return [h_BF[known_B] for h_BF in input.carried], labels_B[known_B]
+            return input.carried, labels_B, ages_R
+        ages_R = None if ages_R is None else ages_R[known_B[input.fresh :]]
+        return [h_BF[known_B] for h_BF in input.carried], labels_B[known_B], ages_R
 
     def loss(self) -> float:
         """Mean loss since the last call (at most of the last 64 microbatches). NaN if nothing was learned."""
@@ -98,12 +125,14 @@ class Head:
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that later updates depend on."""
-        return self.parameters.state_dict()
+        return self.parameters.state_dict() | joined([(DRIFT, self._drift.state_dict())])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state that `state_dict` returned."""
         self.parameters.load_state_dict(state)
+        self._drift.load_state_dict(below(DRIFT, state))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Starts over from weights that `weights` returned. See `Parameters.load_weights`."""
         self.parameters.load_weights(weights)
+        self._drift.reset()

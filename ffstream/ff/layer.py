@@ -11,6 +11,7 @@ activities.
 Shapes: B samples, N rows, F units, L labels.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import cycle
@@ -20,10 +21,18 @@ import torch
 from torch import Tensor
 
 from ffstream.ff import kernels
-from ffstream.ff.adaptation import DriftTest
+from ffstream.ff.adaptation import DriftTest, without_outdated
 from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import Shape
 from ffstream.ff.formulas import Formulas, ForwardResult
+from ffstream.ff.health import (
+    SAMPLED_ROWS,
+    Health,
+    HealthFigures,
+    contradicting_images,
+    contradicting_labels,
+    margin_by_label,
+)
 from ffstream.ff.maps import WEIGHT
 from ffstream.ff.member import DRIFT, below, joined
 from ffstream.ff.objective import LossResult, LossStatistics, Phase
@@ -32,6 +41,7 @@ from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
 
 UNREAD_MAX = 64
+HEALTH_EVERY = 4  # calls of `figures`
 
 
 class Activities(NamedTuple):
@@ -70,6 +80,18 @@ class Activities(NamedTuple):
         """Samples that come from the stream. They are the first ones of each sign."""
         return self.samples - (0 if self.ages_R is None else len(self.ages_R))
 
+    @property
+    def scored(self) -> "Scored | None":
+        """The fresh samples' scores and labels, if the layers have a score."""
+        return None if self.score_BL is None else Scored(self.score_BL, self.labels_N[: self.fresh])
+
+
+class Scored(NamedTuple):
+    """The score (B, L) of every label of fresh samples by the weights before the update, and their labels (B)."""
+
+    score_BL: Tensor
+    labels_B: Tensor
+
 
 class Placement(NamedTuple):
     """Where a layer computes, and in which dtype it computes matrix products.
@@ -85,12 +107,14 @@ class Placement(NamedTuple):
 
 
 class LayerFigures(NamedTuple):
-    """Means since the last call of `figures`; NaN if there was no row of that sign. And restarts after drifts."""
+    """Means since the last call of `figures`; NaN if there was no row of that sign. Restarts after drifts. Health."""
 
     goodness_positive: float
     goodness_negative: float
     loss: float
+    separation: float  # share of positive rows with more goodness than the negative row beside them
     restarts: int
+    health: HealthFigures
 
 
 class Layer:
@@ -107,6 +131,9 @@ class Layer:
         self._drift: DriftTest = recipe.drift.build(recipe.replay_buffer)
         self._buffers = ReusedBuffers()
         self._conditions = recipe.activities == "label_conditioned"
+        self._health = Health()
+        self._health_figures = HealthFigures()
+        self._figures_calls = 0
         self._is_read = index in recipe.read_layers
         self._ring = self._make_ring(buffers)
         self._weights = {name: self._as_product(name, view) for name, view in self.parameters.views.items()}
@@ -252,10 +279,7 @@ class Layer:
         outdated_R = None if input.ages_R is None else self._drift.outdated(input.ages_R)
         if outdated_R is None or input.phase != "interleaved":
             return gradient
-        kept_B = torch.cat((outdated_R.new_ones(input.fresh), ~outdated_R)).to(gradient.dtype)
-        kept_B.mul_(len(kept_B) / kept_B.sum().clamp_min_(1))
-        kept_N = kept_B.repeat(len(gradient) // len(kept_B))
-        return gradient * kept_N.view(-1, *[1] * (gradient.dim() - 1))
+        return without_outdated(gradient, outdated_R, input.samples)
 
     def _refresh(self) -> None:
         """Updates the copies of parameters in the dtype of the matrix products."""
@@ -268,13 +292,45 @@ class Layer:
     def figures(self) -> LayerFigures:
         """Mean goodness of each sign and mean loss of the microbatches since the last call (at most the last 64)."""
         computed = [compute() for compute in self._unread]
+        positive = _mean([statistics.positive_B for statistics in computed])
+        negative = _mean([statistics.negative_B for statistics in computed])
+        if computed:
+            self._sample_health(positive - negative)
         self._unread.clear()
         return LayerFigures(
-            _mean([statistics.positive_B for statistics in computed]),
-            _mean([statistics.negative_B for statistics in computed]),
+            positive,
+            negative,
             _mean([statistics.loss.view(1) for statistics in computed]),
+            _mean([_separated(statistics) for statistics in computed]),
             self._drift.restarts,
+            self._health_figures,
         )
+
+    def _sample_health(self, margin: float) -> None:
+        """Looks at the last microbatch, on every few calls. `margin` is that of the rows, if there are any."""
+        self._figures_calls += 1
+        if self._figures_calls % HEALTH_EVERY != 1:
+            return
+        input, health = self._input, self._health
+        h_NF = self.formulas.options.activation.value(self._result.z_NF[:SAMPLED_ROWS])
+        if self._goodness_BL is not None:
+            margin = margin_by_label(self._goodness_BL, input.labels_N)
+        self._health_figures = HealthFigures(
+            dead_units=health.add_activities(h_NF),
+            weight_norm=float(torch.linalg.vector_norm(self.parameters.views[WEIGHT])),
+            margin=margin,
+            contradictions=math.nan if self.index else self._contradictions(input),
+        )
+
+    def _contradictions(self, input: Activities) -> float:
+        if input.positives is not None:
+            negatives = len(input.h_NF) - input.positives
+            return self._health.add_contradictions(contradicting_images(input.h_NF, input.positives), negatives)
+        wrong_B = None
+        if self._objective.needs_wrong_labels:
+            wrong_B = self._wrong_B if self._conditions else self.wrong_labels()
+        found = contradicting_labels(input.h_NF, input.labels_N, wrong_B)
+        return self._health.add_contradictions(found, len(input.h_NF))
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the EMA weights, by name, in the dtypes in which they predict."""
@@ -324,6 +380,15 @@ class _Rows:
             return int((goodness.argmax(1) != self.labels_N).sum())
         positive, negative = goodness.split(self._count)
         return int((negative >= positive).sum())
+
+
+def _separated(statistics: LossStatistics) -> Tensor | None:
+    """For pairs of a positive and a negative row, 1 where the positive one has more goodness."""
+    positive_B, negative_B = statistics.positive_B, statistics.negative_B
+    if positive_B is None or negative_B is None:
+        return None
+    count = min(len(positive_B), len(negative_B))
+    return (positive_B[:count] > negative_B[:count]).float()
 
 
 def _mean(parts: list[Tensor | None]) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ffstream.ff.classifier import Classifier
 from ffstream.ff.head import Head
 from ffstream.ff.input import Input
-from ffstream.ff.layer import Layer, Placement
+from ffstream.ff.layer import Layer, Placement, Scored
 from ffstream.ff.member import INPUT, READOUT, Member, below, joined, layer_name
 from ffstream.ff.objective import Phase
 from ffstream.ff.recipe import Recipe
@@ -41,13 +41,13 @@ class Network:
         step: int,
         phase: Phase = "interleaved",
         ages_R: Tensor | None = None,
-    ) -> Tensor | None:
+    ) -> Scored | None:
         """Learns one microbatch: images (B, I; uint8, or float32 between 0 and 1), labels (B; int64).
 
         `step` is the number of the microbatch. `ages_R` are the ages of the last R samples, if these are replayed:
-        how many samples of the stream ago each came. Returns the score (B − R, L) of every label of the fresh samples
-        by the weights before this update, or None for label-conditioned activities. Raises ValueError if B is not
-        between 1 and `recipe.rows`.
+        how many samples of the stream ago each came. Returns the scores of the fresh samples by the weights before
+        this update, or None if there are none: layers pass on label-conditioned activities. Raises ValueError if B is
+        not between 1 and `recipe.rows`.
         """
         if not 0 < len(images_BI) <= self.recipe.rows:
             raise ValueError(f"{len(images_BI)} samples in a microbatch: this recipe takes 1 to {self.recipe.rows}")
@@ -56,8 +56,8 @@ class Network:
             activities = layer.forward(activities)
             layer.update()
         if self.readout is not None:
-            self.readout.learn(activities)
-        return activities.score_BL
+            return self.readout.learn(activities)
+        return activities.scored
 
     def classifier(self) -> Classifier:
         """Predicts with a copy of the current EMA weights."""

@@ -24,9 +24,10 @@ from ffstream.pipeline.messages import Barrier, MicroBatch, Part
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.resume_state import ResumeState
 from ffstream.serving.prequential import NAME as PREQUENTIAL
-from ffstream.serving.prequential import ErrorRecord, Prequential
+from ffstream.serving.prequential import Prequential
 from ffstream.serving.snapshot import Snapshot, Snapshots
 from ffstream.util import failpoints
+from ffstream.util.error_record import ErrorRecord
 from ffstream.util.threads import OnFailure, Worker
 
 
@@ -102,6 +103,7 @@ class TrainingRun:
             "prequential_error": record.recent,
             "prequential_error_total": record.total,
             "prequential_window_samples": record.window_samples,
+            "live_error": pipeline.live.record.recent,
             "phase": pipeline.phase,
             "stages": pipeline.describe(),
         }

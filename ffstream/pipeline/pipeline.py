@@ -26,6 +26,7 @@ from ffstream.pipeline.channel import Channel
 from ffstream.pipeline.device import choose_device, choose_product_dtype, make_stream
 from ffstream.pipeline.feeder import Feeder, FeederState
 from ffstream.pipeline.listener import Listener
+from ffstream.pipeline.live_error import LIVE, LiveError
 from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.replay_buffer import ReplayBuffer
 from ffstream.pipeline.resume_state import ResumeState
@@ -54,6 +55,7 @@ class Pipeline:
         self._metrics = metrics
         self.device = choose_device(config.pipeline.device)
         self.product_dtype = choose_product_dtype(config.pipeline.precision, self.device)
+        self.live = LiveError(resume.progress.get(LIVE))
         self.stages = self._build_stages(resume.seq)
         self._restore(resume)
         self._reader = Reader(journal.path)
@@ -84,6 +86,7 @@ class Pipeline:
                 on_failure=self._listener.on_failure,
                 input=None if index else input,
                 readout=readout if index == len(sizes) - 1 else None,
+                live=self.live if index == len(sizes) - 1 else None,
                 seq=seq,
             )
             for index, size in enumerate(sizes)
@@ -128,6 +131,7 @@ class Pipeline:
     def _connect_gauges(self) -> None:
         metrics = self._metrics
         metrics.applied_seq.set_function(lambda: self.applied_seq)
+        metrics.live_error.set_function(lambda: self.live.record.recent)
         for phase in get_args(Phase):
             metrics.phase.labels(phase).set_function(partial(self._is_phase, phase))
         for stage in self.stages:

@@ -16,6 +16,8 @@ from ffstream.ff.member import INPUT, READOUT, Member, joined, layer_name
 from ffstream.metrics import Metrics
 from ffstream.pipeline.channel import Channel, Closed
 from ffstream.pipeline.device import DeviceStream
+from ffstream.pipeline.layer_gauges import LayerGauges
+from ffstream.pipeline.live_error import LIVE, LiveError
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part, StageOutput
 from ffstream.util import failpoints
 from ffstream.util.threads import LEARNING_NICENESS, OnFailure, Worker
@@ -36,10 +38,11 @@ class Stage:
         on_failure: OnFailure,
         input: Input | None = None,
         readout: Head | None = None,
+        live: LiveError | None = None,
         seq: int = 0,
     ) -> None:
         """The first stage has the `input` and gets microbatches; later ones get the output of the stage before. The
-        last one has the `readout`, if there is one.
+        last one has the `readout`, if there is one, and counts `live` errors.
 
         `on_failure` is called at most once.
         """
@@ -50,6 +53,9 @@ class Stage:
         self.inbox = inbox
         self._input = input
         self._readout = readout
+        self._live = live
+        self._gauges = LayerGauges(layers, metrics)
+        self._learned = 0
         self._outbox = outbox
         self._stream = stream
         self._metrics = metrics
@@ -104,14 +110,16 @@ class Stage:
             failpoints.reached("pass_on.after")
         for layer in self.layers:
             layer.update()
-        if self._readout is not None:
-            self._readout.learn(output.activities)
+        scored = output.activities.scored if self._readout is None else self._readout.learn(output.activities)
+        if self._live is not None:
+            self._live.add(scored)
         self._stream.settle()
         self._step_seconds.observe(time.perf_counter() - start - waited)
         if self._outbox is None:
             failpoints.reached("learned")
             self._metrics.samples_learned.inc(output.fresh)
         self.last_seq = output.seq
+        self._learned += output.fresh
 
     def _forward(self, item: MicroBatch | StageOutput) -> StageOutput:
         if isinstance(item, MicroBatch):
@@ -128,22 +136,22 @@ class Stage:
         members = self.members.items()
         weights = joined((name, member.weights()) for name, member in members)
         tensors = joined((name, member.state_dict()) for name, member in members) if barrier.saves else {}
-        self._set_layer_gauges()
-        self._stream.synchronize()  # the copies are read by other threads
         self.last_seq = max(self.last_seq, barrier.seq)
+        progress = self._set_layer_gauges()
+        self._stream.synchronize()  # the copies are read by other threads
         if self._outbox is not None:
             self._outbox.put(barrier)
-        barrier.contribute(self.name, Part(weights, tensors))
+        barrier.contribute(self.name, Part(weights, tensors, progress if barrier.saves else {}))
 
-    def _set_layer_gauges(self) -> None:
-        metrics = self._metrics
-        for layer in self.layers:
-            figures, label = layer.figures(), str(layer.index)
-            metrics.goodness.labels(label, "positive").set(figures.goodness_positive)
-            metrics.goodness.labels(label, "negative").set(figures.goodness_negative)
-            metrics.loss.labels(label).set(figures.loss)
+    def _set_layer_gauges(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds besides tensors."""
+        self._gauges.set(self.last_seq, self._learned)
         if self._readout is not None:
-            metrics.loss.labels(READOUT).set(self._readout.loss())
+            self._metrics.loss.labels(READOUT).set(self._readout.loss())
+        if self._live is None:
+            return {}
+        self._live.count()
+        return {LIVE: self._live.record.state()}
 
     def connect_gauges(self) -> None:
         """Gauges show this stage from now on, and nothing of a run that a rollback has ended."""

@@ -23,7 +23,7 @@ def test_the_status_has_the_keys_that_scripts_read(daemon: Running) -> None:
     wait_until(lambda: daemon.control().status()["prequential_error"] is not None, WAIT_S, "samples are evaluated")
     status = daemon.control().status()
     keys = {"accepted", "learned", "applied_seq", "prequential_error", "prequential_error_total", "phase", "stages"}
-    keys |= {"prequential_window_samples"}
+    keys |= {"prequential_window_samples", "live_error"}
     assert keys <= set(status)
     assert (status["state"], status["version"], status["phase"]) == ("ready", __version__, "interleaved")
     assert 0 <= status["prequential_error"] <= 1

@@ -12,7 +12,10 @@ from tests.in_process import WAIT_S, Running, feed
 from tests.support import wait_until
 
 OF_CHECKPOINTS = {"checkpoint_bytes", "checkpoint_last_seq", "checkpoint_age_seconds"}
-OF_LEARNING = {"layer_goodness", "layer_loss"}
+OF_LEARNING = {"layer_goodness", "layer_loss", "layer_separation_ratio"}
+OF_SAMPLES = {"layer_margin", "layer_weight_norm"}
+OF_MANY_SAMPLES = {"layer_dead_units_ratio", "layer_contradictions_ratio"}
+OF_HEALTH = {*OF_SAMPLES, *OF_MANY_SAMPLES}
 
 
 def scrape(running: Running) -> dict[str, dict[tuple[str, ...], float]]:
@@ -32,13 +35,14 @@ def absent(running: Running) -> set[str]:
 
 def test_gauges_of_errors_and_checkpoints_are_absent_before_the_first_sample(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
-        unknown = {"prequential_error_ratio", *OF_CHECKPOINTS, *OF_LEARNING}
+        unknown = {"prequential_error_ratio", "live_error_ratio", *OF_CHECKPOINTS, *OF_LEARNING, *OF_HEALTH}
         wait_until(lambda: absent(running) == unknown, WAIT_S, "the journal is measured")
         assert scrape(running)["prequential_window_samples"] == {(): 0.0}
         feed(running, 80)
-        wait_until(lambda: absent(running) == OF_CHECKPOINTS, WAIT_S, "it has predicted and learned")
+        known = {*OF_CHECKPOINTS, *OF_MANY_SAMPLES}
+        wait_until(lambda: absent(running) == known, WAIT_S, "it has predicted and learned")
         running.control().request("checkpoint")
-        assert absent(running) <= OF_LEARNING, "no sample was learned since the checkpoint"
+        assert absent(running) <= {*OF_LEARNING, *OF_MANY_SAMPLES}, "no sample was learned since the checkpoint"
 
 
 def test_gauges_of_errors_and_checkpoints_are_restored_after_a_restart(
@@ -57,13 +61,15 @@ def test_gauges_of_errors_and_checkpoints_are_restored_after_a_restart(
         running.stop()
         monkeypatch.setattr("ffstream.checkpoint.store.time", later)
         running.restart()
-        assert absent(running) <= {"clients", "journal_used_bytes", "journal_log_bytes", *OF_LEARNING}, (
+        assert absent(running) <= {"clients", "journal_used_bytes", "journal_log_bytes", *OF_LEARNING, *OF_HEALTH}, (
             "nothing is learned yet"
         )
         after = scrape(running)
         for name in (
             "prequential_error_ratio",
             "prequential_window_samples",
+            "live_error_ratio",
+            "layer_restarts",
             "checkpoint_last_seq",
             "checkpoint_bytes",
         ):
@@ -84,6 +90,8 @@ def test_gauges_have_their_earlier_values_after_a_rollback(tmp_path: Path) -> No
         for name in (
             "prequential_error_ratio",
             "prequential_window_samples",
+            "live_error_ratio",
+            "layer_restarts",
             "checkpoint_last_seq",
             "checkpoint_bytes",
         ):

@@ -72,6 +72,33 @@ def test_a_warning_that_lasts_alerts(tmp_path: Path) -> None:
     check(tmp_path, series, "FfstreamNeedsAttention", {"10m": None, "17m": alert, "23m": None})
 
 
+def test_a_layer_that_separates_nothing_alerts_once_it_has_learned_enough(tmp_path: Path) -> None:
+    alert = fires(
+        "ticket",
+        "layer 1 of a does not tell right from wrong",
+        "Its right rows have more goodness in 51% of the samples. Labels may be random, or its learning rate or"
+        " objective does not fit.",
+        layer="1",
+    )
+    series = {
+        'ffstream_layer_separation_ratio{instance="a", layer="0"}': "0.97x60",
+        'ffstream_layer_separation_ratio{instance="a", layer="1"}': "0.51x60",
+        of("samples_learned_total"): "0+2000x60",
+    }
+    check(tmp_path, series, "FfstreamLayerSeparatesNothing", {"24m": None, "45m": alert})
+
+
+def test_contradicting_rows_alert(tmp_path: Path) -> None:
+    alert = fires(
+        "ticket",
+        "a learns 2% of its negative rows as positive rows, too",
+        "The stream holds equal images with different labels, or negatives that equal their images.",
+        layer="0",
+    )
+    series = {'ffstream_layer_contradictions_ratio{instance="a", layer="0"}': "0x5 0.0009x5 0.02x20 0x5"}
+    check(tmp_path, series, "FfstreamRowsContradict", {"11m": None, "24m": alert, "36m": None})
+
+
 def test_a_planned_drain_raises_no_alert(tmp_path: Path) -> None:
     series = {refusing("draining"): "0x4 1x30 stale", refusing("disk_full"): "0x34 stale"}
     check(tmp_path, series, "FfstreamRefusesSamples", {"6m": None, "20m": None, "34m": None, "40m": None})

@@ -136,11 +136,11 @@ def learned(recipe: Recipe, samples: Samples, change: int) -> Learned:
         if count:
             old = replay.draw(count, step)
             given = torch.cat((images_BI, old.images_BI)), torch.cat((labels_B, old.labels_B))
-            score_BL = network.learn(*given, step, ages_R=old.ages_B)
+            scored = network.learn(*given, step, ages_R=old.ages_B)
         else:
-            score_BL = network.learn(images_BI, labels_B, step)
-        if score_BL is not None:
-            live.add(seq, labels_B, score_BL.argmax(1))
+            scored = network.learn(images_BI, labels_B, step)
+        if scored is not None:
+            live.add(seq, scored.labels_B, scored.score_BL.argmax(1))
         replay.add(images_BI, labels_B)
     return Learned(network, served, live, (before, _restarts(network) - before))
 
@@ -154,7 +154,8 @@ def _microbatches(recipe: Recipe, samples: Samples) -> Iterator[tuple[int, Tenso
 
 
 def _restarts(network: Network) -> int:
-    return sum(layer.figures().restarts for layer in network.layers)
+    state = network.state_dict()
+    return sum(int(value) for name, value in state.items() if name.endswith(".drift.restarts"))
 
 
 def run(report: Report, dataset: Dataset, kinds: list[str], recipe: Recipe, seeds: int) -> None:

@@ -18,7 +18,7 @@ from ffstream.ff.network import Network
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from tests.unit.ff import formulas
-from tests.unit.ff.formulas import CONDITIONED, SMALL
+from tests.unit.ff.formulas import CONDITIONED, SMALL, UNSUPERVISED
 
 THRESHOLD = 5.0
 
@@ -108,6 +108,16 @@ def test_nothing_restarts_while_the_ema_weights_predict_as_well(base: Recipe) ->
     assert [float(layer.parameters.samples) for layer in network.layers] == [60 * base.batch_size] * 2
 
 
+def test_a_readout_restarts_by_itself() -> None:
+    network = with_bad_ema(watching(UNSUPERVISED.change(readout={"kind": "softmax", "learning_rate": 0.1})))
+    assert network.readout is not None
+    before = network.readout.state_dict()
+    formulas.learn(network, 1, 1)
+    after = network.readout.state_dict()
+    assert int(after["drift.restarts"]) == 1 + int(before["drift.restarts"])
+    assert float(after["samples"]) < float(before["samples"])
+
+
 def test_the_loss_leaves_out_replayed_samples_from_before_the_change() -> None:
     """The gradient is that of the mean loss over the other samples."""
     network = formulas.random_network(watching(SMALL))
@@ -135,9 +145,10 @@ def test_learning_returns_the_score_of_the_fresh_samples_by_the_weights_before_i
     network = formulas.random_network(recipe.change(layers=layers, preprocessing="none"))
     images_BI, labels_B = formulas.random_images(7, recipe.inputs), formulas.random_labels(7, recipe.labels)
     want_BL = network.classifier().predict(images_BI[:5]).goodness_BL
-    score_BL = network.learn(images_BI, labels_B, 3, ages_R=torch.tensor([1, 2]))
-    assert score_BL is not None
-    assert torch.allclose(score_BL, want_BL, rtol=1e-4)
+    scored = network.learn(images_BI, labels_B, 3, ages_R=torch.tensor([1, 2]))
+    assert scored is not None
+    assert torch.allclose(scored.score_BL, want_BL, rtol=1e-4)
+    assert torch.equal(scored.labels_B, labels_B[:5])
 
 
 # --- digits --------------------------------------------------------------------------------------------------------

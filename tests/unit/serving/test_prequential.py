@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffstream.metrics import Metrics
-from ffstream.serving.prequential import WINDOW_SAMPLES, ErrorRecord, Prequential
+from ffstream.serving.prequential import Prequential
+from ffstream.util.error_record import WINDOW_SAMPLES, ErrorRecord
 from ffstream.util.labels import UNLABELLED
 from tests.support import wait_until
 from tests.unit.serving.answers import DEADLINE_S, INPUTS, LABELS, snapshot

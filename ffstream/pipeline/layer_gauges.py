@@ -1,0 +1,63 @@
+"""The metrics of a stage's layers, and log lines when one of them needs attention. Set at barriers."""
+
+import logging
+import math
+from collections.abc import Sequence
+
+from ffstream.ff.layer import Layer, LayerFigures
+from ffstream.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+SEPARATES_AFTER_SAMPLES = 50_000  # a layer that has learned so many samples should separate right from wrong
+SEPARATION_MIN = 0.55  # share of samples with more goodness for the right label; by chance it is 0.5
+CONTRADICTIONS_MAX = 1e-3  # share of negative rows that equal a positive row
+
+
+class LayerGauges:
+    """For the thread of a stage."""
+
+    def __init__(self, layers: Sequence[Layer], metrics: Metrics) -> None:
+        self._layers = layers
+        self._metrics = metrics
+        self._restarts = {layer.index: -1 for layer in layers}
+        self._warned: set[tuple[int, str]] = set()
+
+    def set(self, seq: int, samples: int) -> None:
+        """Sets all gauges, at a barrier behind the sample `seq`. `samples` were learned in this run."""
+        for layer in self._layers:
+            figures = layer.figures()
+            self._set(str(layer.index), figures)
+            self._note_restarts(layer.index, figures.restarts, seq)
+            mixed = samples >= SEPARATES_AFTER_SAMPLES and figures.separation < SEPARATION_MIN
+            self._warn(layer.index, "does not separate right from wrong", mixed, figures.separation, seq)
+            contradicts = figures.health.contradictions > CONTRADICTIONS_MAX
+            self._warn(
+                layer.index, "gets equal positive and negative rows", contradicts, figures.health.contradictions, seq
+            )
+
+    def _set(self, label: str, figures: LayerFigures) -> None:
+        metrics, health = self._metrics, figures.health
+        metrics.goodness.labels(label, "positive").set(figures.goodness_positive)
+        metrics.goodness.labels(label, "negative").set(figures.goodness_negative)
+        metrics.loss.labels(label).set(figures.loss)
+        metrics.layer_restarts.labels(label).set(figures.restarts)
+        metrics.layer_separation.labels(label).set(figures.separation)
+        metrics.layer_dead_units.labels(label).set(health.dead_units)
+        metrics.layer_weight_norm.labels(label).set(health.weight_norm)
+        metrics.layer_margin.labels(label).set(health.margin)
+        metrics.layer_contradictions.labels(label).set(health.contradictions)
+
+    def _note_restarts(self, index: int, restarts: int, seq: int) -> None:
+        before, self._restarts[index] = self._restarts[index], restarts
+        if 0 <= before < restarts:
+            log.warning("concept changed: layer restarted layer=%d seq=%d restarts=%d", index, seq, restarts)
+
+    def _warn(self, index: int, what: str, active: bool, value: float, seq: int) -> None:
+        key = index, what
+        if active and key not in self._warned:
+            self._warned.add(key)
+            log.warning("layer %s layer=%d share=%.4f seq=%d", what, index, value, seq)
+        elif not active and key in self._warned and not math.isnan(value):
+            self._warned.remove(key)
+            log.info("layer no longer %s layer=%d share=%.4f seq=%d", what, index, value, seq)
