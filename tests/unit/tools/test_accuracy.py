@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from tests.unit.pipeline.run import (
     Store,
     assert_same,
 )
+from tools.benchmarks.__main__ import main
 from tools.benchmarks.accuracy import backprop, plot, run, tuning
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
 from tools.benchmarks.accuracy.learners import ForwardForward, Learner
@@ -391,3 +393,31 @@ def test_every_preset_has_a_peer_that_learns_and_resumes(preset: str) -> None:
     assert not torch.equal(whole.weights()["ema"], first)
     assert_equal(whole.weights(), resumed.weights())
     assert whole.predictor(whole.weights())(images).shape == (6,)
+
+
+@pytest.fixture
+def _signals_are_kept() -> Iterator[None]:
+    """The command handles SIGTERM, for the whole process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_signals_are_kept")
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--preset", "fast"], 1, "--tune-peer N"),
+        (["--preset", "no-such-preset", "--no-peer"], 1, "network.preset"),
+        (["--passes", "2", "--through-daemon"], 2, "one pass"),
+        (["--set", "network.no_such_option=1", "--no-peer"], 1, "no_such_option"),
+    ],
+)
+def test_wrong_options_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], exit_code: int, message: str
+) -> None:
+    monkeypatch.setattr(tuning, "FILE", tmp_path / "settings.toml")
+    tuning.FILE.write_text("")
+    done = CliRunner().invoke(main, ["accuracy", *arguments])
+    assert done.exit_code == exit_code, done.output
+    assert message in done.output
