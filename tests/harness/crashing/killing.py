@@ -84,7 +84,9 @@ class KillRun:
         try:
             for number in range(kills):
                 failpoint, upcoming = upcoming, next(places)
-                standby = self._instrument(upcoming) if number % _STANDBY_EVERY == 8 else None
+                # Not at the end: the last daemon, which learns the rest of the stream, must not kill itself.
+                has_standby = number % _STANDBY_EVERY == 8 and number + 1 < kills
+                standby = self._instrument(upcoming) if has_standby else None
                 as_user = number % _AS_USER_EVERY == _AS_USER_EVERY - 1
                 place = self._kill(failpoint, as_user=as_user, standby=standby)
                 self.by_failpoint[place] += 1
