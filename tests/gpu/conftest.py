@@ -71,6 +71,18 @@ def smooth(fast: Recipe) -> Recipe:
     return fast.change(optimizer="sgd", learning_rate=0.1)
 
 
+@pytest.fixture(scope="session")
+def unsupervised(smooth: Recipe) -> Recipe:
+    """Layers that learn from hybrids, and a readout of all of them."""
+    return smooth.change(
+        label_scheme="none",
+        goodness="mean_squares",
+        negatives="hybrid",
+        objective={"kind": "threshold", "alpha": 5.0, "theta": 0.3},
+        readout={"kind": "softmax", "optimizer": "sgd", "learning_rate": 0.01},
+    )
+
+
 @pytest.fixture
 def store(tmp_path: Path, digits: Stream) -> Iterator[Store]:
     """An empty journal for those digits."""

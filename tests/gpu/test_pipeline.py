@@ -79,6 +79,18 @@ def test_the_pipeline_is_close_to_the_serial_reference_on_the_cpu(
     assert_close(state, learned_serially(smooth, digits, size.steps, "cpu").state_dict(), 1e-4)
 
 
+def test_a_readout_reads_what_layers_on_other_streams_have_computed(
+    store: Store, digits: Stream, unsupervised: Recipe, size: Size, device: str
+) -> None:
+    """Also with samples without a label, and negative rows whose masks are drawn on the CPU."""
+    some = digits.without_some_labels()
+    run = Run(store, unsupervised, options(device)).start()
+    learned(run, write(store, some, size.steps, size))
+    state = run.stop().tensors
+    assert state["readout.parameters"].abs().max() > 1e-3
+    assert_close(state, learned_serially(unsupervised, some, size.steps, "cpu").state_dict(), 1e-4)
+
+
 def test_the_pipeline_is_close_to_the_serial_reference_on_the_same_device(
     store: Store, digits: Stream, smooth: Recipe, size: Size, device: str
 ) -> None:

@@ -71,6 +71,15 @@ def test_a_restart_continues_with_samples_without_a_label_in_the_replay_buffer(r
     assert running.control().status()["learned"] == SAMPLES + 80
 
 
+def test_a_journal_with_samples_without_a_label_is_valid(running: Running) -> None:
+    running.control().request("pause")
+    producer = running.producer()
+    producer.send(images(4), [0, None, 3, None])
+    producer.flush(WAIT_S)
+    result = CliRunner().invoke(main, ["journal", "verify", "--state", str(running.state)])
+    assert result.exit_code == 0, result.output
+
+
 def test_a_daemon_that_needs_labels_says_so_before_anything_is_sent(tmp_path: Path) -> None:
     with Running(tmp_path / "state") as running:
         producer = running.producer()

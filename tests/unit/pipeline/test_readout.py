@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from ffstream.errors import CheckpointIncompatible
 from ffstream.ff.recipe import Recipe
+from ffstream.util.labels import UNLABELLED
 from tests.support import wait_until
 from tests.unit.pipeline.run import (
     BATCH,
@@ -89,6 +91,20 @@ def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: Opt
         last = run.stop()
         assert_same(last.tensors, serial.states[last.step])
         resume = resume_state(last)
+
+
+def test_a_network_that_needs_labels_does_not_resume_with_unlabelled_samples_to_replay(store: Store) -> None:
+    """It would learn from a label that does not exist."""
+    recipe = RECIPE.change(replay=3)
+    stream = Stream.random(SAMPLES)
+    store.write(stream.images, stream.labels)
+    run = Run(store, recipe).start()
+    run.wait_applied(SAMPLES)
+    resume = resume_state(run.stop())
+    labels = resume.tensors["replay.labels"].clone()
+    labels[3] = UNLABELLED
+    with pytest.raises(CheckpointIncompatible, match="holds a label outside 0 to 3"):
+        Run(store, recipe, resume=resume._replace(tensors={**resume.tensors, "replay.labels": labels}))
 
 
 def test_its_loss_is_a_metric(store: Store) -> None:
