@@ -5,8 +5,9 @@ differences make a cumulative sum (Page 1954, "Continuous inspection schemes"):
 
     S ← max(0, S + errors of the EMA weights − errors of the newest weights)        drift: S > threshold
 
-The last time at which S was 0 is the maximum likelihood estimate of when the concept changed. From then on, replayed
-samples from before it are left out.
+The concept is taken to have changed when S was last low: at most a quarter of the threshold. (The last time at which
+S was 0 would be the maximum likelihood estimate, but a small S may last for thousands of samples.) From then on,
+replayed samples from before the change are left out.
 
 The state depends on the microbatches and their numbers only.
 """
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from ffstream.ff.drift import NoDrift, Restart
+
+_LOW_SHARE = 0.25  # of the threshold
 
 
 class DriftTest(Protocol):
@@ -99,7 +102,7 @@ class CumulativeSum:
         """Starts over: no drift was found, and no replayed sample is outdated."""
         self.restarts = 0
         self._sum = 0.0
-        self._since_zero = 0  # fresh samples since the sum was last 0
+        self._since_low = 0  # fresh samples since the sum was last low
         self._since_change = self._replay_buffer  # fresh samples since the last change, counted this far
 
     def rows_due(self, step: int, fresh: int) -> int:
@@ -108,13 +111,13 @@ class CumulativeSum:
 
     def compare(self, ema_wrong: int, newest_wrong: int) -> bool:
         """S > threshold. Then S is 0 again."""
-        if not self._sum:
-            self._since_zero = 0
+        if self._sum <= _LOW_SHARE * self._options.threshold:
+            self._since_low = 0
         self._sum = max(0.0, self._sum + ema_wrong - newest_wrong)
         if self._sum <= self._options.threshold:
             return False
         self._sum = 0.0
-        self._since_change = min(self._since_change, self._since_zero)
+        self._since_change = min(self._since_change, self._since_low)
         self.restarts += 1
         return True
 
@@ -124,14 +127,14 @@ class CumulativeSum:
 
     def passed(self, fresh: int) -> None:
         """Counts the samples."""
-        self._since_zero += fresh
+        self._since_low += fresh
         self._since_change = min(self._since_change + fresh, self._replay_buffer)
 
     def state_dict(self) -> dict[str, Tensor]:
         """S and the counts."""
         return {
             "sum": torch.tensor(self._sum, dtype=torch.float64),
-            "since_zero": torch.tensor(self._since_zero),
+            "since_low": torch.tensor(self._since_low),
             "since_change": torch.tensor(self._since_change),
             "restarts": torch.tensor(self.restarts),
         }
@@ -139,7 +142,7 @@ class CumulativeSum:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state that `state_dict` returned."""
         self._sum = float(state["sum"])
-        self._since_zero = int(state["since_zero"])
+        self._since_low = int(state["since_low"])
         self._since_change = int(state["since_change"])
         self.restarts = int(state["restarts"])
 
