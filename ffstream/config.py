@@ -273,6 +273,12 @@ class PrequentialSection(_Section):
     queue_depth: int = Field(
         16, ge=1, description="microbatches that may wait to be predicted; further ones are not predicted"
     )
+    drift_detector: Literal["none", "adwin"] = Field(
+        "none", description="reports when the prequential error rises; adwin needs the extra ffstream[drift]"
+    )
+    drift_delta: float = Field(
+        0.002, gt=0, lt=1, description="significance of the drift detector; smaller: fewer false reports"
+    )
 
 
 class Shutdown(_Section):

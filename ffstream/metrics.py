@@ -211,6 +211,10 @@ class Metrics:
         self.prequential_window = self._gauge(
             "prequential_window_samples", "Samples that prequential_error_ratio is measured over; at first, fewer."
         )
+        self.drifts = self._counter(
+            "drifts_total", "Rises of the prequential error that prequential.drift_detector has found."
+        )
+        self.drift_seq = self._gauge("drift_last_seq", "Sample at which the last such rise was found.")
         self.snapshot_age = self._gauge("snapshot_age_seconds", "Time since the weights that predict were published.")
         self.snapshot_seq = self._gauge("snapshot_seq", "Last sample that the weights that predict have learned.")
         self.snapshot_version = self._gauge("snapshot_version", "Number of the snapshot that predicts.")

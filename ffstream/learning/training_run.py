@@ -23,6 +23,7 @@ from ffstream.metrics import Metrics
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.resume_state import ResumeState
+from ffstream.serving.drift_detector import make_detector
 from ffstream.serving.prequential import NAME as PREQUENTIAL
 from ffstream.serving.prequential import Prequential
 from ffstream.serving.snapshot import Snapshot, Snapshots
@@ -63,6 +64,7 @@ class TrainingRun:
             busy_fraction=config.prequential.busy_fraction,
             queue_depth=config.prequential.queue_depth,
             record=record,
+            detector=make_detector(config.prequential, metrics),
             on_failure=on_failure,
         )
         snapshots.publish(first)
@@ -113,7 +115,7 @@ class TrainingRun:
     def on_microbatch(self, microbatch: MicroBatch, version: int) -> None:
         """Queues it for the evaluation."""
         behind = self._head.seq - microbatch.seq > self._config.prequential.busy_backlog_samples
-        self.prequential.observe(microbatch.images, microbatch.labels, version, behind=behind)
+        self.prequential.observe(microbatch.images, microbatch.labels, version, behind=behind, seq=microbatch.seq)
 
     def on_saving(self, barrier: Barrier) -> None:
         """Lets the evaluation add its part after everything observed so far."""

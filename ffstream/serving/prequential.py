@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ffstream.metrics import Metrics
+from ffstream.serving.drift_detector import DriftDetector
 from ffstream.serving.snapshot import Snapshot
 from ffstream.util.error_record import ErrorRecord
 from ffstream.util.labels import UNLABELLED
@@ -31,6 +32,7 @@ class _Batch(NamedTuple):
     labels: Tensor
     version: int
     stands_for: int  # its own samples and those skipped before it
+    seq: int
 
 
 class _Mark(NamedTuple):
@@ -49,6 +51,7 @@ class Prequential:
         busy_fraction: float = 1.0,
         queue_depth: int,
         record: ErrorRecord,
+        detector: DriftDetector | None = None,
         on_failure: OnFailure,
     ) -> None:
         self.record = record
@@ -57,6 +60,7 @@ class Prequential:
         self._busy_fraction = min(fraction, busy_fraction)
         self._queue_depth = queue_depth
         self._inbox: deque[_Batch | _Mark] = deque()
+        self._detector = detector
         self._changed = threading.Condition()
         self._snapshots = {first.version: first}
         self._skipped = 0
@@ -79,8 +83,9 @@ class Prequential:
             self._changed.notify_all()
         return self.thread.join(timeout_s)
 
-    def observe(self, images: Tensor, labels: Tensor, version: int, *, behind: bool = False) -> None:
-        """Takes a microbatch that is about to be learned; `version` is the last one sent before it.
+    def observe(self, images: Tensor, labels: Tensor, version: int, *, behind: bool = False, seq: int = 0) -> None:
+        """Takes a microbatch that is about to be learned; `version` is the last one sent before it, `seq` its last
+        sample.
 
         While learning is `behind` the stream, the busy fraction is evaluated at most. Samples without a label do not
         count.
@@ -94,7 +99,7 @@ class Prequential:
                 self._skipped += size
                 self._metrics.prequential_skipped.inc(size)
                 return
-            self._inbox.append(_Batch(images, labels, version, size + self._skipped))
+            self._inbox.append(_Batch(images, labels, version, size + self._skipped, seq))
             self._skipped = 0
             self._changed.notify_all()
 
@@ -145,11 +150,14 @@ class Prequential:
         if snapshot is None:
             return
         prediction = snapshot.classifier.predict(batch.images)
-        wrong = int((prediction.labels_B != batch.labels).sum())
+        wrong_B = prediction.labels_B != batch.labels
+        wrong = int(wrong_B.sum())
         size = len(batch.labels)
         self.record.add(size, wrong, batch.stands_for)
         self._metrics.prequential_samples.inc(size)
         self._metrics.prequential_errors.inc(wrong)
+        if self._detector is not None:
+            self._detector.add(wrong_B, batch.seq)
 
     def _snapshot(self, version: int) -> Snapshot | None:
         """The snapshot of that version, once it is published; None if it never will be."""

@@ -301,3 +301,18 @@ def test_a_rollback_with_invalid_arguments_is_rejected(daemon: Running, argument
         daemon.control().request("rollback", arguments)
     assert caught.value.remote_code == "bad_header"
     assert caught.value.hint
+
+
+def test_a_drift_detector_reports_permuted_labels(start: Start) -> None:
+    """The whole way: an option, the stream, the prequential error, the metric."""
+    running = start(
+        "prequential.drift_detector=adwin", "prequential.busy_fraction=1", "prequential.queue_depth=100000"
+    )
+    pictures, known = images(16), labels(16)
+    producer = running.producer()
+    for message in range(400):
+        producer.send(pictures, known if message < 250 else (known + 1) % 4)
+    producer.flush(WAIT_S)
+    running.control().wait_idle(WAIT_S)
+    wait_until(lambda: running.metric("drifts_total") >= 1, WAIT_S, "the drift is found")
+    assert running.metric("drift_last_seq") > 250 * 16

@@ -29,8 +29,11 @@ def scrape(running: Running) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 def absent(running: Running) -> set[str]:
-    """Gauges without a value, except the one that only `ffstream serve` sets."""
-    return {name for name, values in scrape(running).items() if not values} - {"output_dropped_lines"}
+    """Gauges without a value, except those that only `ffstream serve` and a drift set."""
+    return {name for name, values in scrape(running).items() if not values} - {
+        "output_dropped_lines",
+        "drift_last_seq",
+    }
 
 
 def test_gauges_of_errors_and_checkpoints_are_absent_before_the_first_sample(tmp_path: Path) -> None:
