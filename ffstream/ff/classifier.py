@@ -74,9 +74,7 @@ class Classifier:
             else:
                 by_layer.append(formulas.label_formulas.by_label(z_NF, result.label_scale_N, weights))
                 if conditioned:  # later layers compute one row for each sample and label
-                    z_NF = formulas.scheme.expand(z_NF, result.label_scale_N, weights, self.recipe.labels).flatten(
-                        0, 1
-                    )
+                    z_NF = formulas.label_formulas.expand(z_NF, result.label_scale_N, weights).flatten(0, 1)
                     labels_N = torch.arange(self.recipe.labels, device=self._device).repeat(len(images_BI))
             if len(by_layer) < len(self._formulas):
                 out_NF = z_NF if z_NF.dtype == self._dtype else torch.empty_like(z_NF, dtype=self._dtype)

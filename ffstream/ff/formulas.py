@@ -39,12 +39,16 @@ class Formulas:
     def __init__(self, options: LayerOptions, input_shape: Shape, labels: int, device: torch.device) -> None:
         self.options = options
         self.inputs = size_of(input_shape)
-        self.units = size_of(options.connection.output_shape(input_shape))
+        outputs = options.connection.output_shape(input_shape)
+        self.units = size_of(outputs)
         self.labels = labels
         self.map: Map = options.connection.build(input_shape)
         self.scheme = options.label_scheme
         self.label_formulas = kernels.fastest(
-            LabelFormulas(options.activation, options.goodness, options.label_scheme, labels), device
+            LabelFormulas(
+                options.activation, options.goodness, options.label_scheme, labels, self.units // outputs[-1]
+            ),
+            device,
         )
 
     def forward(self, x_NI: Tensor, weights: Weights, dtype: torch.dtype, buffers: Buffers) -> ForwardResult:

@@ -28,10 +28,10 @@ def fastest(formulas: LabelFormulas, device: torch.device) -> LabelFormulas:
     # Exactly these classes: a subclass may compute something else.
     if type(formulas.activation) is not Relu or type(formulas.goodness) not in (SumSquares, MeanSquares):
         return formulas
-    kind = (
-        _COMPILED.get(type(formulas.scheme), SquaredLabelFormulas) if device.type == "cpu" else SquaredLabelFormulas
-    )
-    return kind(formulas.activation, formulas.goodness, formulas.scheme, formulas.labels)
+    kind = _COMPILED.get(type(formulas.scheme), SquaredLabelFormulas)
+    if device.type != "cpu" or (kind is CompiledGroupFormulas and formulas.places > 1):
+        kind = SquaredLabelFormulas
+    return kind(formulas.activation, formulas.goodness, formulas.scheme, formulas.labels, formulas.places)
 
 
 def fastest_objective(objective: Objective, device: torch.device) -> Objective:

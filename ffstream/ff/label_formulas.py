@@ -4,7 +4,8 @@
 
 `kernels.py` has faster versions for some combinations.
 
-Shapes: N rows, F units, L labels, K units that the goodness of one label is computed from.
+Shapes: N rows, F units, L labels, K units that the goodness of one label is computed from, P places
+of a map.
 """
 
 from collections.abc import Mapping
@@ -22,21 +23,26 @@ Weights = Mapping[str, Tensor]  # a layer's parameters by name; `weight` has the
 class LabelFormulas:
     """The formulas for one combination of activation, goodness and label scheme."""
 
-    def __init__(self, activation: Activation, goodness: Goodness, scheme: LabelScheme, labels: int) -> None:
-        self.activation, self.goodness, self.scheme, self.labels = activation, goodness, scheme, labels
+    def __init__(
+        self, activation: Activation, goodness: Goodness, scheme: LabelScheme, labels: int, places: int = 1
+    ) -> None:
+        self.activation, self.goodness, self.scheme = activation, goodness, scheme
+        self.labels, self.places = labels, places
+
+    def expand(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
+        """The preactivations (N, L, K) for every label."""
+        return self.scheme.expand(z_NF, label_scale_N, weights, self.labels, self.places)
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
-        return self.goodness.value(
-            self.activation.value(self.scheme.expand(z_NF, label_scale_N, weights, self.labels))
-        )
+        return self.goodness.value(self.activation.value(self.expand(z_NF, label_scale_N, weights)))
 
     def label_errors(
         self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F) and the gradients of the label scheme's parameters, from ∂L/∂G (N, L)."""
-        z_NLK = self.scheme.expand(z_NF, label_scale_N, weights, self.labels)
-        return self.scheme.collapse(self._error(z_NLK, gradient_NL), label_scale_N)
+        e_NLK = self._error(self.expand(z_NF, label_scale_N, weights), gradient_NL)
+        return self.scheme.collapse(e_NLK, label_scale_N, self.places)
 
     def by_row(self, z_NF: Tensor) -> Tensor:
         """The goodness (N) of label-conditioned rows."""

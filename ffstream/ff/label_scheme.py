@@ -4,7 +4,7 @@
 `groups` divides the units among the labels: a label is never an input, and its goodness is computed from its group.
 
 Shapes: N rows, F units (outputs of the connection, flattened), L labels, K units that the goodness of one label is
-computed from.
+computed from; a map has P places, each with F/P channels, other layers have one place.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class LayerContext(NamedTuple):
     weight_shape: tuple[int, ...]
     labels: int
     label_free: bool
-    image_negatives: bool = False
+    image_negatives: bool
+    places: int  # of a map; 1 for other layers
 
 
 class LabelScheme(Part):
@@ -62,11 +63,13 @@ class LabelScheme(Part):
         """g (N), the scale of the label vector that is added to each row, from the inverse norm of the input."""
         return inverse_norm_N.new_ones(inverse_norm_N.shape)
 
-    def expand(self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
+    def expand(
+        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, places: int = 1
+    ) -> Tensor:
         """The preactivations (N, L, K) for every label."""
         raise NotImplementedError
 
-    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor, places: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F) and the gradients of the scheme's parameters, from ∂L/∂z_l (N, L, K)."""
         raise NotImplementedError
 
@@ -92,11 +95,13 @@ class Additive(LabelScheme):
         """E (L, F)."""
         return {VECTORS: (labels, units)}
 
-    def expand(self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
+    def expand(
+        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, places: int = 1
+    ) -> Tensor:
         """(N, L, F)."""
         return z_NF[:, None].addcmul(label_scale_N[:, None, None], parameters[VECTORS])
 
-    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor, places: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z is the sum over the labels; ∂L/∂E[l] is the sum over the rows, each times g."""
         return e_NLK.sum(1), {VECTORS: (label_scale_N[:, None, None] * e_NLK).sum(0)}
 
@@ -163,23 +168,32 @@ class Pixels(Additive):
 
 @register
 class Groups(LabelScheme):
-    """The units are divided into L groups of equal size, one for each label, in order (DeeperForward, 2025)."""
+    """The units are divided into L groups of equal size, one for each label, in order (DeeperForward, 2025).
+
+    The channels of a map are divided, so each group covers all places.
+    """
 
     kind: Literal["groups"] = "groups"
 
     def incompatibility(self, layer: LayerContext) -> str:
-        """The number of units must be a multiple of the number of labels, and the input label-free."""
-        if layer.units % layer.labels:
-            return f"{layer.units} units cannot be divided equally among {layer.labels} labels"
+        """The number of units at a place must be a multiple of the number of labels, and the input label-free."""
+        units = layer.units // layer.places
+        if units % layer.labels:
+            what = "units" if layer.places == 1 else "channels"
+            return f"{units} {what} cannot be divided equally among {layer.labels} labels"
         return "" if layer.label_free else "network.activities must be label_free"
 
-    def expand(self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
-        """(N, L, F/L), a view of z."""
-        return z_NF.view(len(z_NF), labels, -1)
+    def expand(
+        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, places: int = 1
+    ) -> Tensor:
+        """(N, L, F/L), a view of z if there is one place."""
+        z_NPLK = z_NF.view(len(z_NF), places, labels, -1)
+        return z_NPLK.transpose(1, 2).reshape(len(z_NF), labels, -1)
 
-    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """∂L/∂z is a view of ∂L/∂z_l. There are no parameters."""
-        return e_NLK.flatten(1), {}
+    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor, places: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+        """∂L/∂z is ∂L/∂z_l in the order of the units. There are no parameters."""
+        e_NLPK = e_NLK.unflatten(2, (places, -1))
+        return e_NLPK.transpose(1, 2).reshape(len(e_NLK), -1), {}
 
 
 @register
@@ -194,6 +208,8 @@ class Unlabelled(LabelScheme):
             return ""
         return "its input is label_free, so the layer would learn nothing about labels"
 
-    def expand(self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int) -> Tensor:
+    def expand(
+        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, places: int = 1
+    ) -> Tensor:
         """(N, 1, F), a view of z: the same for all labels."""
         return z_NF[:, None]

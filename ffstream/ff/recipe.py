@@ -154,7 +154,7 @@ class Recipe(Options):
         scheme, objective = layer.label_scheme, layer.objective
         at = f"layers[{index}]"
         try:
-            units = size_of(layer.connection.output_shape(inputs))
+            outputs = layer.connection.output_shape(inputs)
         except ValueError as error:
             raise OptionError(f"{at}.connection: {error}") from error
         conditioned = self.activities == "label_conditioned"
@@ -162,7 +162,14 @@ class Recipe(Options):
         label_free = not (conditioned and index)
         reason = scheme.incompatibility(
             LayerContext(
-                index, size_of(inputs), units, weight_shape, self.labels, label_free, bool(self.image_negatives)
+                index,
+                size_of(inputs),
+                size_of(outputs),
+                weight_shape,
+                self.labels,
+                label_free,
+                bool(self.image_negatives),
+                size_of(outputs[:-1]),
             )
         )
         if not reason and conditioned and not index and not scheme.conditions_rows:

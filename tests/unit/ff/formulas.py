@@ -161,8 +161,9 @@ def by_label(layer: LayerOptions, own: Leaves, x_BI: Tensor, shape: tuple[int, .
         labels_B = torch.full((len(x_BI),), label)
         h_BF = activation(layer.activation, with_label(layer, own, x_BI, labels_B, shape, labels))
         if layer.label_scheme.kind == "groups":
-            size = h_BF.shape[1] // labels
-            h_BF = h_BF[:, label * size : (label + 1) * size]
+            channels = layer.connection.output_shape(shape)[-1]
+            size = channels // labels
+            h_BF = h_BF.unflatten(1, (-1, channels))[..., label * size : (label + 1) * size].flatten(1)
         columns.append(goodness(layer.goodness, h_BF))
     return torch.stack(columns, 1)
 

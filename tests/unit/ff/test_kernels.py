@@ -55,7 +55,12 @@ def test_a_subclass_of_a_part_uses_its_own_formulas() -> None:
 
     class Shifted(Vectors):
         def expand(
-            self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int
+            self,
+            z_NF: Tensor,
+            label_scale_N: Tensor,
+            parameters: Mapping[str, Tensor],
+            labels: int,
+            places: int = 1,
         ) -> Tensor:
             return super().expand(z_NF, label_scale_N, parameters, labels) + 1
 

@@ -94,6 +94,26 @@ def test_stacks_of_maps_pass_the_battery(stack: list[Any], image_shape: tuple[in
     battery.check_layer(SMALL.change(image_shape=image_shape, layers=layers), tmp_path)
 
 
+@pytest.mark.parametrize("goodness", ["mean_squares", "sum"])
+def test_channels_of_a_map_are_divided_into_groups(goodness: str, tmp_path: Path) -> None:
+    connections: list[dict[str, Any]] = [
+        {"kind": "conv", "channels": 8, "kernel": 3, "pool": 2},
+        {"kind": "local", "channels": 4, "kernel": 2},
+        {"kind": "dense", "units": 12},
+    ]
+    layers = [
+        {"connection": each, "label_scheme": "groups", "goodness": {"kind": goodness, "negative": True}}
+        for each in connections
+    ]
+    battery.check_layer(SMALL.change(image_shape=(8, 7), layers=layers, objective={"alpha": 0.7}), tmp_path)
+
+
+def test_channels_that_cannot_be_divided_are_rejected() -> None:
+    connection = {"kind": "conv", "channels": 6}
+    with pytest.raises(ValueError, match="6 channels cannot be divided equally among 4 labels"):
+        SMALL.change(layers=[{"connection": connection, "label_scheme": "groups"}])
+
+
 @pytest.mark.parametrize("normalization", list(members("normalization")))
 @pytest.mark.parametrize("scheme", ["vectors", "groups"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
