@@ -1,7 +1,8 @@
 """Tests for concept drift. Each layer has one of its own, and compares its own errors: nothing is communicated.
 
-On some rows of some microbatches, a layer counts its errors with the newest weights and with the EMA weights. The
-differences make a cumulative sum (Page 1954, "Continuous inspection schemes"):
+On some rows of some microbatches, a layer counts its errors with the newest weights, which cost nothing, and with the
+EMA weights, which cost a product: often only if there is reason to, which is when the newest weights err more than
+usual, or when the sum is not 0. The differences make a cumulative sum (Page 1954, "Continuous inspection schemes"):
 
     S ← max(0, S + errors of the EMA weights − errors of the newest weights)        drift: S > threshold
 
@@ -21,6 +22,9 @@ from torch import Tensor
 from ffstream.ff.drift import NoDrift, Restart
 
 _LOW_SHARE = 0.25  # of the threshold
+_SELDOM = 4  # while there is no reason to compare, only on every so many of the microbatches that are due
+_USUAL_RATE = 1 / 64  # of the running mean of the newest weights' error
+_EXCESS = 1 / 8  # share of wrong rows beyond the usual one that is a reason to compare
 
 
 class DriftTest(Protocol):
@@ -32,8 +36,12 @@ class DriftTest(Protocol):
         """How many of the `fresh` samples of the microbatch `step` to compare. 0: none."""
         ...
 
+    def needs_ema(self, step: int, newest_wrong: int, rows: int) -> bool:
+        """Takes the errors of the newest weights on the rows that are due. Whether to compare the EMA weights."""
+        ...
+
     def compare(self, ema_wrong: int, newest_wrong: int) -> bool:
-        """Takes the errors on the rows that are due. True if the concept has changed."""
+        """Takes the errors of both on the rows that are due. True if the concept has changed."""
         ...
 
     def outdated(self, ages_R: Tensor) -> Tensor | None:
@@ -67,6 +75,10 @@ class NoTest:
     def rows_due(self, step: int, fresh: int) -> int:
         """None."""
         return 0
+
+    def needs_ema(self, step: int, newest_wrong: int, rows: int) -> bool:
+        """Never."""
+        return False
 
     def compare(self, ema_wrong: int, newest_wrong: int) -> bool:
         """Never a drift."""
@@ -102,12 +114,19 @@ class CumulativeSum:
         """Starts over: no drift was found, and no replayed sample is outdated."""
         self.restarts = 0
         self._sum = 0.0
+        self._usual = 0.0  # error of the newest weights
         self._since_low = 0  # fresh samples since the sum was last low
         self._since_change = self._replay_buffer  # fresh samples since the last change, counted this far
 
     def rows_due(self, step: int, fresh: int) -> int:
         """The first rows of every so many microbatches."""
         return 0 if step % self._options.every else min(fresh, self._options.rows)
+
+    def needs_ema(self, step: int, newest_wrong: int, rows: int) -> bool:
+        """If S is not 0, if more rows than usual are wrong, and on every fourth such microbatch."""
+        excess = newest_wrong / rows - self._usual
+        self._usual += excess * _USUAL_RATE
+        return self._sum > 0 or excess > _EXCESS or step % (_SELDOM * self._options.every) == 0
 
     def compare(self, ema_wrong: int, newest_wrong: int) -> bool:
         """S > threshold. Then S is 0 again."""
@@ -134,6 +153,7 @@ class CumulativeSum:
         """S and the counts."""
         return {
             "sum": torch.tensor(self._sum, dtype=torch.float64),
+            "usual": torch.tensor(self._usual, dtype=torch.float64),
             "since_low": torch.tensor(self._since_low),
             "since_change": torch.tensor(self._since_change),
             "restarts": torch.tensor(self.restarts),
@@ -142,6 +162,7 @@ class CumulativeSum:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state that `state_dict` returned."""
         self._sum = float(state["sum"])
+        self._usual = float(state["usual"])
         self._since_low = int(state["since_low"])
         self._since_change = int(state["since_change"])
         self.restarts = int(state["restarts"])

@@ -43,5 +43,5 @@ class Restart(Drift):
     threshold: float = Field(
         20.0, gt=0, description="errors that the EMA weights must make beyond those of the newest weights"
     )
-    every: int = Field(4, ge=1, description="compare on every so many microbatches")
+    every: int = Field(4, ge=1, description="look at every so many microbatches")
     rows: int = Field(32, ge=1, description="fresh samples of such a microbatch that are compared")

@@ -78,7 +78,7 @@ class Head:
         f_BF = features(read, self._buffers)
         score_BL = logits(f_BF, self.parameters.views)
         if input.phase == "interleaved":
-            self._adapt(self._drift.rows_due(input.step, fresh), f_BF, score_BL, labels_B)
+            self._adapt(input.step, fresh, f_BF, score_BL, labels_B)
         loss = self._objective.by_label(score_BL, labels_B, None, input.phase)
         self._unread.append(loss.statistics)
         gradient_BL, gradients = loss.goodness_gradient, self.parameters.gradients
@@ -91,15 +91,16 @@ class Head:
         self._drift.passed(input.fresh)
         return Scored(score_BL[:fresh], labels_B[:fresh])
 
-    def _adapt(self, rows: int, f_BF: Tensor, score_BL: Tensor, labels_B: Tensor) -> None:
+    def _adapt(self, step: int, fresh: int, f_BF: Tensor, score_BL: Tensor, labels_B: Tensor) -> None:
         """Restarts EMA and schedule if the newest weights have come to predict better than the EMA weights."""
-        if not rows or not self._has_ema:
+        rows = self._drift.rows_due(step, fresh) if self._has_ema else 0
+        if not rows:
+            return
+        newest_wrong = int((score_BL[:rows].argmax(1) != labels_B[:rows]).sum())
+        if not self._drift.needs_ema(step, newest_wrong, rows):
             return
         ema_BL = logits(f_BF[:rows], self.parameters.ema)
-        ema_wrong, newest_wrong = (
-            int((each[:rows].argmax(1) != labels_B[:rows]).sum()) for each in (ema_BL, score_BL)
-        )
-        if self._drift.compare(ema_wrong, newest_wrong):
+        if self._drift.compare(int((ema_BL.argmax(1) != labels_B[:rows]).sum()), newest_wrong):
             self.parameters.restart()
 
     def _labelled(self, input: Activities) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:

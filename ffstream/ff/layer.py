@@ -256,7 +256,10 @@ class Layer:
         rows = self._drift.rows_due(input.step, input.fresh) if self._recipe.ema_samples else 0
         if rows and input.phase == "interleaved":
             compared = _Rows(input, rows)
-            if self._drift.compare(self._ema_wrong(compared), self._newest_wrong(compared)):
+            newest_wrong = self._newest_wrong(compared)
+            if not self._drift.needs_ema(input.step, newest_wrong, rows):
+                return
+            if self._drift.compare(self._ema_wrong(compared), newest_wrong):
                 self.parameters.restart()
 
     def _newest_wrong(self, compared: "_Rows") -> int:
@@ -265,9 +268,9 @@ class Layer:
         return compared.wrong(self.formulas.label_formulas.by_row(compared.of(self._result.z_NF)))
 
     def _ema_wrong(self, compared: "_Rows") -> int:
-        formulas, weights = self.formulas, self.parameters.ema
-        x_NI = compared.of(self._result.x_NI).float()
-        result = formulas.forward(x_NI, weights, torch.float32, Buffers())
+        formulas = self.formulas
+        weights = {name: self._as_product(name, value) for name, value in self.parameters.ema.items()}
+        result = formulas.forward(compared.of(self._result.x_NI), weights, self.product_dtype, Buffers())
         if compared.label_free:
             goodness = formulas.label_formulas.by_label(result.z_NF, result.label_scale_N, weights)
             return compared.wrong(goodness)

@@ -20,7 +20,7 @@ from ffstream.util.labels import UNLABELLED
 _POSITIONS = ("step", "version", "phase_position")
 _LARGEST = 2**62
 # Numbers of samples or errors, which step sizes and decisions depend on.
-_COUNTS = ("samples", "seen", "sum", "since_low", "since_change", "restarts")
+_COUNTS = ("samples", "seen", "sum", "usual", "since_low", "since_change", "restarts")
 
 
 class ResumeState(NamedTuple):

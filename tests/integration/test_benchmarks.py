@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ffstream.data import Dataset, Split, load
 from ffstream.data.dataset import Part
 from ffstream.ff.presets import recipe
 from tests.harness.daemon import temporary_daemon
-from tools.benchmarks import ingest, learn, predict, recovery, security
+from tools.benchmarks import drift, ingest, learn, predict, recovery, security
 from tools.benchmarks.accuracy import figures as accuracy
 from tools.benchmarks.accuracy.backprop import PeerSettings
 from tools.benchmarks.report import Report, Row
@@ -100,6 +101,28 @@ def few_digits() -> Dataset:
     digits = load("embedded")
     parts: dict[Part, Split] = {"train": digits.train, "test": digits.test}
     return Dataset("embedded", lambda part: Split(parts[part].images[:1000], parts[part].labels[:1000]))
+
+
+def test_drift(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    small = recipe("stream", widths=[32, 32], batch_size=32, warmup_samples=0, replay=32, replay_buffer=500)
+    drift.run(report, few_digits(), list(drift.DRIFTS), small, 1)
+    found = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    for kind in drift.DRIFTS:
+        for way in ("served", "live", "unchanged"):
+            assert 0 < found[f"drift/embedded/{kind}/{way}/error/seed0"]["value"] < 100
+        assert found[f"drift/embedded/{kind}/restarts/seed0"]["value"] >= 0
+        assert (f"drift/embedded/{kind}/served/reached/seed0" in found) == (kind != "stationary")
+    assert 0 < found["drift/embedded/stationary/test/seed0"]["value"] < 50
+
+
+def test_a_curve_says_when_the_last_thousand_were_good() -> None:
+    curve, labels = drift.Curve(100), torch.zeros(50, dtype=torch.int64)
+    for number in range(2, 60):  # wrong up to 600 samples after the change, and before it
+        curve.add(50 * number, labels, labels + (number < 14))
+    # The last 1,000 are good once fewer than 100 of the wrong ones are among them.
+    assert curve.reached == 600 + 1000 - 50
+    curve.add(0, labels, labels + 1)  # before the change: not counted
+    assert curve.wrong_after == 600
 
 
 def test_ingest(report: Report, capsys: pytest.CaptureFixture[str]) -> None:

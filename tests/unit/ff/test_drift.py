@@ -51,6 +51,24 @@ def test_every_fourth_microbatch_is_compared() -> None:
     assert test.rows_due(8, 5) == 5
 
 
+def test_ema_weights_are_compared_seldom_unless_there_is_a_reason() -> None:
+    test = CumulativeSum(Restart(every=4, rows=32, threshold=THRESHOLD), 100)
+    assert [test.needs_ema(step, 1, 32) for step in (4, 8, 12, 16, 20)] == [False, False, False, True, False]
+    assert test.needs_ema(24, 9, 32)  # many errors
+    assert not test.needs_ema(28, 1, 32)
+    test.compare(2, 1)
+    assert test.needs_ema(28, 1, 32)  # the EMA weights were worse
+    test.compare(1, 2)
+    assert not test.needs_ema(36, 1, 32)
+
+
+def test_many_errors_become_usual() -> None:
+    test = CumulativeSum(Restart(every=4, rows=32), 100)
+    reasons = [test.needs_ema(4, 16, 32) for _ in range(200)]
+    assert reasons[0]
+    assert not reasons[-1]
+
+
 def test_samples_from_before_the_change_are_outdated_until_the_buffer_has_lost_them() -> None:
     test = CumulativeSum(Restart(threshold=THRESHOLD), 25)
     ages_R = torch.tensor([1, 10, 20, 25])
@@ -77,7 +95,7 @@ def with_bad_ema(recipe: Recipe) -> Network:
     """A network whose newest weights have learned one microbatch well, and whose EMA weights are random."""
     network = Network(recipe)
     for _ in range(60):
-        formulas.learn(network, 1, 1)
+        formulas.learn(network, 4, 4)
     state = network.state_dict()
     for name, value in state.items():
         if name.endswith(".ema"):
@@ -91,7 +109,7 @@ def test_the_ema_and_the_schedule_restart_when_the_newest_weights_predict_better
     objective = {} if base is SMALL else {"objective": {"kind": "paired", "alpha": 0.5}}
     network = with_bad_ema(watching(base.change(learning_rate=0.03, **objective)))
     newest = network.state_dict()
-    formulas.learn(network, 1, 1)
+    formulas.learn(network, 4, 4)
     for index, layer in enumerate(network.layers):
         restarted, before = layer.state_dict(), newest[f"layers.{index}.parameters"]
         assert int(restarted["drift.restarts"]) == 1 + int(newest[f"layers.{index}.drift.restarts"])
@@ -104,7 +122,7 @@ def test_the_ema_and_the_schedule_restart_when_the_newest_weights_predict_better
 def test_nothing_restarts_while_the_ema_weights_predict_as_well(base: Recipe) -> None:
     network = Network(watching(base, threshold=10.0))
     for _ in range(60):
-        formulas.learn(network, 1, 1)
+        formulas.learn(network, 4, 4)
     assert [float(layer.parameters.samples) for layer in network.layers] == [60 * base.batch_size] * 2
 
 
@@ -112,7 +130,7 @@ def test_a_readout_restarts_by_itself() -> None:
     network = with_bad_ema(watching(UNSUPERVISED.change(readout={"kind": "softmax", "learning_rate": 0.1})))
     assert network.readout is not None
     before = network.readout.state_dict()
-    formulas.learn(network, 1, 1)
+    formulas.learn(network, 4, 4)
     after = network.readout.state_dict()
     assert int(after["drift.restarts"]) == 1 + int(before["drift.restarts"])
     assert float(after["samples"]) < float(before["samples"])
