@@ -45,9 +45,7 @@ class Formulas:
         self.map: Map = options.connection.build(input_shape)
         self.scheme = options.label_scheme
         self.label_formulas = kernels.fastest(
-            LabelFormulas(
-                options.activation, options.goodness, options.label_scheme, labels, self.units // outputs[-1]
-            ),
+            LabelFormulas(options.activation, options.goodness, options.label_scheme, labels, outputs),
             device,
         )
 

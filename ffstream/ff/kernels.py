@@ -29,9 +29,9 @@ def fastest(formulas: LabelFormulas, device: torch.device) -> LabelFormulas:
     if type(formulas.activation) is not Relu or type(formulas.goodness) not in (SumSquares, MeanSquares):
         return formulas
     kind = _COMPILED.get(type(formulas.scheme), SquaredLabelFormulas)
-    if device.type != "cpu" or (kind is CompiledGroupFormulas and formulas.places > 1):
+    if device.type != "cpu" or (kind is CompiledGroupFormulas and len(formulas.shape) > 1):
         kind = SquaredLabelFormulas
-    return kind(formulas.activation, formulas.goodness, formulas.scheme, formulas.labels, formulas.places)
+    return kind(formulas.activation, formulas.goodness, formulas.scheme, formulas.labels, formulas.shape)
 
 
 def fastest_objective(objective: Objective, device: torch.device) -> Objective:

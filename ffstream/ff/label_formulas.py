@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ffstream.ff.activation import Activation
 from ffstream.ff.buffers import Buffers
+from ffstream.ff.connection import Shape
 from ffstream.ff.goodness import Goodness
 from ffstream.ff.label_scheme import LabelScheme
 
@@ -24,14 +25,14 @@ class LabelFormulas:
     """The formulas for one combination of activation, goodness and label scheme."""
 
     def __init__(
-        self, activation: Activation, goodness: Goodness, scheme: LabelScheme, labels: int, places: int = 1
+        self, activation: Activation, goodness: Goodness, scheme: LabelScheme, labels: int, shape: Shape
     ) -> None:
         self.activation, self.goodness, self.scheme = activation, goodness, scheme
-        self.labels, self.places = labels, places
+        self.labels, self.shape = labels, shape
 
     def expand(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The preactivations (N, L, K) for every label."""
-        return self.scheme.expand(z_NF, label_scale_N, weights, self.labels, self.places)
+        return self.scheme.expand(z_NF, label_scale_N, weights, self.labels, self.shape)
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
@@ -42,7 +43,7 @@ class LabelFormulas:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F) and the gradients of the label scheme's parameters, from ∂L/∂G (N, L)."""
         e_NLK = self._error(self.expand(z_NF, label_scale_N, weights), gradient_NL)
-        return self.scheme.collapse(e_NLK, label_scale_N, self.places)
+        return self.scheme.collapse(e_NLK, label_scale_N, self.shape)
 
     def by_row(self, z_NF: Tensor) -> Tensor:
         """The goodness (N) of label-conditioned rows."""

@@ -4,7 +4,7 @@
 `groups` divides the units among the labels: a label is never an input, and its goodness is computed from its group.
 
 Shapes: N rows, F units (outputs of the connection, flattened), L labels, K units that the goodness of one label is
-computed from; a map has P places, each with F/P channels, other layers have one place.
+computed from; the units have the shape of a map with P places and C channels, or (C).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from ffstream.ff.connection import Shape
 from ffstream.ff.part import Part, register
 
 if TYPE_CHECKING:
@@ -64,12 +65,12 @@ class LabelScheme(Part):
         return inverse_norm_N.new_ones(inverse_norm_N.shape)
 
     def expand(
-        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, places: int = 1
+        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, shape: Shape
     ) -> Tensor:
         """The preactivations (N, L, K) for every label."""
         raise NotImplementedError
 
-    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor, places: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F) and the gradients of the scheme's parameters, from ∂L/∂z_l (N, L, K)."""
         raise NotImplementedError
 
@@ -96,12 +97,12 @@ class Additive(LabelScheme):
         return {VECTORS: (labels, units)}
 
     def expand(
-        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, places: int = 1
+        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, shape: Shape
     ) -> Tensor:
         """(N, L, F)."""
         return z_NF[:, None].addcmul(label_scale_N[:, None, None], parameters[VECTORS])
 
-    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor, places: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z is the sum over the labels; ∂L/∂E[l] is the sum over the rows, each times g."""
         return e_NLK.sum(1), {VECTORS: (label_scale_N[:, None, None] * e_NLK).sum(0)}
 
@@ -170,30 +171,37 @@ class Pixels(Additive):
 class Groups(LabelScheme):
     """The units are divided into L groups of equal size, one for each label, in order (DeeperForward, 2025).
 
-    The channels of a map are divided, so each group covers all places.
+    The channels of a map are divided, so each group covers all places. Up to L−1 units that are left over are not
+    used.
     """
 
     kind: Literal["groups"] = "groups"
 
     def incompatibility(self, layer: LayerContext) -> str:
-        """The number of units at a place must be a multiple of the number of labels, and the input label-free."""
+        """There must be a unit at each place for each label, and the input label-free."""
         units = layer.units // layer.places
-        if units % layer.labels:
+        if units < layer.labels:
             what = "units" if layer.places == 1 else "channels"
-            return f"{units} {what} cannot be divided equally among {layer.labels} labels"
+            return f"{units} {what} cannot be divided among {layer.labels} labels"
         return "" if layer.label_free else "network.activities must be label_free"
 
     def expand(
-        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, places: int = 1
+        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, shape: Shape
     ) -> Tensor:
-        """(N, L, F/L), a view of z if there is one place."""
-        z_NPLK = z_NF.view(len(z_NF), places, labels, -1)
-        return z_NPLK.transpose(1, 2).reshape(len(z_NF), labels, -1)
+        """(N, L, K), a view of z if there is one place."""
+        used = shape[-1] - shape[-1] % labels
+        z_NPLK = z_NF.view(len(z_NF), -1, shape[-1])[..., :used].unflatten(2, (labels, -1))
+        z_NLK: Tensor = z_NPLK.transpose(1, 2).reshape(len(z_NF), labels, -1)
+        return z_NLK
 
-    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor, places: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
-        """∂L/∂z is ∂L/∂z_l in the order of the units. There are no parameters."""
-        e_NLPK = e_NLK.unflatten(2, (places, -1))
-        return e_NLPK.transpose(1, 2).reshape(len(e_NLK), -1), {}
+    def collapse(self, e_NLK: Tensor, label_scale_N: Tensor, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
+        """∂L/∂z is ∂L/∂z_l in the order of the units, and 0 for those that are left over. There are no parameters."""
+        rows, labels, _ = e_NLK.shape
+        unused = shape[-1] % labels
+        e_NPC = e_NLK.unflatten(2, (-1, shape[-1] // labels)).transpose(1, 2).flatten(2)
+        if unused:
+            e_NPC = e_NPC.new_zeros(rows, e_NPC.shape[1], shape[-1]).slice_scatter(e_NPC, 2, 0, shape[-1] - unused)
+        return e_NPC.reshape(rows, -1), {}
 
 
 @register
@@ -209,7 +217,7 @@ class Unlabelled(LabelScheme):
         return "its input is label_free, so the layer would learn nothing about labels"
 
     def expand(
-        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, places: int = 1
+        self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, shape: Shape
     ) -> Tensor:
         """(N, 1, F), a view of z: the same for all labels."""
         return z_NF[:, None]

@@ -83,7 +83,7 @@ def group_squares(z_NF: _Array, out_NL: _Array) -> None:
 
 @_compiled("void(f4[:,::1], f4[:,::1], f4[:,::1])", fastmath=True)
 def group_errors(z_NF: _Array, goodness_gradient_NL: _Array, error_NF: _Array) -> None:
-    """Writes ∂L/∂z = (∂L/∂G of the unit's label) h into `error`."""
+    """Writes ∂L/∂z = (∂L/∂G of the unit's label) h into `error`, and 0 for units that are left over."""
     labels = goodness_gradient_NL.shape[1]
     size = z_NF.shape[1] // labels
     for n in range(z_NF.shape[0]):
@@ -91,6 +91,8 @@ def group_errors(z_NF: _Array, goodness_gradient_NL: _Array, error_NF: _Array) -
             goodness_gradient = goodness_gradient_NL[n, label]
             for f in range(label * size, label * size + size):
                 error_NF[n, f] = goodness_gradient * max(z_NF[n, f], _ZERO)
+        for f in range(labels * size, z_NF.shape[1]):
+            error_NF[n, f] = _ZERO
 
 
 @_compiled("f4(f4[:,::1], i8[::1], f4, f4, f4[:,::1])")

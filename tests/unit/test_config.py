@@ -136,7 +136,7 @@ WRONG = [
     ("network.objective.alfa=1", "network.objective.alfa: there is no such option"),
     ("network.layers=[{connection={units=0}}]", "network.layers[0].connection.units = 0: expected a whole number"),
     ("network.layers=[{learning=1}]", "network.layers[0].learning: there is no such option"),
-    ("network.label_scheme=groups", 'network.label_scheme = "groups": 512 units cannot be divided equally'),
+    ("network.layers=[{connection={units=9},label_scheme='groups'}]", '"groups": 9 units cannot be divided among 10'),
     ("limits.clients_max=0", "limits.clients_max"),
     ("limits.clients_max=-1", "limits.clients_max"),
     ("limits.clients_max=1.5", "limits.clients_max"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ffstream
 from ffstream.ff.activation import Relu
+from ffstream.ff.connection import Shape
 from ffstream.ff.goodness import SumSquares
 from ffstream.ff.kernels import fastest
 from ffstream.ff.label_formulas import LabelFormulas
@@ -60,9 +61,9 @@ def test_a_subclass_of_a_part_uses_its_own_formulas() -> None:
             label_scale_N: Tensor,
             parameters: Mapping[str, Tensor],
             labels: int,
-            places: int = 1,
+            shape: Shape,
         ) -> Tensor:
-            return super().expand(z_NF, label_scale_N, parameters, labels) + 1
+            return super().expand(z_NF, label_scale_N, parameters, labels, shape) + 1
 
     z_NF, label_scale_N, weights = torch.ones(3, 5), torch.ones(3), {"label_vectors": torch.zeros(4, 5)}
     for goodness, scheme, factor in (
@@ -70,5 +71,5 @@ def test_a_subclass_of_a_part_uses_its_own_formulas() -> None:
         (Doubled(), Vectors(), 10),
         (SumSquares(), Shifted(), 20),
     ):
-        fast = fastest(LabelFormulas(Relu(), goodness, scheme, 4), torch.device("cpu"))
+        fast = fastest(LabelFormulas(Relu(), goodness, scheme, 4, (5,)), torch.device("cpu"))
         assert fast.by_label(z_NF, label_scale_N, weights).tolist() == [[factor] * 4] * 3

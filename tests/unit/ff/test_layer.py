@@ -97,9 +97,9 @@ def test_stacks_of_maps_pass_the_battery(stack: list[Any], image_shape: tuple[in
 @pytest.mark.parametrize("goodness", ["mean_squares", "sum"])
 def test_channels_of_a_map_are_divided_into_groups(goodness: str, tmp_path: Path) -> None:
     connections: list[dict[str, Any]] = [
-        {"kind": "conv", "channels": 8, "kernel": 3, "pool": 2},
+        {"kind": "conv", "channels": 9, "kernel": 3, "pool": 2},
         {"kind": "local", "channels": 4, "kernel": 2},
-        {"kind": "dense", "units": 12},
+        {"kind": "dense", "units": 14},
     ]
     layers = [
         {"connection": each, "label_scheme": "groups", "goodness": {"kind": goodness, "negative": True}}
@@ -109,8 +109,8 @@ def test_channels_of_a_map_are_divided_into_groups(goodness: str, tmp_path: Path
 
 
 def test_channels_that_cannot_be_divided_are_rejected() -> None:
-    connection = {"kind": "conv", "channels": 6}
-    with pytest.raises(ValueError, match="6 channels cannot be divided equally among 4 labels"):
+    connection = {"kind": "conv", "channels": 3}
+    with pytest.raises(ValueError, match="3 channels cannot be divided among 4 labels"):
         SMALL.change(layers=[{"connection": connection, "label_scheme": "groups"}])
 
 

@@ -101,7 +101,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"layers": 3}, "layers = 3: expected one table [[network.layers]] for each layer"),
     ({"layers": [{"learning_rate": -1}]}, "layers[0].learning_rate = -1: expected a number, at least 0"),
     ({"label_scheme": "pixels"}, 'label_scheme = "pixels": only the first layer sees pixels'),
-    ({"label_scheme": "groups"}, 'label_scheme = "groups": 512 units cannot be divided equally among 10 labels'),
+    (
+        {"label_scheme": "groups", "widths": [9]},
+        'label_scheme = "groups": 9 units cannot be divided among 10 labels',
+    ),
     ({"label_scheme": "none"}, "the layer would learn nothing about labels"),
     ({"labels": 1000}, 'layers[0].label_scheme = "pixels": 1000 labels need 1000 inputs, but the image has 784'),
     ({"activities": "label_conditioned"}, "network.activities must be label_free"),
