@@ -207,10 +207,6 @@ class Learning(_Section):
         description="then learn it (flush), or wait forever, so that the same samples make the same microbatches",
     )
     publish_every: int = Field(4, ge=1, description="microbatches between two snapshots")
-    wake: int = Field(
-        0, ge=0, description="microbatches in a wake phase; 0: no phases, positive and negative rows are interleaved"
-    )
-    sleep: int = Field(0, ge=0, description="microbatches in a sleep phase")
 
 
 class PipelineSection(_Section):
@@ -315,21 +311,6 @@ class Config(_Section):
     def _agree(self) -> Self:
         """Checks options that depend on options of another section."""
         recipe, learning, stages = self.network, self.learning, self.pipeline.stages
-        if learning.sleep and not learning.wake:
-            raise ValueError(
-                wrong(
-                    "learning.sleep", learning.sleep, "needs learning.wake, too: set it to a number of microbatches"
-                )
-            )
-        unfit = [layer.objective.kind for layer in recipe.layers if not layer.objective.has_phases]
-        if learning.wake and unfit:
-            raise ValueError(
-                wrong(
-                    "learning.wake",
-                    learning.wake,
-                    f'needs network.objective = "threshold"; {show(unfit[0])} cannot learn the phases separately',
-                )
-            )
         if learning.partial == "wait" and self.limits.backlog_max_samples < recipe.batch_size:
             raise ValueError(
                 wrong(
@@ -346,7 +327,7 @@ class Config(_Section):
                     f"expected numbers from 1 whose sum is the number of layers, {len(recipe.layers)}",
                 )
             )
-        if recipe.replay_jitter and (recipe.replay or learning.wake) and len(recipe.image_shape) not in (2, 3):
+        if recipe.replay_jitter and (recipe.replay or recipe.wake) and len(recipe.image_shape) not in (2, 3):
             raise ValueError(
                 wrong(
                     "network.replay_jitter",

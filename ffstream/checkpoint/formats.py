@@ -30,6 +30,10 @@ ADDED: dict[int, dict[str, Any]] = {
         "readout": {"kind": "none"},
         "replay_edges": "zero",
         "replay_flip": False,
+        "wake": 0,
+        "sleep": 0,
+        "layers.opponent": {"kind": "none"},
+        "layers.constraint": {"kind": "none"},
     },
 }
 

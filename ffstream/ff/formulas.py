@@ -17,7 +17,7 @@ from torch import Tensor
 from ffstream.ff import kernels
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.connection import Shape, size_of
-from ffstream.ff.label_formulas import LabelFormulas, Weights
+from ffstream.ff.label_formulas import LabelFormulas, RelativeLabelFormulas, Weights
 from ffstream.ff.maps import Map
 from ffstream.ff.recipe import LayerOptions
 
@@ -48,6 +48,8 @@ class Formulas:
             LabelFormulas(options.activation, options.goodness, options.label_scheme, labels, outputs),
             device,
         )
+        if options.objective.relative_to_label_free:
+            self.label_formulas = RelativeLabelFormulas(self.label_formulas)
 
     def forward(self, x_NI: Tensor, weights: Weights, dtype: torch.dtype, buffers: Buffers) -> ForwardResult:
         """x (N, I) is float32, or has the dtype of the products. If the label scheme clears inputs, x is changed in

@@ -46,7 +46,8 @@ class SquaredLabelFormulas(LabelFormulas):
 
     goodness: Quadratic
 
-    def _error(self, z: Tensor, gradient: Tensor) -> Tensor:
+    def error(self, z: Tensor, gradient: Tensor) -> Tensor:
+        """∂L/∂z, in a new tensor, from ∂L/∂G."""
         scaled = gradient * (2 * self.goodness.coefficient(z.shape[-1]))
         return z.clamp_min(0).mul_(scaled[..., None])
 

@@ -42,7 +42,7 @@ class LabelFormulas:
         self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F) and the gradients of the label scheme's parameters, from ∂L/∂G (N, L)."""
-        e_NLK = self._error(self.expand(z_NF, label_scale_N, weights), gradient_NL)
+        e_NLK = self.error(self.expand(z_NF, label_scale_N, weights), gradient_NL)
         return self.scheme.collapse(e_NLK, label_scale_N, self.shape)
 
     def by_row(self, z_NF: Tensor) -> Tensor:
@@ -53,9 +53,34 @@ class LabelFormulas:
         self, z_NF: Tensor, label_scale_N: Tensor, labels_N: Tensor, gradient_N: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The same as `label_errors` for label-conditioned rows, from ∂L/∂G (N)."""
-        e_NF = self._error(z_NF, gradient_N)
+        e_NF = self.error(z_NF, gradient_N)
         return e_NF, self.scheme.conditioned_gradients(e_NF, label_scale_N, labels_N, self.labels)
 
-    def _error(self, z: Tensor, gradient: Tensor) -> Tensor:
+    def error(self, z: Tensor, gradient: Tensor) -> Tensor:
+        """∂L/∂z, in a new tensor, from ∂L/∂G."""
         h = self.activation.value(z)
         return self.goodness.gradient(h).mul_(self.activation.gradient(z)).mul_(gradient[..., None])
+
+
+class RelativeLabelFormulas(LabelFormulas):
+    """The same for ΔG_l = G(h_l) − G(h₀) in place of G_l, where h₀ = φ(z) is the activity without a label.
+
+    ∂L/∂z = Σ_l S_l G′(h_l) φ′(z_l) − (Σ_l S_l) G′(h₀) φ′(z), with S_l = ∂L/∂ΔG_l. The parameters of the label scheme
+    do not occur in h₀.
+    """
+
+    def __init__(self, formulas: LabelFormulas) -> None:
+        super().__init__(formulas.activation, formulas.goodness, formulas.scheme, formulas.labels, formulas.shape)
+        self._formulas = formulas
+
+    def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
+        """ΔG (N, L) of every label."""
+        G_NL = self._formulas.by_label(z_NF, label_scale_N, weights)
+        return G_NL.sub_(self._formulas.by_row(z_NF)[:, None])
+
+    def label_errors(
+        self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """∂L/∂z (N, F) and the gradients of the label scheme's parameters, from ∂L/∂ΔG (N, L)."""
+        e_NF, gradients = self._formulas.label_errors(z_NF, label_scale_N, weights, gradient_NL, buffers)
+        return e_NF.sub_(self._formulas.error(z_NF, gradient_NL.sum(1))), gradients

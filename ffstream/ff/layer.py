@@ -35,7 +35,7 @@ from ffstream.ff.health import (
 )
 from ffstream.ff.maps import WEIGHT
 from ffstream.ff.member import DRIFT, below, joined
-from ffstream.ff.objective import LossResult, LossStatistics, Phase
+from ffstream.ff.objective import Balance, LossFunction, LossResult, LossStatistics, Phase
 from ffstream.ff.parameters import parameters_of_layer
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
@@ -107,7 +107,8 @@ class Placement(NamedTuple):
 
 
 class LayerFigures(NamedTuple):
-    """Means since the last call of `figures`; NaN if there was no row of that sign. Restarts after drifts. Health."""
+    """Means since the last call of `figures`, NaN if there was no row of that sign. Restarts after drifts. Health. The
+    running means and the threshold of an objective that keeps them."""
 
     goodness_positive: float
     goodness_negative: float
@@ -115,6 +116,7 @@ class LayerFigures(NamedTuple):
     separation: float  # share of positive rows with more goodness than the negative row beside them
     restarts: int
     health: HealthFigures
+    balance: Balance | None
 
 
 class Layer:
@@ -125,7 +127,8 @@ class Layer:
         self.device, self.product_dtype, buffers = placement
         self._recipe, options = recipe, recipe.layers[index]
         self.formulas = Formulas(options, input_shape, recipe.labels, self.device)
-        self._objective = kernels.fastest_objective(options.objective, self.device)
+        self._needs_wrong_labels = options.objective.needs_wrong_labels
+        self._objective: LossFunction = kernels.fastest_objective(options.objective, self.device).build(self.device)
         self._negatives = options.negatives
         self.parameters = parameters_of_layer(recipe, index, input_shape, self.device)
         self._drift: DriftTest = recipe.drift.build(recipe.replay_buffer)
@@ -237,7 +240,7 @@ class Layer:
         )
         for name, gradient in gradients.items():
             into[name].copy_(gradient)
-        self.parameters.update(input.samples)
+        self.parameters.update(input.samples, input.phase)
         self._drift.passed(input.fresh)
         self._refresh()
 
@@ -245,7 +248,7 @@ class Layer:
         if input.positives is not None:
             return self._objective.by_row(self.formulas.label_formulas.by_row(result.z_NF), input.positives)
         wrong_B = None
-        if self._objective.needs_wrong_labels:
+        if self._needs_wrong_labels:
             wrong_B = self._wrong_B if self._conditions else self.wrong_labels()
         return self._objective.by_label(self._all_goodness(), input.labels_N, wrong_B, input.phase)
 
@@ -307,6 +310,7 @@ class Layer:
             _mean([_separated(statistics) for statistics in computed]),
             self._drift.restarts,
             self._health_figures,
+            self._objective.balance(),
         )
 
     def _sample_health(self, margin: float) -> None:
@@ -330,7 +334,7 @@ class Layer:
             negatives = len(input.h_NF) - input.positives
             return self._health.add_contradictions(contradicting_images(input.h_NF, input.positives), negatives)
         wrong_B = None
-        if self._objective.needs_wrong_labels:
+        if self._needs_wrong_labels:
             wrong_B = self._wrong_B if self._conditions else self.wrong_labels()
         found = contradicting_labels(input.h_NF, input.labels_N, wrong_B)
         return self._health.add_contradictions(found, len(input.h_NF))
@@ -345,18 +349,23 @@ class Layer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that later updates depend on."""
-        return self.parameters.state_dict() | joined([(DRIFT, self._drift.state_dict())])
+        parts = ((DRIFT, self._drift.state_dict()), ("objective", _copied(self._objective.state)))
+        return self.parameters.state_dict() | joined(parts)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state that `state_dict` returned."""
         self.parameters.load_state_dict(state)
         self._drift.load_state_dict(below(DRIFT, state))
+        for name, value in self._objective.state.items():
+            value.copy_(state[f"objective.{name}"])
         self._refresh()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Starts over from weights that `weights` returned. See `Parameters.load_weights`."""
         self.parameters.load_weights(weights)
         self._drift.reset()
+        for value in self._objective.state.values():
+            value.zero_()
         self._refresh()
 
 
@@ -392,6 +401,10 @@ def _separated(statistics: LossStatistics) -> Tensor | None:
         return None
     count = min(len(positive_B), len(negative_B))
     return (positive_B[:count] > negative_B[:count]).float()
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in tensors.items()}
 
 
 def _mean(parts: list[Tensor | None]) -> float:

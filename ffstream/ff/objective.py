@@ -1,22 +1,22 @@
 """Objectives: the loss that a layer minimises. It is a function of goodness.
 
 An objective compares either all labels of a sample (`softmax`) or positive rows with negative rows (`paired`,
-`threshold`). Losses are means over samples, so a learning rate does not depend on the batch size.
+`threshold`, `evoked`). Losses are means over samples, so a learning rate does not depend on the batch size.
 
 Shapes: B samples, L labels, N rows (the positive ones first).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
-from ffstream.ff.part import Part, register
+from ffstream.ff.part import Part, register, resolve
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
 Phase = Literal["interleaved", "wake", "sleep"]
 
@@ -36,6 +36,35 @@ class LossResult(NamedTuple):
     statistics: Callable[[], LossStatistics]
 
 
+class Balance(NamedTuple):
+    """Running means of the goodness of positive and negative rows, and the threshold θ between them. NaN: unknown."""
+
+    positive: float
+    negative: float
+    theta: float
+
+
+class LossFunction(Protocol):
+    """What computes an objective. `state` holds, by name, everything that later losses depend on."""
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Zero before the first loss. Not a copy."""
+        ...
+
+    def by_label(self, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> LossResult:
+        """See `Objective.by_label`."""
+        ...
+
+    def by_row(self, G_N: Tensor, positives: int) -> LossResult:
+        """See `Objective.by_row`."""
+        ...
+
+    def balance(self) -> Balance | None:
+        """For metrics; None if the objective keeps no running means."""
+        ...
+
+
 class Objective(Part):
     """L(G) and ∂L/∂G."""
 
@@ -43,6 +72,21 @@ class Objective(Part):
     must_define: ClassVar[tuple[str, ...]] = ("by_label", "needs_wrong_labels", "has_phases")
     needs_wrong_labels: ClassVar[bool]  # whether it compares each sample's own label with one wrong label
     has_phases: ClassVar[bool]  # whether it can learn positive rows without negative rows, and the reverse
+    # Whether G is ΔG_l = G(h_l) − G(h₀), where h₀ is the activity of the same sample without a label.
+    relative_to_label_free: ClassVar[bool] = False
+
+    def build(self, device: device) -> LossFunction:
+        """What computes it. An objective without state computes itself."""
+        return self
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Empty: there is no state."""
+        return {}
+
+    def balance(self) -> Balance | None:
+        """None: there are no running means."""
+        return None
 
     def by_label(self, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> LossResult:
         """The loss for G (B, L), the goodness of every label. `wrong_B` is None unless `needs_wrong_labels`."""
@@ -116,16 +160,7 @@ class Contrast(Objective):
     def by_label(self, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> LossResult:
         """∂L/∂G (B, L) is 0 except for the labels that are compared."""
         assert wrong_B is not None
-        own_B1 = own_B[:, None] if phase != "sleep" else None
-        wrong_B1 = wrong_B[:, None] if phase != "wake" else None
-        positive_B = None if own_B1 is None else G_BL.gather(1, own_B1)[:, 0]
-        negative_B = None if wrong_B1 is None else G_BL.gather(1, wrong_B1)[:, 0]
-        *gradients, loss = self.losses(positive_B, negative_B)
-        gradient_BL = G_BL.new_zeros(G_BL.shape)
-        for at_B1, gradient_B in zip((own_B1, wrong_B1), gradients, strict=True):
-            if at_B1 is not None and gradient_B is not None:
-                gradient_BL.scatter_(1, at_B1, gradient_B[:, None])
-        return LossResult(gradient_BL, lambda: LossStatistics(positive_B, negative_B, loss))
+        return compare_labels(self.losses, G_BL, own_B, wrong_B, phase)
 
     def by_row(self, G_N: Tensor, positives: int) -> LossResult:
         """∂L/∂G (N)."""
@@ -174,17 +209,80 @@ class Threshold(Contrast):
         self, positive_B: Tensor | None, negative_B: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """The loss of the rows that are given."""
-        gradients: list[Tensor | None] = []
-        losses: list[Tensor] = []
-        for G_B, sign in ((positive_B, -1.0), (negative_B, 1.0)):
-            if G_B is None:
-                gradients.append(None)
-                continue
-            excess_B = (G_B - self.theta) * (sign * self.alpha)
-            gradients.append(excess_B.sigmoid().mul_(sign * self.alpha / len(excess_B)))
-            losses.append(softplus(excess_B).mean())
-        total = losses[0] if len(losses) == 1 else losses[0] + losses[1]
-        return gradients[0], gradients[1], total
+        return threshold_losses(positive_B, negative_B, self.alpha, self.theta)
+
+
+@register
+class Evoked(Contrast):
+    """The threshold loss on ΔG_l = G(h_l) − G(h₀): only what a label evokes is learned, so phases may be long.
+
+    h₀ = φ(z) is the activity of the same sample, with the same weights, without a label. With S_l = ∂L/∂ΔG_l,
+
+        ∂L/∂z = Σ_l S_l (G′(h_l) φ′(z_l) − G′(h₀) φ′(z))        ∂L/∂E[l] = Σ S_l G′(h_l) φ′(z_l)
+
+    so what an image evokes with any label cancels, and `wake` and `sleep` do not pull in opposite directions on it.
+    No wrong label appears in `wake` and no right label in `sleep`, but the rule subtracts the label-free activity of
+    the same image. With label vectors whose mean is zero, that is a contrast with the mean label. (Compare the free
+    and the clamped phase of contrastive Hebbian learning, Movellan 1991.)
+
+    θ = ½ (m₊ + m₋), where m₊ and m₋ are running means of ΔG of positive and negative rows. Each changes only with
+    rows of its sign. θ counts as a constant in the gradient.
+    """
+
+    kind: Literal["evoked"] = "evoked"
+    has_phases: ClassVar[bool] = True
+    relative_to_label_free: ClassVar[bool] = True
+    alpha: float = Field(
+        0.3, ge=0, allow_inf_nan=False, description="steepness: what a unit of goodness counts in the loss"
+    )
+    mean_rate: float = Field(
+        0.01, gt=0, le=1, description="share of a microbatch in the running means that give the threshold"
+    )
+
+    def build(self, device: device) -> LossFunction:
+        """What computes it and holds the running means."""
+        make: Callable[[Evoked, Any], LossFunction] = resolve("ffstream.ff.balanced_threshold:BalancedThreshold")
+        return make(self, device)
+
+    def losses(
+        self, positive_B: Tensor | None, negative_B: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """The loss before the first update of the running means: θ = 0."""
+        return threshold_losses(positive_B, negative_B, self.alpha, 0.0)
+
+
+Losses = Callable[["Tensor | None", "Tensor | None"], "tuple[Tensor | None, Tensor | None, Tensor]"]
+
+
+def compare_labels(losses: Losses, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor, phase: Phase) -> LossResult:
+    """∂L/∂G (B, L), which is 0 except for the labels that `losses` (see `Contrast.losses`) compares."""
+    own_B1 = own_B[:, None] if phase != "sleep" else None
+    wrong_B1 = wrong_B[:, None] if phase != "wake" else None
+    positive_B = None if own_B1 is None else G_BL.gather(1, own_B1)[:, 0]
+    negative_B = None if wrong_B1 is None else G_BL.gather(1, wrong_B1)[:, 0]
+    *gradients, loss = losses(positive_B, negative_B)
+    gradient_BL = G_BL.new_zeros(G_BL.shape)
+    for at_B1, gradient_B in zip((own_B1, wrong_B1), gradients, strict=True):
+        if at_B1 is not None and gradient_B is not None:
+            gradient_BL.scatter_(1, at_B1, gradient_B[:, None])
+    return LossResult(gradient_BL, lambda: LossStatistics(positive_B, negative_B, loss))
+
+
+def threshold_losses(
+    positive_B: Tensor | None, negative_B: Tensor | None, alpha: float, theta: float | Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """∂L/∂G of the rows of each sign that are given, and L = mean softplus(∓α (G − θ))."""
+    gradients: list[Tensor | None] = []
+    losses: list[Tensor] = []
+    for G_B, sign in ((positive_B, -1.0), (negative_B, 1.0)):
+        if G_B is None:
+            gradients.append(None)
+            continue
+        excess_B = (G_B - theta) * (sign * alpha)
+        gradients.append(excess_B.sigmoid().mul_(sign * alpha / len(excess_B)))
+        losses.append(softplus(excess_B).mean())
+    total = losses[0] if len(losses) == 1 else losses[0] + losses[1]
+    return gradients[0], gradients[1], total
 
 
 def softplus(x: Tensor) -> Tensor:

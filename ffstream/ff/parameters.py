@@ -4,8 +4,8 @@ average (EMA).
 With one vector, an optimiser step, the EMA, a copy for a snapshot and a copy for a checkpoint are one memory-bound
 pass each. `views` gives the parameters by name.
 
-The state is `parameters`, `ema` (absent if `ema_samples` is 0), `samples` and the optimiser's vectors. It is valid if
-and only if all of it was taken after the same update.
+The state is `parameters`, `ema` (absent if `ema_samples` is 0), `samples` and what the optimiser and the opponent
+keep. It is valid if and only if all of it was taken after the same update.
 """
 
 import math
@@ -17,7 +17,10 @@ from torch import Tensor
 
 from ffstream.ff.buffers import BufferPool
 from ffstream.ff.connection import Shape, size_of
+from ffstream.ff.constraint import Constraint, Unconstrained
 from ffstream.ff.maps import WEIGHT
+from ffstream.ff.objective import Phase
+from ffstream.ff.opponent import NoOpponent, Opponent
 from ffstream.ff.optimizer import Optimizer, Schedule
 from ffstream.ff.recipe import Recipe
 from ffstream.ff.steps import Stepper
@@ -36,6 +39,9 @@ class LearningOptions(Protocol):
     def min_learning_rate_ratio(self) -> float: ...
 
 
+_NO_OPPONENT, _UNCONSTRAINED = NoOpponent(), Unconstrained()
+
+
 class Parameters:
     """Parameters of the given shapes. They are 0 at the start, unless `initialize` sets other values."""
 
@@ -46,6 +52,8 @@ class Parameters:
         shapes: Mapping[str, Shape],
         device: torch.device,
         initialize: Callable[[Mapping[str, Tensor]], None] = lambda views: None,
+        opponent: Opponent = _NO_OPPONENT,
+        constraint: Constraint = _UNCONSTRAINED,
     ) -> None:
         self._shapes = shapes
         flat = torch.zeros(sum(math.prod(shape) for shape in shapes.values()))
@@ -58,6 +66,8 @@ class Parameters:
         self._options, self._recipe = options, recipe
         self._ema = self.flat.clone() if recipe.ema_samples else self.flat
         self._stepper: Stepper = options.optimizer.build(self.flat)
+        self._opponent = opponent.build(self.flat)
+        self._constraint = constraint
         self._buffer_pool = BufferPool()
 
     def _split(self, flat: Tensor) -> dict[str, Tensor]:
@@ -65,12 +75,14 @@ class Parameters:
         parts = zip(self._shapes.items(), flat.split(sizes), strict=True)
         return {name: part.view(shape) for (name, shape), part in parts}
 
-    def update(self, rows: int) -> None:
+    def update(self, rows: int, phase: Phase = "interleaved") -> None:
         """One optimiser step along `gradients`, which are means over `rows` rows."""
         recipe = self._recipe
         share = rows / recipe.rows
         # The mean of fewer rows is noisier, so the step size is proportional to the square root of their number.
-        self._stepper.step(self.flat, self.gradient, self.learning_rate * math.sqrt(share))
+        gradient = self._opponent.apply(self.gradient, phase)
+        self._stepper.step(self.flat, gradient, self.learning_rate * math.sqrt(share))
+        self._constraint.apply_(self.views)
         fresh = share * recipe.batch_size
         self.samples += fresh
         if recipe.ema_samples:
@@ -95,13 +107,18 @@ class Parameters:
         """The EMA of the parameters, by name. These are views, which the next update changes."""
         return self._split(self._ema)
 
+    @property
+    def _kept(self) -> dict[str, Tensor]:
+        """What optimiser and opponent keep, by name."""
+        kept = {f"optimizer.{name}": value for name, value in self._stepper.state.items()}
+        return kept | {f"opponent.{name}": value for name, value in self._opponent.state.items()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that the next update depends on."""
         vectors = {"parameters": self.flat}
         if self._recipe.ema_samples:
             vectors["ema"] = self._ema
-        vectors |= {f"optimizer.{name}": value for name, value in self._stepper.state.items()}
-        state = {name: self._buffer_pool.copy(name, vector) for name, vector in vectors.items()}
+        state = {name: self._buffer_pool.copy(name, vector) for name, vector in (vectors | self._kept).items()}
         return state | {"samples": torch.tensor(self.samples, dtype=torch.float64)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -111,24 +128,24 @@ class Parameters:
         self.samples = float(state["samples"])
         if self._recipe.ema_samples:
             self._ema.copy_(state["ema"])
-        for name, value in self._stepper.state.items():
-            value.copy_(state[f"optimizer.{name}"])
+        for name, value in self._kept.items():
+            value.copy_(state[name])
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Makes these the parameters and the EMA. The optimiser, the schedule and the EMA's reach start over."""
+        """Makes these the parameters and the EMA. Optimiser, opponent, schedule and the EMA's reach start over."""
         for name, view in self.views.items():
             view.copy_(weights[name])
         self._ema.copy_(self.flat)
         self.samples = 0.0
-        for value in self._stepper.state.values():
+        for value in self._kept.values():
             value.zero_()
 
 
 def parameters_of_layer(recipe: Recipe, index: int, input_shape: Shape, device: torch.device) -> Parameters:
     """The parameters of one layer's connection and label scheme.
 
-    The weight is initialised uniformly in ±1/√fan_in, everything else with zeros unless the label scheme says
-    otherwise.
+    The weight is initialised uniformly in ±1/√fan_in, everything else with zeros unless the label scheme
+    or the constraint say otherwise.
     """
     options = recipe.layers[index]
     connection, scheme = options.connection, options.label_scheme
@@ -139,6 +156,7 @@ def parameters_of_layer(recipe: Recipe, index: int, input_shape: Shape, device: 
         generator = torch.Generator().manual_seed((recipe.seed << 8) ^ index)
         views[WEIGHT].uniform_(-limit, limit, generator=generator)
         scheme.initialize_(views)
+        options.constraint.initialize_(views, lambda tensor: tensor.normal_(generator=generator))
 
     shapes = connection.parameters(input_shape) | scheme.parameters(recipe.labels, units)
-    return Parameters(recipe, options, shapes, device, initialize)
+    return Parameters(recipe, options, shapes, device, initialize, options.opponent, options.constraint)

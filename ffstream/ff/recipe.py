@@ -25,13 +25,15 @@ from pydantic import Field, model_validator
 
 from ffstream.ff.activation import Activation
 from ffstream.ff.connection import Connection, Shape, size_of
+from ffstream.ff.constraint import Constraint
 from ffstream.ff.drift import Drift
 from ffstream.ff.goodness import Goodness
 from ffstream.ff.image_negatives import ImageNegatives
-from ffstream.ff.label_scheme import LabelScheme, LayerContext
+from ffstream.ff.label_scheme import VECTORS, LabelScheme, LayerContext
 from ffstream.ff.negatives import Negatives
 from ffstream.ff.normalization import Normalization
 from ffstream.ff.objective import Objective
+from ffstream.ff.opponent import Opponent
 from ffstream.ff.optimizer import Optimizer, Schedule
 from ffstream.ff.part import Options, check_numbers, field_of, make
 from ffstream.ff.preprocessing import Preprocessing
@@ -63,6 +65,12 @@ class LayerOptions(Options):
     )
     optimizer: Annotated[Optimizer, *field_of("optimizer")] = Field(description="the optimiser")
     schedule: Annotated[Schedule, *field_of("schedule")] = Field(description="how the learning rate falls")
+    opponent: Annotated[Opponent, *field_of("opponent")] = Field(
+        description="what stands for the other phase during a wake or sleep phase"
+    )
+    constraint: Annotated[Constraint, *field_of("constraint")] = Field(
+        description="what is held after each step of the optimiser"
+    )
     learning_rate: float = Field(
         4e-3, ge=0, description="learning rate of a whole microbatch at the start of the stream"
     )
@@ -98,6 +106,10 @@ class Recipe(Options):
     replay_buffer: int = Field(
         10_000, ge=1, description="recent samples in the replay buffer, for replay and sleep phases"
     )
+    wake: int = Field(
+        0, ge=0, description="microbatches in a wake phase; 0: no phases, positive and negative rows are interleaved"
+    )
+    sleep: int = Field(0, ge=0, description="microbatches in a sleep phase")
     preprocessing: Annotated[Preprocessing, *field_of("preprocessing")] = Field(
         description="preprocessing of images before the first layer"
     )
@@ -146,9 +158,20 @@ class Recipe(Options):
         for index, (layer, inputs) in enumerate(zip(self.layers, self.input_shapes(), strict=True)):
             self._check_layer(index, layer, inputs)
         self._check_readout()
+        self._check_phases()
         if not any(layer.score_weight for layer in self.layers):
             raise OptionError(wrong("score_weight", 0, "at least one layer needs another score_weight than 0"))
         return self
+
+    def _check_phases(self) -> None:
+        if self.sleep and not self.wake:
+            raise OptionError(
+                wrong("sleep", self.sleep, "needs network.wake, too: set it to a number of microbatches")
+            )
+        unfit = [layer.objective.kind for layer in self.layers if not layer.objective.has_phases]
+        if self.wake and unfit:
+            reason = f'objective = "{unfit[0]}" cannot learn the phases separately'
+            raise OptionError(wrong("wake", self.wake, reason), hint='use network.preset = "wake-sleep"')
 
     def _check_layer(self, index: int, layer: LayerOptions, inputs: Shape) -> None:
         scheme, objective = layer.label_scheme, layer.objective
@@ -179,6 +202,15 @@ class Recipe(Options):
         if conditioned and not objective.needs_wrong_labels:
             reason = "compares all labels of a sample, so network.activities must be label_free"
             raise OptionError(wrong(f"{at}.objective", objective.kind, reason))
+        if objective.relative_to_label_free and (conditioned or not scheme.conditions_rows):
+            reason = 'needs network.activities = "label_free" and a label_scheme that adds a label to each row'
+            raise OptionError(wrong(f"{at}.objective", objective.kind, reason), hint='label_scheme = "vectors"')
+        if layer.opponent.needs_phases and not objective.has_phases:
+            reason = f'has no effect, because objective = "{objective.kind}" has no phases'
+            raise OptionError(wrong(f"{at}.opponent", layer.opponent.kind, reason), hint="leave opponent out")
+        has_label_vectors = VECTORS in scheme.parameters(self.labels, units)
+        if reason := layer.constraint.incompatibility(has_label_vectors=has_label_vectors):
+            raise OptionError(wrong(f"{at}.constraint", layer.constraint.kind, reason))
         if not objective.needs_wrong_labels and layer.negatives.kind != LAYER_DEFAULTS["negatives"]:
             reason = f'has no effect, because objective = "{objective.kind}" compares all labels of a sample'
             raise OptionError(wrong(f"{at}.negatives", layer.negatives.kind, reason), hint="leave negatives out")

@@ -16,6 +16,8 @@ LAYER_DEFAULTS: Mapping[str, Any] = {
     "negatives": "hardest",
     "optimizer": "adam",
     "schedule": "inverse_sqrt",
+    "opponent": "none",
+    "constraint": "none",
 }
 # The same for the network.
 NETWORK_DEFAULTS: Mapping[str, Any] = {"drift": "restart", "readout": "none"}

@@ -136,7 +136,7 @@ class Feeder:
         self.thread.progressed()
         phase = state.schedule.phase
         if phase == "sleep" and len(self._replay):
-            images, labels, ages = self._replay.draw(self._recipe.batch_size, state.step)
+            images, labels, ages = self._replay.draw(self._recipe.rows, state.step)
             micro = MicroBatch(state.step, state.seq, phase, images, labels, 0, ages)
         else:
             batch = self._batcher.next(flush=self._flush_is_due())

@@ -104,8 +104,8 @@ class Pipeline:
         return {name: member for stage in self.stages for name, member in stage.members.items()}
 
     def _build_feeder(self, journal: Journal, resume: ResumeState, save_contributors: Sequence[str]) -> Feeder:
-        recipe, learning, progress = self._config.network, self._config.learning, resume.progress
-        schedule = PhaseSchedule(learning.wake, learning.sleep, progress.get("phase_position", 0))
+        recipe, progress = self._config.network, resume.progress
+        schedule = PhaseSchedule(recipe.wake, recipe.sleep, progress.get("phase_position", 0))
         replay = ReplayBuffer(recipe, used=recipe.replay > 0 or schedule.separate)
         if replay.capacity:
             resume.check_replay(

@@ -275,9 +275,9 @@ PHASES = ("network.objective=threshold", "network.activities=label_conditioned")
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["learning.sleep=3", *PHASES], "learning.sleep = 3: needs learning.wake"),
-        (["learning.wake=3", "network.objective=softmax"], "learning.wake = 3: needs network.objective = "),
-        (["learning.wake=3", "network.objective=paired"], "learning.wake = 3: needs network.objective = "),
+        (["network.sleep=3", *PHASES], "network.sleep = 3: needs network.wake"),
+        (["network.wake=3", "network.objective=softmax"], "network.wake = 3: objective = \"softmax\" cannot learn"),
+        (["network.wake=3", "network.objective=paired"], "network.wake = 3: objective = \"paired\" cannot learn"),
         *((["network.widths=[8,8,8]", f"pipeline.stages={wrong}"], "number of layers, 3") for wrong in PARTITIONS),
         (["network.image_shape=[12]", "network.replay=1"], "network.image_shape = [12] has no rows and columns"),
     ],
@@ -291,7 +291,7 @@ def test_conflicting_options_are_named(settings: list[str], named: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        ["learning.wake=3", "learning.sleep=2", *PHASES],
+        ["network.wake=3", "network.sleep=2", *PHASES],
         ["network.widths=[8,8,8]", "pipeline.stages=[1,2]"],
         ["network.image_shape=[12]", "network.replay=0", "network.replay_jitter=1"],
     ],

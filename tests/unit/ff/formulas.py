@@ -36,6 +36,7 @@ SMALL = recipe(
     learning_rate=0.01,
 )
 CONTRASTED = SMALL.change(objective={"kind": "threshold", "alpha": 0.02, "theta": 5.0}, negatives="random")
+EVOKED = SMALL.change(objective={"kind": "evoked", "alpha": 0.02}, negatives="random")
 CONDITIONED = CONTRASTED.change(activities="label_conditioned")
 UNSUPERVISED = CONTRASTED.change(
     negatives={"kind": "hybrid", "blurs": 1},
@@ -165,7 +166,11 @@ def by_label(layer: LayerOptions, own: Leaves, x_BI: Tensor, shape: tuple[int, .
             size = channels // labels
             h_BF = h_BF.unflatten(1, (-1, channels))[..., label * size : (label + 1) * size].flatten(1)
         columns.append(goodness(layer.goodness, h_BF))
-    return torch.stack(columns, 1)
+    G_BL = torch.stack(columns, 1)
+    if layer.objective.kind == "evoked":
+        h0_BF = activation(layer.activation, preactivation(layer, own, x_BI, shape, labels))
+        G_BL = G_BL - goodness(layer.goodness, h0_BF)[:, None]
+    return G_BL
 
 
 def contrast(options: Any, positive_B: Tensor | None, negative_B: Tensor | None) -> Tensor:
@@ -175,10 +180,11 @@ def contrast(options: Any, positive_B: Tensor | None, negative_B: Tensor | None)
         assert negative_B is not None
         return softplus(-options.alpha * (positive_B - negative_B)).mean()
     loss = torch.zeros((), dtype=torch.float64)
+    theta = 0.0 if options.kind == "evoked" else options.theta  # of a network that has learned nothing yet
     if positive_B is not None:
-        loss = loss + softplus(-options.alpha * (positive_B - options.theta)).mean()
+        loss = loss + softplus(-options.alpha * (positive_B - theta)).mean()
     if negative_B is not None:
-        loss = loss + softplus(options.alpha * (negative_B - options.theta)).mean()
+        loss = loss + softplus(options.alpha * (negative_B - theta)).mean()
     return loss
 
 
@@ -186,7 +192,7 @@ def label_loss(options: Any, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None
     """The loss of a layer that computes the goodness of every label."""
     if options.kind == "softmax":
         return cross_entropy(options.alpha * G_BL, own_B, label_smoothing=options.smoothing)
-    if options.kind not in ("paired", "threshold"):
+    if options.kind not in ("paired", "threshold", "evoked"):
         own: Tensor = options.by_label(G_BL, own_B, wrong_B, phase).statistics().loss
         return own
     assert wrong_B is not None
@@ -206,7 +212,7 @@ def layer_loss(
     G_N = goodness(layer.goodness, activation(layer.activation, z_NF))
     positive_B = G_N[: given.positives] if given.positives else None
     negative_B = G_N[given.positives :] if given.positives < len(G_N) else None
-    if layer.objective.kind not in ("paired", "threshold"):
+    if layer.objective.kind not in ("paired", "threshold", "evoked"):
         outside: Tensor = layer.objective.by_row(G_N, given.positives).statistics().loss
         return outside
     return contrast(layer.objective, positive_B, negative_B)

@@ -20,6 +20,7 @@ OBJECTIVES: dict[str, Any] = {
     "softmax": {"kind": "softmax", "alpha": 0.7},
     "paired": {"kind": "paired", "alpha": 0.7},
     "threshold": PHASED,
+    "evoked": {"kind": "evoked", "alpha": 0.02},
 }
 VARIANTS: dict[str, Any] = {  # members that need other options than their kind
     "dense": {"kind": "dense", "units": 12},
@@ -38,7 +39,7 @@ def base_for(family: str, kind: str) -> Recipe:
         return SMALL.change(label_scheme="vectors")
     if family == "negatives":
         return CONTRASTED if kind in WRONG_LABELS else UNSUPERVISED
-    return SMALL
+    return CONTRASTED if family == "opponent" else SMALL
 
 
 def changed(recipe: Recipe, family: str, kind: str) -> Recipe:
@@ -120,6 +121,8 @@ def test_channels_that_cannot_be_divided_are_rejected() -> None:
 def test_gradients_of_combinations_equal_autograd(objective: str, scheme: str, normalization: str) -> None:
     goodness = [{"kind": kind, "negative": sign} for kind in members("goodness") for sign in (False, True)]
     negatives = WRONG_LABELS if objective != "softmax" else [LAYER_DEFAULTS["negatives"]]
+    if objective == "evoked" and scheme == "groups":
+        scheme = "vectors"
     for activation, good, wrong in product(members("activation"), goodness, negatives):
         recipe = SMALL.change(
             activation=activation,

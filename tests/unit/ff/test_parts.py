@@ -14,7 +14,7 @@ from ffstream.ff import goodness as goodness_module
 from ffstream.ff.formulas import sum_squares
 from ffstream.ff.kernels import fastest_objective
 from ffstream.ff.negatives import Draw, HardestLabel, RandomLabel
-from ffstream.ff.objective import LossStatistics, Objective, Paired, Phase, Softmax, Threshold
+from ffstream.ff.objective import Evoked, LossStatistics, Objective, Paired, Phase, Softmax, Threshold
 from ffstream.ff.part import members
 from ffstream.ff.randomness import generator_for
 from tests.unit.ff import formulas
@@ -72,7 +72,12 @@ def test_normalised_rows_have_the_same_length(kind: str) -> None:
 
 # --- objectives --------------------------------------------------------------------------------------------------
 
-OBJECTIVES = [Softmax(alpha=0.3, smoothing=0.2), Paired(alpha=0.3), Threshold(alpha=0.3, theta=1.1)]
+OBJECTIVES = [
+    Softmax(alpha=0.3, smoothing=0.2),
+    Paired(alpha=0.3),
+    Threshold(alpha=0.3, theta=1.1),
+    Evoked(alpha=0.3),
+]
 
 
 def phases(objective: Objective) -> list[Phase]:

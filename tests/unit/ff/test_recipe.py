@@ -75,7 +75,7 @@ def test_options_of_one_kind_do_not_apply_to_another() -> None:
 
 CONDITIONED = {"activities": "label_conditioned", "objective": "paired", "connection": {"units": 20}}
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"objective": "softmux"}, 'objective.kind = "softmux": expected one of paired, softmax, threshold'),
+    ({"objective": "softmux"}, 'objective.kind = "softmux": expected one of evoked, paired, softmax, threshold'),
     ({"goodness": "cubes"}, 'goodness.kind = "cubes": expected one of mean_squares, sum, sum_squares'),
     ({"goodness": 3}, "goodness = 3: expected one of mean_squares, sum, sum_squares, or a table with a kind"),
     ({"goodness": {"negative": 3}}, "goodness.negative = 3: expected true or false"),

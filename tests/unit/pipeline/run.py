@@ -46,6 +46,9 @@ CONDITIONED = RECIPE.change(
 UNSUPERVISED = CONDITIONED.change(
     activities="label_free", negatives={"kind": "hybrid", "blurs": 1}, label_scheme="none", readout="softmax"
 )
+EVOKED = RECIPE.change(
+    objective={"kind": "evoked", "alpha": 0.05}, negatives="random", opponent="average", constraint="centred_labels"
+)
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,9 @@ class Options:
 
         return Config.model_validate(
             {
-                "network": recipe,
+                "network": recipe.change(**named("wake", "sleep")),
                 "pipeline": {"precision": "fp32", **named("device", "queue_depth", "overflow", "stages")},
-                "learning": named("wake", "sleep", "publish_every", "partial", "linger_s"),
+                "learning": named("publish_every", "partial", "linger_s"),
                 "checkpoint": {
                     "every_samples": self.checkpoint_every_samples,
                     "every_s": self.checkpoint_every_s,
@@ -226,7 +229,7 @@ class Serial:
                 phase = "wake" if step % (wake + sleep) < wake else "sleep"
             fresh = recipe.warmup_batch_size if seq < recipe.warmup_samples else recipe.batch_size
             if phase == "sleep":
-                images, labels, ages = self._replay.draw(recipe.batch_size, step)
+                images, labels, ages = self._replay.draw(recipe.rows, step)
             elif seq + fresh > len(stream.images):
                 break
             else:

@@ -10,6 +10,7 @@ from tests.unit.pipeline.run import (
     BATCH,
     CONDITIONED,
     DEADLINE_S,
+    EVOKED,
     QUIET,
     RECIPE,
     Options,
@@ -86,10 +87,14 @@ def test_weights_do_not_depend_on_the_queues(store: Store, queue_depth: int) -> 
 
 
 @pytest.mark.parametrize("replay", [0, 3])
-@pytest.mark.parametrize("activities", ["label_free", "label_conditioned"])
+@pytest.mark.parametrize(
+    "base",
+    [CONDITIONED.change(activities="label_free"), CONDITIONED, EVOKED],
+    ids=["label-free", "label-conditioned", "evoked"],
+)
 @pytest.mark.parametrize(("wake", "sleep"), [(3, 2), (1, 1), (4, 0)])
-def test_wake_and_sleep(store: Store, wake: int, sleep: int, activities: str, replay: int) -> None:
-    recipe = CONDITIONED.change(activities=activities, replay=replay)
+def test_wake_and_sleep(store: Store, wake: int, sleep: int, base: Recipe, replay: int) -> None:
+    recipe = base.change(replay=replay)
     stream = Stream.random(SAMPLES)
     serial = Serial(recipe, stream, wake=wake, sleep=sleep)
     assert serial.phases.count("sleep") == 30 // wake * sleep
@@ -106,8 +111,9 @@ def test_wake_and_sleep(store: Store, wake: int, sleep: int, activities: str, re
         (RECIPE.change(warmup_samples=9 * BATCH), QUIET),
         (CONDITIONED, replace(QUIET, wake=3, sleep=2)),
         (CONDITIONED.change(replay=3, replay_buffer=9), replace(QUIET, wake=2, sleep=2)),
+        (EVOKED.change(replay=3), replace(QUIET, wake=5, sleep=4)),
     ],
-    ids=["plain", "replay", "conditioned", "drift", "warm-up", "sleep", "sleep and replay"],
+    ids=["plain", "replay", "conditioned", "drift", "warm-up", "sleep", "sleep and replay", "evoked"],
 )
 def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: Options) -> None:
     """Five learners after one another, each from the state that the one before left, with samples coming in."""

@@ -1,6 +1,6 @@
 """The microbatches that a daemon forms when a data set is streamed to it, pass after pass.
 
-They lie on the recipe's grid, with replayed samples beside the fresh ones, in the phases of `[learning]`. The stream
+They lie on the recipe's grid, with replayed samples beside the fresh ones, in the phases of the recipe. The stream
 pauses after each pass, so that a pass ends with a flushed microbatch and a run of one pass is the beginning of a
 longer one.
 """
@@ -32,7 +32,7 @@ class Microbatches:
         self._split, self._seed = split, seed
         is_hidden_N = torch.from_numpy(hidden(len(split), label_fraction, seed))
         self._labels_N = torch.from_numpy(split.labels.astype(np.int64)).masked_fill_(is_hidden_N, UNLABELLED)
-        self._schedule = PhaseSchedule(config.learning.wake, config.learning.sleep)
+        self._schedule = PhaseSchedule(self._recipe.wake, self._recipe.sleep)
         self._replay = ReplayBuffer(self._recipe, used=self._recipe.replay > 0 or self._schedule.separate)
         self._order: tuple[int, np.ndarray] | None = None
         self.step = 0  # of the next microbatch
@@ -42,7 +42,7 @@ class Microbatches:
         """The next microbatch."""
         recipe, phase = self._recipe, self.phase
         if phase == "sleep" and len(self._replay):
-            images, labels, ages = self._replay.draw(recipe.batch_size, self.step)
+            images, labels, ages = self._replay.draw(recipe.rows, self.step)
             batch = MicroBatch(self.step, self.seq, phase, images, labels, 0, ages)
         else:
             batch = self._take()
