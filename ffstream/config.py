@@ -207,6 +207,14 @@ class Learning(_Section):
         description="then learn it (flush), or wait forever, so that the same samples make the same microbatches",
     )
     publish_every: int = Field(4, ge=1, description="microbatches between two snapshots")
+    sleep_when_quiet_s: float = Field(
+        0.0, ge=0, description="seconds without a new sample after which a network with phases sleeps; 0: never"
+    )
+    sleep_when_quiet_max_microbatches: int = Field(
+        256,
+        ge=16,  # journal.events.SLEEP_MICROBATCHES, the smallest number that can be decided
+        description="sleep microbatches that a quiet stream causes, at most, until it continues",
+    )
 
 
 class PipelineSection(_Section):
@@ -311,6 +319,15 @@ class Config(_Section):
     def _agree(self) -> Self:
         """Checks options that depend on options of another section."""
         recipe, learning, stages = self.network, self.learning, self.pipeline.stages
+        if learning.sleep_when_quiet_s and not recipe.wake:
+            raise OptionError(
+                wrong(
+                    "learning.sleep_when_quiet_s",
+                    learning.sleep_when_quiet_s,
+                    "the network has no phases; set network.wake to a number of microbatches",
+                ),
+                hint='use network.preset = "wake-sleep"',
+            )
         if learning.partial == "wait" and self.limits.backlog_max_samples < recipe.batch_size:
             raise ValueError(
                 wrong(

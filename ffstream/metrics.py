@@ -167,6 +167,15 @@ class Metrics:
             "Error of the newest weights before they learn, over the last 10,000 samples; compare"
             " prequential_error_ratio.",
         )
+        self.running_goodness = self._gauge(
+            "layer_running_goodness",
+            "Running mean of the goodness of positive and negative rows, where the objective keeps one.",
+            "layer",
+            "rows",
+        )
+        self.threshold = self._gauge(
+            "layer_threshold", "Goodness halfway between the running means, where the objective keeps them.", "layer"
+        )
         self.step_seconds = self._histogram("stage_step_seconds", "Time of a stage for a microbatch.", "stage")
         self.queue_depth = self._gauge("stage_queue_depth", "Items waiting before a stage.", "stage")
         self.stage_seq = self._gauge("stage_last_seq", "Last sample that a stage has learned.", "stage")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffstream.errors import JournalDamaged, JournalIncompatible, Unavailable
-from ffstream.journal import clean_close, clock, database, identity, origin, schema
+from ffstream.journal import clean_close, clock, database, events, identity, origin, schema
 from ffstream.journal.clients import Clients, Receipt
 from ffstream.journal.database import UNREADABLE, Transaction, damage_as_error, damaged
 from ffstream.journal.origin import Origin
@@ -301,6 +301,7 @@ class Journal:
         with Transaction(self._db, self.path, wait_ms=_UPKEEP_WAIT_MS):
             self._db.executemany("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?, ?)", self._unresolved(old))
             self._db.execute("DELETE FROM messages WHERE first_seq <= ?", (old[-1][0],))
+            events.forget_sleeps(self._db, 0, seq - 1)  # learning never begins again before `seq`
             self._db.execute("UPDATE meta SET value = ? WHERE key = 'next_seq'", (self._next_seq,))
             bases = {client: self.clients.base(client) for _, client, *_ in old}
             self._db.executemany(

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from ffstream.journal import schema, skips
+from ffstream.journal import events, schema, skips
 from ffstream.journal.database import UNREADABLE, connect, damaged, unusable
 
 
@@ -21,13 +21,14 @@ class Row(NamedTuple):
 
 
 class Reader:
-    """Reads what has been committed. `skips` are those that existed when the reader was made."""
+    """Reads what has been committed. `skips` and `sleeps` are those that existed when the reader was made."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db = connect(path, read_only=True)
         try:
             self.skips = skips.read(self._db, path)
+            self.sleeps = events.sleeps(self._db, path)
             self.unfinished_rollback = skips.unfinished(self._db)
         except BaseException:
             self._db.close()

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from ffstream.journal import schema
+from ffstream.journal import events, schema
 from ffstream.journal.database import UNREADABLE, Transaction, connect, damaged, unusable
 
 _ROLLBACK_TO = "rollback_to"
@@ -71,7 +71,7 @@ def read(connection: sqlite3.Connection, path: Path) -> Skips:
 
 def add(journal: Path, skip: Skip) -> None:
     """Makes a skip durable, and the fact that learning goes back to the sample before it. May run while another
-    thread writes messages.
+    thread writes messages. What the clock decided after a skipped sample is forgotten.
 
     Raises Unavailable; then nothing has changed.
     """
@@ -81,6 +81,7 @@ def add(journal: Path, skip: Skip) -> None:
             " SET last_seq = max(last_seq, excluded.last_seq)",
             skip,
         )
+        events.forget_sleeps(connection, *skip)
         connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_ROLLBACK_TO, skip.first - 1))
 
 

@@ -1,8 +1,8 @@
 """Turns stored messages into microbatches on a fixed grid.
 
 Where a microbatch ends depends only on the recipe and the sequence number, not on how the samples were grouped into
-messages. A flush may shorten a microbatch when the stream pauses, and skipped samples always do; the next one ends on
-the grid again.
+messages. A flush may shorten a microbatch when the stream pauses; skipped samples and sleep in a quiet stream always
+do. The next one ends on the grid again.
 """
 
 from collections import deque
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ffstream.ff.recipe import Recipe
 from ffstream.journal.reader import Reader
+from ffstream.journal.schema import SEQ_MAX
 from ffstream.wire.images import bytes_to_labels, images_to_array
 
 _READ_AHEAD = 8  # microbatches
@@ -41,16 +42,17 @@ class Batcher:
         """Samples read and not returned yet."""
         return self._held
 
-    def next(self, *, flush: bool = False) -> tuple[Tensor, Tensor] | None:
+    def next(self, *, flush: bool = False, until: int = SEQ_MAX) -> tuple[Tensor, Tensor] | None:
         """Images (B, inputs) and labels (B) of the next microbatch; None while it is incomplete.
 
-        With `flush`, also an incomplete one. Raises JournalDamaged.
+        With `flush`, also an incomplete one. It ends at sample `until` at the latest; None when skipped samples lead
+        to that. Raises JournalDamaged.
         """
         skip = self._reader.skips.after(self.seq)
         if skip is not None and skip.first <= self.seq + 1:
             self._jump(skip.last)
-            return self.next(flush=flush)
-        end = self._recipe.batch_end(self.seq)
+            return self.next(flush=flush, until=until) if self.seq < until else None
+        end = min(self._recipe.batch_end(self.seq), until)
         wanted = min(end, skip.first - 1 if skip else end) - self.seq
         if self._held < wanted:
             self._read(_READ_AHEAD * self._recipe.batch_size)

@@ -1,7 +1,8 @@
 """The feeder reads the journal in order, forms microbatches, applies phases, and places barriers.
 
-Its decisions depend on sequence numbers, counts and the seed, so that a run that was killed and resumed decides the
-same. The one exception is `learning.partial = "flush"`, which sends a partial microbatch after a time.
+Its decisions depend on sequence numbers, counts, journaled events and the seed, so that a run that was killed and
+resumed decides the same. The one exception is `learning.partial = "flush"`, which sends a partial microbatch after a
+time.
 """
 
 import threading
@@ -16,12 +17,14 @@ from typing import Any
 import torch
 
 from ffstream.config import Config
+from ffstream.ff.objective import Phase
 from ffstream.journal.journal import Head
 from ffstream.pipeline.batcher import Batcher
 from ffstream.pipeline.channel import Channel, Closed
 from ffstream.pipeline.listener import Listener
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
 from ffstream.pipeline.phases import PhaseSchedule
+from ffstream.pipeline.quiet_sleep import QuietSleep
 from ffstream.pipeline.replay_buffer import ReplayBuffer
 from ffstream.util.threads import LEARNING_NICENESS, Worker
 
@@ -32,12 +35,21 @@ _PAUSE_WAIT_S = 5.0  # how long a pause waits for a microbatch that is being sen
 
 @dataclass
 class FeederState:
-    """The feeder's position in the stream; part of every checkpoint."""
+    """The feeder's position in the stream; part of every checkpoint.
+
+    `slept` counts the sleep microbatches after sample `seq` that a quiet stream caused.
+    """
 
     step: int = 0
     seq: int = 0
     version: int = 0
     schedule: PhaseSchedule = field(default_factory=PhaseSchedule)
+    slept: int = 0
+
+    def move_to(self, seq: int) -> None:
+        """Samples up to `seq` are fed, or skipped."""
+        if seq != self.seq:
+            self.seq, self.slept = seq, 0
 
 
 class Feeder:
@@ -51,6 +63,7 @@ class Feeder:
         batcher: Batcher,
         head: Head,
         replay: ReplayBuffer,
+        quiet: QuietSleep,
         out: Channel,
         stages: Sequence[str],
         save_contributors: Sequence[str],
@@ -63,6 +76,7 @@ class Feeder:
         self._batcher = batcher
         self._head = head
         self._replay = replay
+        self._quiet = quiet
         self._out = out
         self._contributors = tuple(stages)
         self._save_contributors = (NAME, *save_contributors)
@@ -134,15 +148,16 @@ class Feeder:
         """Sends the next microbatch, and a barrier if one is due. False when there is nothing to send."""
         state = self.state
         self.thread.progressed()
-        phase = state.schedule.phase
+        scheduled = state.schedule.phase
+        phase = self.phase
         if phase == "sleep" and len(self._replay):
             images, labels, ages = self._replay.draw(self._recipe.rows, state.step)
             micro = MicroBatch(state.step, state.seq, phase, images, labels, 0, ages)
         else:
-            batch = self._batcher.next(flush=self._flush_is_due())
-            state.seq = self._batcher.seq  # past skipped samples, too
+            batch = self._batcher.next(flush=self._flush_is_due(), until=self._quiet.next_place(state.seq))
+            state.move_to(self._batcher.seq)  # past skipped samples, too
             if batch is None:
-                return False
+                return self._quiet_sleep_left > 0 or self._decide_to_sleep()
             images, labels = batch
             micro = MicroBatch(state.step, state.seq, phase, images, labels, len(labels))
             self._listener.on_microbatch(micro, state.version)
@@ -150,11 +165,33 @@ class Feeder:
             self._replay.add(images, labels)
         state.step += 1
         self._unsaved += micro.fresh
-        state.schedule.advance()
+        if phase == scheduled:
+            state.schedule.advance()
+        else:
+            state.slept += 1
         self.idle = False
         self._out.put(micro)
         self._send_due_barrier()
         return True
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the next microbatch."""
+        return "sleep" if self._quiet_sleep_left else self.state.schedule.phase
+
+    @property
+    def _quiet_sleep_left(self) -> int:
+        state = self.state
+        # Scheduled sleep does not wait for samples, so it comes first.
+        sleeps = state.schedule.phase == "wake" and len(self._replay)
+        return self._quiet.left(state.seq, state.slept) if sleeps else 0
+
+    def _decide_to_sleep(self) -> bool:
+        """Called when there is nothing to feed."""
+        incomplete = self._batcher.pending and self._learning.partial == "flush"  # is learned first
+        if incomplete or not len(self._replay):
+            return False
+        return self._quiet.decide(self.state.seq, self.state.slept, head=self._head.seq, now=time.monotonic())
 
     def _add_replay(self, micro: MicroBatch) -> MicroBatch:
         """Puts replayed samples beside the fresh ones, so that one update learns from both."""
@@ -215,6 +252,7 @@ class Feeder:
             "step": state.step,
             "version": state.version,
             "phase_position": state.schedule.position,
+            "slept": state.slept,
         }
         return Part(tensors=tensors, progress=position | progress)
 
@@ -225,7 +263,12 @@ class Feeder:
         self.idle = True
         held = self._batcher.pending
         lingers = held and self._learning.partial == "flush"
-        timeout_s = min(_IDLE_WAIT_S, self._learning.linger_s) if lingers else _IDLE_WAIT_S
+        quiet_s = self._quiet.wait_s(self.state.slept)
+        timeout_s = min(
+            _IDLE_WAIT_S,
+            self._learning.linger_s if lingers else _IDLE_WAIT_S,
+            _IDLE_WAIT_S if quiet_s is None else quiet_s,
+        )
         with self.thread.waiting():
             if self._paused:
                 self._stopping.wait(0.05)

@@ -47,6 +47,10 @@ class LayerGauges:
         metrics.layer_weight_norm.labels(label).set(health.weight_norm)
         metrics.layer_margin.labels(label).set(health.margin)
         metrics.layer_contradictions.labels(label).set(health.contradictions)
+        if figures.balance is not None:
+            metrics.running_goodness.labels(label, "positive").set(figures.balance.positive)
+            metrics.running_goodness.labels(label, "negative").set(figures.balance.negative)
+            metrics.threshold.labels(label).set(figures.balance.theta)
 
     def _note_restarts(self, index: int, restarts: int, seq: int) -> None:
         before, self._restarts[index] = self._restarts[index], restarts

@@ -28,6 +28,7 @@ from ffstream.pipeline.feeder import Feeder, FeederState
 from ffstream.pipeline.listener import Listener
 from ffstream.pipeline.live_error import LIVE, LiveError
 from ffstream.pipeline.phases import PhaseSchedule
+from ffstream.pipeline.quiet_sleep import QuietSleep
 from ffstream.pipeline.replay_buffer import ReplayBuffer
 from ffstream.pipeline.resume_state import ResumeState
 from ffstream.pipeline.stage import Stage
@@ -118,10 +119,11 @@ class Pipeline:
                 replay.load_state_dict(dict(resume.tensors), progress["replay.added"])
         return Feeder(
             self._config,
-            FeederState(progress.get("step", 0), resume.seq, resume.version, schedule),
+            FeederState(progress.get("step", 0), resume.seq, resume.version, schedule, progress.get("slept", 0)),
             batcher=Batcher(self._reader, recipe, resume.seq),
             head=journal.head,
             replay=replay,
+            quiet=QuietSleep(journal.path, self._reader.sleeps, self._config.learning),
             out=self.stages[0].inbox,
             stages=[stage.name for stage in self.stages],
             save_contributors=save_contributors,
@@ -178,7 +180,7 @@ class Pipeline:
     @property
     def phase(self) -> str:
         """The phase of the next microbatch."""
-        return self._feeder.state.schedule.phase
+        return self._feeder.phase
 
     def skipped_up_to(self, seq: int) -> int:
         """How many of the samples 1 … `seq` are not to be learned."""

@@ -18,6 +18,7 @@ from ffstream.ff.network import Network
 from ffstream.util.labels import UNLABELLED
 
 _POSITIONS = ("step", "version", "phase_position")
+_LATER_POSITIONS = ("slept",)  # absent from earlier checkpoints, where they mean 0
 _LARGEST = 2**62
 # Numbers of samples or errors, which step sizes and decisions depend on.
 _COUNTS = ("samples", "seen", "sum", "usual", "since_low", "since_change", "restarts")
@@ -37,7 +38,7 @@ class ResumeState(NamedTuple):
     @classmethod
     def of_network(cls, network: Network) -> Self:
         """The state of a network that has learned nothing from the stream."""
-        return cls(0, network.state_dict(), dict.fromkeys(_POSITIONS, 0))
+        return cls(0, network.state_dict(), dict.fromkeys((*_POSITIONS, *_LATER_POSITIONS), 0))
 
     @property
     def version(self) -> int:
@@ -64,6 +65,9 @@ class ResumeState(NamedTuple):
                 raise self._misfit(f"{name!r} is {float(self.tensors[name])}")
         for name in _POSITIONS:
             if not _is_count(self.progress.get(name)):
+                raise self._misfit(f"{name!r} is not a count")
+        for name in _LATER_POSITIONS:
+            if not _is_count(self.progress.get(name, 0)):
                 raise self._misfit(f"{name!r} is not a count")
 
     def check_replay(self, *, capacity: int, inputs: int, labels: int, unlabelled: bool) -> None:

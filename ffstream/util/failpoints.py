@@ -15,6 +15,8 @@ FAILPOINTS: Final = (
     "pass_on.before",  # a stage has computed activities
     "pass_on.after",  # the next stage has them; this one has not learned
     "learned",  # the last stage has learned
+    "sleep.before",  # the stream is quiet; nothing is on disk
+    "sleep.recorded",  # the decision to sleep is on disk; nothing of it is learned
     "cut.complete",  # every part of a checkpoint is there, nothing of it on disk
     "checkpoint.write.after",
     "checkpoint.fsync.after",

@@ -35,6 +35,30 @@ def test_the_table_of_events_does_not_grow(journal: Journal) -> None:
         assert events.read(connection, journal.path) == [Event("resume", 19)]
 
 
+def sleeps(journal: Journal) -> list[int]:
+    with closing(database.connect(journal.path, read_only=True)) as connection:
+        return events.sleeps(connection, journal.path)
+
+
+def test_a_pause_and_sleep_do_not_replace_each_other(journal: Journal) -> None:
+    journal.append([entry("a", 1, samples=5)])
+    for kind, seq in (("sleep", 2), ("pause", 5), ("sleep", 2), ("sleep", 4), ("resume", 5)):
+        events.add(journal.path, Event(kind, seq))
+    assert sleeps(journal) == [2, 2, 4]
+    assert not events.learning_is_paused(journal.path)
+    events.add(journal.path, Event("pause", 5))
+    events.add(journal.path, Event("sleep", 5))
+    assert events.learning_is_paused(journal.path)
+
+
+def test_sleep_is_forgotten_with_the_samples_before_it(journal: Journal) -> None:
+    for n in range(1, 6):
+        journal.append([entry("a", n, samples=2)])
+        events.add(journal.path, Event("sleep", 2 * n))
+    journal.trim(6)
+    assert sleeps(journal) == [6, 8, 10], "a run may begin after sample 6, and sleep first"
+
+
 def test_an_event_is_kept_when_earlier_samples_are_deleted(
     journal: Journal, open_journal: Callable[..., Journal]
 ) -> None:

@@ -3,8 +3,15 @@ from pathlib import Path
 
 import pytest
 
+from ffstream.ff import kernels
 from tests.support import wait_until
 from tests.unit.pipeline.run import DEADLINE_S, Store, running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_are_compiled() -> None:
+    """Here, and not on a thread of low priority while a test waits for it."""
+    kernels.prepare()
 
 
 @pytest.fixture

@@ -60,6 +60,8 @@ class Options:
     stages: tuple[int, ...] = ()
     wake: int = 0
     sleep: int = 0
+    sleep_when_quiet_s: float = 0.0
+    sleep_when_quiet_max_microbatches: int = 32
     publish_every: int = 3
     partial: str = "wait"
     linger_s: float = 0.05
@@ -78,7 +80,13 @@ class Options:
             {
                 "network": recipe.change(**named("wake", "sleep")),
                 "pipeline": {"precision": "fp32", **named("device", "queue_depth", "overflow", "stages")},
-                "learning": named("publish_every", "partial", "linger_s"),
+                "learning": named(
+                    "publish_every",
+                    "partial",
+                    "linger_s",
+                    "sleep_when_quiet_s",
+                    "sleep_when_quiet_max_microbatches",
+                ),
                 "checkpoint": {
                     "every_samples": self.checkpoint_every_samples,
                     "every_s": self.checkpoint_every_s,
@@ -208,9 +216,20 @@ def resume_state(barrier: Barrier) -> ResumeState:
 
 
 class Serial:
-    """The serial reference, fed with microbatches composed here. `states[k]` is the state after k steps."""
+    """The serial reference, fed with microbatches composed here. `states[k]` is the state after k steps.
 
-    def __init__(self, recipe: Recipe, stream: Stream, *, wake: int = 0, sleep: int = 0) -> None:
+    `quiet`: how many sleep microbatches follow a sample because the stream was quiet, besides those by counts.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stream: Stream,
+        *,
+        wake: int = 0,
+        sleep: int = 0,
+        quiet: Mapping[int, int] | None = None,
+    ) -> None:
         torch.set_num_threads(1)
         self.recipe = recipe
         self.network = Network(recipe)
@@ -220,13 +239,19 @@ class Serial:
         self._replay = ReplayBuffer(recipe)
         self._images = torch.from_numpy(stream.images)
         self._labels = torch.from_numpy(stream.labels)
-        seq = 0
+        seq = position = 0
+        quiet_left = dict(quiet or {})
         while True:
             step = len(self.phases)
             ages: Tensor | None
             phase: Phase = "interleaved"
             if wake:
-                phase = "wake" if step % (wake + sleep) < wake else "sleep"
+                phase = "wake" if position % (wake + sleep) < wake else "sleep"
+            if phase == "wake" and quiet_left.get(seq):
+                phase = "sleep"
+                quiet_left[seq] -= 1
+            else:
+                position += 1
             fresh = recipe.warmup_batch_size if seq < recipe.warmup_samples else recipe.batch_size
             if phase == "sleep":
                 images, labels, ages = self._replay.draw(recipe.rows, step)
