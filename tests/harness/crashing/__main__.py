@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ Report = Callable[[str], None]
     help="Number of power losses; needs strace.  [default: kills / 10, at least 8]",
 )
 @click.option("--seed", default=1, show_default=True, help="Random seed of the stream and of the kills.")
+@click.option("--set", "settings", multiple=True, help="An option of the daemons, as in `ffstream serve`.")
 @click.option("--json", "as_json", is_flag=True, help="Show no progress and print one line of JSON at the end.")
-def main(kills: int, power_losses: int | None, seed: int, as_json: bool) -> None:
+def main(kills: int, power_losses: int | None, seed: int, settings: tuple[str, ...], as_json: bool) -> None:
     """Kill a daemon again and again, simulate power loss, and check that no promise was broken.
 
     A producer sends numbered samples. The daemon is killed at failpoints and at random times, also during start and
@@ -49,7 +50,8 @@ def main(kills: int, power_losses: int | None, seed: int, as_json: bool) -> None
 
     Not covered: disks that acknowledge an fsync without doing it, bit rot, a sector that is lost while its neighbour
     is written, and file systems that reorder the names in one folder; failpoints that the run did not reach; several
-    producers, a GPU, and `partial = flush` and `overflow = skip`, where equal weights are not promised. The power
+    producers, a GPU, `partial = flush` and `overflow = skip`, where equal weights are not promised, and
+    `sleep_when_quiet_s`, where each run decides anew when to sleep (tests/fault/test_sleep.py covers it). The power
     losses come between the system calls of one recorded run, in which SQLite checkpoints its WAL early.
 
     Exit code 1: a promise is broken, or something failed. The folders are then kept and their path is printed.
@@ -70,7 +72,7 @@ def main(kills: int, power_losses: int | None, seed: int, as_json: bool) -> None
             def report(what: str) -> None:
                 progress.update(task, advance=1, description=what)
 
-            crash(folder, kills, losses, seed, forks, result, report)
+            crash(folder, kills, losses, seed, settings, forks, result, report)
     except (FFStreamError, DaemonFailed, trace.TraceError) as error:
         result["failure"] = str(error)
     except KeyboardInterrupt:
@@ -98,11 +100,18 @@ def all_promises_kept(result: dict[str, Any]) -> bool:
 
 
 def crash(
-    folder: Path, kills: int, losses: int, seed: int, forks: ForkServer, result: dict[str, Any], report: Report
+    folder: Path,
+    kills: int,
+    losses: int,
+    seed: int,
+    settings: Sequence[str],
+    forks: ForkServer,
+    result: dict[str, Any],
+    report: Report,
 ) -> None:
     """Runs the kills and the power losses, and fills `result`."""
     start = time.monotonic()
-    add_kills(KillRun(folder, seed, forks).run(kills, report), result)
+    add_kills(KillRun(folder, seed, forks, settings).run(kills, report), result)
     result["kill_seconds"] = round(time.monotonic() - start, 1)
     unavailable = trace.unavailable(folder)
     result["power_losses"] = None if unavailable else 0
@@ -112,7 +121,7 @@ def crash(
     if not losses:
         return
     start = time.monotonic()
-    recording = power.record(folder, seed)
+    recording = power.record(folder, seed, settings)
     result["not_durable"] = list(power.missing_when_only_fsynced(folder, recording))
     points = power.choose_points(recording, losses, random.Random(seed))
     for loss in power.lose_power(folder, recording, points, forks, report):

@@ -25,11 +25,14 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_TH
 
 
 class CrashDirectory(DaemonDirectory):
-    """A directory whose daemons all take samples on the same port, so that a producer finds the next one."""
+    """A directory whose daemons all take samples on the same port, so that a producer finds the next one.
 
-    def __init__(self, state: Path) -> None:
+    `settings` come after those of all crash tests.
+    """
+
+    def __init__(self, state: Path, settings: Sequence[str] = ()) -> None:
         self.learn = f"tcp://127.0.0.1:{free_port()}"
-        super().__init__(state, (f"listen.learn={self.learn}", *SETTINGS))
+        super().__init__(state, (f"listen.learn={self.learn}", *SETTINGS, *settings))
 
 
 def stop_cleanly(daemon: DaemonProcess) -> None:

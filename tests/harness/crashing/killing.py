@@ -38,7 +38,11 @@ _FREQUENT = ("commit", "ack", "pass_on", "learned")
 _ROLLBACK = "rollback."
 _ANSWER_S = 0.5  # a daemon that is killed by the request does not answer
 _POLL_S = 0.01
-_CHANGES_THE_STREAM = {"rollback.skipped": "skipped samples are not learned, so the state at the end differs"}
+_CHANGES_THE_STREAM = {
+    "rollback.skipped": "skipped samples are not learned, so the state at the end differs",
+    "sleep.before": "when to sleep is decided by the clock, so the state at the end differs",
+    "sleep.recorded": "when to sleep is decided by the clock, so the state at the end differs",
+}
 
 
 @dataclass
@@ -62,12 +66,13 @@ def reason_to_leave_out(failpoint: str) -> str | None:
 class KillRun:
     """One producer and one state folder, on which one daemon after another is killed."""
 
-    def __init__(self, folder: Path, seed: int, forks: ForkServer) -> None:
+    def __init__(self, folder: Path, seed: int, forks: ForkServer, settings: Sequence[str] = ()) -> None:
         self._folder = folder
         self._seed = seed
         self._forks = forks
         self._random = random.Random(seed)
-        self._directory = CrashDirectory(folder / "state")
+        self._directory = CrashDirectory(folder / "state", settings)
+        self._settings = settings
         self._start_s = 1.0
         self._daemon: DaemonProcess | None = None
         self._standby: DaemonProcess | None = None
@@ -102,7 +107,8 @@ class KillRun:
                 if daemon is not None:
                     daemon.kill()
         final = FinalState.read(self._directory.state)
-        expected = run_without_kills(self._folder / "without-kills", self._seed, sender.sizes, self._forks)
+        without_kills = self._folder / "without-kills"
+        expected = run_without_kills(without_kills, self._seed, sender.sizes, self._forks, self._settings)
         return KillResult(
             audit=audit(sender.sizes, sender.acks, final),
             different=final.differences(expected),
@@ -216,9 +222,11 @@ def _serves_before_it_ends(daemon: DaemonProcess) -> bool:
     return True
 
 
-def run_without_kills(state: Path, seed: int, sizes: Sequence[int], forks: ForkServer) -> FinalState:
+def run_without_kills(
+    state: Path, seed: int, sizes: Sequence[int], forks: ForkServer, settings: Sequence[str] = ()
+) -> FinalState:
     """What a daemon leaves that learns the same stream and is never killed."""
-    directory = CrashDirectory(state)
+    directory = CrashDirectory(state, settings)
     with forks.start(directory) as daemon:
         daemon.await_ready()
         with connect(directory.learn) as producer:

@@ -63,6 +63,7 @@ class Recording:
     operations: Sequence[disk.Operation]
     acks: Sequence[tuple[int, StoredMessage]]
     starts: Sequence[int]
+    settings: Sequence[str]  # of the daemons
 
     def acks_before(self, point: int) -> list[StoredMessage]:
         """The acks that a producer may have received when this many operations were done."""
@@ -84,11 +85,11 @@ class PowerLoss:
         return bool(self.audit.lost or self.audit.twice or self.different or not self.audit.in_order)
 
 
-def record(folder: Path, seed: int) -> Recording:
+def record(folder: Path, seed: int, settings: Sequence[str] = ()) -> Recording:
     """Runs three daemons under strace. Raises DaemonFailed, and trace.TraceError for a call that is not modelled."""
     root = folder / "recorded"
     root.mkdir()
-    directory, sizes = CrashDirectory(root / "state"), message_sizes(_MESSAGES)
+    directory, sizes = CrashDirectory(root / "state", settings), message_sizes(_MESSAGES)
     reader = trace.Reader(root, directory.state)
     output = folder / "trace"
     thirds = [_MESSAGES * part // 3 for part in range(4)]
@@ -118,7 +119,7 @@ def record(folder: Path, seed: int) -> Recording:
                 operations.append(event)
         reader.check(content)
     output.unlink()
-    return Recording(root, seed, sizes, operations, acks, starts)
+    return Recording(root, seed, sizes, operations, acks, starts, settings)
 
 
 def _await_idle(daemon: DaemonProcess, start_seq: int) -> None:
@@ -204,14 +205,16 @@ def lose_power(
 ) -> Iterator[PowerLoss]:
     """Power losses at these points, in order. With `honors_fsync` false the disk loses what was fsynced, too."""
     rng = random.Random(recording.seed)
-    expected = run_without_kills(folder / "without-power-loss", recording.seed, recording.sizes, forks)
+    expected = run_without_kills(
+        folder / "without-power-loss", recording.seed, recording.sizes, forks, recording.settings
+    )
     state, done = disk.Disk(recording.root, honors_fsync=honors_fsync), 0
     for number, point in enumerate(points):
         for operation in recording.operations[done:point]:
             state.apply(operation)
         done = point
         kept = disk.KEPT[number % len(disk.KEPT)]
-        directory = CrashDirectory(folder / f"after-{number}" / "state")
+        directory = CrashDirectory(folder / f"after-{number}" / "state", recording.settings)
         state.write_after_power_loss(directory.state.parent, kept, rng)
         acks = recording.acks_before(point)
         final = _continue(directory, forks, recording, acks)

@@ -21,8 +21,8 @@ from ffstream.wire.messages import Ack
 CLIENT = "crash"
 INPUTS = 16
 LABELS = 4
-_BATCH = 8
-CHECKPOINT_SAMPLES = 19 * _BATCH
+BATCH = 8
+CHECKPOINT_SAMPLES = 19 * BATCH
 KEPT_CHECKPOINTS = 3
 LADDER = Ladder(KEPT_CHECKPOINTS, (1.0, 5.0, 60.0), 1 << 30)  # so short that old checkpoints are deleted all the time
 _SIZES = (1, 8, 3, 5)  # samples in a message; microbatches start and end at any place within a message
@@ -33,7 +33,7 @@ SETTINGS = (
     f"network.image_shape=[{INPUTS}]",
     f"network.labels={LABELS}",
     "network.widths=[32,32]",
-    f"network.batch_size={_BATCH}",
+    f"network.batch_size={BATCH}",
     "network.warmup_batch_size=4",
     "network.warmup_samples=32",
     "network.replay=4",  # so the weights depend on what the replay buffer holds
@@ -87,8 +87,8 @@ def message_sizes(messages: int) -> list[int]:
     sequence number as a regular one, and which of the two is kept would vary from run to run.
     """
     sizes = [message_size(at) for at in range(messages - 1)]
-    last = _BATCH - sum(sizes) % _BATCH
-    return [*sizes, last if (sum(sizes) + last) % CHECKPOINT_SAMPLES else last + _BATCH]
+    last = BATCH - sum(sizes) % BATCH
+    return [*sizes, last if (sum(sizes) + last) % CHECKPOINT_SAMPLES else last + BATCH]
 
 
 class RecordingProducer(Producer):
