@@ -109,8 +109,8 @@ class CheckpointStore:
         aside = self.folder / f"{WRITING}{checkpoint.seq}"
         self._sweep()
         if self._is_whole(checkpoint.seq):
-            # The same samples lead to the same state, or to one in which the network slept less after the last one and
-            # sleeps again. But an earlier write may have failed in its last fsync.
+            # The same samples lead to the same state; what the network has slept since is learned again. But an
+            # earlier write may have failed in its last fsync.
             fsync_tree(final)
             fsync(self.folder)
             return int((final / STATE).stat().st_size)

@@ -15,7 +15,7 @@ from ffstream.data import Dataset, Split, load
 from ffstream.data.dataset import Part
 from ffstream.ff.presets import recipe
 from tests.harness.daemon import temporary_daemon
-from tools.benchmarks import drift, ingest, learn, predict, recovery, security
+from tools.benchmarks import drift, ingest, learn, phases, predict, recovery, security
 from tools.benchmarks.accuracy import figures as accuracy
 from tools.benchmarks.accuracy.backprop import PeerSettings
 from tools.benchmarks.report import Report, Row
@@ -94,6 +94,24 @@ def test_tuning_the_peer(report: Report, capsys: pytest.CaptureFixture[str]) -> 
     best = min(trials, key=lambda trial: trial["value"])
     assert section["settings"] == {name: best[name] for name in section["settings"]}
     assert section["error"] == round(best["value"], 2)
+
+
+def test_phases(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four wake microbatches and four sleep microbatches, in turn, learn digits."""
+    phases.run(
+        report, few_digits(), lengths=(4,), seeds=1, passes=1, validation=False, settings=("network.replay=0",)
+    )
+    found = rows(capsys)
+    assert found.keys() == {f"phases/embedded/4/seed0/after_{phase}" for phase in ("wake", "sleep")}
+    assert all(row["value"] < 60 for row in found.values())
+
+
+def test_deprivation(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    phases.deprivation(
+        report, few_digits(), length=3, seed=0, passes=1, microbatches=20, validation=False, settings=()
+    )
+    figures = ("rested", "wake_20", "sleep_1", "sleep_1_wake", "sleep_2", "sleep_2_wake")
+    assert rows(capsys).keys() == {f"deprivation/embedded/3/seed0/{figure}" for figure in figures}
 
 
 def few_digits() -> Dataset:

@@ -22,6 +22,7 @@ from tools.benchmarks import (
     drift,
     ingest,
     learn,
+    phases,
     predict,
     recovery,
     results,
@@ -181,6 +182,78 @@ def drift_command(
 ) -> None:
     """Samples after a change of the concept until the error is below 10 %, beside a fresh learner."""
     drift.run(_report(range(seeds)), load(dataset, data), list(kinds or drift.DRIFTS), make_recipe(preset), seeds)
+
+
+_data = click.option("--data", type=click.Path(exists=True, path_type=Path), help="Where the data set is.")
+_validation = click.option(
+    "--validation", is_flag=True, help="Hold out the last part of the training split, not the test split."
+)
+_settings = click.option("--set", "settings", multiple=True, help="An option of the daemon, as in `ffstream serve`.")
+
+
+@main.command("phases")
+@click.argument("lengths", nargs=-1, type=click.IntRange(1))
+@click.option("--dataset", default="embedded", show_default=True, help="Name of the data set, or its folder.")
+@_data
+@click.option("--passes", default=10.0, show_default=True, help="Passes over the training split, at most.")
+@click.option("--seeds", default=1, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
+@_validation
+@_settings
+@_json
+def phases_command(
+    lengths: tuple[int, ...],
+    dataset: str,
+    data: Path | None,
+    passes: float,
+    seeds: int,
+    validation: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Error of the preset wake-sleep at the end of phases of LENGTHS microbatches."""
+    phases.run(
+        _report(range(seeds)),
+        load(dataset, data),
+        lengths=lengths or (16, 64, 256, 1024),
+        seeds=seeds,
+        passes=passes,
+        validation=validation,
+        settings=settings,
+    )
+
+
+@main.command("deprivation")
+@click.option("--length", default=64, show_default=True, help="Microbatches in a phase.")
+@click.option("--microbatches", default=16_000, show_default=True, help="Wake microbatches without sleep.")
+@click.option("--dataset", default="embedded", show_default=True, help="Name of the data set, or its folder.")
+@_data
+@click.option("--passes", default=5.0, show_default=True, help="Passes in phases before that.")
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
+@_validation
+@_settings
+@_json
+def deprivation_command(
+    length: int,
+    microbatches: int,
+    dataset: str,
+    data: Path | None,
+    passes: float,
+    seed: int,
+    validation: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Error of the preset wake-sleep without sleep, and after two sleep phases that follow."""
+    phases.deprivation(
+        _report((seed,)),
+        load(dataset, data),
+        length=length,
+        seed=seed,
+        passes=passes,
+        microbatches=microbatches,
+        validation=validation,
+        settings=settings,
+    )
 
 
 @main.command("ingest")

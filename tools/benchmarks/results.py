@@ -28,6 +28,7 @@ README = ROOT / "tools" / "README.md"
 # The first part of the names of the rows in each section.
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy",),
+    "phases": ("phases", "deprivation"),
     "learning": ("learn",),
     "serving": ("ingest", "predict"),
     "operation": ("checkpoint", "recovery", "security"),

@@ -32,9 +32,10 @@ class Microbatches:
         self._split, self._seed = split, seed
         is_hidden_N = torch.from_numpy(hidden(len(split), label_fraction, seed))
         self._labels_N = torch.from_numpy(split.labels.astype(np.int64)).masked_fill_(is_hidden_N, UNLABELLED)
-        self._schedule = PhaseSchedule(self._recipe.wake, self._recipe.sleep)
-        self._replay = ReplayBuffer(self._recipe, used=self._recipe.replay > 0 or self._schedule.separate)
+        self.schedule = PhaseSchedule(self._recipe.wake, self._recipe.sleep)
+        self._replay = ReplayBuffer(self._recipe, used=self._recipe.replay > 0 or self.schedule.separate)
         self._order: tuple[int, np.ndarray] | None = None
+        # Whoever changes `schedule` changes the phases from the next microbatch on.
         self.step = 0  # of the next microbatch
         self.seq = 0  # of the last fresh sample
 
@@ -47,7 +48,7 @@ class Microbatches:
         else:
             batch = self._take()
         self.step += 1
-        self._schedule.advance()
+        self.schedule.advance()
         return batch
 
     def _take(self) -> MicroBatch:
@@ -77,7 +78,7 @@ class Microbatches:
     @property
     def phase(self) -> Phase:
         """The phase of the next microbatch."""
-        return self._schedule.phase
+        return self.schedule.phase
 
     @property
     def publishes(self) -> bool:
@@ -94,11 +95,11 @@ class Microbatches:
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """A copy: tensors, and JSON values."""
         tensors, progress = self._replay.state_dict()
-        return tensors, {"step": self.step, "seq": self.seq, "phase_position": self._schedule.position, **progress}
+        return tensors, {"step": self.step, "seq": self.seq, "phase_position": self.schedule.position, **progress}
 
     def load_state_dict(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Continues from a state that `state_dict` returned."""
         self.step, self.seq = progress["step"], progress["seq"]
-        self._schedule.position = progress["phase_position"]
+        self.schedule.position = progress["phase_position"]
         if "replay.added" in progress:
             self._replay.load_state_dict(tensors, progress["replay.added"])
