@@ -107,8 +107,8 @@ class Placement(NamedTuple):
 
 
 class LayerFigures(NamedTuple):
-    """Means since the last call of `figures`, NaN if there was no row of that sign. Restarts after drifts. Health. The
-    running means and the threshold of an objective that keeps them."""
+    """Means since the last call of `figures`, NaN if there was no row of that sign. Restarts after drifts. Health.
+    The running means and the threshold of an objective that keeps them."""
 
     goodness_positive: float
     goodness_negative: float

@@ -202,13 +202,13 @@ class Recipe(Options):
         if conditioned and not objective.needs_wrong_labels:
             reason = "compares all labels of a sample, so network.activities must be label_free"
             raise OptionError(wrong(f"{at}.objective", objective.kind, reason))
-        if objective.relative_to_label_free and (conditioned or not scheme.conditions_rows):
+        if objective.relative_to_label_free and (conditioned or self.image_negatives or not scheme.conditions_rows):
             reason = 'needs network.activities = "label_free" and a label_scheme that adds a label to each row'
             raise OptionError(wrong(f"{at}.objective", objective.kind, reason), hint='label_scheme = "vectors"')
         if layer.opponent.needs_phases and not objective.has_phases:
             reason = f'has no effect, because objective = "{objective.kind}" has no phases'
             raise OptionError(wrong(f"{at}.opponent", layer.opponent.kind, reason), hint="leave opponent out")
-        has_label_vectors = VECTORS in scheme.parameters(self.labels, units)
+        has_label_vectors = VECTORS in scheme.parameters(self.labels, size_of(outputs))
         if reason := layer.constraint.incompatibility(has_label_vectors=has_label_vectors):
             raise OptionError(wrong(f"{at}.constraint", layer.constraint.kind, reason))
         if not objective.needs_wrong_labels and layer.negatives.kind != LAYER_DEFAULTS["negatives"]:
