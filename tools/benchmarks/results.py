@@ -29,6 +29,7 @@ README = ROOT / "tools" / "README.md"
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy",),
     "phases": ("phases", "deprivation"),
+    "drift": ("drift",),
     "learning": ("learn",),
     "serving": ("ingest", "predict"),
     "operation": ("checkpoint", "recovery", "security"),
