@@ -108,7 +108,7 @@ def test_phases(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_deprivation(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     phases.deprivation(
-        report, few_digits(), length=3, seed=0, passes=1, microbatches=20, validation=False, settings=()
+        report, few_digits(), length=3, seed=0, passes=1, microbatches=20, recovery=4, validation=False, settings=()
     )
     figures = ("rested", "wake_20", "sleep_1", "sleep_1_wake", "sleep_2", "sleep_2_wake")
     assert rows(capsys).keys() == {f"deprivation/embedded/3/seed0/{figure}" for figure in figures}

@@ -225,6 +225,7 @@ def phases_command(
 @main.command("deprivation")
 @click.option("--length", default=64, show_default=True, help="Microbatches in a phase.")
 @click.option("--microbatches", default=16_000, show_default=True, help="Wake microbatches without sleep.")
+@click.option("--recovery", default=1024, show_default=True, help="Microbatches in each sleep phase after that.")
 @click.option("--dataset", default="embedded", show_default=True, help="Name of the data set, or its folder.")
 @_data
 @click.option("--passes", default=5.0, show_default=True, help="Passes in phases before that.")
@@ -235,6 +236,7 @@ def phases_command(
 def deprivation_command(
     length: int,
     microbatches: int,
+    recovery: int,
     dataset: str,
     data: Path | None,
     passes: float,
@@ -251,6 +253,7 @@ def deprivation_command(
         seed=seed,
         passes=passes,
         microbatches=microbatches,
+        recovery=recovery,
         validation=validation,
         settings=settings,
     )

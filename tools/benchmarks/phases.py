@@ -50,10 +50,10 @@ class Learner:
         self._stream.schedule = PhaseSchedule(wake=1)
         self.learn(microbatches)
 
-    def sleep(self) -> None:
-        """One sleep phase."""
-        self._stream.schedule = PhaseSchedule(self._length, self._length, position=self._length)
-        self.learn(self._length)
+    def sleep(self, microbatches: int) -> None:
+        """Only sleep microbatches."""
+        self._stream.schedule = PhaseSchedule(wake=1, sleep=microbatches, position=1)
+        self.learn(microbatches)
 
     def error(self) -> float:
         """Error of the EMA weights, in percent."""
@@ -98,10 +98,12 @@ def deprivation(
     seed: int,
     passes: float,
     microbatches: int,
+    recovery: int,
     validation: bool,
     settings: Sequence[str],
 ) -> None:
-    """The error after wake microbatches without sleep, and after each of two rounds of sleep and wake."""
+    """The error after wake microbatches without sleep, and after each of two rounds of sleep and wake: `recovery` and
+    `length` microbatches."""
     learner = Learner(*splits(dataset, validation=validation), length, seed, settings)
     learner.learn(2 * length * learner.rounds(passes))
     name = f"deprivation/{dataset.name}/{length}/seed{seed}"
@@ -111,7 +113,7 @@ def deprivation(
         learner.wake(after - before)
         report.add(f"{name}/wake_{after}", learner.error(), "%")
     for number in range(1, _RECOVERIES + 1):
-        learner.sleep()
+        learner.sleep(recovery)
         report.add(f"{name}/sleep_{number}", learner.error(), "%")
         learner.wake(length)
         report.add(f"{name}/sleep_{number}_wake", learner.error(), "%")
