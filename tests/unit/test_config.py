@@ -269,7 +269,7 @@ def test_a_receive_queue_smaller_than_the_window_is_rejected() -> None:
 
 
 PARTITIONS = ("[1]", "[2,2]", "[3,0]", "[4,-1]")
-PHASES = ("network.objective=threshold", "network.activities=label_conditioned")
+PHASES = ("network.preset=fast", "network.objective=threshold", "network.activities=label_conditioned")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ PHASES = ("network.objective=threshold", "network.activities=label_conditioned")
         (["network.sleep=3", *PHASES], "network.sleep = 3: needs network.wake"),
         (["network.wake=3", "network.objective=softmax"], "network.wake = 3: objective = \"softmax\" cannot learn"),
         (["network.wake=3", "network.objective=paired"], "network.wake = 3: objective = \"paired\" cannot learn"),
-        *((["network.widths=[8,8,8]", f"pipeline.stages={wrong}"], "number of layers, 3") for wrong in PARTITIONS),
+        *((["network.widths=[10,10,10]", f"pipeline.stages={wrong}"], "number of layers, 3") for wrong in PARTITIONS),
         (["network.image_shape=[12]", "network.replay=1"], "network.image_shape = [12] has no rows and columns"),
     ],
 )  # fmt: skip
@@ -292,7 +292,7 @@ def test_conflicting_options_are_named(settings: list[str], named: str) -> None:
     "settings",
     [
         ["network.wake=3", "network.sleep=2", *PHASES],
-        ["network.widths=[8,8,8]", "pipeline.stages=[1,2]"],
+        ["network.widths=[10,10,10]", "pipeline.stages=[1,2]"],
         ["network.image_shape=[12]", "network.replay=0", "network.replay_jitter=1"],
     ],
 )

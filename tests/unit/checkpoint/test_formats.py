@@ -18,7 +18,7 @@ OLD: dict[str, Any] = {
 
 
 def test_a_recipe_of_the_current_format_is_complete() -> None:
-    stored = recipe("stream").model_dump(mode="json")
+    stored = recipe("fast").model_dump(mode="json")
     assert formats.complete(stored, formats.FORMAT) == stored
 
 
@@ -58,9 +58,9 @@ def test_an_invalid_format_is_an_error(found: Any) -> None:
 
 
 def test_options_that_only_affect_learning_may_differ() -> None:
-    stored = recipe("stream").model_dump(mode="json")
+    stored = recipe("fast").model_dump(mode="json")
     other = {"batch_size": 64, "warmup_samples": 0, "learning_rate": 0.5, "objective": {"alpha": 1.0}, "seed": 3}
-    recipes.expect_same_network(stored, recipe("stream", **other).model_dump(mode="json"), "x.safetensors")
+    recipes.expect_same_network(stored, recipe("fast", **other).model_dump(mode="json"), "x.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_options_that_only_affect_learning_may_differ() -> None:
     ],
 )
 def test_weights_of_another_network_name_the_option_and_both_values(options: dict[str, Any], said: str) -> None:
-    stored = recipe("stream").model_dump(mode="json")
+    stored = recipe("fast").model_dump(mode="json")
     with pytest.raises(CheckpointIncompatible, match=said) as caught:
-        recipes.expect_same_network(stored, recipe("stream", **options).model_dump(mode="json"), "x.safetensors")
+        recipes.expect_same_network(stored, recipe("fast", **options).model_dump(mode="json"), "x.safetensors")
     assert caught.value.message.startswith("the weights in x.safetensors are of another network")

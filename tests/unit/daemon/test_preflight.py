@@ -149,9 +149,9 @@ def test_checkpoints_of_another_recipe_are_refused(site: Site) -> None:
     (folder / manifests.MANIFEST).write_text(json.dumps(manifests.sign(manifest)), encoding="utf-8")
     site.check()
     with pytest.raises(
-        CheckpointIncompatible, match=r"checkpoint 7 .*: network.layers\[0\]\.connection\.units = 20, not 512 "
+        CheckpointIncompatible, match=r"checkpoint 7 .*: network.layers\[0\]\.connection\.units = 20, not 500 "
     ):
-        site.check("network.widths=[20,512]")
+        site.check("network.widths=[20,500]")
 
 
 def test_a_restored_backup_of_a_newer_format_is_refused(site: Site) -> None:

@@ -24,6 +24,7 @@ Leaves = Mapping[str, Tensor]
 
 # Small, but with gradients that do not vanish.
 SMALL = recipe(
+    "fast",
     image_shape=[4, 4],
     labels=4,
     widths=[8, 12],

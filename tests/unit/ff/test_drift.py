@@ -184,7 +184,7 @@ def permuted_digits(samples: int, change: int, batch: int) -> Iterator[tuple[Ten
 
 
 def test_permuted_labels_are_served_soon() -> None:
-    options = make_recipe("stream", widths=[64, 64], batch_size=64, warmup_batch_size=32, warmup_samples=0, replay=0)
+    options = make_recipe("fast", widths=[64, 64], batch_size=64, warmup_batch_size=32, warmup_samples=0, replay=0)
     before, after = {}, {}
     for kind in ("restart", "none"):
         network, wrong = Network(options.change(drift=kind)), []

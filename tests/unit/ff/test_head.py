@@ -94,7 +94,14 @@ def test_a_readout_learns_digits(unsupervised: bool) -> None:
         "goodness": "mean_squares",
         "objective": {"kind": "threshold", "alpha": 60.0, "theta": 0.3},
     }
-    options = recipe("stream", widths=[200, 200], batch_size=64, readout="softmax", **(parts if unsupervised else {}))
+    options = recipe(
+        "fast",
+        widths=[200, 200],
+        batch_size=64,
+        learning_rate=2e-3,
+        readout="softmax",
+        **(parts if unsupervised else {}),
+    )
     digits = load_embedded()
     images_BI = torch.from_numpy(digits.train.images).flatten(1)[:2048]
     labels_B = torch.from_numpy(digits.train.labels).long()[:2048]

@@ -31,7 +31,7 @@ def test_presets_survive_a_round_trip_through_json(name: str) -> None:
 
 
 def test_options_for_all_layers_apply_to_each_layer() -> None:
-    written = recipe("stream", learning_rate=1e-3, goodness="mean_squares", objective={"alpha": 9.0})
+    written = recipe("fast", learning_rate=1e-3, goodness="mean_squares", objective={"alpha": 9.0})
     assert [layer.learning_rate for layer in written.layers] == [1e-3, 1e-3]
     assert {layer.goodness.kind for layer in written.layers} == {"mean_squares"}
     assert [dict(layer.objective)["alpha"] for layer in written.layers] == [9.0, 9.0]
@@ -55,7 +55,7 @@ def test_widths_are_a_shorthand_for_dense_layers() -> None:
     written = recipe("overlay", widths=[100, 50, 20])
     assert [dict(layer.connection)["units"] for layer in written.layers] == [100, 50, 20]
     assert [layer.label_scheme.kind for layer in written.layers] == ["pixels", "none", "none"]
-    one = recipe("stream", widths=[100])
+    one = recipe("fast", widths=[100])
     assert [layer.label_scheme.kind for layer in one.change(widths=[9, 8, 7]).layers] == [
         "pixels",
         "vectors",
@@ -106,7 +106,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         'label_scheme = "groups": 9 units cannot be divided among 10 labels',
     ),
     ({"label_scheme": "none"}, "the layer would learn nothing about labels"),
-    ({"labels": 1000}, 'layers[0].label_scheme = "pixels": 1000 labels need 1000 inputs, but the image has 784'),
+    (
+        {"labels": 1000, "label_scheme": "pixels"},
+        'label_scheme = "pixels": 1000 labels need 1000 inputs, but the image has 784',
+    ),
     ({"activities": "label_conditioned"}, "network.activities must be label_free"),
     ({"image_shape": []}, "image_shape = []"),
     ({"image_shape": [0, 28]}, "image_shape = [0, 28]: each size must be at least 1"),

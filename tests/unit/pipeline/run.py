@@ -30,6 +30,7 @@ DEADLINE_S = 30.0
 INPUTS, LABELS, BATCH = 16, 4, 4
 
 RECIPE = make_recipe(
+    "fast",
     image_shape=[4, 4],
     widths=[8, 7, 6],
     labels=LABELS,

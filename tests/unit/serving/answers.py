@@ -10,7 +10,7 @@ from ffstream.metrics import Metrics
 from ffstream.serving.snapshot import Snapshot, Snapshots
 
 INPUTS, LABELS = 16, 10
-RECIPE = make_recipe(image_shape=[4, 4], widths=[4], labels=LABELS)
+RECIPE = make_recipe("fast", image_shape=[4, 4], widths=[4], labels=LABELS)
 DEADLINE_S = 20.0
 
 
