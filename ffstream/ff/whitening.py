@@ -52,6 +52,8 @@ class PatchWhitening:
     def _filters(self) -> Tensor:
         # In float64 on the CPU, so that the filters do not depend on the device more than the images do.
         values_K, vectors_KK = torch.linalg.eigh(self._products_KK.double().cpu())
+        if values_K.max() <= 0:  # equal images, or a single one: nothing to fit to yet
+            return torch.eye(len(values_K), dtype=values_K.dtype)
         scale_K = (values_K + self._options.floor * values_K.max()).rsqrt() * self._count() ** 0.5
         # The sign of an eigenvector is arbitrary: its largest component is made positive.
         largest_K = vectors_KK.gather(0, vectors_KK.abs().argmax(0, keepdim=True))[0]

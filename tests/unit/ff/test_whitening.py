@@ -53,6 +53,16 @@ def test_the_filters_are_final_after_so_many_images() -> None:
     assert not torch.equal(fresh.weights()["filters"], before)
 
 
+@pytest.mark.parametrize("first", [torch.rand(1, 192), torch.zeros(16, 192)])
+def test_a_stream_may_begin_with_one_image_or_with_black_ones(first: Tensor) -> None:
+    whitening = PatchWhitening(Whitening(images=64), SHAPE, CPU)
+    whitening.fit(first)
+    assert torch.equal(whitening.weights()["filters"], torch.eye(27))
+    assert whitening.apply(first.clone(), whitening.weights()).isfinite().all()
+    whitening.fit(correlated(16))
+    assert whitening.apply(correlated(16), whitening.weights()).isfinite().all()
+
+
 def test_a_saved_state_continues_bit_for_bit() -> None:
     whole = fitted(correlated(32), images=64)
     resumed = PatchWhitening(Whitening(images=64), SHAPE, CPU)
