@@ -24,7 +24,12 @@ class ConvMap:
     def __init__(self, options: Conv, input_shape: Shape) -> None:
         self._shape = input_shape
         self._stride, self._padding = [options.stride] * 2, [options.padding] * 2
-        self._pooling = Pooling(*options.places(input_shape), options.channels, options.pool)
+        places = options.places(input_shape)
+        self._pooling = Pooling(*places, options.channels, options.pool)
+        rows_K, columns_K = (
+            _over_input(options, size, count) for size, count in zip(input_shape[:2], places, strict=True)
+        )
+        self._over_padding_KK1 = ~(rows_K[:, None] & columns_K)[:, :, None]
 
     def forward(
         self, x_NI: Tensor, inverse_norm_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers
@@ -65,6 +70,15 @@ class ConvMap:
             [False, True, False],
         )[1]
         into[WEIGHT].copy_(gradient_OCKK.permute(0, 2, 3, 1))
+        if self._over_padding_KK1.any():
+            # In bfloat16, oneDNN leaves the gradient of these weights uninitialised.
+            into[WEIGHT].masked_fill_(self._over_padding_KK1.to(e_NO.device), 0)
+
+
+def _over_input(options: Conv, size: int, places: int) -> Tensor:
+    """Which rows (or columns) of the kernel lie over the input, and not over the padding, at some place."""
+    at_PK = (torch.arange(places) * options.stride - options.padding)[:, None] + torch.arange(options.kernel)
+    return ((at_PK >= 0) & (at_PK < size)).any(0)
 
 
 class LocalMap:
