@@ -233,6 +233,11 @@ class Recipe(Options):
                 raise OptionError(wrong(at(index, "objective"), layer.objective.kind, reason))
         if reason := negatives.incompatibility(self.preprocessing.output_shape(self.image_shape)):
             raise OptionError(wrong("negatives", kind, reason))
+        smallest = self._batch_size_after(0)
+        if smallest + self.replay * smallest // self.batch_size < 2:
+            name = "warmup_batch_size" if self.warmup_samples else "batch_size"
+            reason = f'must be at least 2, because negatives = "{kind}" makes rows from two images of a microbatch'
+            raise OptionError(wrong(name, smallest, reason))
         if self.activities != "label_free":
             reason = f'must be label_free, because negatives = "{kind}" needs no labels'
             raise OptionError(wrong("activities", self.activities, reason))
@@ -245,6 +250,8 @@ class Recipe(Options):
         if absent:
             last = len(self.layers) - 1
             raise OptionError(wrong("readout.layers", list(self.read_layers), f"the layers are 0 to {last}"))
+        if len(set(self.read_layers)) < len(self.read_layers):
+            raise OptionError(wrong("readout.layers", list(self.read_layers), "name each layer once"))
         if self.read_layers and self.activities != "label_free":
             reason = "reads rows that hold no label, so network.activities must be label_free"
             raise OptionError(wrong("readout", self.readout.kind, reason))

@@ -86,6 +86,11 @@ def test_layers_that_do_not_exist_cannot_be_read() -> None:
         CONDITIONED.change(readout="softmax")
 
 
+def test_a_layer_cannot_be_read_twice() -> None:
+    with pytest.raises(OptionError, match=r"readout\.layers = \[0, 0, 1\]: name each layer once"):
+        SMALL.change(readout={"kind": "softmax", "layers": [0, 1, 0]})
+
+
 @pytest.mark.parametrize("unsupervised", [False, True])
 def test_a_readout_learns_digits(unsupervised: bool) -> None:
     parts = {

@@ -93,3 +93,16 @@ def test_options_that_do_not_go_with_image_negatives_are_errors(options: dict[st
     with pytest.raises(OptionError) as caught:
         recipe("fast", **{**section, **options})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"batch_size": 1, "replay": 0, "warmup_samples": 0}, "batch_size"),
+        ({"batch_size": 4, "replay": 2, "warmup_samples": 8, "warmup_batch_size": 1}, "warmup_batch_size"),
+    ],
+)
+def test_a_microbatch_of_one_image_has_no_hybrid(given: dict[str, int], name: str) -> None:
+    with pytest.raises(OptionError, match=rf"^{name} = 1: must be at least 2"):
+        UNSUPERVISED.change(**given)
+    assert UNSUPERVISED.change(**{**given, "replay": 4}).image_negatives
