@@ -29,10 +29,12 @@ def scrape(running: Running) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 def absent(running: Running) -> set[str]:
-    """Gauges without a value, except those that only `ffstream serve` and a drift set."""
+    """Gauges without a value, except those that only `ffstream serve`, a drift and other objectives set."""
     return {name for name, values in scrape(running).items() if not values} - {
         "output_dropped_lines",
         "drift_last_seq",
+        "layer_running_goodness",
+        "layer_threshold",
     }
 
 
