@@ -17,16 +17,19 @@ import pytest
 
 from ffstream.client import Control
 from ffstream.errors import DeadlineExceeded
+from ffstream.ff.presets import PRESETS
 from ffstream.util.failpoints import FAILPOINTS
 from tests.harness.crashing import disk, power, trace
 from tests.harness.crashing.audit import Audit, FinalState, audit
 from tests.harness.crashing.fork_server import CrashDirectory, ForkServer, stop_cleanly
 from tests.harness.crashing.instrumented import Instrumentation
 from tests.harness.crashing.killing import KillRun, reason_to_leave_out, run_without_kills
-from tests.harness.crashing.stream import CHECKPOINT_SAMPLES, StoredMessage, connect, message_sizes, send_all
+from tests.harness.crashing.presets import small_stream
+from tests.harness.crashing.stream import CHECKPOINT_SAMPLES, StoredMessage, Stream, connect, message_sizes, send_all
 from tests.harness.daemon import DaemonProcess
 
 DEADLINE_S = 60.0
+STREAM = Stream(1)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def test_a_daemon_killed_at_every_failpoint_learns_each_sample_once_and_in_order
 ) -> None:
     wanted = {each for each in FAILPOINTS if reason_to_leave_out(each) is None}
     kills = len(wanted) + len(wanted) // 2 + 1
-    killed = KillRun(tmp_path, 1, forks).run(kills, lambda place: None)
+    killed = KillRun(tmp_path, STREAM, forks).run(kills, lambda place: None)
 
     assert killed.audit == Audit(acked=killed.audit.acked, lost=0, twice=0, in_order=True)
     assert killed.different == []
@@ -55,9 +58,19 @@ def test_a_daemon_killed_at_every_failpoint_learns_each_sample_once_and_in_order
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_survives_kills(preset: str, tmp_path: Path, forks: ForkServer) -> None:
+    wanted = ("learned", "checkpoint.manifest.after", "rollback.discarded")
+    killed = KillRun(tmp_path, small_stream(preset, 1), forks, wanted).run(4, lambda place: None)
+    assert killed.audit == Audit(acked=killed.audit.acked, lost=0, twice=0, in_order=True)
+    assert killed.different == []
+    assert set(killed.by_failpoint) >= {*wanted}
+
+
+@pytest.mark.timeout(600)
 def test_a_rollback_interrupted_by_a_kill_skips_all_later_samples_or_none(tmp_path: Path, forks: ForkServer) -> None:
     skipped = state_after_rollback(tmp_path / "not-killed", forks)
-    learned = run_without_kills(tmp_path / "no-rollback", 1, STREAM, forks)
+    learned = run_without_kills(tmp_path / "no-rollback", STREAM, SIZES_OF_ROLLBACK, forks)
     assert "layers.0.parameters" in skipped.differences(learned)
 
     expected_after = {"rollback.before": learned, "rollback.skipped": skipped, "rollback.discarded": skipped}
@@ -67,7 +80,7 @@ def test_a_rollback_interrupted_by_a_kill_skips_all_later_samples_or_none(tmp_pa
         assert set(killed.differences(expected)) <= {"progress.version"}, failpoint
 
 
-STREAM = message_sizes(120)
+SIZES_OF_ROLLBACK = message_sizes(120)
 
 
 def state_after_rollback(folder: Path, forks: ForkServer, failpoint: str | None = None) -> FinalState:
@@ -80,7 +93,7 @@ def state_after_rollback(folder: Path, forks: ForkServer, failpoint: str | None 
     with forks.start(directory, Instrumentation(failpoint)) as daemon:
         daemon.await_ready()
         with connect(directory.learn) as producer, Control(daemon.control) as control:
-            send_all(producer, 1, STREAM, end=60)
+            send_all(producer, STREAM, SIZES_OF_ROLLBACK, end=60)
             control.wait_idle(DEADLINE_S)
             arguments = {"to": CHECKPOINT_SAMPLES + 50, "later": "skip"}
             if failpoint is None:
@@ -99,7 +112,7 @@ def state_after_rollback(folder: Path, forks: ForkServer, failpoint: str | None 
 def state_after_rest_of_stream(directory: CrashDirectory, daemon: DaemonProcess) -> FinalState:
     with connect(directory.learn) as producer:
         producer.resume_at(61)
-        send_all(producer, 1, STREAM, begin=60)
+        send_all(producer, STREAM, SIZES_OF_ROLLBACK, begin=60)
     stop_cleanly(daemon)
     return FinalState.read(directory.state)
 
@@ -110,7 +123,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> power.Recording:
     unavailable = trace.unavailable(folder)
     if unavailable:
         pytest.skip(unavailable)
-    return power.record(folder, 1)
+    return power.record(folder, STREAM)
 
 
 @pytest.mark.timeout(600)

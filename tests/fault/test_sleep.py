@@ -18,14 +18,23 @@ from tests.harness.crashing.audit import Audit, FinalState
 from tests.harness.crashing.fork_server import CrashDirectory, ForkServer, start_as_user, stop_cleanly
 from tests.harness.crashing.instrumented import Instrumentation
 from tests.harness.crashing.killing import KillRun
-from tests.harness.crashing.stream import BATCH, CLIENT, INPUTS, LABELS, connect, message, message_sizes, send_all
+from tests.harness.crashing.stream import (
+    BATCH,
+    CLIENT,
+    DENSE,
+    LABELS,
+    Stream,
+    connect,
+    message_sizes,
+    send_all,
+)
 from tests.harness.daemon import DaemonProcess
 from tests.support import wait_until
 
 DEADLINE_S = 60.0
-PHASES = ("network.preset=wake-sleep", "network.wake=3", "network.sleep=2")
+PHASES = (*DENSE, "network.preset=wake-sleep", "network.wake=3", "network.sleep=2")
 QUIET = (*PHASES, "learning.sleep_when_quiet_s=0.02", "learning.sleep_when_quiet_max_microbatches=64")
-SEED = 3
+STREAM = Stream(3, PHASES)
 LIFE = 20  # messages that each daemon gets
 
 
@@ -37,7 +46,7 @@ def forks() -> Iterator[ForkServer]:
 
 @pytest.mark.timeout(600)
 def test_phases_by_counts_survive_kills(tmp_path: Path, forks: ForkServer) -> None:
-    killed = KillRun(tmp_path, 2, forks, PHASES).run(12, lambda place: None)
+    killed = KillRun(tmp_path, Stream(2, PHASES), forks).run(12, lambda place: None)
     assert killed.audit == Audit(acked=killed.audit.acked, lost=0, twice=0, in_order=True)
     assert killed.different == []
     assert killed.by_failpoint.total() == 12
@@ -87,7 +96,7 @@ def send_life(directory: CrashDirectory, sizes: list[int], number: int) -> None:
     """Sends the messages of one daemon's life, all of which are acked."""
     with connect(directory.learn) as producer:
         producer.resume_at(number * LIFE + 1)
-        send_all(producer, SEED, sizes, begin=number * LIFE, end=(number + 1) * LIFE)
+        send_all(producer, STREAM, sizes, begin=number * LIFE, end=(number + 1) * LIFE)
 
 
 def take_over(directory: CrashDirectory, daemon: DaemonProcess) -> None:
@@ -123,9 +132,9 @@ def learned_from(decided: Counter[int], folder: Path, sizes: list[int], forks: F
     directory = CrashDirectory(folder / "whole", PHASES)
     directory.state.mkdir()
     path = directory.state / JOURNAL
-    journal = Journal(path, inputs=INPUTS, labels=LABELS)
+    journal = Journal(path, inputs=STREAM.inputs, labels=LABELS)
     for at, size in enumerate(sizes):
-        images, labels = message(SEED, at, size)
+        images, labels = STREAM.message(at, size)
         entry = Entry(CLIENT, at + 1, 1, size, "uint8", labels.astype("<u2").tobytes(), images.tobytes())
         journal.append([entry])
     journal.close()

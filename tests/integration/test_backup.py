@@ -11,7 +11,7 @@ import pytest
 from ffstream.checkpoint import manifest
 from tests.harness.commands import COMMAND_S, run_cli, run_json
 from tests.harness.crashing.audit import journal_rows
-from tests.harness.crashing.stream import CHECKPOINT_SAMPLES, SETTINGS, Sender
+from tests.harness.crashing.stream import CHECKPOINT_SAMPLES, DENSE, SETTINGS, Sender, Stream
 from tests.harness.daemon import Daemons
 from tests.support import wait_until
 
@@ -33,8 +33,8 @@ def first_seq_of(state: Path) -> int:
 
 @pytest.mark.timeout(600)
 def test_a_backup_contains_every_sample_acked_before_it_began(daemons: Daemons, tmp_path: Path) -> None:
-    daemon = daemons.start(*SETTINGS, "checkpoint.keep=1")
-    sender = Sender(daemon.learn, 1, RATE)
+    daemon = daemons.start(*SETTINGS, *DENSE, "checkpoint.keep=1")
+    sender = Sender(daemon.learn, Stream(1), RATE)
     acked: list[int] = []
     for number in range(3):
         wait_for_acks(sender, acked[-1] if acked else 0)
@@ -60,15 +60,15 @@ def test_a_backup_contains_every_sample_acked_before_it_began(daemons: Daemons, 
         assert sum(row.samples for row in rows) == summary["last_seq"] - summary["first_seq"] + 1
         assert [row for row in rows if row.first_seq <= before and row not in acks] == []
         shutil.copytree(folder, tmp_path / f"state-{number}")
-        again = daemons.start(*SETTINGS, "learning.partial=flush", name=f"state-{number}")
+        again = daemons.start(*SETTINGS, *DENSE, "learning.partial=flush", name=f"state-{number}")
         status = again.status(idle=True)
         assert status["accepted"] == status["learned"] == summary["last_seq"] >= before
         assert again.terminate() == 0
 
 
 def test_a_killed_backup_leaves_no_folder_that_looks_complete(daemons: Daemons, tmp_path: Path) -> None:
-    daemon = daemons.start(*SETTINGS)
-    sender = Sender(daemon.learn, 1, RATE)
+    daemon = daemons.start(*SETTINGS, *DENSE)
+    sender = Sender(daemon.learn, Stream(1), RATE)
     wait_until(lambda: manifest.seqs(daemon.state / "checkpoints"), 2 * COMMAND_S, "a checkpoint is there")
     sender.finish()
     code = (

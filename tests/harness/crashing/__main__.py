@@ -7,7 +7,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ffstream.errors import FFStreamError
-from tests.harness.crashing import power, trace
+from ffstream.ff.presets import PRESETS
+from tests.harness.crashing import power, presets, trace
 from tests.harness.crashing.fork_server import ForkServer
 from tests.harness.crashing.killing import KillResult, KillRun
+from tests.harness.crashing.stream import Stream
 from tests.harness.daemon import DaemonFailed
 
 screen = Console(stderr=True)
@@ -32,17 +35,21 @@ Report = Callable[[str], None]
     type=click.IntRange(0),
     help="Number of power losses; needs strace.  [default: kills / 10, at least 8]",
 )
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="A small network with the parts of this preset.")
 @click.option("--seed", default=1, show_default=True, help="Random seed of the stream and of the kills.")
 @click.option("--set", "settings", multiple=True, help="An option of the daemons, as in `ffstream serve`.")
 @click.option("--json", "as_json", is_flag=True, help="Show no progress and print one line of JSON at the end.")
-def main(kills: int, power_losses: int | None, seed: int, settings: tuple[str, ...], as_json: bool) -> None:
+def main(
+    kills: int, power_losses: int | None, preset: str | None, seed: int, settings: tuple[str, ...], as_json: bool
+) -> None:
     """Kill a daemon again and again, simulate power loss, and check that no promise was broken.
 
     A producer sends numbered samples. The daemon is killed at failpoints and at random times, also during start and
     recovery, and is started again on the same state. At the end every acked sample must have been learned once and in
     order: `lost` and `twice` count samples on which the acks, the journal and the last checkpoint disagree.
     `weights_equal` says whether every tensor and counter of the last checkpoint is bit-equal to that of a run without
-    kills.
+    kills. The network has two small dense layers; with --preset it has the parts and phases of that preset, and where
+    samples may have no label, a quarter of them has none.
 
     For power loss, the tool records what a daemon does to its state folder. For points of this recording it creates
     folders as a disk may hold them after power loss: data that was not fsynced is absent, torn, there as length only,
@@ -58,6 +65,8 @@ def main(kills: int, power_losses: int | None, seed: int, settings: tuple[str, .
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so the daemons are stopped
     losses = max(8, kills // 10) if power_losses is None else power_losses
+    stream = presets.small_stream(preset, seed) if preset else Stream(seed)
+    stream = replace(stream, settings=(*stream.settings, *settings))
     folder = Path(tempfile.mkdtemp(prefix="ffstream-crash-"))
     start = time.monotonic()
     result: dict[str, Any] = dict.fromkeys(("kills", "acked", "lost", "twice", "weights_equal", "seconds"))
@@ -72,7 +81,7 @@ def main(kills: int, power_losses: int | None, seed: int, settings: tuple[str, .
             def report(what: str) -> None:
                 progress.update(task, advance=1, description=what)
 
-            crash(folder, kills, losses, seed, settings, forks, result, report)
+            crash(folder, kills, losses, stream, forks, result, report)
     except (FFStreamError, DaemonFailed, trace.TraceError) as error:
         result["failure"] = str(error)
     except KeyboardInterrupt:
@@ -103,15 +112,14 @@ def crash(
     folder: Path,
     kills: int,
     losses: int,
-    seed: int,
-    settings: Sequence[str],
+    stream: Stream,
     forks: ForkServer,
     result: dict[str, Any],
     report: Report,
 ) -> None:
     """Runs the kills and the power losses, and fills `result`."""
     start = time.monotonic()
-    add_kills(KillRun(folder, seed, forks, settings).run(kills, report), result)
+    add_kills(KillRun(folder, stream, forks).run(kills, report), result)
     result["kill_seconds"] = round(time.monotonic() - start, 1)
     unavailable = trace.unavailable(folder)
     result["power_losses"] = None if unavailable else 0
@@ -121,9 +129,9 @@ def crash(
     if not losses:
         return
     start = time.monotonic()
-    recording = power.record(folder, seed, settings)
+    recording = power.record(folder, stream)
     result["not_durable"] = list(power.missing_when_only_fsynced(folder, recording))
-    points = power.choose_points(recording, losses, random.Random(seed))
+    points = power.choose_points(recording, losses, random.Random(stream.seed))
     for loss in power.lose_power(folder, recording, points, forks, report):
         result["power_losses"] += 1
         result["lost"] += loss.audit.lost

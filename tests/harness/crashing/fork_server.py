@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from ffstream.client import Control
 from tests.harness.crashing.instrumented import VARIABLE, Instrumentation
-from tests.harness.crashing.stream import SETTINGS
+from tests.harness.crashing.stream import DENSE, SETTINGS
 from tests.harness.daemon import STOP_S, DaemonFailed, DaemonProcess, start_daemon
 from tests.harness.daemon_directory import DaemonDirectory, free_port
 
@@ -27,10 +27,10 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_TH
 class CrashDirectory(DaemonDirectory):
     """A directory whose daemons all take samples on the same port, so that a producer finds the next one.
 
-    `settings` come after those of all crash tests.
+    `settings` come after those of every daemon.
     """
 
-    def __init__(self, state: Path, settings: Sequence[str] = ()) -> None:
+    def __init__(self, state: Path, settings: Sequence[str] = DENSE) -> None:
         self.learn = f"tcp://127.0.0.1:{free_port()}"
         super().__init__(state, (f"listen.learn={self.learn}", *SETTINGS, *settings))
 

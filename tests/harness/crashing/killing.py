@@ -25,13 +25,14 @@ from ffstream.util.failpoints import FAILPOINTS
 from tests.harness.crashing.audit import Audit, FinalState, audit
 from tests.harness.crashing.fork_server import CrashDirectory, ForkServer, start_as_user, stop_cleanly
 from tests.harness.crashing.instrumented import Instrumentation
-from tests.harness.crashing.stream import KEPT_CHECKPOINTS, Sender, connect, send_all
+from tests.harness.crashing.stream import KEPT_CHECKPOINTS, Sender, Stream, connect, send_all
 from tests.harness.daemon import START_S, DaemonProcess
 
 _MESSAGES_PER_S = 250.0
 _REACH_S = 60.0  # from when the daemon serves: how long a start takes depends on the machine
 _SERVING_S = 0.4
 _AS_USER_EVERY = 20
+_ENDS_AS_USER = 10  # the last daemon of a run of so many kills is started as a user starts it, which takes seconds
 _STANDBY_EVERY = 21  # a multiple of three, so that the daemon that serves is one that is killed at a random time
 # Reached with each message or microbatch; the others only with each checkpoint.
 _FREQUENT = ("commit", "ack", "pass_on", "learned")
@@ -64,26 +65,28 @@ def reason_to_leave_out(failpoint: str) -> str | None:
 
 
 class KillRun:
-    """One producer and one state folder, on which one daemon after another is killed."""
+    """One producer and one state folder, on which one daemon after another is killed, at `failpoints` in turn."""
 
-    def __init__(self, folder: Path, seed: int, forks: ForkServer, settings: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, stream: Stream, forks: ForkServer, failpoints: Sequence[str] = FAILPOINTS
+    ) -> None:
         self._folder = folder
-        self._seed = seed
+        self._stream = stream
         self._forks = forks
-        self._random = random.Random(seed)
-        self._directory = CrashDirectory(folder / "state", settings)
-        self._settings = settings
+        self._random = random.Random(stream.seed)
+        self._directory = CrashDirectory(folder / "state", stream.settings)
+        self._failpoints = failpoints
         self._start_s = 1.0
         self._daemon: DaemonProcess | None = None
         self._standby: DaemonProcess | None = None
         self.by_failpoint: Counter[str] = Counter()
         self.starts: Counter[str] = Counter()
         self.before_first_checkpoint = 0
-        self.not_reached = {each: why for each in FAILPOINTS if (why := reason_to_leave_out(each))}
+        self.not_reached = {each: why for each in failpoints if (why := reason_to_leave_out(each))}
 
     def run(self, kills: int, report: Callable[[str], None]) -> KillResult:
         """Kills that often, reports the place of each kill, and audits the result. Raises DaemonFailed."""
-        sender = Sender(self._directory.learn, self._seed, _MESSAGES_PER_S)
+        sender = Sender(self._directory.learn, self._stream, _MESSAGES_PER_S)
         places = self._places()
         upcoming = next(places)
         try:
@@ -98,7 +101,7 @@ class KillRun:
                 self.before_first_checkpoint += not self._has_checkpoint()
                 sender.check()
                 report(place)
-            self._daemon, self._standby = self._standby or self._start(None, as_user=True), None
+            self._daemon, self._standby = self._standby or self._start(None, as_user=kills >= _ENDS_AS_USER), None
             self._daemon.await_ready()
             sender.finish()
             stop_cleanly(self._daemon)
@@ -108,7 +111,7 @@ class KillRun:
                     daemon.kill()
         final = FinalState.read(self._directory.state)
         without_kills = self._folder / "without-kills"
-        expected = run_without_kills(without_kills, self._seed, sender.sizes, self._forks, self._settings)
+        expected = run_without_kills(without_kills, self._stream, sender.sizes, self._forks)
         return KillResult(
             audit=audit(sender.sizes, sender.acks, final),
             different=final.differences(expected),
@@ -124,16 +127,16 @@ class KillRun:
 
         The first is a failpoint, because the first kill is to happen long before the first checkpoint.
         """
-        for number, failpoint in enumerate(self._failpoints()):
+        for number, failpoint in enumerate(self._reachable()):
             yield failpoint
             if number % 2:
                 yield None
 
-    def _failpoints(self) -> Iterator[str | None]:
-        for failpoint in cycle(FAILPOINTS):
+    def _reachable(self) -> Iterator[str | None]:
+        for failpoint in cycle(self._failpoints):
             if failpoint not in self.not_reached:
                 yield failpoint
-            elif len(self.not_reached) == len(FAILPOINTS):
+            elif len(self.not_reached) == len(self._failpoints):
                 yield None
 
     def _kill(self, failpoint: str | None, *, as_user: bool, standby: Instrumentation | None) -> str:
@@ -222,14 +225,12 @@ def _serves_before_it_ends(daemon: DaemonProcess) -> bool:
     return True
 
 
-def run_without_kills(
-    state: Path, seed: int, sizes: Sequence[int], forks: ForkServer, settings: Sequence[str] = ()
-) -> FinalState:
+def run_without_kills(state: Path, stream: Stream, sizes: Sequence[int], forks: ForkServer) -> FinalState:
     """What a daemon leaves that learns the same stream and is never killed."""
-    directory = CrashDirectory(state, settings)
+    directory = CrashDirectory(state, stream.settings)
     with forks.start(directory) as daemon:
         daemon.await_ready()
         with connect(directory.learn) as producer:
-            send_all(producer, seed, sizes)
+            send_all(producer, stream, sizes)
         stop_cleanly(daemon)
     return FinalState.read(state)

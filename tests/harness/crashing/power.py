@@ -32,11 +32,11 @@ from tests.harness.crashing.instrumented import Instrumentation
 from tests.harness.crashing.killing import run_without_kills
 from tests.harness.crashing.stream import (
     CHECKPOINT_SAMPLES,
-    INPUTS,
     KEPT_CHECKPOINTS,
     LABELS,
     LADDER,
     StoredMessage,
+    Stream,
     connect,
     message_sizes,
     send_all,
@@ -58,12 +58,11 @@ class Recording:
     """The operations on the folder in order, and how many of them came before each ack and each start of a daemon."""
 
     root: Path
-    seed: int
+    stream: Stream
     sizes: Sequence[int]
     operations: Sequence[disk.Operation]
     acks: Sequence[tuple[int, StoredMessage]]
     starts: Sequence[int]
-    settings: Sequence[str]  # of the daemons
 
     def acks_before(self, point: int) -> list[StoredMessage]:
         """The acks that a producer may have received when this many operations were done."""
@@ -85,11 +84,11 @@ class PowerLoss:
         return bool(self.audit.lost or self.audit.twice or self.different or not self.audit.in_order)
 
 
-def record(folder: Path, seed: int, settings: Sequence[str] = ()) -> Recording:
+def record(folder: Path, stream: Stream) -> Recording:
     """Runs three daemons under strace. Raises DaemonFailed, and trace.TraceError for a call that is not modelled."""
     root = folder / "recorded"
     root.mkdir()
-    directory, sizes = CrashDirectory(root / "state", settings), message_sizes(_MESSAGES)
+    directory, sizes = CrashDirectory(root / "state", stream.settings), message_sizes(_MESSAGES)
     reader = trace.Reader(root, directory.state)
     output = folder / "trace"
     thirds = [_MESSAGES * part // 3 for part in range(4)]
@@ -101,7 +100,7 @@ def record(folder: Path, seed: int, settings: Sequence[str] = ()) -> Recording:
                 pids.append(daemon.pid)
                 daemon.await_ready()
                 with connect(directory.learn) as producer:
-                    send_all(producer, seed, sizes, begin=begin, end=end, pause_s=_PAUSE_S)
+                    send_all(producer, stream, sizes, begin=begin, end=end, pause_s=_PAUSE_S)
                 _await_idle(daemon, newest)
                 code = daemon.kill() if number == signal.SIGKILL else daemon.terminate()
             if code != (-number if number == signal.SIGKILL else 0):
@@ -119,7 +118,7 @@ def record(folder: Path, seed: int, settings: Sequence[str] = ()) -> Recording:
                 operations.append(event)
         reader.check(content)
     output.unlink()
-    return Recording(root, seed, sizes, operations, acks, starts, settings)
+    return Recording(root, stream, sizes, operations, acks, starts)
 
 
 def _await_idle(daemon: DaemonProcess, start_seq: int) -> None:
@@ -159,19 +158,19 @@ def missing_when_only_fsynced(folder: Path, recording: Recording) -> Iterator[st
         state.apply(operation)
         if isinstance(operation, disk.FsyncEnds) or at in acked:
             state.write_after_power_loss(durable, "nothing", random.Random(0))
-            missing = _missing(durable / "state", recording.acks_before(at))
+            missing = _missing(durable / "state", recording.acks_before(at), recording.stream.inputs)
             shutil.rmtree(durable)
             if missing:
                 yield f"after operation {at}, {type(operation).__name__}: {missing}"
 
 
-def _missing(state: Path, acks: Sequence[StoredMessage]) -> str | None:
+def _missing(state: Path, acks: Sequence[StoredMessage], inputs: int) -> str | None:
     """What neither an intact checkpoint nor the journal holds."""
     acked = max((each.last_seq for each in acks), default=0)
     if not (state / "journal.sqlite").exists():
         return f"samples up to {acked} are acked, but there is no journal" if acked else None
     try:
-        with closing(Journal(state / "journal.sqlite", inputs=INPUTS, labels=LABELS)) as journal:
+        with closing(Journal(state / "journal.sqlite", inputs=inputs, labels=LABELS)) as journal:
             first, last = journal.first_seq, journal.head.seq
         checkpoints = manifest.seqs(state / "checkpoints")
         for each in checkpoints:
@@ -204,17 +203,15 @@ def lose_power(
     honors_fsync: bool = True,
 ) -> Iterator[PowerLoss]:
     """Power losses at these points, in order. With `honors_fsync` false the disk loses what was fsynced, too."""
-    rng = random.Random(recording.seed)
-    expected = run_without_kills(
-        folder / "without-power-loss", recording.seed, recording.sizes, forks, recording.settings
-    )
+    rng = random.Random(recording.stream.seed)
+    expected = run_without_kills(folder / "without-power-loss", recording.stream, recording.sizes, forks)
     state, done = disk.Disk(recording.root, honors_fsync=honors_fsync), 0
     for number, point in enumerate(points):
         for operation in recording.operations[done:point]:
             state.apply(operation)
         done = point
         kept = disk.KEPT[number % len(disk.KEPT)]
-        directory = CrashDirectory(folder / f"after-{number}" / "state", recording.settings)
+        directory = CrashDirectory(folder / f"after-{number}" / "state", recording.stream.settings)
         state.write_after_power_loss(directory.state.parent, kept, rng)
         acks = recording.acks_before(point)
         final = _continue(directory, forks, recording, acks)
@@ -236,7 +233,7 @@ def _continue(
         begin = max((each.n for each in acks), default=0)
         with connect(directory.learn) as producer:
             producer.resume_at(begin + 1)
-            send_all(producer, recording.seed, recording.sizes, begin=begin)
+            send_all(producer, recording.stream, recording.sizes, begin=begin)
             acks += producer.acks
         stop_cleanly(daemon)
     return FinalState.read(directory.state)

@@ -1,12 +1,14 @@
-"""The stream that every daemon of `tools/crash` learns, and producers that keep every ack they receive.
+"""The stream that the daemons of `tools/crash` learn, and producers that keep every ack they receive.
 
 Messages are counted from 0; the client numbers message `at` as `at` + 1. The content of a message depends only on the
 seed and `at`, so a run that is never killed can learn the same stream for comparison.
 """
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +18,10 @@ from ffstream.checkpoint.ladder import Ladder
 from ffstream.client import Producer
 from ffstream.client.unanswered import Unanswered
 from ffstream.errors import DeadlineExceeded
+from ffstream.util.labels import UNLABELLED
 from ffstream.wire.messages import Ack
 
 CLIENT = "crash"
-INPUTS = 16
 LABELS = 4
 BATCH = 8
 CHECKPOINT_SAMPLES = 19 * BATCH
@@ -29,15 +31,11 @@ _SIZES = (1, 8, 3, 5)  # samples in a message; microbatches start and end at any
 _ANSWER_S = 120.0
 _CONNECT_S = 2.0
 
+# Of every daemon; a stream adds the rest of the network.
 SETTINGS = (
-    f"network.image_shape=[{INPUTS}]",
     f"network.labels={LABELS}",
-    "network.widths=[32,32]",
     f"network.batch_size={BATCH}",
-    "network.warmup_batch_size=4",
-    "network.warmup_samples=32",
     "network.replay=4",  # so the weights depend on what the replay buffer holds
-    "network.replay_jitter=0",
     "network.replay_buffer=100",
     "network.seed=3",
     "pipeline.device=cpu",
@@ -53,6 +51,13 @@ SETTINGS = (
     "prequential.busy_fraction=1",  # predict every sample: the prequential record is compared, too
     "prequential.queue_depth=1000000",
     "shutdown.drain_timeout_s=60",
+)
+DENSE = (
+    "network.image_shape=[16]",
+    "network.widths=[32,32]",
+    "network.warmup_batch_size=4",
+    "network.warmup_samples=32",
+    "network.replay_jitter=0",
 )
 
 
@@ -74,10 +79,26 @@ def message_size(at: int) -> int:
     return _SIZES[at % len(_SIZES)]
 
 
-def message(seed: int, at: int, samples: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images and labels of message `at`."""
-    rng = np.random.default_rng((seed, at))
-    return rng.integers(0, 256, (samples, INPUTS), np.uint8), rng.integers(0, LABELS, samples)
+@dataclass(frozen=True)
+class Stream:
+    """Messages of random images, and the settings of the daemons that learn them."""
+
+    seed: int
+    settings: Sequence[str] = DENSE  # come after those of every daemon
+    image_shape: tuple[int, ...] = (16,)
+    unlabelled: float = 0.0  # share of samples without a label
+
+    @property
+    def inputs(self) -> int:
+        """How many numbers an image has."""
+        return math.prod(self.image_shape)
+
+    def message(self, at: int, samples: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images and labels of message `at`."""
+        rng = np.random.default_rng((self.seed, at))
+        images, labels = rng.integers(0, 256, (samples, self.inputs), np.uint8), rng.integers(0, LABELS, samples)
+        labels[rng.random(samples) < self.unlabelled] = UNLABELLED
+        return images, labels
 
 
 def message_sizes(messages: int) -> list[int]:
@@ -130,7 +151,7 @@ def connect(endpoint: str) -> RecordingProducer:
 
 def send_all(
     producer: RecordingProducer,
-    seed: int,
+    stream: Stream,
     sizes: Sequence[int],
     *,
     begin: int = 0,
@@ -139,7 +160,7 @@ def send_all(
 ) -> None:
     """Sends messages `begin` to `end` - 1 and returns once all are acked."""
     for at in range(begin, len(sizes) if end is None else end):
-        producer.send(*message(seed, at, sizes[at]), timeout_s=_ANSWER_S)
+        producer.send(*stream.message(at, sizes[at]), timeout_s=_ANSWER_S)
         time.sleep(pause_s)
     producer.flush(_ANSWER_S)
 
@@ -147,12 +168,12 @@ def send_all(
 class Sender:
     """A thread that sends at a steady rate while daemons are killed and restarted, until `finish` is called."""
 
-    def __init__(self, endpoint: str, seed: int, messages_per_s: float) -> None:
+    def __init__(self, endpoint: str, stream: Stream, messages_per_s: float) -> None:
         self.sizes: list[int] = []
         self.acks: list[StoredMessage] = []
         self.resent = 0
         self._endpoint = endpoint
-        self._seed = seed
+        self._stream = stream
         self._pause_s = 1 / messages_per_s
         self._finishing = threading.Event()
         self._error: Exception | None = None
@@ -164,7 +185,7 @@ class Sender:
             producer = connect(self._endpoint)
             self.acks = producer.acks
             for at in self._messages():
-                producer.send(*message(self._seed, at, self.sizes[at]), timeout_s=_ANSWER_S)
+                producer.send(*self._stream.message(at, self.sizes[at]), timeout_s=_ANSWER_S)
                 producer.receive(self._pause_s)
             producer.flush(_ANSWER_S)
             self.resent = producer.counts.resent
