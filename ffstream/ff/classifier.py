@@ -95,7 +95,7 @@ class Classifier:
     def _score(self, images_BI: Tensor) -> Tensor:
         """The score (B, L) of every label."""
         count = len(images_BI)
-        padded = _padded_rows(count, self._device, self._dtype)
+        padded = _padded_rows(count, self._device)
         if padded > count:
             images_BI = torch.cat((images_BI, images_BI.new_zeros(padded - count, images_BI.shape[1])))
         scores_BL = self.logits(images_BI) if self._readout else self._weighted_goodness(images_BI)
@@ -112,13 +112,14 @@ class Classifier:
         return total_BL
 
 
-def _padded_rows(count: int, device: torch.device, dtype: torch.dtype) -> int:
+def _padded_rows(count: int, device: torch.device) -> int:
     """How many rows to compute for `count` samples.
 
-    On the CPU, a bfloat16 product is compiled once for each number of rows, which takes half a millisecond and keeps
-    0.3 MB for good. Rounding up to powers of two and multiples of 16 limits this to 20 different numbers.
+    On the CPU, bfloat16 products and all convolutions are compiled once for each number of rows, which takes half a
+    millisecond and keeps 0.3 MB for good; and maps of many sizes fragment the heap, by gigabytes. Rounding up to
+    powers of two and multiples of 16 limits this to 20 different numbers.
     """
-    if device.type != "cpu" or dtype is not torch.bfloat16:
+    if device.type != "cpu":
         return count
     return (
         1 << max(count - 1, 0).bit_length() if count <= _ROW_MULTIPLE else -(-count // _ROW_MULTIPLE) * _ROW_MULTIPLE

@@ -89,7 +89,7 @@ def test_a_prediction_does_not_depend_on_the_other_samples_in_the_batch() -> Non
 
 @pytest.mark.parametrize("count", [1, 3, 16, 17, 255, 256, 257])
 def test_padding_rows_do_not_change_predictions(count: int) -> None:
-    """Products in bf16 are padded to a few sizes."""
+    """What the CPU computes is padded to a few sizes."""
     network = Network(DEEP, Placement(product_dtype=torch.bfloat16))
     images_BI = formulas.random_images(B, 16)
     some = network.classifier().predict(images_BI[:count])
@@ -122,6 +122,28 @@ for rows in range(1, 257):
         "classifier.predict(torch.zeros(rows, 784, dtype=torch.uint8))",
         "torch.zeros(rows, 784, dtype=torch.bfloat16) @ classifier.weights['layers.0.weight'].t()",
     )
+
+
+@pytest.mark.timeout(600)
+def test_convolutions_of_many_sizes_do_not_fragment_memory() -> None:
+    """Maps whose size differs from query to query leave gaps in the heap that fit no later map."""
+    program = """
+from ffstream.ff.network import Network
+from ffstream.ff.presets import recipe
+
+classifier = Network(recipe("conv", image_shape=[14, 14])).classifier()
+
+def predict(rows):
+    images = torch.zeros(rows, 196, dtype=torch.uint8)
+    {}
+
+for rows in range(1, 257, 16):
+    predict(rows)
+begin()
+for rows in range(1, 257):
+    predict(rows)
+"""
+    assert_bounded(program, "classifier.predict(images)", "classifier.goodness(images)")
 
 
 def test_predicting_no_images_returns_no_labels() -> None:
