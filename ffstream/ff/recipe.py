@@ -159,7 +159,7 @@ class Recipe(Options):
             self._check_layer(index, layer, inputs)
         self._check_readout()
         self._check_phases()
-        if not any(layer.score_weight for layer in self.layers):
+        if not self.read_layers and not any(layer.score_weight for layer in self.layers):
             raise OptionError(wrong("score_weight", 0, "at least one layer needs another score_weight than 0"))
         return self
 

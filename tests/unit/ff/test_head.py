@@ -91,6 +91,14 @@ def test_a_layer_cannot_be_read_twice() -> None:
         SMALL.change(readout={"kind": "softmax", "layers": [0, 1, 0]})
 
 
+def test_with_a_readout_no_layer_needs_a_score() -> None:
+    network = Network(SMALL.change(readout="softmax", score_weight=0))
+    formulas.learn(network, 1, 2)
+    images_BI = formulas.random_images(3, 16)
+    classifier = network.classifier()
+    assert torch.allclose(classifier.predict(images_BI).goodness_BL, classifier.logits(images_BI), atol=1e-6)
+
+
 @pytest.mark.parametrize("unsupervised", [False, True])
 def test_a_readout_learns_digits(unsupervised: bool) -> None:
     parts = {
