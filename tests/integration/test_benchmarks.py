@@ -15,7 +15,7 @@ from ffstream.data import Dataset, Split, load
 from ffstream.data.dataset import Part
 from ffstream.ff.presets import recipe
 from tests.harness.daemon import temporary_daemon
-from tools.benchmarks import drift, ingest, learn, phases, predict, recovery, security
+from tools.benchmarks import combinations, drift, ingest, learn, phases, predict, recovery, security
 from tools.benchmarks.accuracy import figures as accuracy
 from tools.benchmarks.accuracy.backprop import PeerSettings
 from tools.benchmarks.report import Report, Row
@@ -112,6 +112,18 @@ def test_deprivation(report: Report, capsys: pytest.CaptureFixture[str]) -> None
     )
     figures = ("rested", "wake_20", "sleep_1", "sleep_1_wake", "sleep_2", "sleep_2_wake")
     assert rows(capsys).keys() == {f"deprivation/embedded/3/seed0/{figure}" for figure in figures}
+
+
+def test_combinations(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = [
+        each for each in combinations.combinations() if each.name in ("groups/-sum/relu", "vectors/sum_squares/gelu")
+    ]
+    combinations.run(report, few_digits(), chosen, trial_samples=256)
+    found = rows(capsys)
+    assert found.keys() == {f"combinations/embedded/{each.name}" for each in chosen}
+    for row in found.values():
+        assert row["value"] < 60
+        assert row["alpha"] in combinations.ALPHAS["sum"] + combinations.ALPHAS["sum_squares"]
 
 
 def few_digits() -> Dataset:

@@ -17,6 +17,7 @@ from ffstream.ff.presets import PRESETS
 from ffstream.ff.presets import recipe as make_recipe
 from tools.benchmarks import (
     checkpoint,
+    combinations,
     compare,
     device,
     drift,
@@ -220,6 +221,17 @@ def phases_command(
         validation=validation,
         settings=settings,
     )
+
+
+@main.command("combinations")
+@click.argument("dataset", default="embedded")
+@_data
+@click.option("--only", default="", help="Only combinations whose name contains this, for example groups/ or /gelu.")
+@_json
+def combinations_command(dataset: str, data: Path | None, only: str, as_json: bool) -> None:
+    """Test error after one pass for combinations of label scheme, goodness and activation."""
+    chosen = [each for each in combinations.combinations() if only in each.name]
+    combinations.run(_report((0,)), load(dataset, data), chosen)
 
 
 @main.command("deprivation")

@@ -28,6 +28,7 @@ README = ROOT / "tools" / "README.md"
 # The first part of the names of the rows in each section.
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy",),
+    "combinations": ("combinations",),
     "phases": ("phases", "deprivation"),
     "drift": ("drift",),
     "learning": ("learn",),
