@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ffstream.errors import JournalIncompatible
 from ffstream.ff.recipe import Recipe
 from ffstream.journal.reader import Reader
 from ffstream.journal.schema import SEQ_MAX
+from ffstream.util.labels import UNLABELLED
 from ffstream.wire.images import bytes_to_labels, images_to_array
 
 _READ_AHEAD = 8  # microbatches
@@ -46,7 +48,7 @@ class Batcher:
         """Images (B, inputs) and labels (B) of the next microbatch; None while it is incomplete.
 
         With `flush`, also an incomplete one. It ends at sample `until` at the latest; None when skipped samples lead
-        to that. Raises JournalDamaged.
+        to that. Raises JournalDamaged, and JournalIncompatible if samples lack a label that the network needs.
         """
         skip = self._reader.skips.after(self.seq)
         if skip is not None and skip.first <= self.seq + 1:
@@ -74,6 +76,11 @@ class Batcher:
             known = max(0, beyond + 1 - rows[0].first_seq)
             images = images_to_array(dtype, count, b"".join([row.images for row in rows]))[known:]
             labels = bytes_to_labels(b"".join([row.labels for row in rows]))[known:]
+            if not self._recipe.learns_unlabelled and (labels == UNLABELLED).any():
+                raise JournalIncompatible(
+                    f"the journal has samples without a label after sample {beyond}, and this network needs labels",
+                    hint="start the daemon with the network that accepted them, or with another --state folder",
+                )
             self._pieces.append(_Piece(images, labels))
             self._held += len(images)
             beyond += len(images)

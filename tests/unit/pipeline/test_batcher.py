@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ffstream.errors import JournalDamaged
+from ffstream.errors import JournalDamaged, JournalIncompatible
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.journal.reader import Reader
 from ffstream.pipeline.batcher import Batcher
-from tests.unit.pipeline.run import Store
+from ffstream.util.labels import UNLABELLED
+from tests.unit.pipeline.run import UNSUPERVISED, Store
 
 INPUTS = 3
 
@@ -159,4 +160,19 @@ def test_a_damaged_row_is_an_error_and_gives_nothing() -> None:
         reader = Reader(store.journal.path)
         with pytest.raises(JournalDamaged, match="5 to 8"):
             Batcher(reader, recipe(4), 0).next()
+        reader.close()
+
+
+def test_samples_without_a_label_need_a_network_that_learns_them() -> None:
+    with journal() as store:
+        store.write(np.zeros((4, INPUTS), np.uint8), np.array([1, 2, UNLABELLED, 3]), size=4)
+        reader = Reader(store.journal.path)
+        with pytest.raises(
+            JournalIncompatible, match="without a label after sample 0, and this network needs labels"
+        ):
+            Batcher(reader, recipe(4), 0).next()
+        images, labels = Batcher(reader, UNSUPERVISED, 0).next() or (None, None)
+        assert images is not None
+        assert labels is not None
+        assert labels.tolist() == [1, 2, UNLABELLED, 3]
         reader.close()
