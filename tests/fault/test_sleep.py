@@ -3,6 +3,7 @@
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -66,20 +67,24 @@ def test_sleep_in_a_quiet_stream_survives_kills(tmp_path: Path, forks: ForkServe
         Instrumentation(),  # another one stands by, and takes over
     ]
     sizes = message_sizes(LIFE * (len(lives) + 1))
-    for number, instrumentation in enumerate(lives):
-        with forks.start(directory, instrumentation) as daemon:
-            daemon.await_ready()
-            send_life(directory, sizes, number)
-            if not (instrumentation.failpoint or "").startswith("sleep"):
-                await_sleep(directory, sum(sizes[: number * LIFE + LIFE]))
-            if number in (4, 5):
-                request_checkpoint(daemon)
-            if number == 6:
-                take_over(directory, daemon)
-            elif instrumentation.failpoint is None:
-                daemon.kill()
-            assert daemon.wait() == -signal.SIGKILL
-        decided |= sleeps(directory.state / JOURNAL)
+    with ThreadPoolExecutor(1) as sender:
+        for number, instrumentation in enumerate(lives):
+            with forks.start(directory, instrumentation) as daemon:
+                sent = sender.submit(send_life, directory, sizes, number)
+                # A daemon that kills itself when it sleeps may do so before it is ready. The next one then gets these
+                # messages.
+                if not (instrumentation.failpoint or "").startswith("sleep"):
+                    daemon.await_ready()
+                    sent.result(DEADLINE_S)
+                    await_sleep(directory, sum(sizes[: number * LIFE + LIFE]))
+                if number in (4, 5):
+                    request_checkpoint(daemon)
+                if number == 6:
+                    take_over(directory, daemon)
+                elif instrumentation.failpoint is None:
+                    daemon.kill()
+                assert daemon.wait() == -signal.SIGKILL
+            decided |= sleeps(directory.state / JOURNAL)
     last = CrashDirectory(tmp_path / "state", PHASES)
     with forks.start(last) as daemon:
         daemon.await_ready()
