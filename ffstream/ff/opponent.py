@@ -1,8 +1,8 @@
 """Opponents: in one phase, what is remembered of the other phase's gradient is added to the gradient.
 
 In a long phase every step goes the same way, and what the other phase learned is unlearned. The opponent stands for
-the other phase. It fades with its age: without that, a network that never sleeps again would be pushed without end by a
-gradient that is no longer true.
+the other phase. It fades with its age: without that, a network that never sleeps again would be pushed by a
+gradient that is no longer true, without end.
 """
 
 from __future__ import annotations
