@@ -5,10 +5,14 @@ never waits for a gradient. It waits only while the queue after it is full (`blo
 stage and is reported once.
 """
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from ffstream.errors import StageFailed
 from ffstream.ff.head import Head
 from ffstream.ff.input import Input
 from ffstream.ff.layer import Layer
@@ -139,6 +143,7 @@ class Stage:
         self.last_seq = max(self.last_seq, barrier.seq)
         progress = self._set_layer_gauges()
         self._stream.synchronize()  # the copies are read by other threads
+        _expect_finite(tensors, barrier.seq)
         if self._outbox is not None:
             self._outbox.put(barrier)
         barrier.contribute(self.name, Part(weights, tensors, progress if barrier.saves else {}))
@@ -170,3 +175,13 @@ class Stage:
             "last_seq": self.last_seq,
             "skipped": self.inbox.skipped,
         }
+
+
+def _expect_finite(tensors: Mapping[str, Tensor], seq: int) -> None:
+    """Raises StageFailed for state that no later update can repair: checkpoints of it would replace all good ones."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not math.isfinite(float(value.sum())):
+            raise StageFailed(
+                f"learning has diverged: {name} is not finite after sample {seq}",
+                hint="lower network.learning_rate, and begin with a new state folder; earlier checkpoints are kept",
+            )

@@ -65,6 +65,31 @@ def test_a_failing_stage_is_reported_once_by_name_and_everything_ends(store: Sto
     assert len(run.failures) == 1
 
 
+def test_weights_that_are_not_finite_are_never_saved(store: Store) -> None:
+    """Checkpoints of such a state would replace all good ones, one after the other."""
+    stream = Stream.random(STEPS * BATCH)
+    run = Run(store, RECIPE)
+    layer, steps = run.pipeline.stages[1].layers[0], []
+    update = layer.update
+
+    def diverges() -> None:
+        update()
+        steps.append(1)
+        if len(steps) == STEPS:
+            layer.parameters.flat[3] = float("nan")
+
+    layer.update = diverges  # type: ignore[method-assign]
+    run.start()
+    store.write(stream.images, stream.labels)
+    run.wait_applied(STEPS * BATCH)
+    run.pipeline.request_checkpoint()
+    wait_until(lambda: run.failures, DEADLINE_S, "reported")
+    assert run.pipeline.abort(DEADLINE_S)
+    (failure,) = run.failures
+    assert "layers.1.parameters is not finite after sample 160" in failure.message
+    assert not any(barrier.saves for barrier in run.barriers)
+
+
 def test_after_a_failure_an_idle_learner_is_ended_by_abort(store: Store) -> None:
     stream = Stream.random(BATCH)
     run = Run(store, RECIPE)
