@@ -62,12 +62,17 @@ def _report(seeds: Sequence[int] = (0,), settings: Sequence[str] = (), device: s
         options.pop(option, None)
     command = shlex.join(influential(sys.argv[1:]))
     # Recorded rows are committed, and a path of this machine means nothing on another.
-    given = {name: "DIR" if isinstance(value, Path) else value for name, value in options.items()}
-    for path in (value for value in options.values() if isinstance(value, Path)):
+    given = {name: "DIR" if _is_path(value) else value for name, value in options.items()}
+    for path in filter(_is_path, options.values()):
         command = command.replace(shlex.quote(str(path)), "DIR")
     if settings:
         given["daemon"] = list(settings)
     return Report(as_json, f"tools/bench {command}", given, seeds, device)
+
+
+def _is_path(value: object) -> bool:
+    """Whether an option names a place on this machine. A data set may be named by its place, too."""
+    return isinstance(value, Path) or (isinstance(value, str) and "/" in value and Path(value).exists())
 
 
 def influential(arguments: Sequence[str]) -> Iterator[str]:

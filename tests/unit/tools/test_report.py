@@ -45,6 +45,12 @@ def test_a_row_names_no_folder_of_this_machine(
     row = printed(capsys)
     assert row["command"] == "tools/bench accuracy mnist --data DIR"
     assert row["options"] == {"dataset": "mnist", "data": "DIR"}
+    monkeypatch.setattr("sys.argv", ["bench", "accuracy", "--dataset", str(tmp_path), "--json"])
+    with click.Context(accuracy_command) as context:
+        context.params = {"dataset": str(tmp_path), "data": None, "as_json": True}
+        _report().add("accuracy", 1.5, "%")
+    row = printed(capsys)
+    assert (row["command"], row["options"]["dataset"]) == ("tools/bench accuracy --dataset DIR", "DIR")
 
 
 def test_a_person_sees_the_origin_once(capsys: pytest.CaptureFixture[str]) -> None:
