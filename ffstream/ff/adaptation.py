@@ -13,13 +13,14 @@ replayed samples from before the change are left out.
 The state depends on the microbatches and their numbers only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ffstream.ff.drift import NoDrift, Restart
+from ffstream.ff.parameters import Parameters
 
 _LOW_SHARE = 0.25  # of the threshold
 _SELDOM = 4  # while there is no reason to compare, only on every so many of the microbatches that are due
@@ -168,9 +169,34 @@ class CumulativeSum:
         self.restarts = int(state["restarts"])
 
 
-def without_outdated(gradient: Tensor, outdated_R: Tensor, samples: int) -> Tensor:
-    """∂L/∂G of the mean loss over the other samples: G (B, L), or (N) with rows of each sign. The last R samples are
-    replayed."""
+def restart_if_changed(
+    test: DriftTest,
+    parameters: Parameters,
+    step: int,
+    fresh: int,
+    newest_wrong: Callable[[int], int],
+    ema_wrong: Callable[[int], int],
+) -> None:
+    """Restarts EMA and schedule if the newest weights have come to predict better than the EMA weights.
+
+    `newest_wrong` and `ema_wrong` count the errors of these weights on the first so many of the `fresh` samples.
+    """
+    rows = test.rows_due(step, fresh)
+    if not rows:
+        return
+    newest = newest_wrong(rows)
+    if test.needs_ema(step, newest, rows) and test.compare(ema_wrong(rows), newest):
+        parameters.restart()
+
+
+def without_outdated(test: DriftTest, gradient: Tensor, ages_R: Tensor | None, samples: int) -> Tensor:
+    """∂L/∂G of the mean loss over the samples that are not outdated: G (B, L), or (N) with rows of each sign.
+
+    `ages_R` are the ages of the last R samples, if these are replayed.
+    """
+    outdated_R = None if ages_R is None else test.outdated(ages_R)
+    if outdated_R is None:
+        return gradient
     kept_B = torch.cat((outdated_R.new_ones(samples - len(outdated_R)), ~outdated_R)).to(gradient.dtype)
     kept_B.mul_(samples / kept_B.sum().clamp_min_(1))
     kept_N = kept_B.repeat(len(gradient) // samples)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ffstream.ff import kernels
-from ffstream.ff.adaptation import DriftTest, without_outdated
+from ffstream.ff.adaptation import DriftTest, restart_if_changed, without_outdated
 from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import size_of
 from ffstream.ff.formulas import sum_squares
@@ -48,6 +48,11 @@ def logits(f_BF: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     return torch.addmm(weights["bias"], f_BF, weights[WEIGHT].t())
 
 
+def _wrong(score_BL: Tensor, labels_B: Tensor) -> int:
+    """How many of the first samples, those that have a score, are mistaken."""
+    return int((score_BL.argmax(1) != labels_B[: len(score_BL)]).sum())
+
+
 class Head:
     """The head of a recipe with `readout = "softmax"`. It runs on the last layer's thread."""
 
@@ -77,31 +82,24 @@ class Head:
         fresh = len(labels_B) - (0 if ages_R is None else len(ages_R))
         f_BF = features(read, self._buffers)
         score_BL = logits(f_BF, self.parameters.views)
-        if input.phase == "interleaved":
-            self._adapt(input.step, fresh, f_BF, score_BL, labels_B)
+        if self._has_ema and input.phase == "interleaved":
+            restart_if_changed(
+                self._drift,
+                self.parameters,
+                input.step,
+                fresh,
+                lambda rows: _wrong(score_BL[:rows], labels_B),
+                lambda rows: _wrong(logits(f_BF[:rows], self.parameters.ema), labels_B),
+            )
         loss = self._objective.by_label(score_BL, labels_B, None, input.phase)
         self._unread.append(loss.statistics)
-        gradient_BL, gradients = loss.goodness_gradient, self.parameters.gradients
-        outdated_R = None if ages_R is None else self._drift.outdated(ages_R)
-        if outdated_R is not None:
-            gradient_BL = without_outdated(gradient_BL, outdated_R, len(labels_B))
+        gradients = self.parameters.gradients
+        gradient_BL = without_outdated(self._drift, loss.goodness_gradient, ages_R, len(labels_B))
         torch.mm(gradient_BL.t(), f_BF, out=gradients[WEIGHT])
         gradients["bias"].copy_(gradient_BL.sum(0))
         self.parameters.update(len(labels_B))
         self._drift.passed(input.fresh)
         return Scored(score_BL[:fresh], labels_B[:fresh])
-
-    def _adapt(self, step: int, fresh: int, f_BF: Tensor, score_BL: Tensor, labels_B: Tensor) -> None:
-        """Restarts EMA and schedule if the newest weights have come to predict better than the EMA weights."""
-        rows = self._drift.rows_due(step, fresh) if self._has_ema else 0
-        if not rows:
-            return
-        newest_wrong = int((score_BL[:rows].argmax(1) != labels_B[:rows]).sum())
-        if not self._drift.needs_ema(step, newest_wrong, rows):
-            return
-        ema_BL = logits(f_BF[:rows], self.parameters.ema)
-        if self._drift.compare(int((ema_BL.argmax(1) != labels_B[:rows]).sum()), newest_wrong):
-            self.parameters.restart()
 
     def _labelled(self, input: Activities) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
         """The rows of the samples that have a label, for each layer; their labels; the ages of replayed ones."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ffstream.ff import kernels
-from ffstream.ff.adaptation import DriftTest, without_outdated
+from ffstream.ff.adaptation import DriftTest, restart_if_changed, without_outdated
 from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import Shape
 from ffstream.ff.formulas import Formulas, ForwardResult
@@ -222,10 +222,14 @@ class Layer:
     def update(self) -> None:
         """Learns from the rows of the last forward pass."""
         input, result, formulas = self._input, self._result, self.formulas
-        self._adapt(input)
+        if self._recipe.ema_samples and input.phase == "interleaved":
+            restart_if_changed(
+                self._drift, self.parameters, input.step, input.fresh, self._newest_wrong, self._ema_wrong
+            )
         loss = self._loss(input, result)
         self._unread.append(loss.statistics)
-        gradient = self._without_outdated(loss.goodness_gradient, input)
+        # In separate phases, samples are never compared and never outdated.
+        gradient = without_outdated(self._drift, loss.goodness_gradient, input.ages_R, input.samples)
         if input.positives is None:
             e_NF, gradients = formulas.label_formulas.label_errors(
                 result.z_NF, result.label_scale_N, self._weights, gradient, self._buffers
@@ -247,31 +251,24 @@ class Layer:
     def _loss(self, input: Activities, result: ForwardResult) -> LossResult:
         if input.positives is not None:
             return self._objective.by_row(self.formulas.label_formulas.by_row(result.z_NF), input.positives)
-        wrong_B = None
-        if self._needs_wrong_labels:
-            wrong_B = self._wrong_B if self._conditions else self.wrong_labels()
-        return self._objective.by_label(self._all_goodness(), input.labels_N, wrong_B, input.phase)
+        return self._objective.by_label(self._all_goodness(), input.labels_N, self._compared_labels(), input.phase)
+
+    def _compared_labels(self) -> Tensor | None:
+        """The wrong label (B) that each sample's own is compared with; None if all labels are compared."""
+        if not self._needs_wrong_labels:
+            return None
+        return self._wrong_B if self._conditions else self.wrong_labels()
 
     # --- drift ---------------------------------------------------------------------------------------------------
 
-    def _adapt(self, input: Activities) -> None:
-        """Restarts EMA and schedule if the newest weights have come to predict better than the EMA weights."""
-        rows = self._drift.rows_due(input.step, input.fresh) if self._recipe.ema_samples else 0
-        if rows and input.phase == "interleaved":
-            compared = _Rows(input, rows)
-            newest_wrong = self._newest_wrong(compared)
-            if not self._drift.needs_ema(input.step, newest_wrong, rows):
-                return
-            if self._drift.compare(self._ema_wrong(compared), newest_wrong):
-                self.parameters.restart()
-
-    def _newest_wrong(self, compared: "_Rows") -> int:
+    def _newest_wrong(self, rows: int) -> int:
+        compared = _Rows(self._input, rows)
         if compared.label_free:
             return compared.wrong(compared.of(self._all_goodness()))
         return compared.wrong(self.formulas.label_formulas.by_row(compared.of(self._result.z_NF)))
 
-    def _ema_wrong(self, compared: "_Rows") -> int:
-        formulas = self.formulas
+    def _ema_wrong(self, rows: int) -> int:
+        compared, formulas = _Rows(self._input, rows), self.formulas
         weights = {name: self._as_product(name, value) for name, value in self.parameters.ema.items()}
         result = formulas.forward(compared.of(self._result.x_NI), weights, self.product_dtype, Buffers())
         if compared.label_free:
@@ -279,13 +276,6 @@ class Layer:
             return compared.wrong(goodness)
         z_NF = formulas.scheme.condition_(result.z_NF, result.label_scale_N, weights, compared.labels_N)
         return compared.wrong(formulas.label_formulas.by_row(z_NF))
-
-    def _without_outdated(self, gradient: Tensor, input: Activities) -> Tensor:
-        """∂L/∂G of the mean loss over the samples that are not outdated."""
-        outdated_R = None if input.ages_R is None else self._drift.outdated(input.ages_R)
-        if outdated_R is None or input.phase != "interleaved":
-            return gradient
-        return without_outdated(gradient, outdated_R, input.samples)
 
     def _refresh(self) -> None:
         """Updates the copies of parameters in the dtype of the matrix products."""
@@ -333,10 +323,7 @@ class Layer:
         if input.positives is not None:
             negatives = len(input.h_NF) - input.positives
             return self._health.add_contradictions(contradicting_images(input.h_NF, input.positives), negatives)
-        wrong_B = None
-        if self._needs_wrong_labels:
-            wrong_B = self._wrong_B if self._conditions else self.wrong_labels()
-        found = contradicting_labels(input.h_NF, input.labels_N, wrong_B)
+        found = contradicting_labels(input.h_NF, input.labels_N, self._compared_labels())
         return self._health.add_contradictions(found, len(input.h_NF))
 
     def weights(self) -> dict[str, Tensor]:
