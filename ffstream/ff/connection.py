@@ -10,7 +10,7 @@ only; `implementation` may name a class that computes the formula and its gradie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -54,8 +54,7 @@ class Connection(Part):
 
     def build(self, input_shape: Shape) -> Any:
         """An `ff.maps.Map` for input rows of this shape."""
-        make: Callable[..., Any] = resolve(self.implementation)
-        return make(self, input_shape)
+        return resolve(self.implementation)(self, input_shape)
 
 
 @register

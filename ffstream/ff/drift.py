@@ -1,6 +1,5 @@
 """Options for concept drift: what a layer does when the concept has changed. `ff/adaptation.py` does it."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -17,8 +16,7 @@ class Drift(Part):
 
     def build(self, replay_buffer: int) -> Any:
         """An `ff.adaptation.DriftTest` for a layer that learns from a replay buffer of that many samples."""
-        make: Callable[..., Any] = resolve(self.implementation)
-        return make(self, replay_buffer)
+        return resolve(self.implementation)(self, replay_buffer)
 
 
 @register

@@ -1,7 +1,6 @@
 """Options of the optimisers and learning rate schedules. `ff/steps.py` computes the optimiser steps."""
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,8 +17,7 @@ class Optimizer(Part):
 
     def build(self, vector: Any) -> Any:
         """An `ff.steps.Stepper` for the flat vector of a layer's parameters."""
-        make: Callable[..., Any] = resolve(self.implementation)
-        return make(vector, self)
+        return resolve(self.implementation)(vector, self)
 
 
 @register

@@ -3,7 +3,6 @@
 What is fitted to the stream (a mean, say) is part of the state in a checkpoint and of the weights that predict.
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -25,8 +24,7 @@ class Preprocessing(Part):
 
     def build(self, image_shape: Shape, device: Any) -> Any:
         """An `ff.input.Preprocessor` for images of this shape."""
-        make: Callable[..., Any] = resolve(self.implementation)
-        return make(self, image_shape, device)
+        return resolve(self.implementation)(self, image_shape, device)
 
 
 @register

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -65,5 +64,4 @@ class SoftmaxReadout(Readout):
 
     def build(self, recipe: Any, placement: Any) -> Any:
         """An `ff.head.Head`."""
-        make: Callable[..., Any] = resolve(self.implementation)
-        return make(recipe, placement)
+        return resolve(self.implementation)(recipe, placement)

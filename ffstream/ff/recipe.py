@@ -181,18 +181,16 @@ class Recipe(Options):
         except ValueError as error:
             raise OptionError(f"{at}.connection: {error}") from error
         conditioned = self.activities == "label_conditioned"
-        weight_shape = layer.connection.parameters(inputs)["weight"]
-        label_free = not (conditioned and index)
         reason = scheme.incompatibility(
             LayerContext(
-                index,
-                size_of(inputs),
-                size_of(outputs),
-                weight_shape,
-                self.labels,
-                label_free,
-                bool(self.image_negatives),
-                size_of(outputs[:-1]),
+                position=index,
+                inputs=size_of(inputs),
+                units=size_of(outputs),
+                weight_shape=layer.connection.parameters(inputs)["weight"],
+                labels=self.labels,
+                label_free=not (conditioned and index),
+                image_negatives=bool(self.image_negatives),
+                places=size_of(outputs[:-1]),
             )
         )
         if not reason and conditioned and not index and not scheme.conditions_rows:

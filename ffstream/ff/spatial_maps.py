@@ -29,7 +29,8 @@ class ConvMap:
         rows_K, columns_K = (
             _over_input(options, size, count) for size, count in zip(input_shape[:2], places, strict=True)
         )
-        self._over_padding_KK1 = ~(rows_K[:, None] & columns_K)[:, :, None]
+        over_padding_KK1 = ~(rows_K[:, None] & columns_K)[:, :, None]
+        self._over_padding_KK1 = over_padding_KK1 if over_padding_KK1.any() else None
 
     def forward(
         self, x_NI: Tensor, inverse_norm_N: Tensor, weights: Mapping[str, Tensor], buffers: Buffers
@@ -70,7 +71,7 @@ class ConvMap:
             [False, True, False],
         )[1]
         into[WEIGHT].copy_(gradient_OCKK.permute(0, 2, 3, 1))
-        if self._over_padding_KK1.any():
+        if self._over_padding_KK1 is not None:
             # In bfloat16, oneDNN leaves the gradient of these weights uninitialised.
             into[WEIGHT].masked_fill_(self._over_padding_KK1.to(e_NO.device), 0)
 
