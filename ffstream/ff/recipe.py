@@ -147,7 +147,6 @@ class Recipe(Options):
                     f"must be smaller than the image: network.image_shape = {show(self.image_shape)}",
                 )
             )
-        self._check_image_negatives()
         if self.replay_flip and len(self.image_shape) not in (2, 3):
             reason = f"only images [height, width] can be mirrored: network.image_shape = {show(self.image_shape)}"
             raise OptionError(wrong("replay_flip", self.replay_flip, reason))
@@ -155,6 +154,7 @@ class Recipe(Options):
             self.preprocessing.output_shape(self.image_shape)
         except ValueError as error:
             raise OptionError(f"preprocessing: {error}") from error
+        self._check_image_negatives()
         for index, (layer, inputs) in enumerate(zip(self.layers, self.input_shapes(), strict=True)):
             self._check_layer(index, layer, inputs)
         self._check_readout()

@@ -85,3 +85,5 @@ def test_weights_that_were_loaded_keep_their_filters() -> None:
 def test_images_that_have_no_such_patches_are_rejected(shape: list[int], patch: int) -> None:
     with pytest.raises(ValueError, match=r"preprocessing: needs an odd patch and images"):
         recipe(image_shape=shape, replay_jitter=0, preprocessing={"kind": "whitening", "patch": patch})
+    with pytest.raises(ValueError, match=r"preprocessing: needs an odd patch and images"):
+        recipe("unsupervised", image_shape=shape, preprocessing={"kind": "whitening", "patch": patch})
