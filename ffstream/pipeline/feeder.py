@@ -14,8 +14,6 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import torch
-
 from ffstream.config import Config
 from ffstream.ff.objective import Phase
 from ffstream.journal.journal import Head
@@ -31,6 +29,12 @@ from ffstream.util.threads import LEARNING_NICENESS, Worker
 NAME = "ff-feeder"
 _IDLE_WAIT_S = 0.5
 _PAUSE_WAIT_S = 5.0  # how long a pause waits for a microbatch that is being sent to a slow stage
+
+
+def publish_is_due(step: int, every: int) -> bool:
+    """Whether a snapshot follows the first `step` microbatches: after every so many, and more often at first, while
+    each microbatch improves the network a lot."""
+    return step % every == 0 or (step < every * 8 and step & (step - 1) == 0)
 
 
 @dataclass
@@ -161,7 +165,7 @@ class Feeder:
             images, labels = batch
             micro = MicroBatch(state.step, state.seq, phase, images, labels, len(labels))
             self._listener.on_microbatch(micro, state.version)
-            micro = self._add_replay(micro)
+            micro = self._replay.beside(micro)
             self._replay.add(images, labels)
         state.step += 1
         self._unsaved += micro.fresh
@@ -193,17 +197,6 @@ class Feeder:
             return False
         return self._quiet.decide(self.state.seq, self.state.slept, head=self._head.seq, now=time.monotonic())
 
-    def _add_replay(self, micro: MicroBatch) -> MicroBatch:
-        """Puts replayed samples beside the fresh ones, so that one update learns from both."""
-        count = self._recipe.replay * micro.fresh // self._recipe.batch_size
-        if not count or not len(self._replay):
-            return micro
-        images, labels, ages = self._replay.draw(count, micro.step)
-        if micro.images.dtype != torch.uint8:
-            images = images.to(torch.float32).div_(255)
-        images, labels = torch.cat((micro.images, images)), torch.cat((micro.labels, labels))
-        return micro._replace(images=images, labels=labels, ages=ages)
-
     def _flush_is_due(self) -> bool:
         if self._learning.partial == "wait" or not self._batcher.pending:
             return False
@@ -213,13 +206,11 @@ class Feeder:
         return now - self._partial_since >= self._learning.linger_s
 
     def _send_due_barrier(self) -> None:
-        state, checkpoints, publish_every = self.state, self._checkpoints, self._learning.publish_every
-        # Publish more often at first, while each microbatch improves the network a lot.
-        warmup = state.step < publish_every * 8 and state.step & (state.step - 1) == 0
+        checkpoints = self._checkpoints
         saves = 0 < checkpoints.every_samples <= self._unsaved or (
             0 < checkpoints.every_s <= time.monotonic() - self._saved_at and self._unsaved > 0
         )
-        if warmup or saves or state.step % publish_every == 0:
+        if saves or publish_is_due(self.state.step, self._learning.publish_every):
             self._send_barrier(saves=saves)
 
     def _send_barrier(self, *, saves: bool, request: Future[int] | None = None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ffstream.ff.augmentation import Augmentation
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
+from ffstream.pipeline.messages import MicroBatch
 
 
 class Replayed(NamedTuple):
@@ -29,7 +30,7 @@ class ReplayBuffer:
 
     def __init__(self, recipe: Recipe, *, used: bool = True) -> None:
         self.capacity = recipe.replay_buffer if used else 0
-        self._seed = recipe.seed
+        self._recipe = recipe
         self._augmentation = Augmentation(recipe)
         self._images_MI = torch.zeros(self.capacity, recipe.inputs, dtype=torch.uint8)
         self._labels_M = torch.zeros(self.capacity, dtype=torch.int64)
@@ -51,10 +52,21 @@ class ReplayBuffer:
 
     def draw(self, count: int, step: int) -> Replayed:
         """`count` samples, drawn with replacement."""
-        generator = generator_for("replay", self._seed, step)
+        generator = generator_for("replay", self._recipe.seed, step)
         at_B = torch.randint(0, len(self), (count,), generator=generator)
         ages_B = (self._added - 1 - at_B).remainder_(self.capacity).add_(1)
         return Replayed(self._augmentation.apply(self._images_MI[at_B], generator), self._labels_M[at_B], ages_B)
+
+    def beside(self, micro: MicroBatch) -> MicroBatch:
+        """The microbatch with replayed samples after its fresh ones, so that one update learns from both."""
+        count = self._recipe.replay * micro.fresh // self._recipe.batch_size
+        if not count or not len(self):
+            return micro
+        images, labels, ages = self.draw(count, micro.step)
+        if micro.images.dtype != torch.uint8:
+            images = images.to(torch.float32).div_(255)
+        images, labels = torch.cat((micro.images, images)), torch.cat((micro.labels, labels))
+        return micro._replace(images=images, labels=labels, ages=ages)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """A copy: tensors, and JSON values."""

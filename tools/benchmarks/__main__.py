@@ -87,6 +87,16 @@ def influential(arguments: Sequence[str]) -> Iterator[str]:
             yield argument
 
 
+_data = click.option("--data", type=click.Path(exists=True, path_type=Path), help="Where the data set is.")
+_dataset = click.option(
+    "--dataset", default="embedded", show_default=True, help="Name of the data set, or its folder."
+)
+_validation = click.option(
+    "--validation", is_flag=True, help="Hold out the last part of the training split, not the test split."
+)
+_settings = click.option("--set", "settings", multiple=True, help="An option of the daemon, as in `ffstream serve`.")
+
+
 @main.command("learn")
 @_json
 @_rounds
@@ -97,13 +107,13 @@ def learn_command(as_json: bool, rounds: int) -> None:
 
 @main.command("accuracy")
 @click.option("--preset", default="stream", show_default=True, help="The recipe.")
-@click.option("--dataset", default="embedded", show_default=True, help="Name of the data set, or its folder.")
-@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Where the data set is.")
+@_dataset
+@_data
 @click.option("--passes", default=1, show_default=True, help="Passes over the training split.")
 @click.option("--samples", default=0, help="End a run after about this number of samples, not after whole passes.")
 @click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
-@click.option("--validation", is_flag=True, help="Hold out the last part of the training split, not the test split.")
-@click.option("--set", "settings", multiple=True, help="An option of the daemon, as in `ffstream serve`.")
+@_validation
+@_settings
 @click.option("--label-fraction", type=click.FloatRange(0, 1), default=1.0, help="Share of samples with a label.")
 @click.option("--runs", type=click.Path(path_type=Path), help="Folder of runs. What was begun there continues.")
 @click.option("--every", default=0, help="Samples between two points of a run; default: a twelfth of a pass.")
@@ -176,7 +186,7 @@ def accuracy_command(
 
 @main.command("drift")
 @click.argument("dataset", default="embedded")
-@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Folder of the data set.")
+@_data
 @click.option(
     "--kind", "kinds", multiple=True, type=click.Choice(list(drift.DRIFTS)), help="Kind of drift; default: all."
 )
@@ -190,16 +200,9 @@ def drift_command(
     drift.run(_report(range(seeds)), load(dataset, data), list(kinds or drift.DRIFTS), make_recipe(preset), seeds)
 
 
-_data = click.option("--data", type=click.Path(exists=True, path_type=Path), help="Where the data set is.")
-_validation = click.option(
-    "--validation", is_flag=True, help="Hold out the last part of the training split, not the test split."
-)
-_settings = click.option("--set", "settings", multiple=True, help="An option of the daemon, as in `ffstream serve`.")
-
-
 @main.command("phases")
 @click.argument("lengths", nargs=-1, type=click.IntRange(1))
-@click.option("--dataset", default="embedded", show_default=True, help="Name of the data set, or its folder.")
+@_dataset
 @_data
 @click.option("--passes", default=10.0, show_default=True, help="Passes over the training split, at most.")
 @click.option("--seeds", default=1, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
@@ -243,7 +246,7 @@ def combinations_command(dataset: str, data: Path | None, only: str, as_json: bo
 @click.option("--length", default=64, show_default=True, help="Microbatches in a phase.")
 @click.option("--microbatches", default=16_000, show_default=True, help="Wake microbatches without sleep.")
 @click.option("--recovery", default=1024, show_default=True, help="Microbatches in each sleep phase after that.")
-@click.option("--dataset", default="embedded", show_default=True, help="Name of the data set, or its folder.")
+@_dataset
 @_data
 @click.option("--passes", default=5.0, show_default=True, help="Passes in phases before that.")
 @click.option("--seed", default=0, show_default=True, help="Random seed.")

@@ -8,17 +8,15 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from ffstream.config import Config
 from ffstream.data import Dataset, Split
-from ffstream.ff.layer import Placement
-from ffstream.ff.network import Network
 from ffstream.ff.part import members
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.pipeline.device import choose_product_dtype
+from tools.benchmarks.accuracy.learners import ForwardForward, error, splits_of
 from tools.benchmarks.accuracy.stream import Microbatches
 from tools.benchmarks.report import Report
 
@@ -70,17 +68,17 @@ def combinations() -> Iterator[Combination]:
 
 def run(report: Report, dataset: Dataset, chosen: list[Combination], trial_samples: int = TRIAL_SAMPLES) -> None:
     """A row for each combination: the test error after one pass, with the α and learning rate that were chosen."""
-    train, validation = dataset.split("train_without_validation"), dataset.split("validation")
+    train, validation, _ = splits_of(dataset, validation=True)
     for each in chosen:
         trials = {
             (alpha, rate): _error(each.recipe(alpha, rate), train, validation, trial_samples)
             for alpha, rate in product(ALPHAS[each.goodness], RATES)
         }
         alpha, rate = min(trials, key=lambda at: trials[at])
-        error = _error(each.recipe(alpha, rate), dataset.train, dataset.test, len(dataset.train))
+        found = _error(each.recipe(alpha, rate), dataset.train, dataset.test, len(dataset.train))
         report.add(
             f"combinations/{dataset.name}/{each.name}",
-            error,
+            found,
             "%",
             alpha=alpha,
             learning_rate=rate,
@@ -90,11 +88,8 @@ def run(report: Report, dataset: Dataset, chosen: list[Combination], trial_sampl
 
 def _error(recipe: Recipe, train: Split, judge: Split, samples: int) -> float:
     """The error in percent after so many samples of one pass."""
-    network = Network(recipe, Placement(product_dtype=choose_product_dtype("auto", torch.device("cpu"))))
+    learner = ForwardForward(recipe, choose_product_dtype("auto", torch.device("cpu")))
     microbatches = Microbatches(Config(network=recipe), train, seed=0)
     while microbatches.seq < samples:
-        batch = microbatches.next()
-        network.learn(batch.images, batch.labels, batch.step)
-    images = torch.from_numpy(judge.images.reshape(len(judge), -1))
-    predicted = network.classifier().predict(images).labels_B.numpy()
-    return 100 * float(np.mean(predicted != judge.labels))
+        learner.learn(microbatches.next())
+    return 100 * error(learner.predictor(learner.weights()), judge)

@@ -26,7 +26,9 @@ from ffstream.data.dataset import Split
 from ffstream.data.streams import label_permutation_at, stream
 from ffstream.ff.network import Network
 from ffstream.ff.recipe import Recipe
+from ffstream.pipeline.messages import MicroBatch
 from ffstream.pipeline.replay_buffer import ReplayBuffer
+from tools.benchmarks.accuracy.learners import error, predictor
 from tools.benchmarks.report import Report
 
 WINDOW_SAMPLES = 1000
@@ -132,13 +134,10 @@ def learned(recipe: Recipe, samples: Samples, change: int) -> Learned:
             before = _restarts(network)
         if seq >= change:
             served.add(seq, labels_B, network.classifier().predict(images_BI).labels_B)
-        count = recipe.replay * len(labels_B) // recipe.batch_size if len(replay) else 0
-        if count:
-            old = replay.draw(count, step)
-            given = torch.cat((images_BI, old.images_BI)), torch.cat((labels_B, old.labels_B))
-            scored = network.learn(*given, step, ages_R=old.ages_B)
-        else:
-            scored = network.learn(images_BI, labels_B, step)
+        batch = replay.beside(
+            MicroBatch(step, seq + len(labels_B), "interleaved", images_BI, labels_B, len(labels_B))
+        )
+        scored = network.learn(batch.images, batch.labels, step, ages_R=batch.ages)
         if scored is not None:
             live.add(seq, scored.labels_B, scored.score_BL.argmax(1))
         replay.add(images_BI, labels_B)
@@ -190,7 +189,7 @@ def _one(report: Report, dataset: Dataset, kind: str, recipe: Recipe, seed: int)
     before, after = with_test.restarts
     report.add(f"{name}/restarts/seed{seed}", after, "restarts", before=before)
     if kind == "stationary":
-        errors = [_error(each.network, dataset.test) for each in (with_test, unchanged)]
+        errors = [100 * error(predictor(each.network.classifier()), dataset.test) for each in (with_test, unchanged)]
         report.add(f"{name}/test/seed{seed}", errors[0], "%", "unchanged", errors[1])
 
 
@@ -198,8 +197,3 @@ def _pass(split: Split, seed: int, number: int) -> Samples:
     at = list(stream(split, passes=number + 1, seed=seed))[number]
     images = torch.from_numpy(split.images[at]).flatten(1)
     return images, torch.from_numpy(split.labels[at].astype(np.int64))
-
-
-def _error(network: Network, split: Split) -> float:
-    predicted_B = network.classifier().predict(torch.from_numpy(split.images).flatten(1)).labels_B
-    return 100 * float((predicted_B.numpy() != split.labels).mean())

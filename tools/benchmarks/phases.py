@@ -13,11 +13,10 @@ from ffstream.data import Dataset
 from ffstream.data.dataset import Split
 from ffstream.pipeline.device import choose_product_dtype
 from ffstream.pipeline.phases import PhaseSchedule
-from tools.benchmarks.accuracy.learners import ForwardForward
+from tools.benchmarks.accuracy.learners import ForwardForward, error, splits_of
 from tools.benchmarks.accuracy.stream import Microbatches
 from tools.benchmarks.report import Report
 
-_VALIDATION = 10_000  # the last training images
 _POINTS = (0, 250, 500, 1000, 2000, 4000, 8000, 16_000)
 _RECOVERIES = 2
 
@@ -33,8 +32,7 @@ class Learner:
         self._stream = Microbatches(config, train, seed)
         self._length = length
         self._rounds_per_pass = len(train) / config.network.batch_size / length
-        self._images = torch.from_numpy(judge.images.reshape(len(judge), -1))
-        self._labels = torch.from_numpy(judge.labels).long()
+        self._judge = judge
 
     def learn(self, microbatches: int) -> None:
         """Learns that many, in the phases that are due."""
@@ -57,16 +55,7 @@ class Learner:
 
     def error(self) -> float:
         """Error of the EMA weights, in percent."""
-        predicted = self._learner.predictor(self._learner.weights())(self._images)
-        return 100 * int((predicted != self._labels).sum()) / len(self._labels)
-
-
-def splits(dataset: Dataset, *, validation: bool) -> tuple[Split, Split]:
-    """What is learned, and what the error is measured on."""
-    train, end = dataset.train, len(dataset.train) - _VALIDATION
-    if not validation:
-        return train, dataset.test
-    return Split(train.images[:end], train.labels[:end]), Split(train.images[end:], train.labels[end:])
+        return 100 * error(self._learner.predictor(self._learner.weights()), self._judge)
 
 
 def run(
@@ -80,7 +69,7 @@ def run(
     settings: Sequence[str],
 ) -> None:
     """The error after the last wake and the last sleep phase, for each length of the phases and each seed."""
-    train, judge = splits(dataset, validation=validation)
+    train, judge, _ = splits_of(dataset, validation=validation)
     for length, seed in product(lengths, range(seeds)):
         learner = Learner(train, judge, length, seed, settings)
         rounds = learner.rounds(passes)
@@ -104,7 +93,8 @@ def deprivation(
 ) -> None:
     """The error after wake microbatches without sleep, and after each of two rounds of sleep and wake: `recovery` and
     `length` microbatches."""
-    learner = Learner(*splits(dataset, validation=validation), length, seed, settings)
+    train, judge, _ = splits_of(dataset, validation=validation)
+    learner = Learner(train, judge, length, seed, settings)
     learner.learn(2 * length * learner.rounds(passes))
     name = f"deprivation/{dataset.name}/{length}/seed{seed}"
     report.add(f"{name}/rested", learner.error(), "%")

@@ -10,7 +10,6 @@ held-out data is the test split, and its error is measured at the end of each pa
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -21,7 +20,7 @@ from ffstream.pipeline.device import choose_product_dtype
 from tools.benchmarks import peers
 from tools.benchmarks.accuracy import plot, through_daemon, tuning
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
-from tools.benchmarks.accuracy.learners import ForwardForward, Learner
+from tools.benchmarks.accuracy.learners import ForwardForward, Learner, Splits, splits_of
 from tools.benchmarks.accuracy.rows import PEER, Learned, Rows, error_of, prequential_of
 from tools.benchmarks.accuracy.run import Files, Plan, Point, Run
 from tools.benchmarks.accuracy.stream import Microbatches
@@ -65,18 +64,12 @@ class Options:
         return f"accuracy/{self.preset}/{dataset.name}/{length}{labels}"
 
 
-class _Splits(NamedTuple):
-    train: Split
-    held_out: Split
-    name: str  # of the held-out data
-
-
 def run(report: Report, dataset: Dataset, options: Options) -> None:
     """Runs each seed, which decides the order of the stream and the initial weights. Raises Failed, ConfigError."""
     if options.label_fraction < 1 and not config_of(dataset, options, 0).network.learns_unlabelled:
         raise Failed(f"preset {options.preset} needs a label for each sample: leave out --label-fraction")
     prefix = options.prefix(dataset)
-    splits = _splits(dataset, validation=options.validation)
+    splits = splits_of(dataset, validation=options.validation)
     rows = Rows(report, prefix, splits.name)
     curves: dict[str, list[Sequence[Point]]] = {OURS: []}
     for seed in range(options.seeds):
@@ -96,7 +89,7 @@ def run(report: Report, dataset: Dataset, options: Options) -> None:
 
 def tune_peer(report: Report, dataset: Dataset, options: Options, trials: int) -> str:
     """Chooses settings of the peer with seed 0 on validation data. Returns the section for `peer_settings.toml`."""
-    splits = _splits(dataset, validation=True)
+    splits = splits_of(dataset, validation=True)
     name = f"{options.prefix(dataset)}/peer_trial"
 
     def try_out(settings: PeerSettings) -> float:
@@ -131,12 +124,6 @@ def _tensors(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
 # --- runs --------------------------------------------------------------------------------------------------------
 
 
-def _splits(dataset: Dataset, *, validation: bool) -> _Splits:
-    if not validation:
-        return _Splits(dataset.train, dataset.test, "test")
-    return _Splits(dataset.split("train_without_validation"), dataset.split("validation"), "validation")
-
-
 def config_of(dataset: Dataset, options: Options, seed: int) -> Config:
     """The configuration of a daemon for this data set. Raises ConfigError."""
     return load(settings=_settings(dataset, options, seed), environment={})
@@ -153,7 +140,7 @@ def _settings(dataset: Dataset, options: Options, seed: int) -> tuple[str, ...]:
 
 
 def _run(
-    name: str, dataset: Dataset, splits: _Splits, options: Options, seed: int, *, seconds: float = 0.0
+    name: str, dataset: Dataset, splits: Splits, options: Options, seed: int, *, seconds: float = 0.0
 ) -> Learned:
     """A whole run, or the rest of one that was begun before."""
     config = config_of(dataset, options, seed)
@@ -178,7 +165,7 @@ def _run(
     return Learned(learner, found.points, next(point for point in found.points if point.samples >= total))
 
 
-def _prove(report: Report, prefix: str, dataset: Dataset, splits: _Splits, options: Options, ours: Learned) -> None:
+def _prove(report: Report, prefix: str, dataset: Dataset, splits: Splits, options: Options, ours: Learned) -> None:
     """One pass through a daemon must lead to the same weights, and to the same errors. Raises Failed."""
     assert isinstance(ours.learner, ForwardForward)
     if ours.points[-1] != ours.end:

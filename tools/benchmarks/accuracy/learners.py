@@ -1,11 +1,12 @@
 """What learns a stream: a Forward-Forward network, or (in `backprop.py`) its peer."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ffstream.data import Dataset, Split
 from ffstream.ff.classifier import Classifier
 from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
@@ -13,6 +14,27 @@ from ffstream.ff.recipe import Recipe
 from ffstream.pipeline.messages import MicroBatch
 
 Predict = Callable[[Tensor], Tensor]  # images (B, I; uint8) to labels (B)
+
+
+class Splits(NamedTuple):
+    """What is learned, and what the error is measured on."""
+
+    train: Split
+    held_out: Split
+    name: str  # of the held-out data
+
+
+def splits_of(dataset: Dataset, *, validation: bool) -> Splits:
+    """The training and the test split, or with `validation` two parts of the training split."""
+    if not validation:
+        return Splits(dataset.train, dataset.test, "test")
+    return Splits(dataset.split("train_without_validation"), dataset.split("validation"), "validation")
+
+
+def error(predict: Predict, split: Split) -> float:
+    """The share of a split that is predicted wrong."""
+    predicted_N = predict(torch.from_numpy(split.images.reshape(len(split), -1)))
+    return int((predicted_N != torch.from_numpy(split.labels).long()).sum()) / len(split)
 
 
 class Learner(Protocol):
@@ -39,6 +61,11 @@ class Learner(Protocol):
         ...
 
 
+def predictor(classifier: Classifier) -> Predict:
+    """The labels that a classifier predicts."""
+    return lambda images_BI: classifier.predict(images_BI).labels_B
+
+
 class ForwardForward:
     """The serial reference, which the pipeline of a daemon equals bit for bit."""
 
@@ -55,8 +82,7 @@ class ForwardForward:
 
     def predictor(self, weights: Mapping[str, Tensor]) -> Predict:
         """Predicts as a daemon does."""
-        classifier = Classifier(self.network.recipe, weights)
-        return lambda images_BI: classifier.predict(images_BI).labels_B
+        return predictor(Classifier(self.network.recipe, weights))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state of the network."""

@@ -23,7 +23,7 @@ from ffstream.data import Split
 from ffstream.pipeline.messages import MicroBatch
 from ffstream.util.durable import fsync, fsync_entry
 from ffstream.util.labels import UNLABELLED
-from tools.benchmarks.accuracy.learners import Learner
+from tools.benchmarks.accuracy.learners import Learner, error
 from tools.benchmarks.accuracy.stream import Microbatches
 
 
@@ -59,8 +59,7 @@ class Run:
         self, learner: Learner, microbatches: Microbatches, held_out: Split, plan: Plan, files: "Files | None" = None
     ) -> None:
         self.learner, self._microbatches, self._plan = learner, microbatches, plan
-        self._images = torch.from_numpy(held_out.images.reshape(len(held_out), -1))
-        self._labels = torch.from_numpy(held_out.labels).long()
+        self._held_out = held_out
         self.points: list[Point] = []
         self._seconds, self._predicted, self._wrong = 0.0, 0, 0
         self._files = files
@@ -98,16 +97,10 @@ class Run:
             self._predict = self.learner.predictor(self._published)
 
     def _add_point(self, *, measured: bool) -> None:
-        error = self._error() if measured else None
-        self.points.append(
-            Point(self._microbatches.seq, round(self._seconds, 3), self._predicted, self._wrong, error)
-        )
+        now = error(self.learner.predictor(self.learner.weights()), self._held_out) if measured else None
+        self.points.append(Point(self._microbatches.seq, round(self._seconds, 3), self._predicted, self._wrong, now))
         if self._files is not None:
             self._files.save(self._state(), self.points)
-
-    def _error(self) -> float:
-        predicted_N = self.learner.predictor(self.learner.weights())(self._images)
-        return int((predicted_N != self._labels).sum()) / len(self._labels)
 
     # --- state ---------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from ffstream.config import Config
 from ffstream.data import Split
 from ffstream.data.streams import hidden, stream
 from ffstream.ff.objective import Phase
+from ffstream.pipeline.feeder import publish_is_due
 from ffstream.pipeline.messages import MicroBatch
 from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.replay_buffer import ReplayBuffer
@@ -60,12 +61,7 @@ class Microbatches:
         images = torch.from_numpy(self._split.images[at].reshape(len(at), -1))
         labels = self._labels_N[torch.from_numpy(at)]
         self.seq = end
-        batch = MicroBatch(self.step, end, self.phase, images, labels, len(at))
-        count = recipe.replay * len(at) // recipe.batch_size
-        if count and len(self._replay):
-            old_images, old_labels, ages = self._replay.draw(count, self.step)
-            both = torch.cat((images, old_images)), torch.cat((labels, old_labels))
-            batch = MicroBatch(self.step, end, self.phase, *both, len(at), ages)
+        batch = self._replay.beside(MicroBatch(self.step, end, self.phase, images, labels, len(at)))
         self._replay.add(images, labels)
         return batch
 
@@ -83,8 +79,7 @@ class Microbatches:
     @property
     def publishes(self) -> bool:
         """Whether a daemon publishes a snapshot after the last microbatch."""
-        step, every = self.step, self._publish_every
-        return step % every == 0 or (step < every * 8 and step & (step - 1) == 0) or self._waits
+        return publish_is_due(self.step, self._publish_every) or self._waits
 
     @property
     def _waits(self) -> bool:
