@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ffstream.ff.activities import Activities
 from ffstream.ff.head import Head
-from ffstream.ff.layer import Activities, Layer, Placement
+from ffstream.ff.layer import Layer
 from ffstream.ff.network import Network
 from ffstream.ff.objective import Phase
 from ffstream.ff.parameters import Parameters
+from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe
 from tests.unit.ff import formulas
 from tests.unit.pipeline.run import QUIET, Run, Serial, Store, Stream, assert_same

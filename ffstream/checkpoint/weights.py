@@ -29,8 +29,8 @@ from ffstream.checkpoint import formats, manifest
 from ffstream.checkpoint.manifest import CHECKPOINTS, MANIFEST, STATE
 from ffstream.checkpoint.tensors import bytes_of, save
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, ConfigError, Unavailable
-from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
+from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe, stored_recipe
 from ffstream.util.durable import fsync, fsync_entry
 from ffstream.util.option_errors import OptionError

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 
 from ffstream.ff import kernels
+from ffstream.ff.activities import Activities, Scored
 from ffstream.ff.adaptation import DriftTest, restart_if_changed, without_outdated
 from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import size_of
 from ffstream.ff.formulas import sum_squares
-from ffstream.ff.layer import UNREAD_MAX, Activities, Placement, Scored
+from ffstream.ff.layer_monitor import UNREAD_MAX
 from ffstream.ff.maps import WEIGHT
 from ffstream.ff.member import DRIFT, below, joined
 from ffstream.ff.normalization import RootMeanSquare
 from ffstream.ff.objective import LossStatistics, Softmax
 from ffstream.ff.parameters import Parameters
+from ffstream.ff.placement import Placement
 from ffstream.ff.readout import SoftmaxReadout
 from ffstream.ff.recipe import Recipe
 from ffstream.util.labels import UNLABELLED

@@ -9,11 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ffstream.ff.activities import Activities
 from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.image_negatives import ImageNegatives
-from ffstream.ff.layer import Activities, Placement
 from ffstream.ff.objective import Phase
+from ffstream.ff.placement import Placement
 from ffstream.ff.preprocessing import RunningMean, Unchanged
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe

@@ -11,112 +11,29 @@ activities.
 Shapes: B samples, N rows, F units, L labels.
 """
 
-import math
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ffstream.ff import kernels
+from ffstream.ff.activities import Activities
 from ffstream.ff.adaptation import DriftTest, restart_if_changed, without_outdated
 from ffstream.ff.buffers import Buffers, ReusedBuffers
+from ffstream.ff.compared_rows import ComparedRows
 from ffstream.ff.connection import Shape
 from ffstream.ff.formulas import Formulas, ForwardResult
-from ffstream.ff.health import (
-    SAMPLED_ROWS,
-    Health,
-    HealthFigures,
-    contradicting_images,
-    contradicting_labels,
-    margin_by_label,
-)
+from ffstream.ff.health import SAMPLED_ROWS
+from ffstream.ff.layer_monitor import LastMicroBatch, LayerFigures, LayerMonitor
 from ffstream.ff.maps import WEIGHT
 from ffstream.ff.member import DRIFT, below, joined
-from ffstream.ff.objective import Balance, LossFunction, LossResult, LossStatistics, Phase
+from ffstream.ff.objective import LossFunction, LossResult
 from ffstream.ff.parameters import parameters_of_layer
+from ffstream.ff.placement import Placement
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
-
-UNREAD_MAX = 64
-HEALTH_EVERY = 4  # calls of `figures`
-
-
-class Activities(NamedTuple):
-    """What a layer passes on: rows, the label of each, and how many of them are positive.
-
-    Label-free: one row for each sample, `labels_N` are the samples' own labels, `positives` is None.
-    Label-conditioned, or beside negative rows made from images: the first `positives` rows are positive, the others
-    negative. In the phase `interleaved` each sample has one row of each sign.
-    `carried` are the positive rows of the layers passed so far that the readout reads.
-    The last R samples are replayed; `ages_R` says how many samples of the stream ago each one came. It is None if R
-    is 0. The others are fresh. `score_BL` is the score of their labels so far: Σ score_weight · goodness over the
-    layers passed, by the weights before the update. Label-conditioned activities have none.
-    """
-
-    h_NF: Tensor
-    labels_N: Tensor
-    positives: int | None
-    step: int
-    phase: Phase
-    carried: tuple[Tensor, ...] = ()
-    ages_R: Tensor | None = None
-    score_BL: Tensor | None = None
-
-    def carry(self) -> "Activities":
-        """The same activities, with their positive rows carried on to the readout."""
-        return self._replace(carried=(*self.carried, self.h_NF[: self.positives]))
-
-    @property
-    def samples(self) -> int:
-        """Samples of the microbatch."""
-        both_signs = self.positives is not None and self.phase == "interleaved"
-        return len(self.labels_N) // 2 if both_signs else len(self.labels_N)
-
-    @property
-    def fresh(self) -> int:
-        """Samples that come from the stream. They are the first ones of each sign."""
-        return self.samples - (0 if self.ages_R is None else len(self.ages_R))
-
-    @property
-    def scored(self) -> "Scored | None":
-        """The fresh samples' scores and labels, if the layers have a score."""
-        return None if self.score_BL is None else Scored(self.score_BL, self.labels_N[: self.fresh])
-
-
-class Scored(NamedTuple):
-    """The score (B, L) of every label of fresh samples by the weights before the update, and their labels (B)."""
-
-    score_BL: Tensor
-    labels_B: Tensor
-
-
-class Placement(NamedTuple):
-    """Where a layer computes, and in which dtype it computes matrix products.
-
-    `buffers` is how many activities of a layer may be in use at once: those in the queue behind it, one that the next
-    layer reads and one that is being written. A layer that the readout reads has more, for the layers between them.
-    0 allocates new memory each time. CUDA ignores it: its caching allocator is faster than such a ring of buffers.
-    """
-
-    device: torch.device = torch.device("cpu")
-    product_dtype: torch.dtype = torch.float32
-    buffers: int = 1
-
-
-class LayerFigures(NamedTuple):
-    """Means since the last call of `figures`, NaN if there was no row of that sign. Restarts after drifts. Health.
-    The running means and the threshold of an objective that keeps them."""
-
-    goodness_positive: float
-    goodness_negative: float
-    loss: float
-    separation: float  # share of positive rows with more goodness than the negative row beside them
-    restarts: int
-    health: HealthFigures
-    balance: Balance | None
 
 
 class Layer:
@@ -134,14 +51,10 @@ class Layer:
         self._drift: DriftTest = recipe.drift.build(recipe.replay_buffer)
         self._buffers = ReusedBuffers()
         self._conditions = recipe.activities == "label_conditioned"
-        self._health = Health()
-        self._health_figures = HealthFigures()
-        self._figures_calls = 0
+        self._monitor = LayerMonitor(counts_contradictions=index == 0)
         self._is_read = index in recipe.read_layers
         self._ring = self._make_ring(buffers)
         self._weights = {name: self._as_product(name, view) for name, view in self.parameters.views.items()}
-        # Computed only when `figures` is called, so a step does not pay for them and a GPU does not wait.
-        self._unread: deque[Callable[[], LossStatistics]] = deque(maxlen=UNREAD_MAX)
 
     def _make_ring(self, buffers: int) -> Any:
         if self.device.type != "cpu" or not buffers:
@@ -227,7 +140,7 @@ class Layer:
                 self._drift, self.parameters, input.step, input.fresh, self._newest_wrong, self._ema_wrong
             )
         loss = self._loss(input, result)
-        self._unread.append(loss.statistics)
+        self._monitor.add(loss.statistics)
         # In separate phases, samples are never compared and never outdated.
         gradient = without_outdated(self._drift, loss.goodness_gradient, input.ages_R, input.samples)
         if input.positives is None:
@@ -262,13 +175,13 @@ class Layer:
     # --- drift ---------------------------------------------------------------------------------------------------
 
     def _newest_wrong(self, rows: int) -> int:
-        compared = _Rows(self._input, rows)
+        compared = ComparedRows(self._input, rows)
         if compared.label_free:
             return compared.wrong(compared.of(self._all_goodness()))
         return compared.wrong(self.formulas.label_formulas.by_row(compared.of(self._result.z_NF)))
 
     def _ema_wrong(self, rows: int) -> int:
-        compared, formulas = _Rows(self._input, rows), self.formulas
+        compared, formulas = ComparedRows(self._input, rows), self.formulas
         weights = {name: self._as_product(name, value) for name, value in self.parameters.ema.items()}
         result = formulas.forward(compared.of(self._result.x_NI), weights, self.product_dtype, Buffers())
         if compared.label_free:
@@ -286,45 +199,14 @@ class Layer:
     # --- state ---------------------------------------------------------------------------------------------------
 
     def figures(self) -> LayerFigures:
-        """Mean goodness of each sign and mean loss of the microbatches since the last call (at most the last 64)."""
-        computed = [compute() for compute in self._unread]
-        positive = _mean([statistics.positive_B for statistics in computed])
-        negative = _mean([statistics.negative_B for statistics in computed])
-        if computed:
-            self._sample_health(positive - negative)
-        self._unread.clear()
-        return LayerFigures(
-            positive,
-            negative,
-            _mean([statistics.loss.view(1) for statistics in computed]),
-            _mean([_separated(statistics) for statistics in computed]),
-            self._drift.restarts,
-            self._health_figures,
-            self._objective.balance(),
-        )
+        """What the microbatches since the last call show (at most the last 64)."""
+        return self._monitor.figures(self._drift.restarts, self._objective.balance(), self._last_microbatch)
 
-    def _sample_health(self, margin: float) -> None:
-        """Looks at the last microbatch, on every few calls. `margin` is that of the rows, if there are any."""
-        self._figures_calls += 1
-        if self._figures_calls % HEALTH_EVERY != 1:
-            return
-        input, health = self._input, self._health
+    def _last_microbatch(self) -> LastMicroBatch:
         h_NF = self.formulas.options.activation.value(self._result.z_NF[:SAMPLED_ROWS])
-        if self._goodness_BL is not None:
-            margin = margin_by_label(self._goodness_BL, input.labels_N)
-        self._health_figures = HealthFigures(
-            dead_units=health.add_activities(h_NF),
-            weight_norm=float(torch.linalg.vector_norm(self.parameters.views[WEIGHT])),
-            margin=margin,
-            contradictions=math.nan if self.index else self._contradictions(input),
+        return LastMicroBatch(
+            self._input, h_NF, self._goodness_BL, self._compared_labels, self.parameters.views[WEIGHT]
         )
-
-    def _contradictions(self, input: Activities) -> float:
-        if input.positives is not None:
-            negatives = len(input.h_NF) - input.positives
-            return self._health.add_contradictions(contradicting_images(input.h_NF, input.positives), negatives)
-        found = contradicting_labels(input.h_NF, input.labels_N, self._compared_labels())
-        return self._health.add_contradictions(found, len(input.h_NF))
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the EMA weights, by name, in the dtypes in which they predict."""
@@ -356,44 +238,5 @@ class Layer:
         self._refresh()
 
 
-class _Rows:
-    """The first fresh samples of a microbatch: one row of each, or a positive and a negative row of each."""
-
-    def __init__(self, input: Activities, count: int) -> None:
-        self.label_free = input.positives is None
-        self._starts = (0,) if self.label_free else (0, input.samples)
-        self._count = count
-        self.labels_N = self.of(input.labels_N)
-
-    def of(self, values_N: Tensor) -> Tensor:
-        """Their part of the values of all rows."""
-        parts = [values_N[start : start + self._count] for start in self._starts]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def wrong(self, goodness: Tensor) -> int:
-        """How many of them are mistaken: a wrong label, or the negative row, does not have the lower goodness.
-
-        Goodness of every label (N, L), or of each row (N).
-        """
-        if self.label_free:
-            return int((goodness.argmax(1) != self.labels_N).sum())
-        positive, negative = goodness.split(self._count)
-        return int((negative >= positive).sum())
-
-
-def _separated(statistics: LossStatistics) -> Tensor | None:
-    """For pairs of a positive and a negative row, 1 where the positive one has more goodness."""
-    positive_B, negative_B = statistics.positive_B, statistics.negative_B
-    if positive_B is None or negative_B is None:
-        return None
-    count = min(len(positive_B), len(negative_B))
-    return (positive_B[:count] > negative_B[:count]).float()
-
-
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in tensors.items()}
-
-
-def _mean(parts: list[Tensor | None]) -> float:
-    present = [part for part in parts if part is not None]
-    return float(torch.cat(present).mean()) if present else float("nan")

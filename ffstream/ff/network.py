@@ -10,12 +10,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ffstream.ff.activities import Scored
 from ffstream.ff.classifier import Classifier
 from ffstream.ff.head import Head
 from ffstream.ff.input import Input
-from ffstream.ff.layer import Layer, Placement, Scored
+from ffstream.ff.layer import Layer
 from ffstream.ff.member import INPUT, READOUT, Member, below, joined, layer_name
 from ffstream.ff.objective import Phase
+from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe
 
 

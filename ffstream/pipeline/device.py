@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ffstream.errors import ConfigError
-from ffstream.ff.layer import Activities
+from ffstream.ff.activities import Activities
 
 
 class DeviceStream:

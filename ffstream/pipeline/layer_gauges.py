@@ -4,7 +4,8 @@ import logging
 import math
 from collections.abc import Sequence
 
-from ffstream.ff.layer import Layer, LayerFigures
+from ffstream.ff.layer import Layer
+from ffstream.ff.layer_monitor import LayerFigures
 from ffstream.metrics import Metrics
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ thread. The state is that of everything before a barrier once the last stage pas
 
 from typing import Any, Final
 
-from ffstream.ff.layer import Scored
+from ffstream.ff.activities import Scored
 from ffstream.util.error_record import ErrorRecord
 
 LIVE: Final = "live"  # its name in a checkpoint

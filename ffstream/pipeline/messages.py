@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ffstream.ff.layer import Activities
+from ffstream.ff.activities import Activities
 from ffstream.ff.objective import Phase
 
 

@@ -14,10 +14,10 @@ from typing import Any, get_args
 from torch import Tensor
 
 from ffstream.config import Config
-from ffstream.ff.layer import Placement
 from ffstream.ff.member import Member, below, joined
 from ffstream.ff.network import build
 from ffstream.ff.objective import Phase
+from ffstream.ff.placement import Placement
 from ffstream.journal.journal import Journal
 from ffstream.journal.reader import Reader
 from ffstream.metrics import Metrics

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
+from ffstream.ff.placement import Placement
 from tests.gpu.conftest import Size
 from tests.gpu.test_pipeline import distance
 from tools.benchmarks.device import Case, Graphs

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.ff.classifier import Classifier
-from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
+from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe
 from ffstream.pipeline.resume_state import ResumeState
 from tests.gpu.conftest import Size

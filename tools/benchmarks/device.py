@@ -23,8 +23,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ffstream.ff.layer import Activities, Layer, Placement
+from ffstream.ff.activities import Activities
+from ffstream.ff.layer import Layer
 from ffstream.ff.network import Network, build
+from ffstream.ff.placement import Placement
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.metrics import Metrics

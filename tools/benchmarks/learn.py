@@ -16,8 +16,8 @@ import torch
 
 from ffstream.config import Config
 from ffstream.ff.connection import Conv, size_of
-from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
+from ffstream.ff.placement import Placement
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.journal.journal import Entry, Journal

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, gelu, leaky_relu, silu, softplus
 
-from ffstream.ff.layer import Activities
+from ffstream.ff.activities import Activities
 from ffstream.ff.network import Network
 from ffstream.ff.objective import Phase
 from ffstream.ff.presets import recipe

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from ffstream.ff.classifier import Classifier
-from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
+from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe
 from tests.battery import assert_equal
 from tests.support import assert_bounded
@@ -102,7 +102,7 @@ def test_padding_rows_do_not_change_predictions(count: int) -> None:
 def test_queries_of_many_sizes_do_not_leak_memory() -> None:
     """A bf16 product is compiled for each number of rows, and the compiled code is never freed."""
     program = """
-from ffstream.ff.layer import Placement
+from ffstream.ff.placement import Placement
 from ffstream.ff.network import Network
 from ffstream.ff.presets import recipe
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ffstream.data import load
 from ffstream.data.streams import label_permutation_at
+from ffstream.ff.activities import Activities
 from ffstream.ff.adaptation import CumulativeSum
 from ffstream.ff.drift import Restart
-from ffstream.ff.layer import Activities
 from ffstream.ff.network import Network
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ffstream.ff import health
-from ffstream.ff.layer import HEALTH_EVERY, LayerFigures
+from ffstream.ff.layer_monitor import HEALTH_EVERY, LayerFigures
 from ffstream.ff.network import Network
 from ffstream.ff.recipe import Recipe
 from tests.unit.ff import formulas

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ffstream.data.embedded import load_embedded
-from ffstream.ff.layer import Activities
+from ffstream.ff.activities import Activities
 from ffstream.ff.network import Network
 from ffstream.ff.objective import Phase
 from ffstream.ff.presets import recipe

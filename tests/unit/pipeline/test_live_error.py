@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ffstream.ff.layer import Scored
+from ffstream.ff.activities import Scored
 from ffstream.ff.network import Network
 from ffstream.ff.recipe import Recipe
 from ffstream.pipeline.live_error import LIVE, LiveError

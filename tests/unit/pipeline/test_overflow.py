@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from ffstream.ff.layer import Activities, Placement
+from ffstream.ff.activities import Activities
 from ffstream.ff.network import build
+from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe
 from tests.support import wait_until
 from tests.unit.pipeline.run import BATCH, CONDITIONED, DEADLINE_S, QUIET, RECIPE, Gated, Run, Store, Stream

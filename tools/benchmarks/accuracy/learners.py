@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ffstream.data import Dataset, Split
 from ffstream.ff.classifier import Classifier
-from ffstream.ff.layer import Placement
 from ffstream.ff.network import Network
+from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe
 from ffstream.pipeline.messages import MicroBatch
 
