@@ -57,6 +57,11 @@ class LabelScheme(Part):
         """The names and shapes of the scheme's parameters."""
         return {}
 
+    def group(self, label: int, labels: int, shape: Shape) -> tuple[int, int] | None:
+        """The first and the last unit (channel of a map) that the goodness of this label is computed from; None if
+        these are all units."""
+        return None
+
     def initialize_(self, parameters: Mapping[str, Tensor]) -> None:
         """Sets initial values other than 0. The connection's parameters are already initialised."""
 
@@ -184,6 +189,11 @@ class Groups(LabelScheme):
             what = "units" if layer.places == 1 else "channels"
             return f"{units} {what} cannot be divided among {layer.labels} labels"
         return "" if layer.label_free else "network.activities must be label_free"
+
+    def group(self, label: int, labels: int, shape: Shape) -> tuple[int, int] | None:
+        """The units of this label."""
+        size = shape[-1] // labels
+        return label * size, (label + 1) * size - 1
 
     def expand(
         self, z_NF: Tensor, label_scale_N: Tensor, parameters: Mapping[str, Tensor], labels: int, shape: Shape

@@ -88,6 +88,11 @@ class Objective(Part):
         """None: there are no running means."""
         return None
 
+    @property
+    def threshold(self) -> float | None:
+        """The goodness that positive rows are to exceed and negative ones not, if it is an option; otherwise None."""
+        return None
+
     def by_label(self, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None, phase: Phase) -> LossResult:
         """The loss for G (B, L), the goodness of every label. `wrong_B` is None unless `needs_wrong_labels`."""
         raise NotImplementedError
@@ -204,6 +209,11 @@ class Threshold(Contrast):
     kind: Literal["threshold"] = "threshold"
     has_phases: ClassVar[bool] = True
     theta: float = Field(0.0, allow_inf_nan=False, description="threshold, in units of goodness")
+
+    @property
+    def threshold(self) -> float | None:
+        """θ."""
+        return self.theta
 
     def losses(
         self, positive_B: Tensor | None, negative_B: Tensor | None

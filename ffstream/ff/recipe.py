@@ -41,6 +41,8 @@ from ffstream.ff.readout import Readout
 from ffstream.ff.tables import LAYER_DEFAULTS, complete
 from ffstream.util.option_errors import OptionError, show, wrong
 
+Compares = Literal["labels", "groups", "images"]
+
 
 class LayerOptions(Options):
     """One layer: its parts, and how fast it learns."""
@@ -291,6 +293,16 @@ class Recipe(Options):
     def image_negatives(self) -> ImageNegatives | None:
         """What makes negative rows from images; None if negative rows are those with wrong labels."""
         return next((each.negatives for each in self.layers if isinstance(each.negatives, ImageNegatives)), None)
+
+    @property
+    def compares(self) -> tuple[Compares, ...]:
+        """What each layer compares: the right and a wrong label of the same image, the groups of units that belong to
+        these labels, or images and negative rows made from images."""
+        if self.image_negatives is not None:
+            return ("images",) * len(self.layers)
+        pairs = zip(self.layers, self.output_shapes(), strict=True)
+        divided = [layer.label_scheme.group(0, self.labels, shape) is not None for layer, shape in pairs]
+        return tuple("groups" if each else "labels" for each in divided)
 
     @property
     def learns_unlabelled(self) -> bool:

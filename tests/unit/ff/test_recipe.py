@@ -192,3 +192,17 @@ def test_two_parts_cannot_have_the_same_name() -> None:
 
     with pytest.raises(ValueError, match=r"activation .relu. is already registered by ffstream\."):
         register(Relu)
+
+
+def test_a_recipe_says_what_each_layer_compares() -> None:
+    assert recipe("stream").compares == ("groups", "groups")
+    assert recipe("conv").compares == ("labels", "labels", "labels")
+    assert recipe("overlay").compares == ("labels", "labels"), "the second layer's rows hold a label"
+    assert recipe("unsupervised").compares == ("images", "images", "images")
+    mixed = recipe("fast", layers=[{"connection": {"kind": "dense", "units": 20}, "label_scheme": "groups"}, {}])
+    assert mixed.compares == ("groups", "labels")
+
+
+@pytest.mark.parametrize(("preset", "threshold"), [("overlay", 1.0), ("unsupervised", 0.3), ("stream", None)])
+def test_an_objective_knows_its_threshold_if_that_is_an_option(preset: str, threshold: float | None) -> None:
+    assert {layer.objective.threshold for layer in recipe(preset).layers} == {threshold}
