@@ -298,11 +298,13 @@ class Recipe(Options):
     def compares(self) -> tuple[Compares, ...]:
         """What each layer compares: the right and a wrong label of the same image, the groups of units that belong to
         these labels, or images and negative rows made from images."""
-        if self.image_negatives is not None:
-            return ("images",) * len(self.layers)
-        pairs = zip(self.layers, self.output_shapes(), strict=True)
-        divided = [layer.label_scheme.group(0, self.labels, shape) is not None for layer, shape in pairs]
-        return tuple("groups" if each else "labels" for each in divided)
+        found: list[Compares] = []
+        for layer, shape in zip(self.layers, self.output_shapes(), strict=True):
+            if self.image_negatives is not None:
+                found.append("images")
+            else:
+                found.append("groups" if layer.label_scheme.group(0, self.labels, shape) else "labels")
+        return tuple(found)
 
     @property
     def learns_unlabelled(self) -> bool:
