@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import IO, Any
 
@@ -31,17 +32,25 @@ _MODULES = {
 }
 
 
+ShowError = Callable[[FFStreamError, int], None]
+SHOW_ERROR = "ffstream.show_error"  # key of a ShowError in the `meta` of a command's context
+
+
 class Failure(click.ClickException):
-    """An FFStreamError, shown as two lines and an exit code."""
+    """An FFStreamError, shown as two lines and an exit code. `show_error` shows it in another way."""
 
     exit_code = 1
 
-    def __init__(self, error: FFStreamError) -> None:
+    def __init__(self, error: FFStreamError, show_error: ShowError | None = None) -> None:
         super().__init__(error.message)
         self._error = error
+        self._show_error = show_error
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Prints the error and its hint."""
+        if self._show_error is not None:
+            self._show_error(self._error, self.exit_code)
+            return
         click.echo(f"error: {self._error.message} [{self._error.code}]", file=file or sys.stderr)
         if self._error.hint:
             click.echo(f"hint: {self._error.hint}", file=file or sys.stderr)
@@ -93,9 +102,11 @@ class Commands(click.Group):
         """Runs a command."""
         try:
             return super().invoke(ctx)
-        except ConfigError as error:
-            raise WrongOption(error) from error
-        except StartBlocked as error:
-            raise NotNow(error) from error
         except FFStreamError as error:
-            raise Failure(error) from error
+            raise _failure(error)(error, ctx.meta.get(SHOW_ERROR)) from error
+
+
+def _failure(error: FFStreamError) -> type[Failure]:
+    if isinstance(error, ConfigError):
+        return WrongOption
+    return NotNow if isinstance(error, StartBlocked) else Failure

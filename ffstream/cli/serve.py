@@ -20,6 +20,9 @@ import click
 import sdnotify
 
 from ffstream.cli import options
+from ffstream.cli.group import SHOW_ERROR
+from ffstream.cli.log_format import LOG_FORMATS, LogFormat, json_line, log_error
+from ffstream.cli.log_format import configure as configure_log
 from ffstream.cli.standard_streams import queue_output, write_if_taken
 from ffstream.errors import StartBlocked, Unavailable
 from ffstream.util.durable import fsync
@@ -32,7 +35,7 @@ log = logging.getLogger(__name__)
 ENDPOINTS = "endpoints.json"
 _STDERR = 2
 _START_MAX_US = 300_000_000  # TimeoutStartSec in deploy/ffstream@.service
-_FORCED = b"second signal: exit at once; nothing acked is lost\n"
+_FORCED = "second signal: exit at once; nothing acked is lost"
 
 
 @click.command()
@@ -63,9 +66,22 @@ _FORCED = b"second signal: exit at once; nothing acked is lost\n"
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
+    envvar="FFSTREAM_LOG_LEVEL",
+    show_envvar=True,
     help="The log goes to stderr, one line for each event. Lines are dropped and counted while nothing reads it.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS),
+    default="text",
+    show_default=True,
+    envvar="FFSTREAM_LOG_FORMAT",
+    show_envvar=True,
+    help="json: each line is one JSON object, and nothing is written to stdout. `jq` and log collectors read it.",
+)
+@click.pass_context
 def serve(
+    context: click.Context,
     file: Path | None,
     state: Path | None,
     settings: Iterable[str],
@@ -73,6 +89,7 @@ def serve(
     existing: bool,
     start_from: Path | None,
     log_level: str,
+    log_format: LogFormat,
 ) -> None:
     """Run the daemon in the foreground.
 
@@ -93,7 +110,11 @@ def serve(
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     signal.signal(signal.SIGHUP, lambda number, frame: None)  # the default action would end the process
     os.umask(0o077)  # files and sockets are for this user only
-    output = queue_output()
+    is_json = log_format == "json"
+    output = queue_output(_dropped_line) if is_json else queue_output()
+    configure_log(log_format, log_level, sys.stderr)
+    if is_json:
+        context.meta[SHOW_ERROR] = log_error
     gc.disable()  # it would take a fifth of the start; the daemon enables it
     from ffstream.config import load
     from ffstream.daemon import preflight
@@ -102,23 +123,24 @@ def serve(
     preflight.check(config)  # before imports that take seconds
     from ffstream.daemon.daemon import Daemon
 
-    logging.basicConfig(
-        stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
     daemon = Daemon(config, existing=existing, start_from=start_from)
     daemon.metrics.output_dropped.set_function(lambda: sum(stream.dropped for stream in output))
-    _handle_signals(daemon)
-    _run(daemon, config.state / ENDPOINTS, standby=standby)
+    _handle_signals(daemon, as_json=is_json)
+    _run(daemon, config.state / ENDPOINTS, standby=standby, quiet=is_json)
 
 
-def _handle_signals(daemon: "Daemon") -> None:
+def _dropped_line(count: int) -> str:
+    return json_line("warning", "lines dropped", count=count)
+
+
+def _handle_signals(daemon: "Daemon", *, as_json: bool) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, exit_at_once)
         signal.signal(signal.SIGINT, exit_at_once)
         daemon.request_stop()
 
     def exit_at_once(number: int, frame: FrameType | None) -> None:
-        write_if_taken(_STDERR, _FORCED)
+        write_if_taken(_STDERR, (json_line("warning", _FORCED) if as_json else f"{_FORCED}\n").encode())
         os._exit(1)
 
     signal.signal(signal.SIGTERM, stop)
@@ -152,7 +174,7 @@ class _ServiceManager:
         self._notifier.notify("STOPPING=1")
 
 
-def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
+def _run(daemon: "Daemon", endpoints: Path, *, standby: bool, quiet: bool) -> None:
     service_manager = _ServiceManager()
     try:
         if standby and not daemon.stand_by(service_manager.standing_by):
@@ -167,11 +189,12 @@ def _run(daemon: "Daemon", endpoints: Path, *, standby: bool) -> None:
             _write(endpoints, json.dumps({"pid": os.getpid(), **listens}) + "\n")
         except OSError as error:  # the disk is full: predictions still work
             log.warning("cannot be written path=%s error=%s", endpoints, error.strerror)
-        click.echo(
-            "ffstream listens: learn {learn}  predict {predict}  control {control}  page http://{http}/".format(
-                **listens
+        if not quiet:  # the log says it, too
+            click.echo(
+                "ffstream listens: learn {learn}  predict {predict}  control {control}  page http://{http}/".format(
+                    **listens
+                )
             )
-        )
         service_manager.serving()
         daemon.wait(service_manager.healthy)
     finally:

@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TextIO
 
@@ -42,6 +43,10 @@ def write_if_taken(descriptor: int, data: bytes) -> None:
         pass
 
 
+def _dropped_line(count: int) -> str:
+    return f"lines dropped count={count}: this stream was not read\n"
+
+
 class QueuedStream(io.TextIOBase):
     """A text stream on a descriptor. `write` returns at once and raises nothing. Any thread may call it.
 
@@ -52,8 +57,9 @@ class QueuedStream(io.TextIOBase):
     encoding = "utf-8"
     errors = "backslashreplace"
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, dropped_line: Callable[[int], str] = _dropped_line) -> None:
         super().__init__()
+        self._dropped_line = dropped_line
         self.dropped = 0
         self._unreported = 0  # dropped, and not reported on the stream yet
         self._descriptor = descriptor
@@ -101,7 +107,7 @@ class QueuedStream(io.TextIOBase):
     def _report_dropped(self) -> None:
         if self._unreported:
             count, self._unreported = self._unreported, 0
-            self._put(f"lines dropped count={count}: this stream was not read\n")
+            self._put(self._dropped_line(count))
 
     def _put(self, text: str) -> None:
         self._queue.put(text.encode(self.encoding, self.errors))
@@ -123,11 +129,14 @@ class QueuedStream(io.TextIOBase):
                 return
 
 
-def queue_output() -> list[QueuedStream]:
-    """Replaces `sys.stdout` and `sys.stderr`. An exit waits for their queues, but not for long."""
+def queue_output(dropped_line: Callable[[int], str] = _dropped_line) -> list[QueuedStream]:
+    """Replaces `sys.stdout` and `sys.stderr`. An exit waits for their queues, but not for long.
+
+    `dropped_line` makes the line that stands for a number of lost ones.
+    """
     streams = []
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        before, stream = getattr(sys, name), QueuedStream(descriptor)
+        before, stream = getattr(sys, name), QueuedStream(descriptor, dropped_line)
         setattr(sys, name, stream)
         atexit.register(_end, name, stream, before)
         streams.append(stream)

@@ -66,7 +66,7 @@ class StateLock:
             self.release()
             raise path_error("--state", self._folder, error) from error
         if others_may_read:
-            log.warning("others may read the state folder path=%s hint=chmod 700", self._folder)
+            log.warning("others may read the state folder path=%s hint=%s", self._folder, "chmod 700")
         return True
 
     def _find(self) -> None:

@@ -90,7 +90,7 @@ class Retention:
         try:
             self._store.verify(newest)
         except CheckpointDamaged as damage:
-            log.error("journal full, and the newest checkpoint is damaged: %s", damage.message)
+            log.error("journal full, and the newest checkpoint is damaged error=%s", damage.message)
             return False
         log.warning("journal full: rows up to the newest checkpoint are deleted seq=%d", newest)
         return True

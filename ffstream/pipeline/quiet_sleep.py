@@ -66,7 +66,7 @@ class QuietSleep:
         try:
             events.add(self._journal, events.Event(events.SLEEP, seq))
         except Unavailable as error:
-            log.warning("no sleep while the stream is quiet: %s", error)
+            log.warning("no sleep while the stream is quiet error=%s", error)
             self._since = now
             return False
         failpoints.reached("sleep.recorded")

@@ -36,11 +36,10 @@ class _Throttle(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self.log = RejectionLog("http server", "http")
-        self._formatter = logging.Formatter()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Writes the record, now or later; the logger itself does not."""
-        self.log.add(record.levelname.lower(), self._formatter.format(record), record.levelno)
+        self.log.add(record.levelname.lower(), record.getMessage(), record.levelno, record.exc_info)
         return False
 
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from types import TracebackType
 from typing import Literal, NamedTuple, get_args
 
 from ffstream.metrics import Metrics
@@ -18,6 +19,9 @@ ConnectionReason = Literal[
     "too_many",  # HTTP: a 503 because of the concurrency limit, or an idle connection that was closed for a new one
 ]
 
+# What `LogRecord.exc_info` is.
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
 _LINE_S = 1.0
 
 
@@ -27,6 +31,7 @@ class _Pending(NamedTuple):
     number: int
     level: int
     detail: str
+    exc_info: ExcInfo | None
 
 
 class RejectionLog:
@@ -42,11 +47,14 @@ class RejectionLog:
         self._pending: dict[str, _Pending] = {}
         self._written_at: dict[str, float] = {}
 
-    def add(self, reason: str, detail: str = "", level: int = logging.WARNING) -> None:
-        """Counts a rejection. `detail` is written unless another rejection follows before the next line."""
+    def add(
+        self, reason: str, detail: str = "", level: int = logging.WARNING, exc_info: ExcInfo | None = None
+    ) -> None:
+        """Counts a rejection. `detail` and the traceback of `exc_info` are written unless another rejection follows
+        before the next line."""
         with self._lock:
             before = self._pending.get(reason)
-            self._pending[reason] = _Pending(before.number + 1 if before else 1, level, detail)
+            self._pending[reason] = _Pending(before.number + 1 if before else 1, level, detail, exc_info)
         self.flush()
 
     def flush(self, *, everything: bool = False) -> None:
@@ -58,8 +66,9 @@ class RejectionLog:
             due = [reason for reason in self._pending if everything or self._is_due(reason, now)]
             lines = [(reason, self._pending.pop(reason)) for reason in due]
             self._written_at.update(dict.fromkeys(due, now))
-        for reason, (number, level, detail) in lines:
-            log.log(level, "%s socket=%s reason=%s count=%d %s", self._event, self._socket, reason, number, detail)
+        for reason, (number, level, detail, exc_info) in lines:
+            values = self._event, self._socket, reason, number, detail
+            log.log(level, "%s socket=%s reason=%s count=%d %s", *values, exc_info=exc_info)
 
     def _is_due(self, reason: str, now: float) -> bool:
         return now - self._written_at.get(reason, -_LINE_S) >= _LINE_S
