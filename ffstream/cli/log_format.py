@@ -100,8 +100,8 @@ def split(template: str, arguments: Any) -> tuple[str, dict[str, Any]]:
         else:  # part of the event's name, or text with fields of its own
             text += conversion[0] % (value,)
     text = (text + template[end:]).partition("\n")[0]
-    for key, value in _written(text):
-        fields.setdefault(key, value)
+    for name, written in _written(text):
+        fields.setdefault(name, written)
     return _WRITTEN.sub(_CUT, text).partition(_CUT)[0].strip(" :;,"), fields
 
 
