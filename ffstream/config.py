@@ -344,14 +344,6 @@ class Config(_Section):
                     f"expected numbers from 1 whose sum is the number of layers, {len(recipe.layers)}",
                 )
             )
-        if recipe.replay_jitter and (recipe.replay or recipe.wake) and len(recipe.image_shape) not in (2, 3):
-            raise ValueError(
-                wrong(
-                    "network.replay_jitter",
-                    recipe.replay_jitter,
-                    f"network.image_shape = {show(recipe.image_shape)} has no rows and columns; set this to 0",
-                )
-            )
         return self
 
 

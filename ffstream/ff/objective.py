@@ -75,6 +75,15 @@ class Objective(Part):
     # Whether G is ΔG_l = G(h_l) − G(h₀), where h₀ is the activity of the same sample without a label.
     relative_to_label_free: ClassVar[bool] = False
 
+    def incompatibility(self, *, label_conditioned: bool, adds_labels: bool) -> str:
+        """Why a layer cannot use it; empty if it can. `label_conditioned`: the network passes such activities on.
+        `adds_labels`: the layer adds a label to each row."""
+        if label_conditioned and not self.needs_wrong_labels:
+            return "compares all labels of a sample, so network.activities must be label_free"
+        if self.relative_to_label_free and (label_conditioned or not adds_labels):
+            return 'needs network.activities = "label_free" and a label_scheme that adds a label to each row'
+        return ""
+
     def build(self, device: device) -> LossFunction:
         """What computes it. An objective without state computes itself."""
         return self

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from ffstream.ff.objective import Phase
+from ffstream.ff.objective import Objective, Phase
 from ffstream.ff.part import Part, register
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ class Opponent(Part):
 
     family: ClassVar[str] = "opponent"
     must_define: ClassVar[tuple[str, ...]] = ("build",)
-    needs_phases: ClassVar[bool] = True
+
+    def incompatibility(self, objective: Objective) -> str:
+        """Why a layer with this objective cannot use it; empty if it can."""
+        return "" if objective.has_phases else f'has no effect, because objective = "{objective.kind}" has no phases'
 
     def build(self, vector: Tensor) -> GradientFilter:
         """A filter for the flat gradient of a layer, which has the shape of `vector`."""
@@ -50,7 +53,10 @@ class NoOpponent(Opponent):
     """The gradient as it is."""
 
     kind: Literal["none"] = "none"
-    needs_phases: ClassVar[bool] = False
+
+    def incompatibility(self, objective: Objective) -> str:
+        """Every layer can do without."""
+        return ""
 
     def build(self, vector: Tensor) -> GradientFilter:
         """Itself: there is no state."""

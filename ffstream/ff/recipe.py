@@ -23,13 +23,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ffstream.ff import recipe_checks
 from ffstream.ff.activation import Activation
 from ffstream.ff.connection import Connection, Shape, size_of
 from ffstream.ff.constraint import Constraint
 from ffstream.ff.drift import Drift
 from ffstream.ff.goodness import Goodness
 from ffstream.ff.image_negatives import ImageNegatives
-from ffstream.ff.label_scheme import VECTORS, LabelScheme, LayerContext
+from ffstream.ff.label_scheme import LabelScheme
 from ffstream.ff.negatives import Negatives
 from ffstream.ff.normalization import Normalization
 from ffstream.ff.objective import Objective
@@ -38,7 +39,7 @@ from ffstream.ff.optimizer import Optimizer, Schedule
 from ffstream.ff.part import Options, check_numbers, field_of, make
 from ffstream.ff.preprocessing import Preprocessing
 from ffstream.ff.readout import Readout
-from ffstream.ff.tables import LAYER_DEFAULTS, complete
+from ffstream.ff.tables import complete
 from ffstream.util.option_errors import OptionError, show, wrong
 
 Compares = Literal["labels", "groups", "images"]
@@ -132,129 +133,8 @@ class Recipe(Options):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if min(self.image_shape) < 1:
-            raise OptionError(wrong("image_shape", self.image_shape, "each size must be at least 1"))
-        batch = f"network.batch_size = {self.batch_size}"
-        if self.warmup_samples % self.batch_size:
-            raise OptionError(wrong("warmup_samples", self.warmup_samples, f"expected a multiple of {batch}, or 0"))
-        if self.warmup_samples and self.batch_size % self.warmup_batch_size:
-            raise OptionError(wrong("warmup_batch_size", self.warmup_batch_size, f"expected a divisor of {batch}"))
-        if self.replay_buffer < self.batch_size:
-            raise OptionError(wrong("replay_buffer", self.replay_buffer, f"must be at least {batch}"))
-        if len(self.image_shape) in (2, 3) and self.replay_jitter >= min(self.image_shape[:2]):
-            raise OptionError(
-                wrong(
-                    "replay_jitter",
-                    self.replay_jitter,
-                    f"must be smaller than the image: network.image_shape = {show(self.image_shape)}",
-                )
-            )
-        if self.replay_flip and len(self.image_shape) not in (2, 3):
-            reason = f"only images [height, width] can be mirrored: network.image_shape = {show(self.image_shape)}"
-            raise OptionError(wrong("replay_flip", self.replay_flip, reason))
-        try:
-            self.preprocessing.output_shape(self.image_shape)
-        except ValueError as error:
-            raise OptionError(f"preprocessing: {error}") from error
-        self._check_image_negatives()
-        for index, (layer, inputs) in enumerate(zip(self.layers, self.input_shapes(), strict=True)):
-            self._check_layer(index, layer, inputs)
-        self._check_readout()
-        self._check_phases()
-        if not self.read_layers and not any(layer.score_weight for layer in self.layers):
-            raise OptionError(wrong("score_weight", 0, "at least one layer needs another score_weight than 0"))
+        recipe_checks.check(self)
         return self
-
-    def _check_phases(self) -> None:
-        if self.sleep and not self.wake:
-            raise OptionError(
-                wrong("sleep", self.sleep, "needs network.wake, too: set it to a number of microbatches")
-            )
-        unfit = [layer.objective.kind for layer in self.layers if not layer.objective.has_phases]
-        if self.wake and unfit:
-            reason = f'objective = "{unfit[0]}" cannot learn the phases separately'
-            raise OptionError(wrong("wake", self.wake, reason), hint='use network.preset = "wake-sleep"')
-
-    def _check_layer(self, index: int, layer: LayerOptions, inputs: Shape) -> None:
-        scheme, objective = layer.label_scheme, layer.objective
-        at = f"layers[{index}]"
-        try:
-            outputs = layer.connection.output_shape(inputs)
-        except ValueError as error:
-            raise OptionError(f"{at}.connection: {error}") from error
-        conditioned = self.activities == "label_conditioned"
-        reason = scheme.incompatibility(
-            LayerContext(
-                position=index,
-                inputs=size_of(inputs),
-                units=size_of(outputs),
-                weight_shape=layer.connection.parameters(inputs)["weight"],
-                labels=self.labels,
-                label_free=not (conditioned and index),
-                image_negatives=bool(self.image_negatives),
-                places=size_of(outputs[:-1]),
-            )
-        )
-        if not reason and conditioned and not index and not scheme.conditions_rows:
-            reason = "network.activities must be label_free, because this scheme does not add labels to rows"
-        if reason:
-            raise OptionError(wrong(f"{at}.label_scheme", scheme.kind, reason))
-        if conditioned and not objective.needs_wrong_labels:
-            reason = "compares all labels of a sample, so network.activities must be label_free"
-            raise OptionError(wrong(f"{at}.objective", objective.kind, reason))
-        if objective.relative_to_label_free and (conditioned or self.image_negatives or not scheme.conditions_rows):
-            reason = 'needs network.activities = "label_free" and a label_scheme that adds a label to each row'
-            raise OptionError(wrong(f"{at}.objective", objective.kind, reason), hint='label_scheme = "vectors"')
-        if layer.opponent.needs_phases and not objective.has_phases:
-            reason = f'has no effect, because objective = "{objective.kind}" has no phases'
-            raise OptionError(wrong(f"{at}.opponent", layer.opponent.kind, reason), hint="leave opponent out")
-        has_label_vectors = VECTORS in scheme.parameters(self.labels, size_of(outputs))
-        if reason := layer.constraint.incompatibility(has_label_vectors=has_label_vectors):
-            raise OptionError(wrong(f"{at}.constraint", layer.constraint.kind, reason))
-        if not objective.needs_wrong_labels and layer.negatives.kind != LAYER_DEFAULTS["negatives"]:
-            reason = f'has no effect, because objective = "{objective.kind}" compares all labels of a sample'
-            raise OptionError(wrong(f"{at}.negatives", layer.negatives.kind, reason), hint="leave negatives out")
-
-    def _check_image_negatives(self) -> None:
-        """All layers learn from the same rows."""
-        negatives = self.image_negatives
-        if negatives is None:
-            return
-        at, kind = "layers[{}].{}".format, negatives.kind
-        for index, layer in enumerate(self.layers):
-            if layer.negatives != negatives:
-                reason = f'negatives = "{kind}" must be the same in all layers'
-                raise OptionError(wrong(at(index, "negatives"), layer.negatives.kind, reason))
-            if layer.label_scheme.kind != "none":
-                reason = f'must be "none", because negatives = "{kind}" needs no labels'
-                raise OptionError(wrong(at(index, "label_scheme"), layer.label_scheme.kind, reason))
-            if not layer.objective.needs_wrong_labels:
-                reason = f'compares labels; negatives = "{kind}" needs "threshold" or "paired"'
-                raise OptionError(wrong(at(index, "objective"), layer.objective.kind, reason))
-        if reason := negatives.incompatibility(self.preprocessing.output_shape(self.image_shape)):
-            raise OptionError(wrong("negatives", kind, reason))
-        smallest = self._batch_size_after(0)
-        if smallest + self.replay * smallest // self.batch_size < 2:
-            name = "warmup_batch_size" if self.warmup_samples else "batch_size"
-            reason = f'must be at least 2, because negatives = "{kind}" makes rows from two images of a microbatch'
-            raise OptionError(wrong(name, smallest, reason))
-        if self.activities != "label_free":
-            reason = f'must be label_free, because negatives = "{kind}" needs no labels'
-            raise OptionError(wrong("activities", self.activities, reason))
-        if not self.read_layers:
-            reason = f'must be "softmax", because with negatives = "{kind}" layers know no labels'
-            raise OptionError(wrong("readout", self.readout.kind, reason))
-
-    def _check_readout(self) -> None:
-        absent = [index for index in self.read_layers if not 0 <= index < len(self.layers)]
-        if absent:
-            last = len(self.layers) - 1
-            raise OptionError(wrong("readout.layers", list(self.read_layers), f"the layers are 0 to {last}"))
-        if len(set(self.read_layers)) < len(self.read_layers):
-            raise OptionError(wrong("readout.layers", list(self.read_layers), "name each layer once"))
-        if self.read_layers and self.activities != "label_free":
-            reason = "reads rows that hold no label, so network.activities must be label_free"
-            raise OptionError(wrong("readout", self.readout.kind, reason))
 
     def input_shapes(self) -> Iterator[Shape]:
         """The shape of each layer's input rows."""
@@ -322,19 +202,25 @@ class Recipe(Options):
         return all(layer.objective.has_phases for layer in self.layers)
 
     @property
+    def draws_from_replay(self) -> bool:
+        """Whether replayed samples are learned: beside those of the stream, or in a sleep phase."""
+        return self.replay > 0 or self.wake > 0
+
+    @property
     def rows(self) -> int:
         """The largest number of samples in a microbatch, including replayed ones."""
         return self.batch_size + self.replay
 
     def whole_up_to(self, seq: int) -> int:
         """The last `seq` at or before `seq` at which a whole microbatch ends. Microbatches lie on a fixed grid."""
-        return seq - seq % self._batch_size_after(seq)
+        return seq - seq % self.batch_size_after(seq)
 
     def batch_end(self, seq: int) -> int:
         """The `seq` of the last sample in the microbatch that contains sample `seq` + 1."""
-        return self.whole_up_to(seq) + self._batch_size_after(seq)
+        return self.whole_up_to(seq) + self.batch_size_after(seq)
 
-    def _batch_size_after(self, seq: int) -> int:
+    def batch_size_after(self, seq: int) -> int:
+        """The size of the whole microbatch that contains sample `seq` + 1."""
         return self.warmup_batch_size if seq < self.warmup_samples else self.batch_size
 
 

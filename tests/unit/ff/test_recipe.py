@@ -125,6 +125,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"layers": [{"learning_rate": True}]}, "layers[0].learning_rate = true: expected a number"),
     ({"learning_rate": 1e-3, "layers": [{"learning_rate": -1}]}, "layers[0].learning_rate = -1: expected a number"),
     ({"replay_jitter": 28}, "replay_jitter = 28: must be smaller than the image: network.image_shape = [28, 28]"),
+    ({"image_shape": [12]}, "replay_jitter = 2: network.image_shape = [12] has no rows and columns; set this to 0"),
+    (
+        {"image_shape": [12], "replay": 0, "replay_flip": True},
+        "replay_flip = true: only images [height, width] can be",
+    ),
     ({"score_weight": 0}, "score_weight = 0: at least one layer needs another score_weight than 0"),
     ({**CONDITIONED, "layers": [{"label_scheme": "groups"}]}, "network.activities must be label_free"),
     ({**CONDITIONED, "layers": [{"label_scheme": "none"}]}, "the layer would learn nothing about labels"),

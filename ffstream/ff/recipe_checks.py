@@ -1,0 +1,154 @@
+"""Which options of a recipe fit each other.
+
+What a part needs of its layer is said by the part (`incompatibility`, or `output_shape`, which raises). Here it is
+asked of every layer, and what concerns several layers or the whole network is checked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ffstream.ff.connection import Shape, size_of
+from ffstream.ff.image_negatives import ImageNegatives
+from ffstream.ff.label_scheme import VECTORS, LayerContext
+from ffstream.ff.tables import LAYER_DEFAULTS
+from ffstream.util.option_errors import OptionError, show, wrong
+
+if TYPE_CHECKING:
+    from ffstream.ff.recipe import LayerOptions, Recipe
+
+
+def check(recipe: Recipe) -> None:
+    """Raises OptionError, which names an option that does not fit the others."""
+    _check_microbatches(recipe)
+    _check_images(recipe)
+    if recipe.image_negatives is not None:
+        _check_image_negatives(recipe, recipe.image_negatives)
+    for index, (layer, inputs) in enumerate(zip(recipe.layers, recipe.input_shapes(), strict=True)):
+        _check_layer(recipe, index, layer, inputs)
+    _check_augmentation(recipe)
+    _check_readout(recipe)
+    _check_phases(recipe)
+
+
+def _check_microbatches(recipe: Recipe) -> None:
+    batch = f"network.batch_size = {recipe.batch_size}"
+    if recipe.warmup_samples % recipe.batch_size:
+        raise OptionError(wrong("warmup_samples", recipe.warmup_samples, f"expected a multiple of {batch}, or 0"))
+    if recipe.warmup_samples and recipe.batch_size % recipe.warmup_batch_size:
+        raise OptionError(wrong("warmup_batch_size", recipe.warmup_batch_size, f"expected a divisor of {batch}"))
+    if recipe.replay_buffer < recipe.batch_size:
+        raise OptionError(wrong("replay_buffer", recipe.replay_buffer, f"must be at least {batch}"))
+
+
+def _check_images(recipe: Recipe) -> None:
+    if min(recipe.image_shape) < 1:
+        raise OptionError(wrong("image_shape", recipe.image_shape, "each size must be at least 1"))
+    try:
+        recipe.preprocessing.output_shape(recipe.image_shape)
+    except ValueError as error:
+        raise OptionError(f"preprocessing: {error}") from error
+
+
+def _check_augmentation(recipe: Recipe) -> None:
+    """What is done to replayed images."""
+    shape, jitter = recipe.image_shape, recipe.replay_jitter
+    shown, is_picture = f"network.image_shape = {show(shape)}", len(shape) in (2, 3)
+    if jitter and not is_picture and recipe.draws_from_replay:
+        raise OptionError(wrong("replay_jitter", jitter, f"{shown} has no rows and columns; set this to 0"))
+    if recipe.replay_flip and not is_picture:
+        reason = f"only images [height, width] can be mirrored: {shown}"
+        raise OptionError(wrong("replay_flip", recipe.replay_flip, reason))
+    if is_picture and jitter >= min(shape[:2]):
+        raise OptionError(wrong("replay_jitter", jitter, f"must be smaller than the image: {shown}"))
+
+
+def _check_layer(recipe: Recipe, index: int, layer: LayerOptions, inputs: Shape) -> None:
+    """What its parts need of the layer."""
+    scheme, objective = layer.label_scheme, layer.objective
+    at = f"layers[{index}]"
+    try:
+        outputs = layer.connection.output_shape(inputs)
+    except ValueError as error:
+        raise OptionError(f"{at}.connection: {error}") from error
+    conditioned, from_images = recipe.activities == "label_conditioned", recipe.image_negatives is not None
+    reason = scheme.incompatibility(
+        LayerContext(
+            position=index,
+            inputs=size_of(inputs),
+            units=size_of(outputs),
+            weight_shape=layer.connection.parameters(inputs)["weight"],
+            labels=recipe.labels,
+            label_free=not (conditioned and index),
+            image_negatives=from_images,
+            places=size_of(outputs[:-1]),
+        )
+    )
+    if not reason and conditioned and not index and not scheme.conditions_rows:
+        reason = "network.activities must be label_free, because this scheme does not add labels to rows"
+    if reason:
+        raise OptionError(wrong(f"{at}.label_scheme", scheme.kind, reason))
+    adds_labels = scheme.conditions_rows and not from_images
+    if reason := objective.incompatibility(label_conditioned=conditioned, adds_labels=adds_labels):
+        hint = 'label_scheme = "vectors"' if objective.relative_to_label_free else ""
+        raise OptionError(wrong(f"{at}.objective", objective.kind, reason), hint=hint)
+    if reason := layer.opponent.incompatibility(objective):
+        raise OptionError(wrong(f"{at}.opponent", layer.opponent.kind, reason), hint="leave opponent out")
+    has_label_vectors = VECTORS in scheme.parameters(recipe.labels, size_of(outputs))
+    if reason := layer.constraint.incompatibility(has_label_vectors=has_label_vectors):
+        raise OptionError(wrong(f"{at}.constraint", layer.constraint.kind, reason))
+    if not objective.needs_wrong_labels and layer.negatives.kind != LAYER_DEFAULTS["negatives"]:
+        reason = f'has no effect, because objective = "{objective.kind}" compares all labels of a sample'
+        raise OptionError(wrong(f"{at}.negatives", layer.negatives.kind, reason), hint="leave negatives out")
+
+
+def _check_image_negatives(recipe: Recipe, negatives: ImageNegatives) -> None:
+    """All layers learn from the same rows."""
+    at, kind = "layers[{}].{}".format, negatives.kind
+    for index, layer in enumerate(recipe.layers):
+        if layer.negatives != negatives:
+            reason = f'negatives = "{kind}" must be the same in all layers'
+            raise OptionError(wrong(at(index, "negatives"), layer.negatives.kind, reason))
+        if layer.label_scheme.kind != "none":
+            reason = f'must be "none", because negatives = "{kind}" needs no labels'
+            raise OptionError(wrong(at(index, "label_scheme"), layer.label_scheme.kind, reason))
+        if not layer.objective.needs_wrong_labels:
+            reason = f'compares labels; negatives = "{kind}" needs "threshold" or "paired"'
+            raise OptionError(wrong(at(index, "objective"), layer.objective.kind, reason))
+    if reason := negatives.incompatibility(recipe.preprocessing.output_shape(recipe.image_shape)):
+        raise OptionError(wrong("negatives", kind, reason))
+    smallest = recipe.batch_size_after(0)
+    if smallest + recipe.replay * smallest // recipe.batch_size < 2:
+        name = "warmup_batch_size" if recipe.warmup_samples else "batch_size"
+        reason = f'must be at least 2, because negatives = "{kind}" makes rows from two images of a microbatch'
+        raise OptionError(wrong(name, smallest, reason))
+    if recipe.activities != "label_free":
+        reason = f'must be label_free, because negatives = "{kind}" needs no labels'
+        raise OptionError(wrong("activities", recipe.activities, reason))
+    if not recipe.read_layers:
+        reason = f'must be "softmax", because with negatives = "{kind}" layers know no labels'
+        raise OptionError(wrong("readout", recipe.readout.kind, reason))
+
+
+def _check_readout(recipe: Recipe) -> None:
+    """What predictions come from."""
+    read, last = list(recipe.read_layers), len(recipe.layers) - 1
+    if any(not 0 <= index <= last for index in read):
+        raise OptionError(wrong("readout.layers", read, f"the layers are 0 to {last}"))
+    if len(set(read)) < len(read):
+        raise OptionError(wrong("readout.layers", read, "name each layer once"))
+    if read and recipe.activities != "label_free":
+        reason = "reads rows that hold no label, so network.activities must be label_free"
+        raise OptionError(wrong("readout", recipe.readout.kind, reason))
+    if not read and not any(layer.score_weight for layer in recipe.layers):
+        raise OptionError(wrong("score_weight", 0, "at least one layer needs another score_weight than 0"))
+
+
+def _check_phases(recipe: Recipe) -> None:
+    if recipe.sleep and not recipe.wake:
+        reason = "needs network.wake, too: set it to a number of microbatches"
+        raise OptionError(wrong("sleep", recipe.sleep, reason))
+    unfit = [layer.objective.kind for layer in recipe.layers if not layer.objective.has_phases]
+    if recipe.wake and unfit:
+        reason = f'objective = "{unfit[0]}" cannot learn the phases separately'
+        raise OptionError(wrong("wake", recipe.wake, reason), hint='use network.preset = "wake-sleep"')
