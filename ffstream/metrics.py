@@ -9,12 +9,47 @@ import platform
 from collections.abc import Callable
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, Metric
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    Info,
+    Metric,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from ffstream import __version__
 
-_FAST_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+# Otherwise there is a series of its own for each counter and histogram that says when it was made:
+# process_start_time_seconds says it once.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+_STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)  # a microbatch: milliseconds
+_COMMIT_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 2.5)  # a disk's fsync
+# A group commit, and the messages that are checked before it: 2 to 20 ms on an SSD, up to seconds on a busy disk.
+_ACK_SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+# 0.3 ms when idle, about 1 ms while it learns, and up to 15 ms when cores are scarce.
+_ANSWER_SECONDS = (
+    0.00025,
+    0.0005,
+    0.001,
+    0.0015,
+    0.002,
+    0.003,
+    0.005,
+    0.0075,
+    0.01,
+    0.015,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    1,
+)
+_WRITE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # a checkpoint: megabytes
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
 
@@ -35,6 +70,8 @@ class Reading:
 
 class Gauge:
     """A gauge without a sample in a scrape while its value is unknown."""
+
+    _family: type[GaugeMetricFamily | CounterMetricFamily] = GaugeMetricFamily
 
     def __init__(self, name: str, help: str, labels: tuple[str, ...], registry: CollectorRegistry) -> None:
         self._name = name
@@ -59,11 +96,11 @@ class Gauge:
 
     def describe(self) -> list[Metric]:
         """For the registry: its name and type, also while no value is known."""
-        return [GaugeMetricFamily(self._name, self._help, labels=self._label_names)]
+        return [self._family(self._name, self._help, labels=self._label_names)]
 
     def collect(self) -> list[Metric]:
         """For the registry: the values that are known."""
-        family = GaugeMetricFamily(self._name, self._help, labels=self._label_names)
+        family = self._family(self._name, self._help, labels=self._label_names)
         for labels, reading in self._readings.copy().items():
             value = reading.read()
             if value is not None and not math.isnan(value):
@@ -71,24 +108,36 @@ class Gauge:
         return [family]
 
 
+class ReadCounter(Gauge):
+    """A counter that something else keeps, and that is read at each scrape."""
+
+    _family = CounterMetricFamily
+
+
 class Metrics:
     """The metrics of one daemon, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
         self._define_ingest()
         self._define_learning()
         self._define_serving()
+        self._define_resources()
         info = Info("ffstream_build", "Versions this daemon runs with.", registry=self.registry)
         info.info({"version": __version__, "torch": str(torch.__version__), "python": platform.python_version()})
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"ffstream_{name}", help, labels, registry=self.registry)
 
+    def _read_counter(self, name: str, help: str, *labels: str) -> ReadCounter:
+        return ReadCounter(f"ffstream_{name}", help, labels, self.registry)
+
     def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
         return Gauge(f"ffstream_{name}", help, labels, self.registry)
 
-    def _histogram(self, name: str, help: str, *labels: str, buckets: tuple[float, ...] = _FAST_SECONDS) -> Histogram:
+    def _histogram(self, name: str, help: str, *labels: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"ffstream_{name}", help, labels, registry=self.registry, buckets=buckets)
 
     def _define_ingest(self) -> None:
@@ -110,17 +159,25 @@ class Metrics:
         self.replies_dropped = self._counter(
             "replies_dropped_total", "Replies to peers that are gone or do not read."
         )
-        self.output_dropped = self._gauge(
-            "output_dropped_lines", "Lines for stdout or stderr that were dropped because no process read them."
+        self.output_dropped = self._read_counter(
+            "output_dropped_lines_total", "Lines for stdout or stderr that were dropped because no process read them."
         )
         self.clients = self._gauge("clients", "Producers in the journal; limits.clients_max is the maximum.")
         self.credit = self._gauge("credit_messages", "Messages that a client may have unanswered.")
         self.refusing = self._gauge("refusing_samples", "1 while no samples are accepted, for this reason.", "reason")
-        self.journal_commit = self._histogram("journal_commit_seconds", "Time of a group commit, fsync included.")
+        self.ack_seconds = self._histogram(
+            "ack_seconds", "From receipt of a message with samples to its ack.", buckets=_ACK_SECONDS
+        )
+        self.journal_commit = self._histogram(
+            "journal_commit_seconds", "Time of a group commit, fsync included.", buckets=_COMMIT_SECONDS
+        )
         self.journal_commit_messages = self._histogram(
             "journal_commit_messages", "Messages in a group commit.", buckets=_SIZES
         )
         self.journal_backlog = self._gauge("journal_backlog_samples", "Samples on disk that are not learned yet.")
+        self.backlog_seconds = self._gauge(
+            "journal_backlog_seconds", "Time until these are learned, at the rate of the last seconds."
+        )
         self.journal_bytes = self._gauge("journal_used_bytes", "Bytes of the journal in use.")
         self.journal_log_bytes = self._gauge(
             "journal_log_bytes", "Size of the journal's write-ahead log, which is not part of journal_used_bytes."
@@ -159,8 +216,8 @@ class Metrics:
             "Share of sampled negative rows that equal a positive one in image and label.",
             "layer",
         )
-        self.layer_restarts = self._gauge(
-            "layer_restarts", "Times that the layer has started over because the concept had changed.", "layer"
+        self.layer_restarts = self._counter(
+            "layer_restarts_total", "Times that the layer has started over because the concept had changed.", "layer"
         )
         self.live_error = self._gauge(
             "live_error_ratio",
@@ -176,20 +233,29 @@ class Metrics:
         self.threshold = self._gauge(
             "layer_threshold", "Goodness halfway between the running means, where the objective keeps them.", "layer"
         )
-        self.step_seconds = self._histogram("stage_step_seconds", "Time of a stage for a microbatch.", "stage")
+        self.step_seconds = self._histogram(
+            "stage_step_seconds", "Time of a stage for a microbatch.", "stage", buckets=_STEP_SECONDS
+        )
         self.queue_depth = self._gauge("stage_queue_depth", "Items waiting before a stage.", "stage")
         self.stage_seq = self._gauge("stage_last_seq", "Last sample that a stage has learned.", "stage")
-        self.skipped = self._gauge(
-            "stage_skipped_microbatches",
+        self.skipped = self._read_counter(
+            "stage_skipped_microbatches_total",
             "Microbatches that a stage has skipped since the start or a rollback.",
             "stage",
         )
         self.phase = self._gauge("phase", "1 for the phase that is running.", "phase")
         self.paused = self._gauge("learning_paused", "1 while learning is paused.")
-        self.checkpoint_seconds = self._histogram("checkpoint_write_seconds", "Time to make a checkpoint durable.")
+        self.paused_seconds = self._read_counter(
+            "learning_paused_seconds_total", "Time for which learning was paused, since the start."
+        )
+        self.checkpoint_seconds = self._histogram(
+            "checkpoint_write_seconds", "Time to make a checkpoint durable.", buckets=_WRITE_SECONDS
+        )
         self.checkpoint_bytes = self._gauge("checkpoint_bytes", "Size of the newest checkpoint.")
         self.checkpoint_seq = self._gauge("checkpoint_last_seq", "Sequence number of the newest checkpoint.")
-        self.checkpoint_age = self._gauge("checkpoint_age_seconds", "Time since the newest checkpoint was written.")
+        self.checkpoint_timestamp = self._gauge(
+            "checkpoint_timestamp_seconds", "When the newest checkpoint was written, in seconds since 1970."
+        )
         self.checkpoint_failures = self._counter(
             "checkpoint_failures_total", "Checkpoints that could not be written."
         )
@@ -199,7 +265,9 @@ class Metrics:
 
     def _define_serving(self) -> None:
         self.predictions = self._counter("predictions_total", "Samples predicted for clients.")
-        self.prediction_seconds = self._histogram("prediction_seconds", "From receipt of a query to its reply.")
+        self.prediction_seconds = self._histogram(
+            "prediction_seconds", "From receipt of a query to its reply.", buckets=_ANSWER_SECONDS
+        )
         self.prediction_paced = self._counter(
             "prediction_paced_seconds_total", "Time that predictions were delayed to leave learning its share."
         )
@@ -227,3 +295,15 @@ class Metrics:
         self.snapshot_age = self._gauge("snapshot_age_seconds", "Time since the weights that predict were published.")
         self.snapshot_seq = self._gauge("snapshot_seq", "Last sample that the weights that predict have learned.")
         self.snapshot_version = self._gauge("snapshot_version", "Number of the snapshot that predicts.")
+
+    def _define_resources(self) -> None:
+        self.standby = self._gauge("standby", "1 while it stands by for another daemon; 0 while it serves.")
+        self.disk_free = self._gauge(
+            "disk_free_bytes", "Free bytes on the disk of the state folder, those within the journal's file included."
+        )
+        self.disk_min_free = self._gauge(
+            "disk_min_free_bytes", "limits.disk_min_free_bytes: below it, samples are rejected."
+        )
+        self.memory_max = self._gauge(
+            "memory_max_bytes", "process_resident_memory_bytes at which samples are rejected."
+        )

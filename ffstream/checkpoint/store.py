@@ -63,7 +63,7 @@ class Stored(NamedTuple):
 
     seq: int
     bytes: int
-    age_s: float  # since it was written, by the time of day; 0 if that is in the future
+    written: float  # when, in seconds since 1970
 
 
 class CheckpointStore:
@@ -206,8 +206,7 @@ class CheckpointStore:
         with suppress(CheckpointDamaged, Unavailable, KeyError, TypeError, ValueError):
             for seq in self.whole_seqs()[-1:]:
                 manifest = manifests.read(self.folder, seq)
-                age_s = max(0.0, time.time() - float(manifest["written"]))
-                return Stored(seq, int(manifest["files"][STATE]["bytes"]), age_s)
+                return Stored(seq, int(manifest["files"][STATE]["bytes"]), float(manifest["written"]))
         return None
 
     def load(self, seq: int) -> Checkpoint:

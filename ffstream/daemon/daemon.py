@@ -109,6 +109,7 @@ class Daemon:
         open_store(self.config).check_recipe()
         self._check_origin()
         kernels.prepare()
+        self.metrics.standby.set(1)
         log.info("standing by pid=%d state=%s", os.getpid(), self.config.state)
         beat = -math.inf
         while not self._can_take():
@@ -158,6 +159,7 @@ class Daemon:
 
     @as_start_errors()
     def _start(self) -> None:
+        self.metrics.standby.set(0)
         use_one_core()
         raise_file_limit()
         self._check_origin()  # before a state folder is created

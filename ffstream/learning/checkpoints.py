@@ -4,10 +4,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NamedTuple
 
 from ffstream.checkpoint.manifest import CHECKPOINTS
-from ffstream.checkpoint.store import CheckpointStore
+from ffstream.checkpoint.store import CheckpointStore, Stored
 from ffstream.checkpoint.writer import CheckpointWriter, Written
 from ffstream.config import Config
 from ffstream.errors import DeadlineExceeded, Unavailable
@@ -17,14 +16,6 @@ from ffstream.util.threads import OnFailure
 
 _MAKE_ROOM_EVERY_S = 2.0
 _NONE_WRITTEN = Written(-1, 0, 0.0, None)
-
-
-class Newest(NamedTuple):
-    """The newest checkpoint on disk. `written` is when, by `time.monotonic`."""
-
-    seq: int
-    bytes: int
-    written: float
 
 
 def open_store(config: Config) -> CheckpointStore:
@@ -53,15 +44,14 @@ class Checkpoints:
         self._last_written = _NONE_WRITTEN
         self._writes = 0
         self._made_room_at = 0.0
-        self.newest: Newest | None = None
+        self.newest: Stored | None = None  # on disk
         self._connect_gauges()
 
     def begin_run(self) -> None:
         """A run begins from what is on disk. After a rollback, sequence numbers repeat."""
         with self._changed:
             self._last_written = _NONE_WRITTEN
-        stored = self.store.newest_stored()
-        self.newest = stored and Newest(stored.seq, stored.bytes, time.monotonic() - stored.age_s)
+        self.newest = self.store.newest_stored()
 
     def make_room(self) -> None:
         """Every two seconds: deletes one checkpoint besides the newest, if there is one. Returns at once.
@@ -106,7 +96,7 @@ class Checkpoints:
             self._metrics.checkpoint_failures.inc()
         else:
             self._metrics.checkpoint_seconds.observe(written.seconds)
-            self.newest = Newest(written.seq, written.bytes, time.monotonic())
+            self.newest = Stored(written.seq, written.bytes, time.time())
             self.retention.wrote(written.seq)
         with self._changed:
             self._last_written = written
@@ -114,9 +104,9 @@ class Checkpoints:
             self._changed.notify_all()
 
     def _connect_gauges(self) -> None:
-        def value_of(figure: Callable[[Newest], float]) -> Callable[[], float | None]:
+        def value_of(figure: Callable[[Stored], float]) -> Callable[[], float | None]:
             return lambda: None if self.newest is None else figure(self.newest)
 
         self._metrics.checkpoint_seq.set_function(value_of(lambda newest: newest.seq))
         self._metrics.checkpoint_bytes.set_function(value_of(lambda newest: newest.bytes))
-        self._metrics.checkpoint_age.set_function(value_of(lambda newest: time.monotonic() - newest.written))
+        self._metrics.checkpoint_timestamp.set_function(value_of(lambda newest: newest.written))

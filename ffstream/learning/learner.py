@@ -32,6 +32,7 @@ from ffstream.metrics import Metrics
 from ffstream.pipeline.resume_state import ResumeState
 from ffstream.serving.snapshot import Snapshots
 from ffstream.util import failpoints
+from ffstream.util.stopwatch import Stopwatch
 from ffstream.util.threads import OnFailure, Worker
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,10 @@ class Learner:
         self.snapshots = Snapshots(metrics)
         self.checkpoints = Checkpoints(config, metrics, on_failure)
         self.run = self._make_run(self._find_resume_state())
+        self._pauses = Stopwatch()
+        self._pauses.run(self._paused)
         metrics.paused.set_function(lambda: float(self._paused))
+        metrics.paused_seconds.set_function(self._pauses.seconds)
 
     def _find_resume_state(self, at_most: int | None = None, *, skip: bool = False) -> ResumeState:
         return find_resume_state(self.checkpoints.store, self._journal, self._metrics, at_most, skip=skip)
@@ -225,6 +229,7 @@ class Learner:
                 self._record(events.PAUSE if paused else events.RESUME)
             self.run.pipeline.pause(paused)
             self._paused = paused
+            self._pauses.run(paused)
         self.snapshots.wake()
         log.info("learning %s seq=%d", "paused" if paused else "resumed", self.applied_seq)
 

@@ -22,6 +22,8 @@ class LayerGauges:
         self._layers = layers
         self._metrics = metrics
         self._restarts = {layer.index: -1 for layer in layers}
+        for layer in layers:
+            metrics.layer_restarts.labels(str(layer.index))  # 0 from now on
         self._warned: set[tuple[int, str]] = set()
 
     def set(self, seq: int, samples: int) -> None:
@@ -42,7 +44,6 @@ class LayerGauges:
         metrics.goodness.labels(label, "positive").set(figures.goodness_positive)
         metrics.goodness.labels(label, "negative").set(figures.goodness_negative)
         metrics.loss.labels(label).set(figures.loss)
-        metrics.layer_restarts.labels(label).set(figures.restarts)
         metrics.layer_separation.labels(label).set(figures.separation)
         metrics.layer_dead_units.labels(label).set(health.dead_units)
         metrics.layer_weight_norm.labels(label).set(health.weight_norm)
@@ -56,6 +57,7 @@ class LayerGauges:
     def _note_restarts(self, index: int, restarts: int, seq: int) -> None:
         before, self._restarts[index] = self._restarts[index], restarts
         if 0 <= before < restarts:
+            self._metrics.layer_restarts.labels(str(index)).inc(restarts - before)
             log.warning("concept changed: layer restarted layer=%d seq=%d restarts=%d", index, seq, restarts)
 
     def _warn(self, index: int, what: str, active: bool, value: float, seq: int) -> None:

@@ -15,7 +15,7 @@ from ffstream.errors import DiskFull, Unavailable
 from ffstream.journal.journal import Journal
 from ffstream.learning.checkpoints import Checkpoints
 from ffstream.metrics import Metrics
-from ffstream.server.resources import Resources
+from ffstream.server.resources import Resources, Usage
 from ffstream.server.warnings import Warnings
 
 _MEASURE_EVERY_S = 1.0
@@ -45,6 +45,14 @@ class Housekeeping:
         self._log_allowed_bytes = int(min(max(_LOG_SHARE * limits.journal_max_bytes, _LOG_MIN_BYTES), _LOG_MAX_BYTES))
         self._folds_failed = 0
         self._measured_at = 0.0
+        metrics.disk_min_free.set(limits.disk_min_free_bytes)
+        metrics.memory_max.set(resources.memory_max)
+        metrics.disk_free.set_function(lambda: self.usage and self.usage.disk_free_bytes)
+
+    @property
+    def usage(self) -> Usage | None:
+        """Disk and memory as measured last. None before the first measurement."""
+        return self._resources.usage
 
     @property
     def shortage(self) -> Unavailable | None:

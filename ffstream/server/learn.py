@@ -37,12 +37,14 @@ _GREETED_MAX = 20_000
 class _Group:
     """The messages of one batch: those to store, by client and number, each with the peer to ack; and acks, by peer.
 
+    `received_s`: when each message that gets an ack was received.
     `rejection_reason`: why no new message may be stored, if that is so.
     """
 
     rejection_reason: Unavailable | None
     accepted: dict[tuple[str, int], tuple[bytes, Entry]] = field(default_factory=dict)
     acks: dict[bytes, list[Receipt]] = field(default_factory=dict)
+    received_s: list[float] = field(default_factory=list)
 
 
 class LearnLoop(RouterLoop):
@@ -92,7 +94,7 @@ class LearnLoop(RouterLoop):
         greetings: list[tuple[bytes, str]] = []
         ended: list[str] = []  # clients that said bye
         for received in batch:
-            peer, message, payload, key, _ = received
+            peer, message, payload, key, *_ = received
             assert isinstance(message, Hello | Samples | Bye)
             if message.client is None:
                 nameless = BadHeader("hello.client: Field required", hint="the learn socket needs a name")
@@ -102,6 +104,7 @@ class LearnLoop(RouterLoop):
             if isinstance(message, Samples):
                 try:
                     self._take(group, peer, client, message, payload)
+                    group.received_s.append(received.at_s)
                 except FFStreamError as error:
                     self.reject(peer, error, sender=received.sender(), n=message.n)
             elif isinstance(message, Hello):
@@ -119,6 +122,9 @@ class LearnLoop(RouterLoop):
             failpoints.reached("ack.before")
             self.reply(peer, Ack.model_construct(acks=receipts, credit=credit))
             failpoints.reached("ack.after")
+        acked_s = time.perf_counter()
+        for received_s in group.received_s:
+            self._metrics.ack_seconds.observe(acked_s - received_s)
 
     def _take(self, group: _Group, peer: bytes, client: str, message: Samples, payload: list[bytes]) -> None:
         """Adds a message to those to store or to those to ack. Raises FFStreamError if it is rejected."""
@@ -179,6 +185,7 @@ class LearnLoop(RouterLoop):
             self._housekeeping.failed(error, sum(len(entry.images) for entry in entries))
             self._admission.end_group()
             self._admission.report(at_once=True)
+            group.received_s.clear()  # those that were stored before are acked, but say nothing about a commit
             for peer, entry in group.accepted.values():
                 self.reject(peer, error, sender=f"client={identity.describe(entry.client)}", n=entry.n)
             return

@@ -13,7 +13,7 @@ from ffstream.serving.predictor import Answer, Predictor
 from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.images import ImageChecker, images_to_array
-from ffstream.wire.messages import Hello, Predict, Prediction
+from ffstream.wire.messages import Hello, Message, Predict, Prediction
 
 
 class PredictLoop(RouterLoop):
@@ -61,8 +61,7 @@ class PredictLoop(RouterLoop):
             self._metrics.prediction_paced.inc(wait_s)
 
     def _answer(self, batch: list[Received]) -> None:
-        start = time.perf_counter()
-        good: list[tuple[bytes, int]] = []
+        good: list[Received] = []
         queries = []
         for received in batch:
             peer, message, payload, *_ = received
@@ -77,18 +76,22 @@ class PredictLoop(RouterLoop):
                 self.reject(peer, error, sender=received.sender(), id=message.id)
                 continue
             queries.append(images_to_array(message.dtype, message.count, images))
-            good.append((peer, message.id))
+            good.append(received)
         if not good:
             return
-        for (peer, id), answer in zip(good, self._predictor.answer(queries), strict=True):
-            self.reply(peer, _prediction(id, answer), answer.goodness.astype("<f4", copy=False).tobytes())
+        for received, answer in zip(good, self._predictor.answer(queries), strict=True):
+            goodness = answer.goodness.astype("<f4", copy=False).tobytes()
+            self.reply(received.peer, _prediction(received.message, answer), goodness)
         metrics = self._metrics
         samples = sum(map(len, queries))
         metrics.predictions.inc(samples)
         metrics.prediction_batch.observe(samples)
-        metrics.prediction_seconds.observe(time.perf_counter() - start)
+        replied_s = time.perf_counter()
+        for received in good:
+            metrics.prediction_seconds.observe(replied_s - received.at_s)
 
 
-def _prediction(id: int, answer: Answer) -> Prediction:
+def _prediction(query: Message, answer: Answer) -> Prediction:
+    assert isinstance(query, Predict)
     snapshot = answer.snapshot
-    return Prediction(id=id, labels=answer.labels.tolist(), version=snapshot.version, seq=snapshot.seq)
+    return Prediction(id=query.id, labels=answer.labels.tolist(), version=snapshot.version, seq=snapshot.seq)

@@ -20,6 +20,7 @@ class Received(NamedTuple):
     payload: list[bytes]
     key: str = ""
     header: zmq.Frame | None = None  # as received: libzmq attaches the sender's address to it
+    at_s: float = 0.0  # when it was received, by `time.perf_counter`
 
     def sender(self) -> str:
         """The sender for a log line: its address, and its name and key where they are known."""

@@ -11,6 +11,7 @@ import resource
 import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -26,34 +27,47 @@ _MEMORY_SHARE = 0.9  # of the available memory, when no limit is configured
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
+class Usage(NamedTuple):
+    """What was measured last. `disk_free_bytes` includes free space within the journal's file."""
+
+    disk_free_bytes: int
+    memory_bytes: int
+    memory_max_bytes: int  # at which samples are rejected
+
+
 class Resources:
-    """Finds shortages. For one thread."""
+    """Finds shortages. For one thread; others may read `usage`, which is None before the first measurement."""
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder = folder
+        self.usage: Usage | None = None
         self._disk_min_free = limits.disk_min_free_bytes
-        self._memory_max = limits.memory_max_bytes or int(_MEMORY_SHARE * available_memory())
+        self.memory_max = limits.memory_max_bytes or int(_MEMORY_SHARE * available_memory())
         self._process = psutil.Process()
 
     def shortage(self, journal_free_bytes: int = 0) -> Unavailable | None:
         """What is short now, if anything is. Free space within the journal's file counts as disk space."""
         try:
-            return self._disk_shortage(journal_free_bytes) or self._memory_shortage() or self._files_shortage()
+            usage = self.usage = self._measure(journal_free_bytes)
+            return self._disk_shortage(usage) or self._memory_shortage(usage) or self._files_shortage()
         except OSError as error:  # measuring needs a descriptor, too
             return TooManyFiles(f"cannot measure resources: {error}", hint="raise the limit on open files")
 
-    def _disk_shortage(self, journal_free_bytes: int) -> Unavailable | None:
+    def _measure(self, journal_free_bytes: int) -> Usage:
         free = shutil.disk_usage(self._folder).free + journal_free_bytes
-        if free >= self._disk_min_free:
+        return Usage(free, self._process.memory_info().rss, self.memory_max)
+
+    def _disk_shortage(self, usage: Usage) -> Unavailable | None:
+        if usage.disk_free_bytes >= self._disk_min_free:
             return None
         return DiskFull(
-            f"{free >> 20} MiB are free at {self._folder} and in the journal",
+            f"{usage.disk_free_bytes >> 20} MiB are free at {self._folder} and in the journal",
             hint=f"free disk space, at least {self._disk_min_free >> 20} MiB (limits.disk_min_free_bytes)",
         )
 
-    def _memory_shortage(self) -> Unavailable | None:
-        used = self._process.memory_info().rss
-        if used < self._memory_max:
+    def _memory_shortage(self, usage: Usage) -> Unavailable | None:
+        used = usage.memory_bytes
+        if used < usage.memory_max_bytes:
             return None
         return MemoryFull(f"the daemon uses {used >> 20} MiB of memory", hint="slow down; limits.memory_max_bytes")
 

@@ -7,6 +7,7 @@ encrypts and the ZAP thread checks keys when a client connects; a key that was r
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -196,7 +197,7 @@ class RouterLoop(ABC):
             pong = Pong(socket=self.socket_name, boot=self._boot, credit=self.credit(), **self._rejection_fields())
             self.reply(peer, pong)
             return None
-        return Received(peer, message, frames[1:], key, header)
+        return Received(peer, message, frames[1:], key, header, time.perf_counter())
 
     # --- replying --------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -42,6 +41,7 @@ def test_every_metric_has_its_type_a_value_and_base_units(daemon: Running) -> No
     elsewhere = {  # set by `ffstream serve`, a drift detector, another objective, or after more samples
         metrics.output_dropped,
         metrics.drift_seq,
+        metrics.backlog_seconds,
         metrics.running_goodness,
         metrics.threshold,
         metrics.layer_dead_units,
@@ -56,10 +56,9 @@ def test_every_metric_has_its_type_a_value_and_base_units(daemon: Running) -> No
         if metric not in elsewhere:
             assert family.samples, f"{family.name} has no value"
         assert family.name.startswith("ffstream_")
-        if isinstance(metric, Counter):
-            assert all(each.name.endswith(("_total", "_created")) for each in family.samples)
-        else:
-            assert not family.name.endswith("_total")
+        named = {each.name.removeprefix(family.name) for each in family.samples}
+        assert named <= {"counter": {"_total"}, "histogram": {"_bucket", "_sum", "_count"}}.get(family.type, {""})
+        assert not family.name.endswith("_total"), "only counters"
         assert not re.search(r"_(ms|us|milliseconds|kb|mb|percent|minutes|count)$", family.name)
     text = get(daemon, "/metrics").text
     assert 'ffstream_build_info{python="' in text

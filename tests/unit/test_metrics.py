@@ -23,10 +23,9 @@ def test_no_gauge_has_a_value_before_it_is_known() -> None:
     assert len(gauges) > 20
     scraped = generate_latest(metrics.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(scraped)}
-    described = [getattr(metrics, name).describe()[0].name for name in gauges]
-    for name in described:
-        assert families[name].type == "gauge", "it is announced"
-        assert families[name].samples == []
+    for described in (getattr(metrics, name).describe()[0] for name in gauges):
+        assert families[described.name].type == described.type, "it is announced"
+        assert families[described.name].samples == []
 
 
 def test_a_gauge_shows_what_it_was_set_to() -> None:
@@ -48,6 +47,23 @@ def test_a_gauge_is_absent_again_when_its_value_is_no_longer_known() -> None:
     assert samples(metrics, "applied_seq") == {}
     metrics.loss.labels("0").set(math.nan)
     assert samples(metrics, "layer_loss") == {}
+
+
+def test_a_counter_that_something_else_keeps_is_read_at_each_scrape() -> None:
+    metrics = Metrics()
+    paused_s = 0.0
+    metrics.paused_seconds.set_function(lambda: paused_s)
+    paused_s = 2.5
+    scraped = generate_latest(metrics.registry).decode()
+    assert "# TYPE ffstream_learning_paused_seconds_total counter" in scraped
+    assert "\nffstream_learning_paused_seconds_total 2.5\n" in scraped
+
+
+def test_a_scrape_shows_the_process_and_no_series_of_when_a_metric_was_made() -> None:
+    scraped = generate_latest(Metrics().registry).decode()
+    names = {line.split()[2] for line in scraped.splitlines() if line.startswith("# TYPE ")}
+    assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "python_gc_collections_total"} <= names
+    assert "_created" not in scraped
 
 
 def test_a_gauge_without_its_labels_is_an_error() -> None:
