@@ -6,6 +6,7 @@ several of these set the same option, the last in this order applies.
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import combinations, pairwise
@@ -31,6 +32,7 @@ from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN, DEFAULT_PREDI
 
 _LABELS_MAX = (MAX_HEADER_BYTES - 1024) // 2  # the header of a message holds its labels, two bytes each
 _INT_MAX = 2**31 - 1  # libzmq takes an int
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 class _Section(BaseModel):
@@ -157,6 +159,9 @@ class Limits(_Section):
         10.0, ge=0.1, le=600, description="seconds after which a connection without a complete handshake is closed"
     )
     http_connections: int = Field(64, ge=1, description="concurrent HTTP requests; further ones get status 503")
+    http_live_readers: int = Field(
+        64, ge=0, description="concurrent readers of /api/live, such as pages; further ones get status 503"
+    )
     # Prometheus closes its idle connections after 300 s. It must close first, so that no scrape uses a closed
     # connection.
     http_keep_alive_s: float = Field(
@@ -196,6 +201,28 @@ class Security(_Section):
     http_token: str = Field(
         "", description="file with the bearer token for HTTP requests, except health checks and the web page"
     )
+
+
+class Http(_Section):
+    """The HTTP server and its page. Other limits of it are in [limits], its token is in [security]."""
+
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="names by which browsers and scrapers reach the daemon, besides localhost, addresses and the name"
+        " in listen.http",
+    )
+    teach: bool = Field(False, description="allow the page to send samples that are learned")
+    teach_token: str = Field(
+        "", description="file with a token of its own that these samples need; required beyond loopback"
+    )
+
+    @field_validator("hosts")
+    @classmethod
+    def _are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not _HOST.fullmatch(name):
+                raise ValueError(f"{name!r} is not the name of a host; leave out scheme, port and wildcards")
+        return value
 
 
 class Learning(_Section):
@@ -300,6 +327,7 @@ class Config(_Section):
     listen: Listen = Listen()
     limits: Limits = Limits()
     security: Security = Security()
+    http: Http = Http()
     network: Annotated[Recipe, BeforeValidator(_fill_preset)] = recipe("stream")
     learning: Learning = Learning()
     pipeline: PipelineSection = PipelineSection()

@@ -29,6 +29,7 @@ from ffstream.daemon.shutdown import Order, Shutdown
 from ffstream.daemon.state import StateLock, has_journal, is_missing
 from ffstream.errors import DeadlineExceeded, FFStreamError, StageFailed, StartBlocked
 from ffstream.ff import kernels
+from ffstream.ff.presets import preset_of
 from ffstream.journal.journal import Journal
 from ffstream.journal.schema import JOURNAL
 from ffstream.learning.checkpoints import open_store
@@ -37,15 +38,19 @@ from ffstream.learning.origin import StreamOrigin
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
 from ffstream.server.admission import Admission
+from ffstream.server.api import api_routes
 from ffstream.server.control import ControlLoop
 from ffstream.server.housekeeping import Housekeeping
 from ffstream.server.http import HttpServer
 from ffstream.server.http_app import make_app
 from ffstream.server.learn import LearnLoop
+from ffstream.server.live import live_routes
 from ffstream.server.predict import PredictLoop
+from ffstream.server.probes import probe_routes
 from ffstream.server.readiness import Readiness, of_predictions, of_samples
 from ffstream.server.resources import Resources, check_free_files, raise_file_limit, return_free_memory
 from ffstream.server.router import RouterLoop
+from ffstream.server.static import static_routes
 from ffstream.serving.predictor import Predictor
 from ffstream.util.durable import fsync_entry, fsync_tree
 from ffstream.util.os_errors import as_start_errors, path_error
@@ -81,9 +86,11 @@ class Daemon:
         self._existing = existing
         self.metrics = Metrics()
         self.failure: Exception | None = None
+        self._began = time.monotonic()
+        self._preset = preset_of(config.network)
         self._phase = "starting"  # then "ready", then "stopping"
         # Before anything else: a daemon that must not listen should not spend minutes on recovery.
-        self._access = Access(config.listen, config.security, self.metrics, self._fail)
+        self._access = Access(config, self.metrics, self._fail)
         self._lock = StateLock(config.state, existing=existing)
         self._blocked_by = ""  # why a standby could not take the folder when it last tried
         self._loops: list[RouterLoop] = []  # those that are bound
@@ -286,15 +293,18 @@ class Daemon:
 
     def _make_http(self) -> None:
         limits, access = self.config.limits, self._access
-        app = make_app(
-            self.metrics.registry,
-            alive=lambda: self.failure is None,
-            predicts=self.predict_readiness,
-            learns=self.learn_readiness,
-            status=self.status,
-            token=access.http_token,
-            rejections=access.http_rejections,
-        )
+        routes = [
+            *probe_routes(
+                self.metrics.registry,
+                alive=lambda: self.failure is None,
+                predicts=self.predict_readiness,
+                learns=self.learn_readiness,
+            ),
+            *live_routes(self.status),
+            *static_routes(),
+            *api_routes(),
+        ]
+        app = make_app(routes, hosts=access.hosts, token=access.http_token, rejections=access.http_rejections)
         self.http = HttpServer(
             app,
             self.config.listen.http,
@@ -334,16 +344,23 @@ class Daemon:
         return reason.code if reason else None
 
     def status(self) -> dict[str, Any]:
-        """What the daemon is doing."""
-        paused = self.state == "ready" and self.learner.paused
+        """What the daemon is doing: the one document that the control command, /status and /api/live give."""
+        state, reason = self.state, self.admission.rejection_reason()
         return {
-            "state": "paused" if paused else self.state,
-            "refusing": self._refusing(),
+            "time": time.time(),
+            "uptime_s": time.monotonic() - self._began,
+            "state": "paused" if state == "ready" and self.learner.paused else state,
+            "refusing": reason and reason.code,
+            "refusing_hint": reason and reason.hint,
             "version": __version__,
+            "preset": self._preset,
+            "teach": self.config.http.teach,
             "image_shape": list(self.config.network.image_shape),
             "labels": self.config.network.labels,
             **self.learner.status(),
             **self.admission.status(),
+            "rates": {"accepted_per_s": None, "learned_per_s": None, "predictions_per_s": None},
+            "lag_s": None,
             "endpoints": {
                 "learn": self.learn.endpoint,
                 "predict": self.predict.endpoint,

@@ -155,6 +155,7 @@ class Learner:
     def status(self) -> dict[str, Any]:
         """Progress and prequential error of learning, for the status reply."""
         run, snapshot, store = self.run.status(), self.snapshots.current, self.checkpoints.store
+        newest = self.checkpoints.newest
         accepted = self._journal.head.seq  # read after what is applied, which must not exceed it
         return {
             "accepted": accepted,
@@ -167,6 +168,8 @@ class Learner:
                 "age_s": time.monotonic() - snapshot.published,
             },
             "checkpoint_seq": (store.whole_seqs() or [0])[-1],
+            "checkpoint": newest and {"seq": newest.seq, "age_s": max(0.0, time.time() - newest.written)},
+            "drift_seq": self._metrics.drift_seq.labels().read(),
             **reach(store, self._journal)._asdict(),
         }
 

@@ -28,7 +28,7 @@ from ffstream.serving.prequential import NAME as PREQUENTIAL
 from ffstream.serving.prequential import Prequential
 from ffstream.serving.snapshot import Snapshot, Snapshots
 from ffstream.util import failpoints
-from ffstream.util.error_record import ErrorRecord
+from ffstream.util.error_record import WINDOW_SAMPLES, ErrorRecord
 from ffstream.util.threads import OnFailure, Worker
 
 
@@ -108,6 +108,8 @@ class TrainingRun:
             "live_error": pipeline.live.record.recent,
             "phase": pipeline.phase,
             "stages": pipeline.describe(),
+            "layers": pipeline.describe_layers(),
+            "window": {"error": record.recent, "samples": record.window_samples, "size": WINDOW_SAMPLES},
         }
 
     # --- pipeline.Listener ------------------------------------------------------------------------------------------

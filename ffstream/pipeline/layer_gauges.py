@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 
+from ffstream.ff.health import HealthFigures
 from ffstream.ff.layer import Layer
 from ffstream.ff.layer_monitor import LayerFigures
 from ffstream.metrics import Metrics
@@ -13,6 +14,24 @@ log = logging.getLogger(__name__)
 SEPARATES_AFTER_SAMPLES = 50_000  # a layer that has learned so many samples should separate right from wrong
 SEPARATION_MIN = 0.55  # share of samples with more goodness for the right label; by chance it is 0.5
 CONTRADICTIONS_MAX = 1e-3  # share of negative rows that equal a positive row
+
+
+UNKNOWN = LayerFigures(math.nan, math.nan, math.nan, math.nan, 0, HealthFigures(), None)
+
+
+def _shown(figures: LayerFigures) -> dict[str, float]:
+    health, balance = figures.health, figures.balance
+    return {
+        "goodness_positive": figures.goodness_positive,
+        "goodness_negative": figures.goodness_negative,
+        "margin": health.margin,
+        "loss": figures.loss,
+        "separation": figures.separation,
+        "dead_units": health.dead_units,
+        "weight_norm": health.weight_norm,
+        "threshold": math.nan if balance is None else balance.theta,
+        "restarts": figures.restarts,
+    }
 
 
 class LayerGauges:
@@ -25,12 +44,23 @@ class LayerGauges:
         for layer in layers:
             metrics.layer_restarts.labels(str(layer.index))  # 0 from now on
         self._warned: set[tuple[int, str]] = set()
+        self._known: dict[int, dict[str, float | None]] = {
+            layer.index: dict.fromkeys(_shown(UNKNOWN)) for layer in layers
+        }
+
+    def known(self, index: int) -> dict[str, float | None]:
+        """The layer's figures for the status, each as it was when last known; None before. For any thread."""
+        return self._known[index]
 
     def set(self, seq: int, samples: int) -> None:
         """Sets all gauges, at a barrier behind the sample `seq`. `samples` were learned in this run."""
         for layer in self._layers:
             figures = layer.figures()
             self._set(str(layer.index), figures)
+            new: dict[str, float | None] = {
+                name: value for name, value in _shown(figures).items() if not math.isnan(value)
+            }
+            self._known[layer.index] = self._known[layer.index] | new
             self._note_restarts(layer.index, figures.restarts, seq)
             mixed = samples >= SEPARATES_AFTER_SAMPLES and figures.separation < SEPARATION_MIN
             self._warn(layer.index, "does not separate right from wrong", mixed, figures.separation, seq)

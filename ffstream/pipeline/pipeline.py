@@ -202,6 +202,16 @@ class Pipeline:
         """The last stage's thread comes first: when it is stuck, those before it only wait for it."""
         return [*(stage.thread for stage in reversed(self.stages)), self._feeder.thread]
 
+    def describe_layers(self) -> list[dict[str, Any]]:
+        """Each layer for the status reply."""
+        recipe = self._config.network
+        layers = [layer for stage in self.stages for layer in stage.describe_layers()]
+        for layer, compares, options in zip(layers, recipe.compares, recipe.layers, strict=True):
+            layer["compares"] = compares
+            if layer["threshold"] is None:
+                layer["threshold"] = options.objective.threshold
+        return layers
+
     def describe(self) -> list[dict[str, Any]]:
         """Each stage for the status reply."""
         return [stage.describe() for stage in self.stages]

@@ -26,6 +26,8 @@ from ffstream.pipeline.messages import Barrier, MicroBatch, Part, StageOutput
 from ffstream.util import failpoints
 from ffstream.util.threads import LEARNING_NICENESS, OnFailure, Worker
 
+_STEPS_REACH = 50  # steps that the running mean of their time reaches back
+
 
 class Stage:
     """Thread `ff-stage-N`. It ends when its inbox is closed, and closes its outbox."""
@@ -60,6 +62,7 @@ class Stage:
         self._live = live
         self._gauges = LayerGauges(layers, metrics)
         self._learned = 0
+        self._step_s: float | None = None  # a running mean
         self._outbox = outbox
         self._stream = stream
         self._metrics = metrics
@@ -118,12 +121,16 @@ class Stage:
         if self._live is not None:
             self._live.add(scored)
         self._stream.settle()
-        self._step_seconds.observe(time.perf_counter() - start - waited)
+        self._took(time.perf_counter() - start - waited)
         if self._outbox is None:
             failpoints.reached("learned")
             self._metrics.samples_learned.inc(output.fresh)
         self.last_seq = output.seq
         self._learned += output.fresh
+
+    def _took(self, seconds: float) -> None:
+        self._step_seconds.observe(seconds)
+        self._step_s = seconds if self._step_s is None else self._step_s + (seconds - self._step_s) / _STEPS_REACH
 
     def _forward(self, item: MicroBatch | StageOutput) -> StageOutput:
         if isinstance(item, MicroBatch):
@@ -175,6 +182,11 @@ class Stage:
             "last_seq": self.last_seq,
             "skipped": self.inbox.skipped,
         }
+
+    def describe_layers(self) -> list[dict[str, Any]]:
+        """Its layers for the status reply. Figures are those of the last barriers; nothing is computed."""
+        own = {"step_s": self._step_s, "queue_depth": len(self.inbox), "last_seq": self.last_seq}
+        return [{"index": layer.index, **self._gauges.known(layer.index), **own} for layer in self.layers]
 
 
 def _expect_finite(tensors: Mapping[str, Tensor], seq: int) -> None:

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import zmq
 
-from ffstream.config import Listen, Security
+from ffstream.config import Config
 from ffstream.metrics import Metrics
 from ffstream.security.keys import KeyPair
-from ffstream.server.credentials import check_exposure, load_credentials
+from ffstream.server.credentials import check_exposure, load_credentials, load_teach_token
 from ffstream.server.keyring import Keyring
+from ffstream.server.origin import Hosts
 from ffstream.server.rejections import RejectedConnections
 from ffstream.server.zap import Zap
 from ffstream.util.threads import OnFailure
@@ -35,12 +36,15 @@ class Guard(NamedTuple):
 
 
 class Access:
-    """The guards of the three sockets, the ZAP thread, and the HTTP token. Raises ConfigError."""
+    """The guards of the three sockets, the ZAP thread, and for HTTP tokens and hosts. Raises ConfigError."""
 
-    def __init__(self, listen: Listen, security: Security, metrics: Metrics, on_failure: OnFailure) -> None:
+    def __init__(self, config: Config, metrics: Metrics, on_failure: OnFailure) -> None:
+        listen, security = config.listen, config.security
         for exposed in check_exposure(listen, security):
             log.warning("listening without authentication %s", exposed)
         pair, clients, self.http_token = load_credentials(security)
+        self.teach_token = load_teach_token(config.http, listen)
+        self.hosts = Hosts(listen.http, config.http.hosts)
         self.guards: dict[str, Guard] = {}
         if pair is not None:
             self.guards = {name: Guard(name, pair, Keyring(folder)) for name, folder in clients.items()}

@@ -107,6 +107,7 @@ class Admission:
         return {
             "journal": {"used_bytes": measured.journal_bytes, "log_bytes": measured.log_bytes},
             "clients": {"known": len(self._journal.clients), "max": self._limits.clients_max},
+            "resources": measured.usage and measured.usage._asdict(),
             "warnings": measured.warnings.active,
         }
 

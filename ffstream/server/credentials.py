@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from ffstream.config import Listen, Security
+from ffstream.config import Http, Listen, Security
 from ffstream.errors import ConfigError
 from ffstream.security.keys import KeyPair, check_folder, load_pair, load_token
 from ffstream.util.option_errors import about
@@ -77,6 +77,21 @@ def load_credentials(security: Security) -> Credentials:
     with about("security.server_key"):
         pair = load_pair(Path(security.server_key))
     return Credentials(pair, {name: _clients(name, folder) for name, folder in folders.items()}, token)
+
+
+def load_teach_token(http: Http, listen: Listen) -> bytes | None:
+    """The token that samples from the page need. None: loopback is enough. Raises ConfigError."""
+    if not http.teach:
+        return None
+    if http.teach_token:
+        with about("http.teach_token"):
+            return load_token(Path(http.teach_token))
+    if not is_local(f"tcp://{listen.http}"):
+        raise ConfigError(
+            f"http.teach = true needs a token, because listen.http = {listen.http} is reachable from other machines",
+            hint="set http.teach_token to a file: openssl rand -hex 32 > FILE",
+        )
+    return None
 
 
 def _clients(name: str, folder: str) -> Path:

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from ffstream.errors import ConfigError, DeadlineExceeded, StageFailed
 from ffstream.server.http_app import ConcurrencyLimit
 from ffstream.server.http_connection import Connection
+from ffstream.server.origin import SecurityHeaders
 from ffstream.server.rejections import RejectedConnections, RejectionLog
 from ffstream.util.os_errors import listen_error
 from ffstream.util.threads import OnFailure, Worker
@@ -85,7 +86,7 @@ class HttpServer:
         host, bound = self._listener.getsockname()[:2]
         self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
         config = uvicorn.Config(
-            ConcurrencyLimit(app, connections, self._reject),
+            SecurityHeaders(ConcurrencyLimit(app, connections, self._reject)),
             log_config=None,
             log_level="warning",
             access_log=False,

@@ -1,86 +1,42 @@
-"""What the daemon answers over HTTP: metrics, health, readiness, status, and a page for people.
+"""The application that the HTTP server runs: routes from small modules, behind the checks of every request.
 
-    /healthz        alive: no thread has died or is stuck. 503: restart the daemon.
-    /readyz         predictions are answered, whether samples are accepted or not.
-    /readyz/learn   samples are accepted. 503: producers wait, or send elsewhere.
+    probes.py   health, readiness, metrics        live.py   status, its live feed, history
+    static.py   the page                          api.py    what the page asks about samples and layers
 
-The body of the last two gives the reason. While learning is paused both are 200: samples are stored, and learned
-after learning is resumed. While the daemon drains, /readyz/learn is 503, and /readyz is 200 until predictions stop.
+A request passes: the concurrency limit, the check of its Host and Origin, the token.
 """
 
 import hmac
-from collections.abc import Callable
-from importlib.resources import files
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ffstream.errors import Unavailable
-from ffstream.server.readiness import Readiness
+from ffstream.server.answers import refusal_for
+from ffstream.server.origin import HEALTH, Hosts, OwnPagesOnly
 from ffstream.server.rejections import RejectedConnections
-
-_HEALTH = frozenset({"/healthz", "/readyz", "/readyz/learn"})
-_PUBLIC = _HEALTH | {"/"}  # probes have no token, and the page asks for it
 
 
 def make_app(
-    registry: CollectorRegistry,
+    routes: Iterable[Route],
     *,
-    alive: Callable[[], bool],
-    predicts: Callable[[], Readiness],
-    learns: Callable[[], Readiness],
-    status: Callable[[], dict[str, Any]],
+    hosts: Hosts | None = None,
     token: bytes | None = None,
     rejections: RejectedConnections | None = None,
 ) -> Starlette:
-    """`/healthz`, `/readyz`, `/readyz/learn`, `/metrics`, `/status` and the page `/`.
-
-    With a `token`, requests for `/metrics` and `/status` must carry it.
-    """
-
-    def metrics(request: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-    # Async, so that these are answered even when all worker threads are in use.
-    async def healthz(request: Request) -> Response:
-        healthy = alive()
-        return PlainTextResponse("ok\n" if healthy else "failed\n", 200 if healthy else 503)
-
-    async def readyz(request: Request) -> Response:
-        return _readiness_response(predicts())
-
-    async def readyz_learn(request: Request) -> Response:
-        return _readiness_response(learns())
-
-    def status_json(request: Request) -> Response:
-        try:
-            return JSONResponse(status())
-        except Unavailable as error:
-            return JSONResponse({"code": error.code, "message": error.message, "hint": error.hint}, 503)
-
-    def page(request: Request) -> Response:
-        return HTMLResponse(files("ffstream.server").joinpath("page.html").read_text(encoding="utf-8"))
-
-    routes: dict[str, Callable[[Request], Any]] = {
-        "/": page,
-        "/metrics": metrics,
-        "/healthz": healthz,
-        "/readyz": readyz,
-        "/readyz/learn": readyz_learn,
-        "/status": status_json,
-    }
-    middleware = [] if token is None else [Middleware(BearerToken, token=token, rejections=rejections)]
-    return Starlette(routes=[Route(path, endpoint) for path, endpoint in routes.items()], middleware=middleware)
+    """`hosts`: names of this server. With a `token`, requests must carry it, except those for probes and the page."""
+    middleware = [Middleware(OwnPagesOnly, hosts=hosts or Hosts(), rejections=rejections)]
+    if token is not None:
+        middleware.append(Middleware(BearerToken, token=token, rejections=rejections))
+    return Starlette(routes=list(routes), middleware=middleware)
 
 
-def _readiness_response(readiness: Readiness) -> Response:
-    return PlainTextResponse(f"{readiness.text}\n", 200 if readiness.ready else 503)
+def _is_public(path: str) -> bool:
+    """Probes have no token, and the page asks for it."""
+    return path in HEALTH or path == "/" or path.startswith("/page/")
 
 
 class BearerToken:
@@ -93,14 +49,17 @@ class BearerToken:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 401."""
-        if scope["type"] != "http" or scope["path"] in _PUBLIC or self._has_token(scope):
+        if scope["type"] != "http" or _is_public(scope["path"]) or self._has_token(scope):
             await self._app(scope, receive, send)
             return
         if self._rejections is not None:
             self._rejections.add("token", f"address={_address(scope)}")
-        unauthorized = PlainTextResponse(
-            "401: send the header `Authorization: Bearer TOKEN`, with the token in the file security.http_token\n",
+        unauthorized = refusal_for(
+            scope,
             401,
+            "unauthorized",
+            "a token is required",
+            "send the header `Authorization: Bearer TOKEN`, with the token in the file security.http_token",
             {"WWW-Authenticate": 'Bearer realm="ffstream"'},
         )
         await unauthorized(scope, receive, send)
@@ -123,7 +82,7 @@ class ConcurrencyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 503."""
-        if scope["type"] != "http" or scope["path"] in _HEALTH:
+        if scope["type"] != "http" or scope["path"] in HEALTH:
             await self._app(scope, receive, send)
         elif not self._free:
             self._on_rejected(f"answer=503 address={_address(scope)}")

@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -30,3 +31,17 @@ def recipe(given: Mapping[str, Any] | str = "stream", **options: Any) -> Recipe:
         raise OptionError(wrong("preset", name, PRESET.expected()), hint=PRESET.closest(name))
     load_parts(section.get("parts", ()))
     return make_recipe(section, PRESETS[name])
+
+
+def preset_of(recipe: Recipe) -> str | None:
+    """The name of the preset that a recipe is, for its images, labels and seed; None if it is a changed one.
+
+    >>> preset_of(recipe("fast", seed=5)), preset_of(recipe("fast", batch_size=7))
+    ('fast', None)
+    """
+    own = recipe.model_dump(include={"image_shape", "labels", "seed"})
+    for name, preset in PRESETS.items():
+        with suppress(OptionError):  # not every network is possible for these images
+            if make_recipe({"preset": name, **own}, preset) == recipe:
+                return name
+    return None

@@ -18,8 +18,12 @@ from ffstream.errors import ConfigError, StartBlocked, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.http import HttpServer
 from ffstream.server.http_app import make_app
+from ffstream.server.live import live_routes
+from ffstream.server.origin import Hosts
+from ffstream.server.probes import probe_routes
 from ffstream.server.readiness import Readiness, of_predictions, of_samples
 from ffstream.server.rejections import RejectedConnections
+from ffstream.server.static import static_routes
 
 WAIT_S = 20.0
 STATUS = {"state": "ready", "accepted": 5, "prequential_error": None}
@@ -33,13 +37,13 @@ class Site:
         self.predicts, self.learns = Readiness(True, "ready"), Readiness(True, "ready")
         self.asked, self.go_on = threading.Semaphore(0), threading.Event()
         self.go_on.set()
-        app = make_app(
+        routes = probe_routes(
             self.metrics.registry,
             alive=lambda: self.alive,
             predicts=lambda: self.predicts,
             learns=lambda: self.learns,
-            status=self.status,
         )
+        app = make_app([*routes, *live_routes(self.status), *static_routes()], hosts=Hosts(names=["x"]))
         rejections = RejectedConnections("http", self.metrics)
         self.server = HttpServer(app, "127.0.0.1:0", connections, handshake_timeout_s, rejections=rejections)
         self.server.start()
@@ -342,8 +346,7 @@ def test_many_invalid_requests_write_few_lines_that_count_them_all(
 
 
 def idle_app() -> Starlette:
-    ready = Readiness(True, "ready")
-    return make_app(Metrics().registry, alive=bool, predicts=lambda: ready, learns=lambda: ready, status=dict)
+    return make_app([])
 
 
 def test_an_address_that_cannot_be_used_is_an_error_with_a_hint() -> None:
