@@ -387,7 +387,7 @@ def options() -> dict[str, Option]:
     return found | for_all_layers | {"network.preset": PRESET, "network.widths": Option(tuple[int, ...])}
 
 
-def _names() -> list[str]:
+def names() -> list[str]:
     """The dotted names of all options, without sections."""
     sections = {name.partition(".")[0] for name in options() if "." in name}
     return [name for name in options() if name not in sections]
@@ -396,7 +396,7 @@ def _names() -> list[str]:
 def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The options that are set, by their dotted names."""
     for name, value in tree.items():
-        if isinstance(value, Mapping) and value and name not in _names():
+        if isinstance(value, Mapping) and value and name not in names():
             yield from ((f"{name}.{key}", each) for key, each in value.items())
         else:
             yield name, value
@@ -406,7 +406,7 @@ def _check_name(name: str, value: Any) -> None:
     """Raises OptionError for what pydantic would accept, or would report in words meant for programmers."""
     option = options().get(name)
     if option is None:
-        raise UnknownOption(name, _names())
+        raise UnknownOption(name, names())
     is_wrong_preset = name == "network.preset" and not (isinstance(value, str) and value in PRESETS)
     if is_wrong_preset or (option.is_number and isinstance(value, bool)):  # True is 1 in Python
         raise OptionError(wrong(name, value, option.expected()), hint=option.closest(value))
@@ -418,7 +418,7 @@ def load(
     environment: Mapping[str, str] | None = None,
 ) -> Config:
     """The options from all sources. Raises ConfigError, which names the option."""
-    given = option_sources.Given(_names())
+    given = option_sources.Given(names())
     if file is not None:
         given.read(file)
     given.take_environment(os.environ if environment is None else environment)
@@ -440,7 +440,7 @@ def _explain(first: Mapping[str, Any], given: option_sources.Given) -> ConfigErr
     cause = first.get("ctx", {}).get("error")  # an error that one of our validators raised
     name = ".".join(str(part) for part in first["loc"][:2])
     hint = getattr(cause, "hint", "")
-    if name in _names():
+    if name in names():
         option, value = options()[name], given.value(name)
         message = wrong(name, value, str(cause) if cause else option.expected())
         hint = hint or option.closest(value)

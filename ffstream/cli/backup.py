@@ -12,7 +12,7 @@ from ffstream.cli.output import print_json, progress_bar
 _NICENESS = 10
 
 
-@click.command()
+@click.command(epilog=options.example("ffstream backup /var/backups/ffstream-tuesday --state STATE"))
 @click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
 @options.config_file
 @options.state_folder

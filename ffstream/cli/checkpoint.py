@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from ffstream.checkpoint.inspection import Found, half_written, inspect
 from ffstream.checkpoint.manifest import CHECKPOINTS, folder_of
 from ffstream.cli import options, states
 from ffstream.cli.control import report, request_long
-from ffstream.cli.output import print_json
+from ffstream.cli.output import console, print_json
 from ffstream.client import CurveKeys
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, ConfigError
 from ffstream.journal.schema import JOURNAL
@@ -20,7 +19,10 @@ from ffstream.journal.schema import JOURNAL
 _SUMMARY = ("goodness", "objective", "optimizer")
 
 
-@click.group(invoke_without_command=True)
+@click.group(
+    invoke_without_command=True,
+    epilog=options.example("ffstream checkpoint", "ffstream checkpoint list --state STATE"),
+)
 @options.control_endpoint
 @options.timeout(60.0)
 @options.as_json
@@ -35,7 +37,7 @@ def checkpoint(
         report(result, as_json, "checkpoint at sample {seq}: {bytes} bytes in {seconds:.2f} s")
 
 
-@checkpoint.command("list")
+@checkpoint.command("list", epilog=options.example("ffstream checkpoint list --state STATE"))
 @options.config_file
 @options.state_folder
 @options.as_json
@@ -51,7 +53,7 @@ def list_command(context: click.Context, file: Path | None, state: Path | None, 
     _end(context, found)
 
 
-@checkpoint.command()
+@checkpoint.command(epilog=options.example("ffstream checkpoint verify 120000 --state STATE"))
 @click.argument("seq", type=click.IntRange(min=0), required=False)
 @options.config_file
 @options.state_folder
@@ -126,8 +128,7 @@ def _show(folder: Path, found: list[Found], halves: list[str]) -> None:
             _state(each),
             _recipe(each.manifest.get("recipe", {})),
         )
-    console = Console(markup=False, highlight=False)
-    console.print(table if found else f"no checkpoints in {folder}", soft_wrap=True)
+    console(markup=False, highlight=False).print(table if found else f"no checkpoints in {folder}", soft_wrap=True)
     for each in found:
         if each.problem is not None:
             click.echo(_describe_problem(each.problem))

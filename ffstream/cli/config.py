@@ -8,12 +8,12 @@ import click
 from ffstream.cli import options
 
 
-@click.group()
+@click.group(epilog=options.example("ffstream config show > ffstream.toml"))
 def config() -> None:
     """Show or check the daemon's options."""
 
 
-@config.command()
+@config.command(epilog=options.example("ffstream config show --set network.preset=conv > ffstream.toml"))
 @options.config_file
 @options.state_folder
 @options.settings
@@ -25,7 +25,7 @@ def show(file: Path | None, state: Path | None, settings: Iterable[str]) -> None
     click.echo(text.encode("utf-8", "surrogateescape"), nl=False)  # TOML is UTF-8, whatever the locale
 
 
-@config.command()
+@config.command(epilog=options.example("ffstream config check --config ffstream.toml --state STATE"))
 @options.config_file
 @options.state_folder
 @options.settings

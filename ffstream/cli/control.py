@@ -3,15 +3,16 @@
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from ffstream.cli import options, states
-from ffstream.cli.output import prequential_error, print_json
+from ffstream.cli.output import console, prequential_error, print_json
 from ffstream.client import Control, CurveKeys
 
 
-@click.command()
+@click.command(
+    epilog=options.example("ffstream status", "ffstream status --at tcp://trainer:5759 --wait-idle 60 --json")
+)
 @options.control_endpoint
 @click.option(
     "--wait-idle",
@@ -32,7 +33,7 @@ def status(endpoint: str, idle_s: float | None, timeout_s: float, as_json: bool,
     if as_json:
         print_json(result)
     else:
-        Console().print(_facts(result), _stages(result["stages"]))
+        console().print(_facts(result), _stages(result["stages"]))
 
 
 def _facts(result: dict[str, Any]) -> Table:
@@ -106,7 +107,7 @@ def report(result: dict[str, Any], as_json: bool, sentence: str) -> None:
         click.echo(sentence.format(**result))
 
 
-@click.command()
+@click.command(epilog=options.example("ffstream pause"))
 @options.control_endpoint
 @options.timeout(10.0)
 @options.as_json
@@ -116,7 +117,7 @@ def pause(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None
     report(request("pause", endpoint, timeout_s, keys), as_json, "learning is paused until `ffstream resume`")
 
 
-@click.command()
+@click.command(epilog=options.example("ffstream resume"))
 @options.control_endpoint
 @options.timeout(10.0)
 @options.as_json
@@ -126,7 +127,7 @@ def resume(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | Non
     report(request("resume", endpoint, timeout_s, keys), as_json, "learning is resumed")
 
 
-@click.command()
+@click.command(epilog=options.example("ffstream rollback --to 120000 --skip"))
 @options.control_endpoint
 @click.option(
     "--to",
@@ -158,7 +159,7 @@ def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool
     report(result, as_json, sentence + after)
 
 
-@click.command()
+@click.command(epilog=options.example("ffstream drain --timeout 600"))
 @options.control_endpoint
 @options.timeout(60.0)
 @options.as_json
@@ -169,7 +170,7 @@ def drain(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None
     report(result, as_json, "all {learned} samples are learned; the daemon stops")
 
 
-@click.command()
+@click.command(epilog=options.example("ffstream stop"))
 @options.control_endpoint
 @options.timeout(10.0)
 @options.as_json

@@ -15,7 +15,7 @@ from ffstream.data import Split, SplitName
 from ffstream.wire.messages import DEFAULT_PREDICT
 
 
-@click.command()
+@click.command(epilog=options.example("ffstream evaluate embedded --limit 500"))
 @options.dataset
 @options.data_folder
 @options.split("test")

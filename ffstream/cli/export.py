@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ffstream.checkpoint.weights import Weights
 
 
-@click.command()
+@click.command(epilog=options.example("ffstream export --state STATE --out weights.safetensors"))
 @options.config_file
 @options.state_folder
 @click.option("--seq", type=click.IntRange(min=0), help="The checkpoint to export. Default: the newest.")

@@ -1,6 +1,7 @@
 """The group of all commands: imports a command when it is needed, and turns its errors into an exit code."""
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -8,9 +9,12 @@ from typing import IO, Any
 
 import click
 
+from ffstream.cli.colour import is_coloured
 from ffstream.cli.encoding import tolerate_encoding
 from ffstream.cli.standard_streams import open_standard_streams
 from ffstream.errors import ConfigError, FFStreamError, StartBlocked
+
+COMPLETION = "_FFSTREAM_COMPLETE"  # the variable that the scripts of `ffstream completion` set
 
 # The module of each command, in the order of the help.
 _MODULES = {
@@ -29,6 +33,7 @@ _MODULES = {
     "stop": "control",
     "keygen": "keygen",
     "config": "config",
+    "completion": "completion",
 }
 
 
@@ -51,9 +56,11 @@ class Failure(click.ClickException):
         if self._show_error is not None:
             self._show_error(self._error, self.exit_code)
             return
-        click.echo(f"error: {self._error.message} [{self._error.code}]", file=file or sys.stderr)
+        stream = file or sys.stderr
+        label = click.style("error:", fg="red", bold=True) if is_coloured(stream) else "error:"
+        click.echo(f"{label} {self._error.message} [{self._error.code}]", file=stream)
         if self._error.hint:
-            click.echo(f"hint: {self._error.hint}", file=file or sys.stderr)
+            click.echo(f"hint: {self._error.hint}", file=stream)
 
 
 class WrongOption(Failure):
@@ -74,6 +81,8 @@ class Commands(click.Group):
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Runs the process. First of all, makes sure that descriptors 0 to 2 are open."""
         open_standard_streams()
+        if COMPLETION in os.environ:
+            import_module("ffstream.cli.shells")
         return super().main(*arguments, **options)
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:

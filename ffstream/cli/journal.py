@@ -19,12 +19,12 @@ from ffstream.journal.verification import Verification
 _LARGEST = 5
 
 
-@click.group()
+@click.group(epilog=options.example("ffstream journal stat --state STATE"))
 def journal() -> None:
     """Inspect the journal of a state folder. A daemon may be running on it."""
 
 
-@journal.command()
+@journal.command(epilog=options.example("ffstream journal stat --state STATE"))
 @options.config_file
 @options.state_folder
 @options.as_json
@@ -45,7 +45,7 @@ def stat(context: click.Context, file: Path | None, state: Path | None, as_json:
     _end(context, path, summary.findings, result["checkpoint_seq"])
 
 
-@journal.command()
+@journal.command(epilog=options.example("ffstream journal verify --state STATE --json"))
 @options.config_file
 @options.state_folder
 @options.as_json
@@ -77,7 +77,7 @@ def verify(context: click.Context, file: Path | None, state: Path | None, as_jso
     _end(context, path, findings, newest)
 
 
-@journal.command()
+@journal.command(epilog=options.example("ffstream journal accept --state STATE"))
 @options.config_file
 @options.state_folder
 def accept(file: Path | None, state: Path | None) -> None:

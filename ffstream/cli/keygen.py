@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from ffstream.cli import options
 from ffstream.security.keys import create
 
 
-@click.command()
+@click.command(epilog=options.example("ffstream keygen daemon --out keys"))
 @click.argument("name")
 @click.option(
     "--out",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ffstream.errors import ConfigError
 from ffstream.util.option_errors import about
@@ -18,11 +19,44 @@ if TYPE_CHECKING:  # imports numpy and zmq, which only the commands of clients n
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+
+def example(*commands: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["\b", "Examples:" if len(commands) > 1 else "Example:", *(f"  {each}" for each in commands)])
+
+
+def _complete_dataset(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The data sets that are known by name; otherwise files and folders."""
+    from ffstream.data.catalog import EMBEDDED
+    from ffstream.data.sources import SOURCES
+
+    names = [CompletionItem(name) for name in (EMBEDDED, *SOURCES) if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+def _complete_setting(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """A section, then an option in it, then a value if there is a closed list of them."""
+    from ffstream import config
+
+    options = config.options()
+    name, has_value, value = incomplete.partition("=")
+    if has_value:
+        choices = options[name].choices if name in options else []
+        return [CompletionItem(f"{name}={each}") for each in choices if each.startswith(value)]
+    section = name.partition(".")[0] if "." in name else ""
+    found = dict.fromkeys(
+        f"{each}=" if each.rpartition(".")[0] == section else f"{each.partition('.')[0]}."
+        for each in config.names()
+        if each.startswith(name)
+    )
+    return [CompletionItem(each, help=options[each[:-1]].description or None) for each in found]
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON and nothing else on stdout.")
 control_endpoint = click.option(
     "--at", "endpoint", metavar="URL", default=DEFAULT_CONTROL, show_default=True, help="Control socket."
 )
-dataset = click.argument("dataset", metavar="NAME|DIR|FILE")
+dataset = click.argument("dataset", metavar="NAME|DIR|FILE", shell_complete=_complete_dataset)
 data_folder = click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True),
@@ -57,7 +91,12 @@ config_file = click.option(
     help="TOML file with options; `ffstream config show` prints an example.",
 )
 settings = click.option(
-    "--set", "settings", metavar="SECTION.KEY=VALUE", multiple=True, help="Sets one option; overrides the file."
+    "--set",
+    "settings",
+    metavar="SECTION.KEY=VALUE",
+    multiple=True,
+    shell_complete=_complete_setting,
+    help="Sets one option; overrides the file.",
 )
 state_folder = click.option(
     "--state",

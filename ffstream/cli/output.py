@@ -10,7 +10,16 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from ffstream.cli.colour import is_coloured
 from ffstream.data import Progress as OnBytes
+
+
+def console(*, stderr: bool = False, **options: Any) -> Console:
+    """A console on stdout or stderr, as it is now. It has styles only if `is_coloured`."""
+    stream = sys.stderr if stderr else sys.stdout
+    if not is_coloured(stream):
+        options["color_system"] = None
+    return Console(stderr=stderr, force_terminal=stream.isatty(), **options)
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -33,7 +42,7 @@ def progress_bar(*figures: str, quiet: bool) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         *(TextColumn(f"{{task.fields[{figure}]}}") for figure in figures),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         disable=quiet or not sys.stderr.isatty(),
     )
 
@@ -46,7 +55,7 @@ def data_bar(*, quiet: bool) -> Iterator[OnBytes]:
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         disable=quiet or not sys.stderr.isatty(),
         transient=True,
     ) as bar:

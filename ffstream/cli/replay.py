@@ -23,7 +23,11 @@ from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN
 _INTERRUPTED = 130  # exit code after Ctrl-C
 
 
-@click.command()
+@click.command(
+    epilog=options.example(
+        "ffstream replay embedded", "ffstream replay mnist --to tcp://trainer:5757 --rate 500 --client tuesday"
+    )
+)
 @options.dataset
 @options.data_folder
 @options.split("train")

@@ -38,7 +38,11 @@ _START_MAX_US = 300_000_000  # TimeoutStartSec in deploy/ffstream@.service
 _FORCED = "second signal: exit at once; nothing acked is lost"
 
 
-@click.command()
+@click.command(
+    epilog=options.example(
+        "ffstream serve --state STATE", "ffstream serve --config ffstream.toml --set network.preset=conv"
+    )
+)
 @options.config_file
 @options.state_folder
 @options.settings

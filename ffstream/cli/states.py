@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from ffstream.cli import options
+from ffstream.cli.output import console
 
 DAMAGED = 1  # the exit code
 
@@ -24,8 +24,7 @@ def show(rows: dict[str, str]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         table.add_row(name, value)
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
+    console(markup=False, highlight=False, soft_wrap=True).print(table)
 
 
 def size(count: float) -> str:

@@ -44,6 +44,12 @@ class Option:
     kind: Any
     default: Any = None
     bounds: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+
+    @property
+    def choices(self) -> list[str]:
+        """The values that it can have, as text; empty if they are not a closed list."""
+        return ["true", "false"] if self.kind is bool else _choices(self.kind)
 
     @property
     def is_number(self) -> bool:
@@ -73,6 +79,7 @@ def options_of(section: Any) -> dict[str, Option]:
             field.annotation,
             field.default,
             {key: getattr(bound, key) for bound in field.metadata for key in _BOUNDS if hasattr(bound, key)},
+            field.description or "",
         )
         for name, field in section.model_fields.items()
     }
