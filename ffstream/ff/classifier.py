@@ -4,7 +4,7 @@ A classifier is an immutable set of weights. It computes with the same formulas 
 Shapes: B samples, I inputs, N rows, F units, L labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,8 @@ from ffstream.ff import head
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.formulas import Formulas
 from ffstream.ff.input import Preprocessor, to_unit
+from ffstream.ff.layer_pass import LayerPass
+from ffstream.ff.maps import WEIGHT
 from ffstream.ff.member import INPUT, READOUT, below, layer_name
 from ffstream.ff.recipe import Recipe
 
@@ -55,34 +57,60 @@ class Classifier:
             goodness_BL = (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).cpu()
             return Prediction(goodness_BL.argmax(1), goodness_BL)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._device
+
+    def to_pixels(self, fields_NHWC: Tensor) -> Tensor:
+        """Weights on the first layer's input as weights on the pixels of images."""
+        return self._preprocessor.to_pixels(fields_NHWC, self._input)
+
+    def padded(self, rows_BI: Tensor) -> Tensor:
+        """The rows, and zeros up to one of a few numbers of rows: see `_padded_rows`."""
+        missing = _padded_rows(len(rows_BI), self._device) - len(rows_BI)
+        return torch.cat((rows_BI, rows_BI.new_zeros(missing, rows_BI.shape[1]))) if missing else rows_BI
+
     def preprocess(self, images_BI: Tensor) -> Tensor:
         """The first layer's input (B, I), float32."""
         return self._preprocessor.apply(to_unit(images_BI, self._device, self._buffers), self._input)
 
     def goodness(self, images_BI: Tensor) -> list[Tensor]:
-        """The goodness (B, L) of every label, for each layer."""
-        x_NI = self.preprocess(images_BI)
-        conditioned = self.recipe.activities == "label_conditioned"
-        by_layer: list[Tensor] = []
+        """The goodness of every label, for each layer: (B, L), or (B, 1) for layers that know no label."""
+        return [layer.goodness() for layer in self.layers(self.preprocess(images_BI))]
+
+    def layers(self, x_NI: Tensor) -> Iterator[LayerPass]:
+        """What each layer computes for preprocessed images (B, I), first layer first. Read it before the next one."""
         labels_N = None
-        for formulas, weights in zip(self._formulas, self._layers, strict=True):
+        expands = self.recipe.activities == "label_conditioned"
+        last = len(self._formulas) - 1
+        for index, (formulas, weights) in enumerate(zip(self._formulas, self._layers, strict=True)):
             result = formulas.forward(x_NI, weights, self._dtype, self._buffers)
-            z_NF = result.z_NF
-            if labels_N is not None:
-                formulas.scheme.condition_(z_NF, result.label_scale_N, weights, labels_N)
-                by_layer.append(formulas.label_formulas.by_row(z_NF).view(len(images_BI), -1))
-            else:
-                by_layer.append(formulas.label_formulas.by_label(z_NF, result.label_scale_N, weights))
-                if conditioned:  # later layers compute one row for each sample and label
-                    z_NF = formulas.label_formulas.expand(z_NF, result.label_scale_N, weights).flatten(0, 1)
-                    labels_N = torch.arange(self.recipe.labels, device=self._device).repeat(len(images_BI))
-            if len(by_layer) < len(self._formulas):
-                out_NF = z_NF if z_NF.dtype == self._dtype else torch.empty_like(z_NF, dtype=self._dtype)
-                x_NI = formulas.activities(z_NF, out_NF)
-        return by_layer
+            yield (layer := LayerPass(formulas, weights, result, labels_N, expands=expands))
+            if index < last:
+                x_NI, labels_N = layer.passed_on(self._dtype)
 
     def logits(self, images_BI: Tensor) -> Tensor:
         """The logits (B, L) of the softmax readout."""
+        return head.logits(head.features(self._read(images_BI), self._buffers), self._readout)
+
+    def logit_parts(self, images_BI: Tensor) -> dict[int, Tensor]:
+        """What each layer that the readout reads contributes to the logits (B, L), by its index. The rest is the
+        readout's bias."""
+        read = self._read(images_BI)
+        f_BF = head.features(read, self._buffers)
+        sizes = [h_BF.shape[1] for h_BF in read]
+        parts = zip(f_BF.split(sizes, 1), self._readout[WEIGHT].split(sizes, 1), strict=True)
+        sums = [part_BF @ weight_LF.t() for part_BF, weight_LF in parts]
+        return dict(zip(self.recipe.read_layers, sums, strict=True))
+
+    @property
+    def readout_bias(self) -> Tensor | None:
+        """The bias (L) of the readout; None without a readout."""
+        return self._readout.get("bias")
+
+    def _read(self, images_BI: Tensor) -> list[Tensor]:
+        """The activities (B, F) of the layers that the readout reads."""
         x_BI = self.preprocess(images_BI)
         read = []
         for index, (formulas, weights) in enumerate(zip(self._formulas, self._layers, strict=True)):
@@ -90,16 +118,13 @@ class Classifier:
             x_BI = formulas.activities(z_BF, torch.empty_like(z_BF, dtype=self._dtype))
             if index in self.recipe.read_layers:
                 read.append(x_BI)
-        return head.logits(head.features(read, self._buffers), self._readout)
+        return read
 
     def _score(self, images_BI: Tensor) -> Tensor:
         """The score (B, L) of every label."""
-        count = len(images_BI)
-        padded = _padded_rows(count, self._device)
-        if padded > count:
-            images_BI = torch.cat((images_BI, images_BI.new_zeros(padded - count, images_BI.shape[1])))
-        scores_BL = self.logits(images_BI) if self._readout else self._weighted_goodness(images_BI)
-        return scores_BL[:count]
+        padded_BI = self.padded(images_BI)
+        scores_BL = self.logits(padded_BI) if self._readout else self._weighted_goodness(padded_BI)
+        return scores_BL[: len(images_BI)]
 
     def _weighted_goodness(self, images_BI: Tensor) -> Tensor:
         """Σ score_weight · goodness over the layers: (B, L)."""

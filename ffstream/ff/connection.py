@@ -47,6 +47,11 @@ class Connection(Part):
         """z (N, units) for normalised rows x̂ (N, inputs), both flat. Must be differentiable by autograd."""
         raise NotImplementedError
 
+    def receptive_fields(self, weight: Tensor, input_shape: Shape) -> Tensor | None:
+        """The weights of each unit (N, h, w, channels) as an image of the inputs that it is connected to. Units that
+        share their weights count once. None if they cannot be shown as images."""
+        return None
+
     @staticmethod
     def size(shape: Shape) -> int:
         """How many numbers a row of that shape has."""
@@ -76,6 +81,12 @@ class Dense(Connection):
     def fan_in(self, input_shape: Shape) -> int:
         """All inputs of the layer."""
         return size_of(input_shape)
+
+    def receptive_fields(self, weight: Tensor, input_shape: Shape) -> Tensor | None:
+        """(units, H, W, C) if the input is a map. (units, 1, I, 1) if it is a vector."""
+        if len(input_shape) not in (2, 3):
+            return weight.view(len(weight), 1, -1, 1)
+        return weight.view(len(weight), *input_shape[:2], channels_of(input_shape))
 
     def formula(self, x_NI: Tensor, parameters: Mapping[str, Tensor], input_shape: Shape) -> Tensor:
         """x̂Wᵀ + b."""
@@ -125,6 +136,10 @@ class Conv(Spatial):
         weight = (self.channels, self.kernel, self.kernel, channels_of(input_shape))
         return {"weight": weight, "bias": (self.channels,)}
 
+    def receptive_fields(self, weight: Tensor, input_shape: Shape) -> Tensor | None:
+        """(channels, K, K, C)."""
+        return weight
+
     def formula(self, x_NI: Tensor, parameters: Mapping[str, Tensor], input_shape: Shape) -> Tensor:
         """Convolution, maximum, bias."""
         from torch.nn.functional import conv2d, max_pool2d
@@ -149,6 +164,10 @@ class Local(Spatial):
         height, width = self.places(input_shape)
         weight = (height * width, self.channels, self.fan_in(input_shape))
         return {"weight": weight, "bias": (size_of(self.output_shape(input_shape)),)}
+
+    def receptive_fields(self, weight: Tensor, input_shape: Shape) -> Tensor | None:
+        """(places · channels, K, K, C)."""
+        return weight.reshape(-1, self.kernel, self.kernel, channels_of(input_shape))
 
     def formula(self, x_NI: Tensor, parameters: Mapping[str, Tensor], input_shape: Shape) -> Tensor:
         """A matrix product for each place, maximum, bias."""

@@ -62,9 +62,14 @@ class Health:
 
 def margin_by_label(G_BL: Tensor, own_B: Tensor) -> float:
     """Mean goodness of the right label minus that of the strongest wrong one."""
+    right_B, wrong_B = right_and_strongest_wrong(G_BL, own_B)
+    return float((right_B - wrong_B).mean())
+
+
+def right_and_strongest_wrong(G_BL: Tensor, own_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The goodness (B) of each sample's own label, and the highest of the other labels."""
     own_B1 = own_B[:, None]
-    strongest_B = G_BL.scatter(1, own_B1, -math.inf).max(1).values
-    return float((G_BL.gather(1, own_B1)[:, 0] - strongest_B).mean())
+    return G_BL.gather(1, own_B1)[:, 0], G_BL.scatter(1, own_B1, -math.inf).max(1).values
 
 
 def contradicting_labels(x_BI: Tensor, own_B: Tensor, wrong_B: Tensor | None) -> int:

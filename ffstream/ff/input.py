@@ -31,6 +31,10 @@ class Preprocessor(Protocol):
         """The preprocessed pixels. May change `pixels_BI` in place and return it."""
         ...
 
+    def to_pixels(self, fields_NHWC: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Weights on preprocessed maps as weights on the pixels of images (N, h, w, channels of an image)."""
+        ...
+
     def weights(self) -> dict[str, Tensor]:
         """The part of the state that `apply` needs. Not a copy."""
         ...
@@ -60,6 +64,10 @@ class Unchanging:
     def apply(self, pixels_BI: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The pixels themselves."""
         return pixels_BI
+
+    def to_pixels(self, fields_NHWC: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The weights themselves."""
+        return fields_NHWC
 
     def weights(self) -> dict[str, Tensor]:
         """Empty."""
@@ -92,6 +100,10 @@ class Centering:
     def apply(self, pixels_BI: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Subtracts the mean in place."""
         return pixels_BI.sub_(weights["mean"])
+
+    def to_pixels(self, fields_NHWC: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The weights themselves: what is subtracted is the same for all images."""
+        return fields_NHWC
 
     def weights(self) -> dict[str, Tensor]:
         """`mean` (I)."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, unfold
+from torch.nn.functional import conv2d, conv_transpose2d, unfold
 
 from ffstream.ff.connection import Shape, channels_of, maps_of
 from ffstream.ff.input import Centering
@@ -69,9 +69,16 @@ class PatchWhitening:
         """Whitened images (B, H·W·K), channels last."""
         centred_BI = self._centering.apply(pixels_BI, weights)
         patch = self._options.patch
-        kernel = weights["filters"].view(len(weights["filters"]), -1, patch, patch)
-        maps = conv2d(maps_of(centred_BI, self._shape), kernel, padding=patch // 2)
+        maps = conv2d(maps_of(centred_BI, self._shape), _kernel(weights["filters"], patch), padding=patch // 2)
         return maps.permute(0, 2, 3, 1).flatten(1)
+
+    def to_pixels(self, fields_NHWC: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Each weight times its filter, added up where the patches overlap. Fields are larger by patch − 1 then, but
+        not larger than the image: a patch reaches over its edge into zeros."""
+        patch, fields = self._options.patch, fields_NHWC.permute(0, 3, 1, 2)
+        pixels = conv_transpose2d(fields, _kernel(weights["filters"], patch)).permute(0, 2, 3, 1)
+        cut = [patch // 2 * (size > most) for size, most in zip(pixels.shape[1:3], self._shape[:2], strict=True)]
+        return pixels[:, cut[0] : pixels.shape[1] - cut[0], cut[1] : pixels.shape[2] - cut[1]]
 
     def weights(self) -> dict[str, Tensor]:
         """`mean` (I) and `filters` (K, K)."""
@@ -97,3 +104,8 @@ class PatchWhitening:
         self._centering.load_weights(weights)
         self._filters_KK.copy_(weights["filters"])
         self._fitted = self._options.images
+
+
+def _kernel(filters_KK: Tensor, patch: int) -> Tensor:
+    """(K, c, k, k): a convolution that applies the filters to each patch."""
+    return filters_KK.view(len(filters_KK), -1, patch, patch)

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ffstream.ff.presets import recipe
+from ffstream.ff.recipe import Recipe
 from ffstream.util.option_errors import show
-from tests.harness.crashing.stream import Stream
+from tests.harness.crashing.stream import BATCH, Stream
 
 # By the name of an option, wherever it is in the recipe.
 _AT_MOST: Mapping[str, int] = {
@@ -27,16 +28,25 @@ _UNLABELLED = 0.25
 
 def small_stream(preset: str, seed: int) -> Stream:
     """A stream and settings for a small network of that preset."""
-    full = recipe(preset)
-    given = full.model_dump(mode="json")
-    small = {name: _made_small(name, value) for name, value in given.items()}
-    changed = {name: value for name, value in small.items() if value != given[name]}
+    small = small_recipe(preset)
     return Stream(
         seed=seed,
-        settings=[f"network.{name}={show(value)}" for name, value in {"preset": preset, **changed}.items()],
-        image_shape=tuple(small["image_shape"]),
-        unlabelled=_UNLABELLED if full.learns_unlabelled else 0.0,
+        settings=[f"network.{name}={show(value)}" for name, value in {"preset": preset, **_changed(preset)}.items()],
+        image_shape=small.image_shape,
+        unlabelled=_UNLABELLED if small.learns_unlabelled else 0.0,
     )
+
+
+def small_recipe(preset: str) -> Recipe:
+    """The recipe of that network."""
+    return recipe(preset, **_changed(preset), batch_size=BATCH)
+
+
+def _changed(preset: str) -> Mapping[str, Any]:
+    """The options that differ from those of the preset."""
+    given = recipe(preset).model_dump(mode="json")
+    small = {name: _made_small(name, value) for name, value in given.items()}
+    return {name: value for name, value in small.items() if value != given[name]}
 
 
 def _made_small(name: str, value: Any) -> Any:

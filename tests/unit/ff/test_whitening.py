@@ -87,3 +87,23 @@ def test_images_that_have_no_such_patches_are_rejected(shape: list[int], patch: 
         recipe(image_shape=shape, replay_jitter=0, preprocessing={"kind": "whitening", "patch": patch})
     with pytest.raises(ValueError, match=r"preprocessing: needs an odd patch and images"):
         recipe("unsupervised", image_shape=shape, preprocessing={"kind": "whitening", "patch": patch})
+
+
+@pytest.mark.parametrize(("size", "at"), [(3, 4), (10, 0)])
+def test_weights_on_whitened_maps_become_weights_on_pixels(size: int, at: int) -> None:
+    """A sum over a window of the whitened map is a sum over pixels. A window of the whole map is one of all pixels."""
+    whitening = PatchWhitening(Whitening(patch=3, images=64), (10, 10, 2), CPU)
+    generator = torch.Generator().manual_seed(1)
+    pixels_BI = torch.rand(64, 200, generator=generator)
+    whitening.fit(pixels_BI)
+    weights = whitening.weights()
+    centred_BI = pixels_BI - weights["mean"]
+    map_BHWC = whitening.apply(pixels_BI.clone(), weights).view(64, 10, 10, 18)
+    fields_NHWC = torch.rand(5, size, size, 18, generator=generator) - 0.5
+    want_BN = torch.einsum("bhwc,nhwc->bn", map_BHWC[:, at : at + size, at : at + size], fields_NHWC)
+    seen_NHWC = whitening.to_pixels(fields_NHWC, weights)
+    first, width = max(at - 1, 0), seen_NHWC.shape[1]
+    window_BHWC = centred_BI.view(64, 10, 10, 2)[:, first : first + width, first : first + width]
+    got_BN = torch.einsum("bhwc,nhwc->bn", window_BHWC, seen_NHWC)
+    assert width == min(size + 2, 10)
+    assert torch.allclose(got_BN, want_BN, rtol=1e-3, atol=1e-3)
