@@ -248,6 +248,18 @@ class SequenceUnknown(FFStreamError):
     code = "sequence_unknown"
 
 
+class NoSamples(FFStreamError):
+    """There is no sample yet to look at."""
+
+    code = "no_samples"
+
+
+class NotShown(FFStreamError):
+    """The network has nothing of this kind to look at."""
+
+    code = "not_shown"
+
+
 class StageFailed(FFStreamError):
     """A thread of the pipeline died or made no progress. The daemon ends with a non-zero code."""
 

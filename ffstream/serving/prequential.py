@@ -14,10 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ffstream.metrics import Metrics
 from ffstream.serving.drift_detector import DriftDetector
+from ffstream.serving.mistakes import Mistakes
+from ffstream.serving.recent import RecentSamples
 from ffstream.serving.snapshot import Snapshot
 from ffstream.util.error_record import ErrorRecord
 from ffstream.util.labels import UNLABELLED
@@ -32,7 +35,7 @@ class _Batch(NamedTuple):
     labels: Tensor
     version: int
     stands_for: int  # its own samples and those skipped before it
-    seq: int
+    seqs: Tensor
 
 
 class _Mark(NamedTuple):
@@ -55,6 +58,8 @@ class Prequential:
         on_failure: OnFailure,
     ) -> None:
         self.record = record
+        self.mistakes = Mistakes(first.classifier.recipe.labels)
+        self.recent = RecentSamples()
         self._metrics = metrics
         self._fraction = fraction
         self._busy_fraction = min(fraction, busy_fraction)
@@ -90,16 +95,17 @@ class Prequential:
         While learning is `behind` the stream, the busy fraction is evaluated at most. Samples without a label do not
         count.
         """
+        seqs = torch.arange(seq - len(labels) + 1, seq + 1)
         known = labels != UNLABELLED
         if not bool(known.all()):
-            images, labels = images[known], labels[known]
+            images, labels, seqs = images[known], labels[known], seqs[known]
         size = len(labels)
         with self._changed:
             if not size or not self._takes_next(self._busy_fraction if behind else self._fraction):
                 self._skipped += size
                 self._metrics.prequential_skipped.inc(size)
                 return
-            self._inbox.append(_Batch(images, labels, version, size + self._skipped, seq))
+            self._inbox.append(_Batch(images, labels, version, size + self._skipped, seqs))
             self._skipped = 0
             self._changed.notify_all()
 
@@ -157,7 +163,9 @@ class Prequential:
         self._metrics.prequential_samples.inc(size)
         self._metrics.prequential_errors.inc(wrong)
         if self._detector is not None:
-            self._detector.add(wrong_B, batch.seq)
+            self._detector.add(wrong_B, int(batch.seqs[-1]))
+        self.mistakes.add(batch.images, batch.labels, prediction, wrong_B, batch.seqs)
+        self.recent.add(batch.images, batch.labels)
 
     def _snapshot(self, version: int) -> Snapshot | None:
         """The snapshot of that version, once it is published; None if it never will be."""
