@@ -91,7 +91,7 @@ def test_images_that_have_no_such_patches_are_rejected(shape: list[int], patch: 
 
 @pytest.mark.parametrize(("size", "at"), [(3, 4), (10, 0)])
 def test_weights_on_whitened_maps_become_weights_on_pixels(size: int, at: int) -> None:
-    """A sum over a window of the whitened map is a sum over pixels. A window of the whole map is one of all pixels."""
+    """A sum over a window of the whitened map is a sum over pixels. The last window is the whole map."""
     whitening = PatchWhitening(Whitening(patch=3, images=64), (10, 10, 2), CPU)
     generator = torch.Generator().manual_seed(1)
     pixels_BI = torch.rand(64, 200, generator=generator)
