@@ -1,7 +1,8 @@
 """Settings and fixtures of all tests."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,32 @@ def daemons(tmp_path: Path) -> "Iterator[Daemons]":
 
     with Daemons(tmp_path) as started:
         yield started
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fails a test that is skipped because of a command that is installed, or was to be."""
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a file that is skipped as a whole."""
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.outcome != "skipped" or not isinstance(report.longrepr, tuple) or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2]
+    for command in os.environ.get("FFSTREAM_TEST_COMMANDS", "").split():
+        if re.search(rf"\b{re.escape(command)}\b", reason):
+            report.outcome = "failed"
+            report.longrepr = f"{reason}\nFFSTREAM_TEST_COMMANDS names {command}, so this may not be skipped"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

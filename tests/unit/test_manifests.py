@@ -77,11 +77,20 @@ def test_the_default_manifests_need_no_operator() -> None:
     assert monitor["spec"]["selector"]["matchLabels"] == NAME
 
 
+def test_the_rules_for_the_operator_are_those_of_prometheus() -> None:
+    (rules,) = documents(DEPLOY / "prometheus" / "rules" / "ffstream.yml")
+    manifest = document("prometheusrule.yaml")
+    assert (manifest["kind"], manifest["apiVersion"]) == ("PrometheusRule", "monitoring.coreos.com/v1")
+    assert manifest["spec"] == rules, "its first lines say how to write it again"
+
+
 def test_the_alerts_find_the_job_that_is_scraped() -> None:
     (rules,) = documents(DEPLOY / "prometheus" / "rules" / "ffstream.yml")
-    jobs = set(re.findall(r'job="(\w+)"', json.dumps(rules).replace('\\"', '"')))
-    (prometheus,) = documents(DEPLOY / "prometheus" / "prometheus.yml")
-    assert jobs == {"ffstream"} == {each["job_name"] for each in prometheus["scrape_configs"]}
+    jobs = set(re.findall(r'job="([\w-]+)"', json.dumps(rules).replace('\\"', '"')))
+    configuration = (DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
+    with_standby = yaml.safe_load(re.sub(r"^  # (?=[- ] )", "  ", configuration, flags=re.MULTILINE))
+    assert {"ffstream"} == {each["job_name"] for each in yaml.safe_load(configuration)["scrape_configs"]}
+    assert jobs == {each["job_name"] for each in with_standby["scrape_configs"]}, "the comment that is to be taken"
     monitor = document("podmonitor.yaml")["spec"]
     template = document("statefulset.yaml")["spec"]["template"]
     assert template["metadata"]["labels"][monitor["jobLabel"]] == "ffstream"

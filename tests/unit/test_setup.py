@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,9 @@ def setup(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_missing_packages_without_apt_are_one_line_and_success(path: Path) -> None:
     done = setup(path, "--system")
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stdout) == (0, "\n")
     (line,) = done.stderr.splitlines()
-    assert "promtool node not installed" in line
+    assert "promtool node chromium not installed" in line
     assert "skipped" in line
 
 
@@ -50,30 +51,59 @@ def test_missing_packages_without_apt_are_one_line_and_success(path: Path) -> No
 def test_only_missing_packages_are_installed(path: Path, tmp_path: Path) -> None:
     stub(path, "node")
     stub(path, "apt-get", f'echo "$@" >> {tmp_path / "asked"}')
-    assert setup(path, "--system").returncode == 0
+    done = setup(path, "--system")
+    assert (done.returncode, done.stdout) == (0, "node promtool chromium\n")
     update, install = (tmp_path / "asked").read_text().splitlines()
     assert update.endswith(" update")
-    assert install.endswith(" install -y --no-install-recommends prometheus")
+    assert install.endswith(" install -y --no-install-recommends prometheus chromium")
 
 
 @AS_ROOT
 def test_a_failing_apt_get_is_reported_and_success(path: Path) -> None:
+    stub(path, "node")
     stub(path, "apt-get", "echo no network >&2; exit 100")
     done = setup(path, "--system")
-    assert done.returncode == 0
+    assert (done.returncode, done.stdout) == (0, "node\n"), "what could not be installed need not be there"
     assert done.stderr.splitlines()[-1] == (
-        "tools/setup: apt-get could not install prometheus nodejs (no network): tests are skipped"
+        "tools/setup: apt-get could not install prometheus chromium (no network): tests are skipped"
     )
 
 
 def test_nothing_is_done_when_nothing_is_missing(path: Path) -> None:
-    stub(path, "node")
-    stub(path, "promtool")
+    for command in ("promtool", "node", "chromium"):
+        stub(path, command)
     stub(path, "apt-get", "exit 100")
     done = setup(path, "--system")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "promtool node chromium\n", "")
 
 
 def test_an_unknown_option_is_refused(path: Path) -> None:
     done = setup(path, "--sytem")
     assert (done.returncode, done.stderr) == (2, "usage: tools/setup [--system]\n")
+
+
+SKIPPED = {
+    "marked": "@pytest.mark.skipif(True, reason='sonar is not installed')\ndef test(): pass",
+    "within": "def test(): pytest.skip('sonar is not installed')",
+    "as_a_file": "pytest.skip('sonar is not installed', allow_module_level=True)",
+}
+
+
+@pytest.mark.parametrize(("commands", "outcome"), [("node sonarr", "3 skipped"), ("sonar", "1 failed, 2 errors")])
+def test_a_skip_because_of_a_command_that_must_be_there_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: str, outcome: str
+) -> None:
+    """In a pytest of its own, with the hooks of tests/conftest.py."""
+    for name, test in SKIPPED.items():
+        (tmp_path / f"test_{name}.py").write_text(f"import pytest\n{test}\n")
+    monkeypatch.setenv("FFSTREAM_TEST_COMMANDS", commands)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "--continue-on-collection-errors", "-c", os.devnull, "--rootdir=/", str(tmp_path)],
+        cwd=SETUP.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert outcome in done.stdout, done.stdout + done.stderr
