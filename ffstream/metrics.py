@@ -304,6 +304,9 @@ class Metrics:
         self.disk_min_free = self._gauge(
             "disk_min_free_bytes", "limits.disk_min_free_bytes: below it, samples are rejected."
         )
+        self.live_readers = self._gauge(
+            "http_live_readers", "Clients that read /api/live; limits.http_live_readers is the maximum."
+        )
         self.memory_max = self._gauge(
             "memory_max_bytes", "process_resident_memory_bytes at which samples are rejected."
         )

@@ -44,7 +44,7 @@ from ffstream.server.housekeeping import Housekeeping
 from ffstream.server.http import HttpServer
 from ffstream.server.http_app import make_app
 from ffstream.server.learn import LearnLoop
-from ffstream.server.live import live_routes
+from ffstream.server.live import LiveFeed, live_routes
 from ffstream.server.predict import PredictLoop
 from ffstream.server.probes import probe_routes
 from ffstream.server.readiness import Readiness, of_predictions, of_samples
@@ -293,6 +293,7 @@ class Daemon:
 
     def _make_http(self) -> None:
         limits, access = self.config.limits, self._access
+        feed = LiveFeed(self.status, limits.http_live_readers, self.metrics, access.http_rejections)
         routes = [
             *probe_routes(
                 self.metrics.registry,
@@ -300,7 +301,7 @@ class Daemon:
                 predicts=self.predict_readiness,
                 learns=self.learn_readiness,
             ),
-            *live_routes(self.status),
+            *live_routes(self.status, feed),
             *static_routes(),
             *api_routes(),
         ]
@@ -313,6 +314,8 @@ class Daemon:
             limits.http_keep_alive_s,
             self._fail,
             access.http_rejections,
+            streams=limits.http_live_readers,
+            on_stop=feed.close,
         )
 
     def _fail(self, error: Exception) -> None:

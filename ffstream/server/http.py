@@ -11,6 +11,7 @@ import logging
 import math
 import socket
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import uvicorn
@@ -57,6 +58,19 @@ def _listen(host: str, port: int) -> socket.socket:
     )
 
 
+class _Server(uvicorn.Server):
+    """Ends streams first when it stops."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called on the event loop, once no more connections are accepted."""
+        self._on_stop()
+        await super().shutdown(sockets)
+
+
 class HttpServer:
     """Thread `ff-http`. It listens from the constructor on and answers between `start` and `stop`."""
 
@@ -71,7 +85,11 @@ class HttpServer:
         keep_alive_s: float = _KEEP_ALIVE_S,
         on_failure: OnFailure = lambda error: None,
         rejections: RejectedConnections | None = None,
+        *,
+        streams: int = 0,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
+        """`streams`: connections for answers that do not end by themselves; `on_stop` ends them on the event loop."""
         self._rejections = rejections
         host, _, port = address.rpartition(":")
         try:
@@ -98,7 +116,7 @@ class HttpServer:
             # h11 limits the size of a request's head. uvicorn only calls what it is given.
             http=partial(  # type: ignore[arg-type]
                 Connection,
-                most=connections + _RESERVE,
+                most=connections + streams + _RESERVE,
                 handshake_timeout_s=handshake_timeout_s,
                 keep_alive_s=keep_alive_s,
                 on_rejected=self._reject,
@@ -109,7 +127,7 @@ class HttpServer:
         )
         for name in ("uvicorn.error", "asyncio"):
             logging.getLogger(name).addFilter(_THROTTLE)
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config, on_stop)
         self.thread = Worker(self.name, self._serve, on_failure)
 
     def start(self) -> None:

@@ -16,8 +16,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ffstream.server.answers import refusal_for
+from ffstream.server.live import LIVE
 from ffstream.server.origin import HEALTH, Hosts, OwnPagesOnly
 from ffstream.server.rejections import RejectedConnections
+
+_UNCOUNTED = HEALTH | {LIVE}
 
 
 def make_app(
@@ -72,7 +75,10 @@ class BearerToken:
 
 
 class ConcurrencyLimit:
-    """Middleware: answers 503 while `limit` requests are being answered, except for health and readiness."""
+    """Middleware: answers 503 while `limit` requests are being answered, except for health and readiness.
+
+    Readers of the live feed do not count: they stay, and have a limit of their own.
+    """
 
     def __init__(self, app: ASGIApp, limit: int, on_rejected: Callable[[str], None]) -> None:
         self._app = app
@@ -82,7 +88,7 @@ class ConcurrencyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 503."""
-        if scope["type"] != "http" or scope["path"] in HEALTH:
+        if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
             await self._app(scope, receive, send)
         elif not self._free:
             self._on_rejected(f"answer=503 address={_address(scope)}")

@@ -1,7 +1,6 @@
 import asyncio
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,64 +13,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
-from ffstream.errors import ConfigError, StartBlocked, Unavailable
-from ffstream.metrics import Metrics
+from ffstream.errors import ConfigError, StartBlocked
 from ffstream.server.http import HttpServer
 from ffstream.server.http_app import make_app
-from ffstream.server.live import live_routes
-from ffstream.server.origin import Hosts
-from ffstream.server.probes import probe_routes
 from ffstream.server.readiness import Readiness, of_predictions, of_samples
-from ffstream.server.rejections import RejectedConnections
-from ffstream.server.static import static_routes
-
-WAIT_S = 20.0
-STATUS = {"state": "ready", "accepted": 5, "prequential_error": None}
-
-
-class Site:
-    def __init__(self, connections: int = 64, handshake_timeout_s: float = 10.0) -> None:
-        self.metrics = Metrics()
-        self.alive = True
-        self.state = "ready"
-        self.predicts, self.learns = Readiness(True, "ready"), Readiness(True, "ready")
-        self.asked, self.go_on = threading.Semaphore(0), threading.Event()
-        self.go_on.set()
-        routes = probe_routes(
-            self.metrics.registry,
-            alive=lambda: self.alive,
-            predicts=lambda: self.predicts,
-            learns=lambda: self.learns,
-        )
-        app = make_app([*routes, *live_routes(self.status), *static_routes()], hosts=Hosts(names=["x"]))
-        rejections = RejectedConnections("http", self.metrics)
-        self.server = HttpServer(app, "127.0.0.1:0", connections, handshake_timeout_s, rejections=rejections)
-        self.server.start()
-        self.client = httpx.Client(base_url=f"http://{self.server.address}", trust_env=False, timeout=10)
-
-    def status(self) -> dict[str, Any]:
-        self.asked.release()
-        assert self.go_on.wait(WAIT_S)
-        if self.state == "unreadable":
-            raise Unavailable("the disk is gone", hint="put it back")
-        return STATUS
-
-    def connect(self) -> socket.socket:
-        host, _, port = self.server.address.rpartition(":")
-        return socket.create_connection((host, int(port)), WAIT_S)
-
-    def close(self) -> None:
-        self.go_on.set()
-        self.client.close()
-        assert self.server.stop(10)
-
-    def too_many(self) -> float:
-        refused = {"socket": "http", "reason": "too_many"}
-        return self.metrics.registry.get_sample_value("ffstream_connections_refused_total", refused) or 0.0
-
-    def get(self, path: str) -> tuple[int, str]:
-        response = self.client.get(path)
-        return response.status_code, response.text
+from tests.unit.server.site import STATUS, WAIT_S, Site
 
 
 @pytest.fixture
@@ -309,7 +255,7 @@ def test_the_connection_that_is_idle_for_longest_is_closed_for_a_new_one(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A scraper between two scrapes is idle as well. The number of connections is limited in any case."""
-    site = Site(2)  # and 16 in reserve
+    site = Site(2, readers=0)  # and 16 in reserve
     with ExitStack() as held:
         kept = []
         for _ in range(18):
