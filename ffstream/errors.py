@@ -248,6 +248,12 @@ class SequenceUnknown(FFStreamError):
     code = "sequence_unknown"
 
 
+class BadRequest(FFStreamError):
+    """An HTTP request whose arguments are missing or wrong."""
+
+    code = "bad_request"
+
+
 class NoSamples(FFStreamError):
     """There is no sample yet to look at."""
 

@@ -23,8 +23,16 @@ from tests.harness.raw_client import RawClient
 INPUTS = 16
 ANSWER_S = 20.0
 WAIT_S = 30.0
-SMALL = (
+ANY_NETWORK = (
     *FREE_PORTS,
+    "pipeline.device=cpu",
+    "pipeline.precision=fp32",
+    "learning.linger_s=0.01",
+    "checkpoint.every_s=0",
+    "checkpoint.every_samples=0",
+)
+SMALL = (
+    *ANY_NETWORK,
     "network.image_shape=[4,4]",
     "network.widths=[32,32]",
     "network.labels=4",
@@ -34,17 +42,12 @@ SMALL = (
     "network.replay=0",
     "network.replay_jitter=0",
     "network.replay_buffer=100",
-    "pipeline.device=cpu",
-    "pipeline.precision=fp32",
-    "learning.linger_s=0.01",
-    "checkpoint.every_s=0",
-    "checkpoint.every_samples=0",
 )
 
 
-def config(state: Path, *settings: str) -> Config:
-    """Free ports and a small network, unless the settings say otherwise."""
-    return load(settings=[f"state={state}", *SMALL, *settings], environment={})
+def config(state: Path, *settings: str, base: Sequence[str] = SMALL) -> Config:
+    """Free ports and a small network, unless the settings say otherwise. `base` is ANY_NETWORK for presets."""
+    return load(settings=[f"state={state}", *base, *settings], environment={})
 
 
 def images(count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -122,15 +125,16 @@ class Peer(RawClient):
 class Running:
     """A daemon that serves, and clients of it. All of them are closed at the end of the block."""
 
-    def __init__(self, state: Path, *settings: str) -> None:
+    def __init__(self, state: Path, *settings: str, base: Sequence[str] = SMALL) -> None:
         self.state = state
+        self._base = base
         self.settings: Sequence[str] = settings
         self._clients: list[Producer | Predictor | Control | Peer] = []
         self._start()
 
     def _start(self) -> None:
         self._stopped = True  # a daemon whose start fails needs no stop
-        self.daemon = Daemon(config(self.state, *self.settings))
+        self.daemon = Daemon(config(self.state, *self.settings, base=self._base))
         self.daemon.start()
         self._stopped = False
 

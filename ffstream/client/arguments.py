@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any
 
 from ffstream.errors import ConfigError
-from ffstream.wire.messages import SEPARATOR
+from ffstream.wire.messages import PAGE_CLIENT, SEPARATOR
 
 
 def seconds(value: Any, name: str) -> float:
@@ -41,4 +41,6 @@ def client_name(client: Any) -> str:
             f"client={client!r} is not a valid name",
             hint="1 to 64 bytes of UTF-8 without U+001F; leave it out for a generated name",
         )
+    if client == PAGE_CLIENT:
+        raise ConfigError(f"client={client!r} is reserved for the daemon's own page", hint="use another name")
     return client

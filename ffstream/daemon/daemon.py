@@ -14,6 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -21,13 +22,14 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import zmq
+from starlette.routing import Route
 
 from ffstream import __version__
 from ffstream.config import Config
 from ffstream.daemon.commands import Commands
 from ffstream.daemon.shutdown import Order, Shutdown
 from ffstream.daemon.state import StateLock, has_journal, is_missing
-from ffstream.errors import DeadlineExceeded, FFStreamError, StageFailed, StartBlocked
+from ffstream.errors import DeadlineExceeded, FFStreamError, Paused, StageFailed, StartBlocked
 from ffstream.ff import kernels
 from ffstream.ff.presets import preset_of
 from ffstream.journal.journal import Journal
@@ -38,7 +40,8 @@ from ffstream.learning.origin import StreamOrigin
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
 from ffstream.server.admission import Admission
-from ffstream.server.api import api_routes
+from ffstream.server.api import Teaching, api_routes
+from ffstream.server.background import Background
 from ffstream.server.control import ControlLoop
 from ffstream.server.housekeeping import Housekeeping
 from ffstream.server.http import HttpServer
@@ -51,6 +54,7 @@ from ffstream.server.readiness import Readiness, of_predictions, of_samples
 from ffstream.server.resources import Resources, check_free_files, raise_file_limit, return_free_memory
 from ffstream.server.router import RouterLoop
 from ffstream.server.static import static_routes
+from ffstream.serving.inspection import Inspector
 from ffstream.serving.predictor import Predictor
 from ffstream.util.durable import fsync_entry, fsync_tree
 from ffstream.util.os_errors import as_start_errors, path_error
@@ -303,7 +307,7 @@ class Daemon:
             ),
             *live_routes(self.status, feed),
             *static_routes(),
-            *api_routes(),
+            *self._view_routes(),
         ]
         app = make_app(routes, hosts=access.hosts, token=access.http_token, rejections=access.http_rejections)
         self.http = HttpServer(
@@ -317,6 +321,25 @@ class Daemon:
             streams=limits.http_live_readers,
             on_stop=feed.close,
         )
+
+    def _view_routes(self) -> list[Route]:
+        inspector = Inspector(
+            self.config.network,
+            self.learner.snapshots,
+            evaluation=lambda: self.learner.run.prequential,
+            threshold=lambda index: self.learner.run.pipeline.describe_layers()[index]["threshold"],
+        )
+        background = Background()
+        self._shutdown.add(Order.STOP_ANSWERING, background.name, background.stop)
+        return api_routes(
+            inspector, background, Teaching(self._teach, self.config.http.teach, self._access.teach_token)
+        )
+
+    def _teach(self, image: bytes, label: int) -> "Future[int]":
+        """Gives a sample to the thread of the journal. Raises FFStreamError."""
+        if self.learner.paused:
+            raise Paused("learning is paused, so the sample would not be learned", hint="ffstream resume, then again")
+        return self.learn.lessons.submit(image, label)
 
     def _fail(self, error: Exception) -> None:
         """The first thread to die ends the daemon."""

@@ -22,15 +22,17 @@ from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
 from ffstream.server.admission import Admission
 from ffstream.server.housekeeping import Housekeeping
+from ffstream.server.lessons import Lesson, Lessons
 from ffstream.server.received import Received
 from ffstream.server.router import RouterLoop
 from ffstream.util import failpoints
 from ffstream.util.threads import OnFailure
 from ffstream.wire import codec
 from ffstream.wire.images import ImageChecker, count_unlabelled
-from ffstream.wire.messages import Ack, Bye, Hello, Samples
+from ffstream.wire.messages import PAGE_CLIENT, Ack, Bye, Hello, Samples
 
 _GREETED_MAX = 20_000
+_LESSONS_A_TURN = 8
 
 
 @dataclass
@@ -74,6 +76,7 @@ class LearnLoop(RouterLoop):
             batch_bytes=limits.commit_max_bytes,
         )
         self.journal = journal
+        self.lessons = Lessons()
         self._admission = admission
         self._housekeeping = housekeeping
         self._has_more_to_delete = False
@@ -177,33 +180,76 @@ class LearnLoop(RouterLoop):
         """Commits the group in one transaction, and then adds its messages to the acks."""
         if not group.accepted:
             return
-        entries = [entry for _, entry in group.accepted.values()]
-        start = time.perf_counter()
         try:
-            receipts = self.journal.append(entries)
+            receipts = self._append([entry for _, entry in group.accepted.values()])
         except Unavailable as error:
-            self._housekeeping.failed(error, sum(len(entry.images) for entry in entries))
-            self._admission.end_group()
-            self._admission.report(at_once=True)
             group.received_s.clear()  # those that were stored before are acked, but say nothing about a commit
             for peer, entry in group.accepted.values():
                 self.reject(peer, error, sender=f"client={identity.describe(entry.client)}", n=entry.n)
             return
+        for (peer, _), receipt in zip(group.accepted.values(), receipts, strict=True):
+            group.acks.setdefault(peer, []).append(receipt)
+
+    def _append(self, entries: list[Entry]) -> list[Receipt]:
+        """Stores admitted messages in one transaction. Raises Unavailable; then nothing was stored."""
+        size = sum(len(entry.images) for entry in entries)
+        start = time.perf_counter()
+        try:
+            receipts = self.journal.append(entries)
+        except Unavailable as error:
+            self._housekeeping.failed(error, size)
+            self._admission.end_group()
+            self._admission.report(at_once=True)
+            raise
         metrics = self._metrics
         metrics.journal_commit.observe(time.perf_counter() - start)
         metrics.journal_commit_messages.observe(len(entries))
         metrics.samples_acked.inc(sum(receipt.samples for receipt in receipts))
         if self._checker.unlabelled:
             metrics.samples_unlabelled.inc(sum(count_unlabelled(entry.labels) for entry in entries))
-        self._housekeeping.stored(sum(len(entry.images) for entry in entries))
+        self._housekeeping.stored(size)
         self._admission.end_group()
-        for (peer, _), receipt in zip(group.accepted.values(), receipts, strict=True):
-            group.acks.setdefault(peer, []).append(receipt)
+        return receipts
+
+    def _store_lessons(self) -> None:
+        """Stores what is taught over HTTP, each sample as a message with a transaction of its own."""
+        for _ in range(_LESSONS_A_TURN):
+            lesson = self.lessons.take()
+            if lesson is None:
+                return
+            try:
+                lesson.result.set_result(self._store_lesson(lesson).first_seq)
+            except FFStreamError as error:
+                self.note_rejection(error, f"client={PAGE_CLIENT!r}")
+                lesson.result.set_exception(error)
+
+    def _store_lesson(self, lesson: Lesson) -> Receipt:
+        """Raises FFStreamError; then it is not stored."""
+        n = self.journal.clients.next_n(PAGE_CLIENT)
+        message = Samples.model_construct(
+            client=PAGE_CLIENT,
+            n=n,
+            base=n,  # all earlier ones are answered
+            count=1,
+            dtype="uint8",
+            shape=[self._checker.inputs],
+            labels=lesson.label.to_bytes(2, "little"),
+        )
+        _, entry = self._check(PAGE_CLIENT, message, [lesson.image])
+        if (reason := self._admission.rejection_reason()) is not None:
+            raise reason
+        self._admission.admit(entry)
+        return self._append([entry])[0]
 
     def idle(self) -> None:
-        """Between groups: one portion of housekeeping."""
+        """Between groups: what is taught, and one portion of housekeeping."""
+        self._store_lessons()
         self._has_more_to_delete = self._housekeeping.turn()
         self._admission.report()
+
+    def finish(self) -> None:
+        """Rejects what is taught from now on."""
+        self.lessons.close()
 
     def _poll_ms(self) -> int:
         return 0 if self._has_more_to_delete else super()._poll_ms()

@@ -223,16 +223,12 @@ class RouterLoop(ABC):
 
         The frames of `envelope` are sent before the header: a REQ socket cannot read an answer without them.
         """
-        self._metrics.messages_rejected.labels(error.code).inc()
-        retry = isinstance(error, Unavailable)
-        # A message that may be sent again has met a limit. That is not the client's fault.
-        level = logging.INFO if retry else logging.WARNING
-        self._rejected_messages.add(error.code, f"{sender} message={error.message!r} hint={error.hint!r}", level)
+        self.note_rejection(error, sender)
         answer = ErrorReply(
             code=error.code,
             message=error.message,
             hint=error.hint,
-            retry=retry,
+            retry=isinstance(error, Unavailable),
             n=n,
             id=id,
             retry_after_s=error.retry_after_s if isinstance(error, Unavailable) else None,
@@ -241,6 +237,13 @@ class RouterLoop(ABC):
             self._send([peer, *envelope, codec.encode(answer)])
         else:
             self.reply(peer, answer)
+
+    def note_rejection(self, error: FFStreamError, sender: str) -> None:
+        """Counts and logs a message that is rejected."""
+        self._metrics.messages_rejected.labels(error.code).inc()
+        # A message that may be sent again has met a limit. That is not the client's fault.
+        level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
+        self._rejected_messages.add(error.code, f"{sender} message={error.message!r} hint={error.hint!r}", level)
 
     def welcome(self, peer: bytes, *, next: int = 0) -> None:
         """Answers a `hello`."""

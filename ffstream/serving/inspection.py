@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,11 +113,11 @@ class Inspector:
         `layers`: the goodness of every label, or with a readout what each layer contributes to its logits; None for
         layers without such a number. Raises BadSize.
         """
-        image_I = self._image(image)
+        image_I = self.image(image)
         (answer,) = self._predictor.answer([image_I.numpy()[None]])
         classifier = answer.snapshot.classifier
         with torch.inference_mode():
-            layers: list[list[float] | None]
+            layers: list[list[float | None] | None]
             if self._recipe.read_layers:
                 parts = classifier.logit_parts(image_I[None])
                 layers = [_floats(parts[index][0]) if index in parts else None for index in self._indices]
@@ -141,7 +142,7 @@ class Inspector:
         `label`: by default the predicted one. `wrong`: by default the one with the highest score of the others.
         Raises BadSize, LabelOutOfRange, and NoSamples if a negative image is needed and there is no second image.
         """
-        image_I = self._image(image)
+        image_I = self.image(image)
         snapshot = self._snapshots.current
         classifier, recipe = snapshot.classifier, self._recipe
         prediction = classifier.predict(image_I[None])
@@ -184,7 +185,8 @@ class Inspector:
             raise NoSamples("a negative image needs another image", hint="send samples of other images")
         return images_BI[other_B][-1]
 
-    def _image(self, values: Sequence[int]) -> Tensor:
+    def image(self, values: Sequence[int]) -> Tensor:
+        """An image of the network (I; uint8). Raises BadSize."""
         if len(values) != self._recipe.inputs:
             raise BadSize(
                 f"an image of {len(values)} numbers",
@@ -267,7 +269,10 @@ class Inspector:
 
 
 class Cached:
-    """Computes something at most once in `seconds`, when it is asked for. Who asks meanwhile waits for the result."""
+    """Computes something at most once in `seconds`, when it is asked for.
+
+    Those who ask while it is computed get the result before, or wait if it is the first one.
+    """
 
     def __init__(self, compute: Callable[[], Record], seconds: float) -> None:
         self._compute = compute
@@ -278,11 +283,19 @@ class Cached:
 
     def get(self) -> Record:
         """The result of the last computation, or of a new one."""
-        with self._lock:
+        before = self._result
+        if before is not None and time.monotonic() - self._at < self._seconds:
+            return before
+        if not self._lock.acquire(blocking=before is None):
+            assert before is not None
+            return before
+        try:
             if self._result is None or time.monotonic() - self._at >= self._seconds:
                 self._result = self._compute()
                 self._at = time.monotonic()
             return self._result
+        finally:
+            self._lock.release()
 
 
 def _of(snapshot: Snapshot) -> Record:
@@ -296,9 +309,9 @@ def _strongest(scores_L: Tensor, label: int) -> int:
     return int(others.argmax())
 
 
-def _floats(values: Tensor) -> list[float]:
-    """The shortest decimal numbers that are read as the same float32."""
-    return [float(str(each)) for each in values.float().cpu().numpy()]
+def _floats(values: Tensor) -> list[float | None]:
+    """The shortest decimal numbers that are read as the same float32. None for NaN and infinity."""
+    return [float(str(each)) if np.isfinite(each) else None for each in values.float().cpu().numpy()]
 
 
 def _base64(content: bytes) -> str:

@@ -18,6 +18,7 @@ Positive = Annotated[int, Field(ge=1, lt=2**63)]
 MessageNumber = Annotated[int, Field(ge=1, lt=2**62)]  # leaves room for the next number
 
 SEPARATOR = "\x1f"  # not allowed in a client's name, because the daemon puts it between a key and the name
+PAGE_CLIENT = "@page"  # the name of the samples that are taught on the daemon's page; no client may use it
 NAMELESS_PREFIX = "~"  # first character of a name that a client library generated for one producer
 
 
@@ -26,6 +27,8 @@ def _check_name(name: str) -> str:
         raise ValueError("longer than 64 bytes")
     if SEPARATOR in name:
         raise ValueError("contains U+001F")
+    if name == PAGE_CLIENT:
+        raise ValueError(f"{PAGE_CLIENT} is reserved for the daemon's own page; use another name")
     return name
 
 

@@ -202,7 +202,7 @@ def test_a_query_may_have_one_image_without_a_batch_axis(scripted: Script, image
     assert daemon.of_type("predict")[0]["count"] == 1
 
 
-@pytest.mark.parametrize("client", [5, "", "a\x1fb", "x" * 65, "ü" * 33, b"bytes", "\ud800"])
+@pytest.mark.parametrize("client", [5, "", "a\x1fb", "x" * 65, "ü" * 33, b"bytes", "@page", "\ud800"])
 def test_invalid_client_names_are_rejected(client: Any) -> None:
     with pytest.raises(ConfigError, match="client=") as caught:
         Producer("tcp://127.0.0.1:1", client=client)

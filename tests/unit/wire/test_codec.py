@@ -32,7 +32,9 @@ ALL = table(Hello, Welcome, Samples, Bye, Ack, Predict, Prediction, Request, Rep
 counts = st.integers(0, 2**63 - 1)
 positives = st.integers(1, 2**63 - 1)
 numbers = st.integers(1, 2**62 - 1)
-names = st.text(min_size=1, max_size=64).filter(lambda name: len(name.encode()) <= 64 and "\x1f" not in name)
+names = st.text(min_size=1, max_size=64).filter(
+    lambda name: len(name.encode()) <= 64 and "\x1f" not in name and name != "@page"
+)
 texts = st.text(max_size=200)
 shapes = st.lists(st.integers(1, 2**31), min_size=1, max_size=4)
 plain = st.recursive(
@@ -165,6 +167,7 @@ BAD_HEADERS: dict[str, tuple[bytes, type[ProtocolError]]] = {
     "client of 65 bytes": (pack(type="hello", client="x" * 65), BadHeader),
     "client of 33 characters, 66 bytes": (pack(type="hello", client="é" * 33), BadHeader),
     "client with a separator": (pack(type="hello", client="a\x1fb"), BadHeader),
+    "client with the reserved name": (pack(type="hello", client="@page"), BadHeader),
     "command of 65": (pack(type="request", id=1, command="x" * 65), BadHeader),
     "bytes as key of arguments": (pack(type="request", id=1, command="x", arguments={b"a" * 60_000: 1}), BadHeader),
 }
