@@ -37,6 +37,7 @@ from ffstream.journal.schema import JOURNAL
 from ffstream.learning.checkpoints import open_store
 from ffstream.learning.learner import Learner
 from ffstream.learning.origin import StreamOrigin
+from ffstream.learning.recorder import Recorder
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
 from ffstream.server.admission import Admission
@@ -235,6 +236,8 @@ class Daemon:
         self._bind(self.predict, listen.predict, Order.STOP_ANSWERING)
         self._bind(self.control, listen.control, Order.STOP_ANSWERING)
         self._make_http()
+        self.recorder.start()
+        self._shutdown.add(Order.STOP_RECORDING, self.recorder.name, self.recorder.stop)
         self._shutdown.add(Order.STOP_ANSWERING, self.http.name, self.http.stop)
         for server in (self.learn, self.predict, self.control, self.http):
             server.start()
@@ -292,6 +295,7 @@ class Daemon:
             boot=boot,
             waits=self.commands.waits,
         )
+        self.recorder = Recorder(config.state, self.learner, self.journal.head, metrics, len(recipe.layers))
         metrics.journal_seq.set_function(lambda: self.journal.head.seq)
         metrics.journal_backlog.set_function(lambda: self.journal.backlog(self.learner.applied_seq))
 
@@ -305,7 +309,7 @@ class Daemon:
                 predicts=self.predict_readiness,
                 learns=self.learn_readiness,
             ),
-            *live_routes(self.status, feed),
+            *live_routes(self.status, feed, self.recorder.history),
             *static_routes(),
             *self._view_routes(),
         ]
@@ -372,6 +376,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """What the daemon is doing: the one document that the control command, /status and /api/live give."""
         state, reason = self.state, self.admission.rejection_reason()
+        learning, rates = self.learner.status(), self.recorder.rates
         return {
             "time": time.time(),
             "uptime_s": time.monotonic() - self._began,
@@ -383,10 +388,10 @@ class Daemon:
             "teach": self.config.http.teach,
             "image_shape": list(self.config.network.image_shape),
             "labels": self.config.network.labels,
-            **self.learner.status(),
+            **learning,
             **self.admission.status(),
-            "rates": {"accepted_per_s": None, "learned_per_s": None, "predictions_per_s": None},
-            "lag_s": None,
+            "rates": rates,
+            "lag_s": _lag_s(learning["backlog"], rates["learned_per_s"]),
             "endpoints": {
                 "learn": self.learn.endpoint,
                 "predict": self.predict.endpoint,
@@ -475,3 +480,10 @@ class Daemon:
     def _release_state(self, timeout_s: float) -> bool:
         self._lock.release()
         return True
+
+
+def _lag_s(waiting: int, learned_per_s: float | None) -> float | None:
+    """How long the samples that wait will take. None: not known."""
+    if not waiting:
+        return 0.0
+    return waiting / learned_per_s if learned_per_s else None

@@ -21,12 +21,13 @@ class Order(IntEnum):
     LEARN_QUEUED = 2  # the last barrier saves the state
     EVALUATE_QUEUED = 3  # the evaluation's part completes the last barrier
     WRITE_CHECKPOINT = 4
-    END_COMMANDS = 5  # waiting commands are answered
-    STOP_ANSWERING = 6  # predictions and control work until here
-    STOP_AUTHENTICATING = 7  # only now, so that no open socket accepts connections without it
-    CLOSE_CONTEXT = 8
-    CLOSE_JOURNAL = 9
-    RELEASE_STATE = 10
+    STOP_RECORDING = 5  # the history has the last checkpoint
+    END_COMMANDS = 6  # waiting commands are answered
+    STOP_ANSWERING = 7  # predictions and control work until here
+    STOP_AUTHENTICATING = 8  # only now, so that no open socket accepts connections without it
+    CLOSE_CONTEXT = 9
+    CLOSE_JOURNAL = 10
+    RELEASE_STATE = 11
 
 
 class _Step(NamedTuple):

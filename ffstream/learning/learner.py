@@ -63,6 +63,7 @@ class Learner:
         self._paused = events.learning_is_paused(journal.path)  # by a request to this daemon or an earlier one
         self._pausing = threading.Lock()  # a request may come while a rollback replaces the run
         self._rolling_back = threading.Lock()  # one rollback at a time
+        self.rolled_back: RolledBack | None = None  # by this daemon, last
         self.snapshots = Snapshots(metrics)
         self.checkpoints = Checkpoints(config, metrics, on_failure)
         self.run = self._make_run(self._find_resume_state())
@@ -143,6 +144,12 @@ class Learner:
         """Whether learning is paused by request."""
         return self._paused
 
+    @property
+    def drift_seq(self) -> int | None:
+        """The sample at which the drift detector found the last drift."""
+        seq = self._metrics.drift_seq.labels().read()
+        return None if seq is None else int(seq)
+
     def is_behind(self) -> bool:
         """Whether a whole microbatch waits to be learned, and learning is not paused."""
         return not self._paused and self._journal.backlog(self.applied_seq) >= self._config.network.batch_size
@@ -169,7 +176,7 @@ class Learner:
             },
             "checkpoint_seq": (store.whole_seqs() or [0])[-1],
             "checkpoint": newest and {"seq": newest.seq, "age_s": max(0.0, time.time() - newest.written)},
-            "drift_seq": self._metrics.drift_seq.labels().read(),
+            "drift_seq": self.drift_seq,
             **reach(store, self._journal)._asdict(),
         }
 
@@ -266,6 +273,7 @@ class Learner:
             ) from error
         finally:
             self._rolling_back.release()
+        self.rolled_back = done
         log.warning("rolled back to=%d checkpoint=%d first=%d last=%d later=%s", *done)
         return done
 

@@ -96,6 +96,7 @@ class Feeder:
         self._partial_since = 0.0
         self._partial_seq = 0
         self.idle = False
+        self.fed = self.fed_sleep = 0  # microbatches since this feeder was made, and those of them in `sleep`
         self.thread = Worker(NAME, self._work, listener.on_failure, niceness=LEARNING_NICENESS)
 
     def start(self) -> None:
@@ -174,6 +175,8 @@ class Feeder:
         else:
             state.slept += 1
         self.idle = False
+        self.fed += 1
+        self.fed_sleep += phase == "sleep"
         self._out.put(micro)
         self._send_due_barrier()
         return True

@@ -178,6 +178,11 @@ class Pipeline:
         return self._feeder.state.seq
 
     @property
+    def fed_microbatches(self) -> tuple[int, int]:
+        """Microbatches that were fed in the phase `sleep`, and in all, since this pipeline was made."""
+        return self._feeder.fed_sleep, self._feeder.fed
+
+    @property
     def phase(self) -> str:
         """The phase of the next microbatch."""
         return self._feeder.phase

@@ -29,7 +29,12 @@ def rounded(value: Any) -> Any:
 
 def encode(document: Any) -> bytes:
     """A document as JSON in one line."""
-    return json.dumps(rounded(document), separators=(",", ":"), allow_nan=False).encode()
+    return encode_rounded(rounded(document))
+
+
+def encode_rounded(document: Any) -> bytes:
+    """The same for a document that is rounded already and has neither NaN nor infinities."""
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
 
 def answer(document: Any, status: int = 200) -> Response:

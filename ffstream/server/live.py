@@ -1,4 +1,5 @@
-"""What the daemon is doing, as JSON: once (`/status`), and as server-sent events (`/api/live`).
+"""What the daemon is doing, as JSON: once (`/status`), as server-sent events (`/api/live`), and what it has done
+(`/api/history`).
 
 While at least one client reads the events, the status is computed once a second, on a worker thread, and encoded once
 for all of them. A reader that is slow misses events and delays nobody. Nothing is computed while nobody reads.
@@ -10,6 +11,9 @@ for all of them. A reader that is slow misses events and delays nobody. Nothing 
 
 import asyncio
 import logging
+import math
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,8 +24,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ffstream.errors import Unavailable
+from ffstream.history.history import SPANS
 from ffstream.metrics import Metrics
-from ffstream.server.answers import answer, encode, refusal
+from ffstream.server.answers import answer, encode, encode_rounded, encoded, refusal
 from ffstream.server.rejections import RejectedConnections
 
 log = logging.getLogger(__name__)
@@ -35,6 +40,7 @@ _HEADERS = [
 ]
 
 Status = Callable[[], dict[str, Any]]
+History = Callable[[str], dict[str, Any]]  # its argument is one of SPANS
 
 
 class LiveFeed:
@@ -164,8 +170,27 @@ def _described(error: Unavailable) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, "hint": error.hint}
 
 
-def live_routes(status: Status, feed: LiveFeed) -> list[Route]:
-    """`/status` and `/api/live`."""
+class RecentHistory:
+    """The answers to requests for the history. Each is made at most once a second, whoever asks."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._making = threading.Lock()
+        self._made: dict[str, tuple[float, bytes]] = {}
+
+    def body(self, span: str) -> bytes:
+        """The encoded history of one of SPANS."""
+        with self._making:
+            made_at, body = self._made.get(span, (-math.inf, b""))
+            if time.monotonic() - made_at >= _INTERVAL_S:
+                body = encode_rounded(self._history(span))
+                self._made[span] = time.monotonic(), body
+        return body
+
+
+def live_routes(status: Status, feed: LiveFeed, history: History) -> list[Route]:
+    """`/status`, `/api/live` and `/api/history`."""
+    recent = RecentHistory(history)
 
     def status_json(request: Request) -> Response:
         try:
@@ -173,4 +198,14 @@ def live_routes(status: Status, feed: LiveFeed) -> list[Route]:
         except Unavailable as error:
             return refusal(503, error.code, error.message, error.hint)
 
-    return [Route("/status", status_json), Route(LIVE, feed, methods=["GET"])]
+    def history_json(request: Request) -> Response:
+        span = request.query_params.get("span", SPANS[0])
+        if span not in SPANS:
+            return refusal(400, "bad_span", f"span={span[:20]!r} is none of the spans", f"use {', '.join(SPANS)}")
+        return encoded(recent.body(span))
+
+    return [
+        Route("/status", status_json),
+        Route(LIVE, feed, methods=["GET"]),
+        Route("/api/history", history_json),
+    ]

@@ -38,7 +38,10 @@ class Site:
         )
         rejections = RejectedConnections("http", self.metrics)
         feed = self.feed = LiveFeed(self.status, readers, self.metrics, rejections)
-        app = make_app([*routes, *live_routes(self.status, feed), *static_routes()], hosts=Hosts(names=["x"]))
+        app = make_app(
+            [*routes, *live_routes(self.status, feed, lambda span: {"span": span}), *static_routes()],
+            hosts=Hosts(names=["x"]),
+        )
         self.server = HttpServer(
             app,
             "127.0.0.1:0",

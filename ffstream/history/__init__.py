@@ -1,0 +1,1 @@
+"""The bounded record of figures for people: what a daemon has done, from seconds to months ago."""
