@@ -21,6 +21,7 @@ _MODULES = {
     "serve": "serve",
     "replay": "replay",
     "evaluate": "evaluate",
+    "predict": "predict",
     "status": "control",
     "checkpoint": "checkpoint",
     "rollback": "control",
