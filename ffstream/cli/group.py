@@ -23,6 +23,7 @@ _MODULES = {
     "evaluate": "evaluate",
     "predict": "predict",
     "status": "control",
+    "top": "top",
     "checkpoint": "checkpoint",
     "rollback": "control",
     "journal": "journal",

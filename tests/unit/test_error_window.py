@@ -62,7 +62,7 @@ def test_the_demo_does_so_after_one_pass_over_its_digits(demo: ModuleType, statu
     assert demo.PASSES == 1, "the error of a second pass is that of digits that were learned before"
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(demo.render(status, {}, 400.0))
+        console.print(demo.view.draw(status, demo.view.Trend(), width=200))
     assert "1.20% of the last 8,000 predicted" in shown.get()
     assert "10,000" not in shown.get()
 
