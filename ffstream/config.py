@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -54,22 +55,29 @@ class Listen(_Section):
     control: str = Field(DEFAULT_CONTROL, description="endpoint for control")
     http: str = Field("127.0.0.1:8757", description="host:port for metrics, health checks and the web page")
 
+    standby_http: str = Field(
+        "", description="host:port for health checks and metrics while it stands by (serve --standby); empty: none"
+    )
+
     @field_validator("learn", "predict", "control")
     @classmethod
     def _is_endpoint(cls, value: str) -> str:
         endpoints.parse(value)
         return value
 
-    @field_validator("http")
+    @field_validator("http", "standby_http")
     @classmethod
-    def _is_http_address(cls, value: str) -> str:
-        endpoints.parse_http(value)
+    def _is_http_address(cls, value: str, info: ValidationInfo) -> str:
+        if value or info.field_name == "http":
+            endpoints.parse_http(value)
         return value
 
     @model_validator(mode="after")
     def _do_not_collide(self) -> Self:
         addresses = {name: endpoints.parse(getattr(self, name)) for name in ("learn", "predict", "control")}
-        addresses["http"] = endpoints.parse_http(self.http)
+        addresses |= {
+            name: endpoints.parse_http(value) for name in ("http", "standby_http") if (value := getattr(self, name))
+        }
         for one, other in combinations(addresses, 2):
             if addresses[one].collides(addresses[other]):
                 raise ValueError(

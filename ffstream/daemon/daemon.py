@@ -28,6 +28,7 @@ from ffstream import __version__
 from ffstream.config import Config
 from ffstream.daemon.commands import Commands
 from ffstream.daemon.shutdown import Order, Shutdown
+from ffstream.daemon.standby import StandbyHttp
 from ffstream.daemon.state import StateLock, has_journal, is_missing
 from ffstream.errors import DeadlineExceeded, FFStreamError, Paused, StageFailed, StartBlocked
 from ffstream.ff import kernels
@@ -96,6 +97,7 @@ class Daemon:
         self._phase = "starting"  # then "ready", then "stopping"
         # Before anything else: a daemon that must not listen should not spend minutes on recovery.
         self._access = Access(config, self.metrics, self._fail)
+        self._standby = StandbyHttp(config, self._access, self.metrics, self._fail)
         self._lock = StateLock(config.state, existing=existing)
         self._blocked_by = ""  # why a standby could not take the folder when it last tried
         self._loops: list[RouterLoop] = []  # those that are bound
@@ -122,12 +124,26 @@ class Daemon:
         self._check_origin()
         kernels.prepare()
         self.metrics.standby.set(1)
+        self._shutdown.add(Order.STOP_ANSWERING, "standby", self._standby.stop)
+        taken = False
+        try:
+            taken = self._wait_for_state(heartbeat)
+        finally:
+            if not taken:
+                self._standby.stop()
+        if self.failure is not None:
+            raise self.failure
+        return taken
+
+    def _wait_for_state(self, heartbeat: Callable[[], None]) -> bool:
+        self._standby.listen()
         log.info("standing by pid=%d state=%s", os.getpid(), self.config.state)
         beat = -math.inf
         while not self._can_take():
             if time.monotonic() - beat >= _POLL_S:
                 beat = time.monotonic()
                 heartbeat()
+                self._standby.listen()
             if self._is_woken(_STANDBY_POLL_S):
                 return False
         log.info("taking over pid=%d state=%s", os.getpid(), self.config.state)
@@ -157,6 +173,7 @@ class Daemon:
         gc.freeze()
         gc.enable()
         self._phase = "ready"
+        self._standby.release()
         log.info(
             "ready version=%s learn=%s predict=%s control=%s http=%s seq=%d applied=%d precision=%s device=%s",
             __version__,

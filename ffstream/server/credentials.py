@@ -30,14 +30,17 @@ def check_exposure(listen: Listen, security: Security) -> list[str]:
     Raises ConfigError if there is one, unless `security.insecure` allows it.
     """
     sockets = {name: (getattr(listen, name), bool(security.server_key)) for name in SOCKETS}
-    sockets["http"] = (f"tcp://{listen.http}", bool(security.http_token))
+    for name in ("http", "standby_http"):
+        if address := getattr(listen, name):
+            sockets[name] = (f"tcp://{address}", bool(security.http_token))
     exposed = []
     for name, (endpoint, is_protected) in sockets.items():
         if is_protected or is_local(endpoint):
             continue
-        where = endpoint.removeprefix("tcp://") if name == "http" else endpoint
+        is_http = name not in SOCKETS
+        where = endpoint.removeprefix("tcp://") if is_http else endpoint
         if not security.insecure:
-            way = "a token: security.http_token" if name == "http" else "keys: ffstream keygen, security.server_key"
+            way = "a token: security.http_token" if is_http else "keys: ffstream keygen, security.server_key"
             raise ConfigError(
                 f"listen.{name} = {where} is reachable from other machines without authentication",
                 hint=f"set {way}; or security.insecure=true if everybody on that network may do everything",

@@ -3,8 +3,8 @@
 Anybody may connect and send nothing. So a connection that waits for the other side is closed when a new one needs its
 place, and only requests that are being answered count towards the limit. Health and readiness are always answered.
 
-A standby does not listen: on one machine the port belongs to the daemon it stands by for. Its service manager
-watches it.
+A standby does not listen at `listen.http`: on one machine the port belongs to the daemon it stands by for. It may
+have an address of its own: see `daemon/standby.py`.
 """
 
 import logging
@@ -88,18 +88,22 @@ class HttpServer:
         *,
         streams: int = 0,
         on_stop: Callable[[], None] = lambda: None,
+        option: str = "listen.http",
     ) -> None:
-        """`streams`: connections for answers that do not end by themselves; `on_stop` ends them on the event loop."""
+        """`streams`: connections for answers that do not end by themselves; `on_stop` ends them on the event loop.
+
+        `option` names the address in errors.
+        """
         self._rejections = rejections
         host, _, port = address.rpartition(":")
         try:
             self._listener = _listen(host.strip("[]"), int(port))
         except OSError as error:
-            raise listen_error("listen.http", address, error) from error
+            raise listen_error(option, address, error) from error
         except (ValueError, OverflowError) as error:
             raise ConfigError(
-                f"cannot listen on {address} (listen.http): {error}",
-                hint="set listen.http to host:port, with a port from 0 to 65535",
+                f"cannot listen on {address} ({option}): {error}",
+                hint=f"set {option} to host:port, with a port from 0 to 65535",
             ) from error
         host, bound = self._listener.getsockname()[:2]
         self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
@@ -160,9 +164,13 @@ class HttpServer:
         if self._rejections is not None:
             self._rejections.flush(everything=everything)
 
+    def end(self) -> None:
+        """Makes the thread close the listener and let requests finish; returns at once."""
+        self._server.should_exit = True
+
     def stop(self, timeout_s: float) -> bool:
         """Closes the listener and lets requests finish. False if the deadline passed."""
-        self._server.should_exit = True
+        self.end()
         in_time = self.thread.join(timeout_s)
         self._listener.close()
         self._flush_logs(everything=True)

@@ -38,7 +38,9 @@ def probe_routes(
     async def readyz_learn(request: Request) -> Response:
         return _readiness_response(learns())
 
-    def metrics(request: Request) -> Response:
+    # On the event loop as well: it takes a millisecond, and a worker thread would take several more while all cores
+    # learn. So no gauge may wait for anything when it is read.
+    async def metrics(request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return [

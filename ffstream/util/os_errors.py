@@ -59,7 +59,7 @@ _OF_ADDRESSES = _OUT_OF_FILES | {
     " {option} to a higher port",
     errno.EAFNOSUPPORT: "this machine has no IPv6, or no IPv4: set {option} to an address of a family that it has",
 }
-_LISTEN_FORM = {"listen.http": "host:port"}
+_LISTEN_FORM = dict.fromkeys(("listen.http", "listen.standby_http"), "host:port")
 _LISTEN_FORM_ZMQ = "tcp://address:port or ipc://path"
 
 

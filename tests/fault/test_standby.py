@@ -3,15 +3,17 @@
 import socket
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from ffstream.client import Producer
 from ffstream.daemon.daemon import Daemon
 from tests.harness.commands import COMMAND_S, run_cli, run_json
-from tests.harness.daemon import Daemons
+from tests.harness.daemon import START_S, Daemons
 from tests.harness.daemon_directory import free_port, serve_arguments
 from tests.in_process import config
+from tests.support import wait_until
 
 SIZE = 32
 
@@ -77,6 +79,39 @@ def test_learning_stays_paused_after_a_takeover(daemons: Daemons, ended: str) ->
     run_json("resume", "--at", stands_by.control)
     assert stands_by.status(idle=True)["learned"] == sent
     assert stands_by.terminate() == 0
+
+
+def test_a_standby_can_be_watched_at_an_address_of_its_own(daemons: Daemons) -> None:
+    http, standby_http = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    settings = (f"listen.http={http}", f"listen.standby_http={standby_http}")
+
+    def get(address: str, path: str) -> tuple[int, str]:
+        answer = httpx.get(f"http://{address}{path}", trust_env=False, timeout=COMMAND_S)
+        return answer.status_code, answer.text
+
+    def is_free() -> bool:
+        try:
+            socket.create_connection(standby_http.split(":"), COMMAND_S).close()  # type: ignore[arg-type]
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    serves = daemons.start(*settings)
+    assert "\nffstream_standby 0.0\n" in get(http, "/metrics")[1]
+    assert is_free(), "it does not stand by"
+    stands_by = daemons.start(*settings, standby=True)
+    assert get(standby_http, "/healthz") == (200, "ok\n")
+    assert get(standby_http, "/readyz")[0] == get(standby_http, "/readyz/learn")[0] == 503
+    assert get(standby_http, "/readyz")[1].startswith("standby")
+    metrics = get(standby_http, "/metrics")[1]
+    assert "\nffstream_standby 1.0\n" in metrics
+    assert "\nffstream_applied_seq " not in metrics, "what it does not know has no value"
+    another = daemons.start(*settings, standby=True)
+    assert "the standby is not watched yet" in another.log_text()
+    serves.kill()
+    wait_until(lambda: stands_by.is_serving() or another.is_serving(), START_S, "one has taken over")
+    assert "\nffstream_standby 0.0\n" in get(http, "/metrics")[1]
+    wait_until(lambda: not is_free() and get(standby_http, "/readyz")[0] == 503, START_S, "the other one is watched")
 
 
 def test_a_standby_on_a_free_state_folder_starts_at_once(tmp_path: Path) -> None:

@@ -506,6 +506,7 @@ def test_http_status_and_metrics_need_the_token(secured: SecuredDaemon) -> None:
         ("listen.http=0.0.0.0:0", "listen.http"),
         ("listen.http=[::]:0", "listen.http"),
         ("listen.http=:0", "listen.http"),
+        ("listen.standby_http=0.0.0.0:0", "listen.standby_http"),
     ],
 )
 def test_an_endpoint_reachable_from_elsewhere_without_keys_is_rejected(

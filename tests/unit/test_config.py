@@ -472,13 +472,14 @@ def test_invalid_endpoints_are_rejected(endpoint: str, reason: str) -> None:
         ("127.0.0.1:*", "'*' is not a port"),
         ("*:8757", "'*' is not a host"),
         ("::1:8757", "in brackets: [::1]"),
-        ("8757", "for example"),
+        ("8757", "expected text in quotes"),
     ],
 )
 def test_invalid_http_addresses_are_rejected(address: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=r"^listen\.http = ") as caught:
-        load(settings=[f"listen.http={address}"], environment={})
-    assert reason in caught.value.message
+    for name in ("http", "standby_http"):
+        with pytest.raises(ConfigError, match=rf"^listen\.{name} = ") as caught:
+            load(settings=[f"listen.{name}={address}"], environment={})
+        assert reason in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -494,6 +495,7 @@ def test_invalid_http_addresses_are_rejected(address: str, reason: str) -> None:
         "learn=ipc://@abstract",
         "http=[::1]:8757",
         "http=:0",
+        "standby_http=",
         "http=localhost:8757",
     ],
 )
@@ -506,6 +508,7 @@ def test_valid_endpoints_are_accepted(setting: str) -> None:
     [
         ("learn=tcp://127.0.0.1:1234", "predict=tcp://127.0.0.1:1234", True),
         ("learn=tcp://localhost:1234", "http=127.0.0.1:1234", True),
+        ("learn=tcp://localhost:1234", "standby_http=127.0.0.1:1234", True),
         ("learn=tcp://*:1234", "http=127.0.0.1:1234", True),
         ("learn=tcp://[::]:1234", "http=0.0.0.0:1234", True),
         ("learn=tcp://0.0.0.0:1234", "http=10.0.0.1:1234", True),

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ffstream.config import Config
+from ffstream.config import Config, load
+from ffstream.server.origin import Hosts
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -34,6 +35,27 @@ def container() -> dict[str, Any]:
 def test_liveness_is_health_and_readiness_is_predictions(container: dict[str, Any]) -> None:
     probes = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
     assert probes == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
+
+
+def test_requests_by_the_names_of_services_are_allowed(container: dict[str, Any]) -> None:
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    (prometheus,) = documents(DEPLOY / "prometheus" / "prometheus.yml")
+    targets = [
+        target for job in prometheus["scrape_configs"] for each in job["static_configs"] for target in each["targets"]
+    ]
+    hosts = Hosts(names=load(environment=compose["services"]["ffstream"]["environment"]).http.hosts)
+    assert targets
+    assert all(hosts.allow(target) for target in targets)
+    given = {each["name"]: each.get("value", "").replace("$(POD_NAMESPACE)", "here") for each in container["env"]}
+    hosts = Hosts(names=load(environment={"FFSTREAM_HTTP__HOSTS": given["FFSTREAM_HTTP__HOSTS"]}).http.hosts)
+    (named,) = [
+        each["metadata"]["name"]
+        for each in documents(KUBERNETES / "service.yaml")
+        if "http" in [port["name"] for port in each["spec"]["ports"]]
+    ]
+    names = list(given)
+    assert names.index("POD_NAMESPACE") < names.index("FFSTREAM_HTTP__HOSTS"), "a variable knows those before it"
+    assert all(hosts.allow(f"{named}{end}:8757") for end in ("", ".here", ".here.svc", ".here.svc.cluster.local"))
 
 
 def test_predictions_leave_dns_when_not_ready_and_nothing_else_does() -> None:
