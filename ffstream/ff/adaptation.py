@@ -4,7 +4,11 @@ On some rows of some microbatches, a layer counts its errors with the newest wei
 EMA weights, which cost a product: often only if there is reason to, which is when the newest weights err more than
 usual, or when the sum is not 0. The differences make a cumulative sum (Page 1954, "Continuous inspection schemes"):
 
-    S ← max(0, S + errors of the EMA weights − errors of the newest weights)        drift: S > threshold
+    S ← max(0, S + errors of the EMA weights − errors of the newest weights)
+
+Once S > threshold, the EMA weights are behind, and begin again from the newest. The reason may be that the layer, or
+the one below it, learns faster than the EMA follows, as at the start of a stream. But if the EMA weights err far more
+than what was usual, the concept has changed: a drift.
 
 The concept is taken to have changed when S was last low: at most a quarter of the threshold. (The last time at which
 S was 0 would be the maximum likelihood estimate, but a small S may last for thousands of samples.) From then on,
@@ -26,6 +30,8 @@ _LOW_SHARE = 0.25  # of the threshold
 _SELDOM = 4  # while there is no reason to compare, only on every so many of the microbatches that are due
 _USUAL_RATE = 1 / 64  # of the running mean of the newest weights' error
 _EXCESS = 1 / 8  # share of wrong rows beyond the usual one that is a reason to compare
+# EMA weights that err more than 1.5 times the usual share, and a sixteenth, have learned another concept.
+_MULTIPLE, _MARGIN = 1.5, 1 / 16
 
 
 class DriftTest(Protocol):
@@ -41,8 +47,8 @@ class DriftTest(Protocol):
         """Takes the errors of the newest weights on the rows that are due. Whether to compare the EMA weights."""
         ...
 
-    def compare(self, ema_wrong: int, newest_wrong: int) -> bool:
-        """Takes the errors of both on the rows that are due. True if the concept has changed."""
+    def compare(self, ema_wrong: int, newest_wrong: int, rows: int) -> bool:
+        """Takes the errors of both on the rows that are due. True if the EMA weights are behind."""
         ...
 
     def outdated(self, ages_R: Tensor) -> Tensor | None:
@@ -81,8 +87,8 @@ class NoTest:
         """Never."""
         return False
 
-    def compare(self, ema_wrong: int, newest_wrong: int) -> bool:
-        """Never a drift."""
+    def compare(self, ema_wrong: int, newest_wrong: int, rows: int) -> bool:
+        """They never are."""
         return False
 
     def outdated(self, ages_R: Tensor) -> Tensor | None:
@@ -126,10 +132,11 @@ class CumulativeSum:
     def needs_ema(self, step: int, newest_wrong: int, rows: int) -> bool:
         """If S is not 0, if more rows than usual are wrong, and on every fourth such microbatch."""
         excess = newest_wrong / rows - self._usual
-        self._usual += excess * _USUAL_RATE
+        # At first the mean of all looks, so that errors at the start of a stream are usual then.
+        self._usual += excess * max(_USUAL_RATE, 1 / (1 + step // self._options.every))
         return self._sum > 0 or excess > _EXCESS or step % (_SELDOM * self._options.every) == 0
 
-    def compare(self, ema_wrong: int, newest_wrong: int) -> bool:
+    def compare(self, ema_wrong: int, newest_wrong: int, rows: int) -> bool:
         """S > threshold. Then S is 0 again."""
         if self._sum <= _LOW_SHARE * self._options.threshold:
             self._since_low = 0
@@ -137,8 +144,9 @@ class CumulativeSum:
         if self._sum <= self._options.threshold:
             return False
         self._sum = 0.0
-        self._since_change = min(self._since_change, self._since_low)
-        self.restarts += 1
+        if ema_wrong / rows > _MULTIPLE * self._usual + _MARGIN:
+            self._since_change = min(self._since_change, self._since_low)
+            self.restarts += 1
         return True
 
     def outdated(self, ages_R: Tensor) -> Tensor | None:
@@ -185,7 +193,7 @@ def restart_if_changed(
     if not rows:
         return
     newest = newest_wrong(rows)
-    if test.needs_ema(step, newest, rows) and test.compare(ema_wrong(rows), newest):
+    if test.needs_ema(step, newest, rows) and test.compare(ema_wrong(rows), newest, rows):
         parameters.restart()
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ffstream.ff.recipe import Recipe
@@ -62,8 +63,9 @@ def test_weights_are_the_serial_references(
 
 @pytest.mark.parametrize("base", [RECIPE, CONDITIONED], ids=["label-free", "label-conditioned"])
 def test_restarts_after_a_drift_are_the_serial_references(store: Store, base: Recipe) -> None:
-    recipe = base.change(replay=3, drift=SENSITIVE)
+    recipe = base.change(replay=3, drift=SENSITIVE, learning_rate=0.1)
     stream = Stream.random(SAMPLES)
+    stream = stream._replace(labels=np.repeat([0, 1, 2], SAMPLES // 3))
     serial = Serial(recipe, stream)
     restarts = [int(serial.states[-1][f"layers.{index}.drift.restarts"]) for index in range(3)]
     assert sum(restarts) >= 2
