@@ -34,6 +34,7 @@ ADDED: dict[int, dict[str, Any]] = {
         "sleep": 0,
         "layers.opponent": {"kind": "none"},
         "layers.constraint": {"kind": "none"},
+        "layers.goodness.areas": 1,
     },
 }
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ffstream.ff import kernels
+from ffstream.ff.areas import AreaFormulas, area_shape
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.label_formulas import LabelFormulas, RelativeLabelFormulas, Weights
@@ -44,12 +45,7 @@ class Formulas:
         self.labels = labels
         self.map: Map = options.connection.build(input_shape)
         self.scheme = options.label_scheme
-        self.label_formulas = kernels.fastest(
-            LabelFormulas(options.activation, options.goodness, options.label_scheme, labels, outputs),
-            device,
-        )
-        if options.objective.relative_to_label_free:
-            self.label_formulas = RelativeLabelFormulas(self.label_formulas)
+        self.label_formulas = _label_formulas(options, labels, outputs, device)
 
     def forward(self, x_NI: Tensor, weights: Weights, dtype: torch.dtype, buffers: Buffers) -> ForwardResult:
         """x (N, I) is float32, or has the dtype of the products. If the label scheme clears inputs, x is changed in
@@ -72,6 +68,17 @@ class Formulas:
     def conditioned(self, result: ForwardResult, weights: Weights, labels_N: Tensor) -> Tensor:
         """Preactivations (N, F) of the rows with one label each, in a new tensor."""
         return self.scheme.condition_(result.z_NF.clone(), result.label_scale_N, weights, labels_N)
+
+
+def _label_formulas(options: LayerOptions, labels: int, shape: Shape, device: torch.device) -> LabelFormulas:
+    areas = options.goodness.areas
+    formulas = kernels.fastest(
+        LabelFormulas(options.activation, options.goodness, options.label_scheme, labels, area_shape(shape, areas)),
+        device,
+    )
+    if options.objective.relative_to_label_free:
+        formulas = RelativeLabelFormulas(formulas)
+    return formulas if areas == 1 else AreaFormulas(formulas, shape, areas)
 
 
 def sum_squares(x_NI: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ With `negative` the sign is reversed, so a layer (or group of units) falls silen
 Changing the goodness usually means changing `objective.alpha` too: a sum grows with the width of the layer, a mean
 does not.
 
+Layers over maps may have a goodness for each of several areas (`areas`): then the loss is the mean over areas, and
+the goodness of the layer is the mean of theirs (see `ff/areas.py`).
+
 Shapes: activities (…, K), goodness (…).
 """
 
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from ffstream.ff.connection import Shape
 from ffstream.ff.part import Part, register
 
 if TYPE_CHECKING:
@@ -25,6 +29,20 @@ class Goodness(Part):
     family: ClassVar[str] = "goodness"
     must_define: ClassVar[tuple[str, ...]] = ("_value", "_gradient")
     negative: bool = Field(False, description="reverse the sign: low activity is good")
+    areas: int = Field(
+        1, ge=1, description="areas along each axis of the layer's map, each with a goodness and a loss of its own"
+    )
+
+    def incompatibility(self, shape: Shape) -> str:
+        """Why a layer whose rows have this shape cannot use it; empty if it can."""
+        if self.areas == 1:
+            return ""
+        if len(shape) != 3:
+            return "the layer has no map to divide"
+        height, width, _ = shape
+        if height % self.areas or width % self.areas:
+            return f"the layer's map of {height}×{width} places cannot be divided into equal areas"
+        return ""
 
     @property
     def sign(self) -> float:

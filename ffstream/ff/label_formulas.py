@@ -5,7 +5,7 @@
 `kernels.py` has faster versions for some combinations.
 
 Shapes: N rows, F units, L labels, K units that the goodness of one label is computed from, P places
-of a map.
+of a map, A areas of it.
 """
 
 from collections.abc import Mapping
@@ -37,6 +37,18 @@ class LabelFormulas:
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
         return self.goodness.value(self.activation.value(self.expand(z_NF, label_scale_N, weights)))
+
+    def areas_by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
+        """What the objective compares: the goodness (N, L), or that of every area (N, A, L) if there are several."""
+        return self.by_label(z_NF, label_scale_N, weights)
+
+    def areas_by_row(self, z_NF: Tensor) -> Tensor:
+        """The same for label-conditioned rows: the goodness (N), or that of every area (N, A)."""
+        return self.by_row(z_NF)
+
+    def over_areas(self, goodness: Tensor) -> Tensor:
+        """The goodness of the layer from that of its areas."""
+        return goodness
 
     def label_errors(
         self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers

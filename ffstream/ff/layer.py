@@ -21,6 +21,7 @@ from torch import Tensor
 from ffstream.ff import kernels
 from ffstream.ff.activities import Activities
 from ffstream.ff.adaptation import DriftTest, restart_if_changed, without_outdated
+from ffstream.ff.areas import AreaLoss
 from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.compared_rows import ComparedRows
 from ffstream.ff.connection import Shape
@@ -46,6 +47,8 @@ class Layer:
         self.formulas = Formulas(options, input_shape, recipe.labels, self.device)
         self._needs_wrong_labels = options.objective.needs_wrong_labels
         self._objective: LossFunction = kernels.fastest_objective(options.objective, self.device).build(self.device)
+        if options.goodness.areas > 1:
+            self._objective = AreaLoss(self._objective)
         self._negatives = options.negatives
         self.parameters = parameters_of_layer(recipe, index, input_shape, self.device)
         self._drift: DriftTest = recipe.drift.build(recipe.replay_buffer)
@@ -116,9 +119,9 @@ class Layer:
     def _all_goodness(self) -> Tensor:
         """The goodness (B, L) of every label, computed once for each step."""
         if self._goodness_BL is None:
-            self._goodness_BL = self.formulas.label_formulas.by_label(
-                self._result.z_NF, self._result.label_scale_N, self._weights
-            )
+            formulas, result = self.formulas.label_formulas, self._result
+            self._compared = formulas.areas_by_label(result.z_NF, result.label_scale_N, self._weights)
+            self._goodness_BL = formulas.over_areas(self._compared)
         return self._goodness_BL
 
     def wrong_labels(self) -> Tensor:
@@ -163,8 +166,9 @@ class Layer:
 
     def _loss(self, input: Activities, result: ForwardResult) -> LossResult:
         if input.positives is not None:
-            return self._objective.by_row(self.formulas.label_formulas.by_row(result.z_NF), input.positives)
-        return self._objective.by_label(self._all_goodness(), input.labels_N, self._compared_labels(), input.phase)
+            return self._objective.by_row(self.formulas.label_formulas.areas_by_row(result.z_NF), input.positives)
+        self._all_goodness()
+        return self._objective.by_label(self._compared, input.labels_N, self._compared_labels(), input.phase)
 
     def _compared_labels(self) -> Tensor | None:
         """The wrong label (B) that each sample's own is compared with; None if all labels are compared."""

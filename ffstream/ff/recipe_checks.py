@@ -71,6 +71,9 @@ def _check_layer(recipe: Recipe, index: int, layer: LayerOptions, inputs: Shape)
         outputs = layer.connection.output_shape(inputs)
     except ValueError as error:
         raise OptionError(f"{at}.connection: {error}") from error
+    if reason := layer.goodness.incompatibility(outputs):
+        hint = "give areas to single layers, in [[network.layers]], or leave it out"
+        raise OptionError(wrong(f"{at}.goodness.areas", layer.goodness.areas, reason), hint=hint)
     conditioned, from_images = recipe.activities == "label_conditioned", recipe.image_negatives is not None
     reason = scheme.incompatibility(
         LayerContext(

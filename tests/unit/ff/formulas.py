@@ -156,8 +156,25 @@ def with_label(
     return z_NF + own["label_vectors"][labels_N] if scheme.kind == "vectors" else z_NF
 
 
-def by_label(layer: LayerOptions, own: Leaves, x_BI: Tensor, shape: tuple[int, ...], labels: int) -> Tensor:
-    """The goodness (B, L) of label-free rows, computed label by label."""
+def cut(layer: LayerOptions, h_BF: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+    """The activities of each area of the layer's map, from the top; all of them if it has one area."""
+    count = layer.goodness.areas
+    if count == 1:
+        return [h_BF]
+    height, width, _ = layer.connection.output_shape(shape)
+    maps = h_BF.view(len(h_BF), height, width, -1)
+    tall, wide = height // count, width // count
+    corners = [(y, x) for y in range(0, height, tall) for x in range(0, width, wide)]
+    return [maps[:, y : y + tall, x : x + wide].flatten(1) for y, x in corners]
+
+
+def areas_by_row(layer: LayerOptions, h_BF: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The goodness (A, B) of every area."""
+    return torch.stack([goodness(layer.goodness, h) for h in cut(layer, h_BF, shape)])
+
+
+def areas_by_label(layer: LayerOptions, own: Leaves, x_BI: Tensor, shape: tuple[int, ...], labels: int) -> Tensor:
+    """The goodness (A, B, L) of every area of label-free rows, computed label by label."""
     columns = []
     for label in range(labels):
         labels_B = torch.full((len(x_BI),), label)
@@ -166,12 +183,17 @@ def by_label(layer: LayerOptions, own: Leaves, x_BI: Tensor, shape: tuple[int, .
             channels = layer.connection.output_shape(shape)[-1]
             size = channels // labels
             h_BF = h_BF.unflatten(1, (-1, channels))[..., label * size : (label + 1) * size].flatten(1)
-        columns.append(goodness(layer.goodness, h_BF))
-    G_BL = torch.stack(columns, 1)
+        columns.append(areas_by_row(layer, h_BF, shape))
+    G_ABL = torch.stack(columns, 2)
     if layer.objective.kind == "evoked":
         h0_BF = activation(layer.activation, preactivation(layer, own, x_BI, shape, labels))
-        G_BL = G_BL - goodness(layer.goodness, h0_BF)[:, None]
-    return G_BL
+        G_ABL = G_ABL - areas_by_row(layer, h0_BF, shape)[:, :, None]
+    return G_ABL
+
+
+def by_label(layer: LayerOptions, own: Leaves, x_BI: Tensor, shape: tuple[int, ...], labels: int) -> Tensor:
+    """The goodness (B, L) of label-free rows."""
+    return areas_by_label(layer, own, x_BI, shape, labels).mean(0)
 
 
 def contrast(options: Any, positive_B: Tensor | None, negative_B: Tensor | None) -> Tensor:
@@ -205,18 +227,25 @@ def label_loss(options: Any, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor | None
 def layer_loss(
     layer: LayerOptions, own: Leaves, given: Activities, wrong_B: Tensor | None, shape: tuple[int, ...], labels: int
 ) -> Tensor:
-    """The loss of a layer for given activities."""
+    """The loss of a layer for given activities: the mean over the areas of its map."""
     if given.positives is None:
-        G_BL = by_label(layer, own, given.h_NF, shape, labels)
-        return label_loss(layer.objective, G_BL, given.labels_N, wrong_B, given.phase)
-    z_NF = with_label(layer, own, given.h_NF, given.labels_N, shape, labels)
-    G_N = goodness(layer.goodness, activation(layer.activation, z_NF))
-    positive_B = G_N[: given.positives] if given.positives else None
-    negative_B = G_N[given.positives :] if given.positives < len(G_N) else None
-    if layer.objective.kind not in ("paired", "threshold", "evoked"):
-        outside: Tensor = layer.objective.by_row(G_N, given.positives).statistics().loss
+        G_ABL = areas_by_label(layer, own, given.h_NF, shape, labels)
+        losses = [label_loss(layer.objective, G_BL, given.labels_N, wrong_B, given.phase) for G_BL in G_ABL]
+    else:
+        z_NF = with_label(layer, own, given.h_NF, given.labels_N, shape, labels)
+        G_AN = areas_by_row(layer, activation(layer.activation, z_NF), shape)
+        losses = [row_loss(layer.objective, G_N, given.positives) for G_N in G_AN]
+    return torch.stack(losses).mean()
+
+
+def row_loss(options: Any, G_N: Tensor, positives: int) -> Tensor:
+    """The loss of rows with one label each, or none; the first `positives` rows are positive."""
+    positive_B = G_N[:positives] if positives else None
+    negative_B = G_N[positives:] if positives < len(G_N) else None
+    if options.kind not in ("paired", "threshold", "evoked"):
+        outside: Tensor = options.by_row(G_N, positives).statistics().loss
         return outside
-    return contrast(layer.objective, positive_B, negative_B)
+    return contrast(options, positive_B, negative_B)
 
 
 def hardest(G_BL: Tensor, own_B: Tensor) -> Tensor:

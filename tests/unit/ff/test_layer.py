@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ffstream.ff.image_negatives import ImageNegatives
+from ffstream.ff.network import Network
 from ffstream.ff.part import members
 from ffstream.ff.recipe import Recipe
 from ffstream.ff.tables import LAYER_DEFAULTS, NETWORK_DEFAULTS
@@ -107,6 +109,80 @@ def test_channels_of_a_map_are_divided_into_groups(goodness: str, tmp_path: Path
         for each in connections
     ]
     battery.check_layer(SMALL.change(image_shape=(8, 7), layers=layers, objective={"alpha": 0.7}), tmp_path)
+
+
+VECTORS = {"label_scheme": "vectors"}
+AREAS: dict[str, tuple[Recipe, dict[str, Any]]] = {  # new layers inherit nothing
+    "label vectors": (SMALL, VECTORS | {"objective": {"alpha": 0.7}}),
+    "groups": (SMALL, {"label_scheme": "groups", "objective": {"alpha": 0.7}}),
+    "one wrong label": (CONTRASTED, VECTORS | {"objective": {"kind": "paired", "alpha": 0.7}}),
+    "evoked": (SMALL, VECTORS | {"objective": {"kind": "evoked", "alpha": 0.2}}),
+    "label-conditioned": (CONDITIONED, VECTORS | {"objective": {"kind": "threshold", "alpha": 0.2, "theta": 1.0}}),
+    "hybrids": (
+        UNSUPERVISED,
+        {
+            "label_scheme": "none",
+            "negatives": {"kind": "hybrid", "blurs": 1},
+            "objective": {"kind": "threshold", "alpha": 0.2, "theta": 1.0},
+        },
+    ),
+}
+
+
+def with_areas(base: Recipe, options: dict[str, Any], goodness: str) -> Recipe:
+    connections: list[dict[str, Any]] = [
+        {"kind": "conv", "channels": 9, "kernel": 3, "padding": 1},
+        {"kind": "local", "channels": 4, "kernel": 2},
+        {"kind": "dense", "units": 8},
+    ]
+    layers = [
+        {"connection": each, "goodness": {"kind": goodness, "areas": areas}}
+        for each, areas in zip(connections, (2, 3, 1), strict=True)
+    ]
+    return base.change(image_shape=(4, 4), layers=layers, learning_rate=0.01, **options)
+
+
+@pytest.mark.parametrize(("base", "options"), AREAS.values(), ids=AREAS)
+def test_goodness_per_area_passes_the_battery(base: Recipe, options: dict[str, Any], tmp_path: Path) -> None:
+    battery.check_layer(with_areas(base, options, "mean_squares"), tmp_path)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("goodness", list(members("goodness")))
+@pytest.mark.parametrize(("base", "options"), AREAS.values(), ids=AREAS)
+def test_gradients_of_goodness_per_area_equal_autograd(
+    base: Recipe, options: dict[str, Any], goodness: str, activation: str
+) -> None:
+    battery.check_gradients(with_areas(base, options, goodness).change(activation=activation))
+
+
+def test_an_area_must_tell_right_from_wrong_by_itself() -> None:
+    """Where the whole map has more goodness for the right label, but one area has not, that area still learns."""
+    connection = {"kind": "conv", "channels": 2, "kernel": 1}
+    base = SMALL.change(
+        layers=[{"connection": connection, "goodness": "mean_squares"}],
+        image_shape=(4, 4),
+        labels=2,
+        objective={"kind": "paired", "alpha": 50.0},
+        negatives="hardest",
+    )
+    gradients = []
+    for areas in (1, 2):
+        network = Network(base.change(goodness={"areas": areas}))
+        layer = network.layers[0]
+        state = layer.state_dict()
+        vectors_LF = layer.parameters.views["label_vectors"]
+        strong = torch.zeros(2, 4, 4, 2)
+        strong[0] = 3.0
+        strong[0, :2, :2] = 0.0
+        strong[1, :2, :2] = 1.0  # in the first area the wrong label is the stronger one
+        vectors_LF.copy_(strong.flatten(1))
+        layer.forward(network.input.forward(torch.zeros(3, 16), torch.zeros(3, dtype=torch.int64), 1, "interleaved"))
+        layer.update()
+        assert state.keys() == layer.state_dict().keys()
+        gradients.append(layer.parameters.gradients["label_vectors"].view(2, 4, 4, 2)[1, :2, :2])
+    assert float(gradients[0].abs().max()) < 1e-9
+    assert float(gradients[1].min()) > 1e-3
 
 
 def test_channels_that_cannot_be_divided_are_rejected() -> None:

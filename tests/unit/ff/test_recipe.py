@@ -125,6 +125,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"layers": [{"learning_rate": True}]}, "layers[0].learning_rate = true: expected a number"),
     ({"learning_rate": 1e-3, "layers": [{"learning_rate": -1}]}, "layers[0].learning_rate = -1: expected a number"),
     ({"replay_jitter": 28}, "replay_jitter = 28: must be smaller than the image: network.image_shape = [28, 28]"),
+    ({"goodness": {"areas": 0}}, "goodness.areas = 0: expected a whole number, at least 1"),
+    ({"goodness": {"areas": 2}}, "goodness.areas = 2: the layer has no map to divide"),
+    (
+        {"layers": [{"connection": "conv", "goodness": {"areas": 3}}]},
+        "layers[0].goodness.areas = 3: the layer's map of 26×26 places cannot be divided into equal areas",
+    ),
     ({"image_shape": [12]}, "replay_jitter = 2: network.image_shape = [12] has no rows and columns; set this to 0"),
     (
         {"image_shape": [12], "replay": 0, "replay_flip": True},
