@@ -4,6 +4,7 @@ Options are set by a TOML file, by `FFSTREAM_SECTION__KEY` in the environment an
 several of these set the same option, the last in this order applies.
 """
 
+import logging
 import math
 import os
 import re
@@ -27,9 +28,12 @@ from pydantic import (
 from ffstream.errors import ConfigError
 from ffstream.ff.presets import PRESET, PRESETS, recipe
 from ffstream.ff.recipe import LayerOptions, Recipe
+from ffstream.ff.recipe_checks import without_effect
 from ffstream.util import endpoints, option_sources
 from ffstream.util.option_errors import Option, OptionError, UnknownOption, options_of, show, wrong
 from ffstream.wire.messages import DEFAULT_CONTROL, DEFAULT_LEARN, DEFAULT_PREDICT, MAX_HEADER_BYTES
+
+log = logging.getLogger(__name__)
 
 _LABELS_MAX = (MAX_HEADER_BYTES - 1024) // 2  # the header of a message holds its labels, two bytes each
 _INT_MAX = 2**31 - 1  # libzmq takes an int
@@ -319,6 +323,13 @@ class PrequentialSection(_Section):
         0.002, gt=0, lt=1, description="significance of the drift detector; smaller: fewer false reports"
     )
 
+    @model_validator(mode="after")
+    def _detector_has_errors(self) -> Self:
+        if self.drift_detector != "none" and not self.fraction and not self.busy_fraction:
+            reason = "with fraction = 0 and busy_fraction = 0 nothing is predicted, so it never sees an error"
+            raise ValueError(wrong("drift_detector", self.drift_detector, reason))
+        return self
+
 
 class Shutdown(_Section):
     """Deadlines of a shutdown."""
@@ -364,6 +375,10 @@ class Config(_Section):
                 ),
                 hint='use network.preset = "wake-sleep"',
             )
+        if recipe.wake and not recipe.sleep and not learning.sleep_when_quiet_s:
+            reason = "without network.sleep or learning.sleep_when_quiet_s, negative rows are never learned"
+            hint = "set network.sleep to a number of microbatches"
+            raise OptionError(wrong("network.wake", recipe.wake, reason), hint=hint)
         if learning.partial == "wait" and self.limits.backlog_max_samples < recipe.batch_size:
             raise ValueError(
                 wrong(
@@ -435,12 +450,18 @@ def load(
 
 
 def validate(given: option_sources.Given) -> Config:
-    """The options that are set, and the defaults of all others. Raises ConfigError, which names the option."""
+    """The options that are set, and the defaults of all others. Raises ConfigError, which names the option.
+
+    Logs what is set and has no effect.
+    """
     try:
-        return Config.model_validate(given.tree)
+        config = Config.model_validate(given.tree)
     except ValidationError as error:
         # Its URLs are for programmers.
         raise _explain(error.errors(include_url=False)[0], given) from error
+    for name, reason in without_effect(given.tree.get("network", {}), config.network).items():
+        log.warning("option has no effect option=network.%s reason=%s", name, reason)
+    return config
 
 
 def _explain(first: Mapping[str, Any], given: option_sources.Given) -> ConfigError:

@@ -14,6 +14,10 @@ class Drift(Part):
     must_define: ClassVar[tuple[str, ...]] = ("implementation",)
     implementation: ClassVar[str]
 
+    def incompatibility(self, *, has_ema: bool, has_phases: bool) -> str:
+        """Why it does nothing in such a network; empty if it does something."""
+        return ""
+
     def build(self, replay_buffer: int) -> Any:
         """An `ff.adaptation.DriftTest` for a layer that learns from a replay buffer of that many samples."""
         return resolve(self.implementation)(self, replay_buffer)
@@ -43,3 +47,9 @@ class Restart(Drift):
     )
     every: int = Field(4, ge=1, description="look at every so many microbatches")
     rows: int = Field(32, ge=1, description="fresh samples of such a microbatch that are compared")
+
+    def incompatibility(self, *, has_ema: bool, has_phases: bool) -> str:
+        """There must be EMA weights to compare with, and rows of both signs to compare on."""
+        if not has_ema:
+            return "there are no EMA weights to compare with: network.ema_samples = 0"
+        return "rows of both signs are never compared: network.wake separates the phases" if has_phases else ""

@@ -2,11 +2,15 @@
 
 What a part needs of its layer is said by the part (`incompatibility`, or `output_shape`, which raises). Here it is
 asked of every layer, and what concerns several layers or the whole network is checked.
+
+What is asked for and does not happen, though nothing is wrong, is a warning (`without_effect`): many such options are
+defaults, or come from a preset.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.image_negatives import ImageNegatives
@@ -155,3 +159,26 @@ def _check_phases(recipe: Recipe) -> None:
     if recipe.wake and unfit:
         reason = f'objective = "{unfit[0]}" cannot learn the phases separately'
         raise OptionError(wrong("wake", recipe.wake, reason), hint='use network.preset = "wake-sleep"')
+
+
+def without_effect(given: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
+    """The options in `given`, written as in [network], that have no effect in this recipe; and why, for each."""
+    has_ema, has_phases = recipe.ema_samples > 0, recipe.wake > 0
+    found = {"drift": recipe.drift.incompatibility(has_ema=has_ema, has_phases=has_phases)}
+    found |= _unused_augmentation(recipe)
+    if not has_phases and any(layer.opponent.kind != LAYER_DEFAULTS["opponent"] for layer in recipe.layers):
+        found["opponent"] = "there is no other phase: network.wake = 0"
+    if recipe.read_layers:
+        found["score_weight"] = f'readout = "{recipe.readout.kind}" predicts, not the layers'
+    written = given.keys() | {key for layer in given.get("layers", ()) for key in layer}
+    return {name: reason for name, reason in found.items() if reason and name in written}
+
+
+def _unused_augmentation(recipe: Recipe) -> dict[str, str]:
+    """What would be done to replayed images, and why it is not."""
+    if not recipe.draws_from_replay:
+        asked = {"replay_jitter": recipe.replay_jitter > 0, "replay_flip": recipe.replay_flip}
+        return {name: "no image is replayed: network.replay = 0" for name, is_asked in asked.items() if is_asked}
+    if recipe.replay_edges != "zero" and not recipe.replay_jitter:
+        return {"replay_edges": "no image is shifted: network.replay_jitter = 0"}
+    return {}

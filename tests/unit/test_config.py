@@ -278,6 +278,11 @@ PHASES = ("network.preset=fast", "network.objective=threshold", "network.activit
         (["network.sleep=3", *PHASES], "network.sleep = 3: needs network.wake"),
         (["network.wake=3", "network.objective=softmax"], "network.wake = 3: objective = \"softmax\" cannot learn"),
         (["network.wake=3", "network.objective=paired"], "network.wake = 3: objective = \"paired\" cannot learn"),
+        (["network.wake=3", *PHASES], "network.wake = 3: without network.sleep or learning.sleep_when_quiet_s"),
+        (
+            ["prequential.drift_detector=adwin", "prequential.fraction=0", "prequential.busy_fraction=0"],
+            'prequential.drift_detector = "adwin": with fraction = 0 and busy_fraction = 0 nothing is predicted',
+        ),
         *((["network.widths=[10,10,10]", f"pipeline.stages={wrong}"], "number of layers, 3") for wrong in PARTITIONS),
         (["network.image_shape=[12]", "network.replay=1"], "network.image_shape = [12] has no rows and columns"),
     ],
@@ -292,12 +297,45 @@ def test_conflicting_options_are_named(settings: list[str], named: str) -> None:
     "settings",
     [
         ["network.wake=3", "network.sleep=2", *PHASES],
+        ["network.wake=3", "learning.sleep_when_quiet_s=5", *PHASES],
         ["network.widths=[10,10,10]", "pipeline.stages=[1,2]"],
         ["network.image_shape=[12]", "network.replay=0", "network.replay_jitter=1"],
     ],
 )
 def test_compatible_options_are_accepted(settings: list[str]) -> None:
     load(settings=settings, environment={})
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["network.drift=restart", "network.ema_samples=0"], "network.drift reason=there are no EMA weights"),
+        (["network.drift.threshold=9", "network.preset=wake-sleep"], "network.drift reason=rows of both signs"),
+        (["network.preset=fast", "network.replay_jitter=2"], "network.replay_jitter reason=no image is replayed"),
+        (["network.preset=fast", "network.replay_flip=true"], "network.replay_flip reason=no image is replayed"),
+        (
+            ["network.replay_edges=repeat", "network.replay_jitter=0"],
+            "network.replay_edges reason=no image is shifted",
+        ),
+        (
+            ["network.preset=unsupervised", "network.score_weight=0"],
+            'network.score_weight reason=readout = "softmax"',
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_a_warning(
+    settings: list[str], named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    load(settings=settings, environment={})
+    (message,) = caplog.messages
+    assert f"option={named}" in message
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_and_defaults_cause_no_warnings(preset: str, caplog: pytest.LogCaptureFixture) -> None:
+    load(settings=[f"network.preset={preset}"], environment={})
+    load(settings=["network.ema_samples=0", "network.replay=0"], environment={})
+    assert not caplog.records
 
 
 FOREIGN = (

@@ -24,6 +24,7 @@ from tests.unit.pipeline.run import (
 )
 
 SAMPLES = 30 * BATCH
+NEVER_S = 3600.0
 
 SENSITIVE = {"kind": "restart", "threshold": 0.5, "every": 1, "rows": 4}  # random samples restart it
 
@@ -100,7 +101,9 @@ def test_wake_and_sleep(store: Store, wake: int, sleep: int, base: Recipe, repla
     stream = Stream.random(SAMPLES)
     serial = Serial(recipe, stream, wake=wake, sleep=sleep)
     assert serial.phases.count("sleep") == 30 // wake * sleep
-    pipelined(recipe, store, stream, replace(QUIET, wake=wake, sleep=sleep), serial)
+    quiet_s = 0.0 if sleep else NEVER_S  # a network that never sleeps is rejected
+    options = replace(QUIET, wake=wake, sleep=sleep, sleep_when_quiet_s=quiet_s)
+    pipelined(recipe, store, stream, options, serial)
 
 
 @pytest.mark.parametrize(
