@@ -1,7 +1,7 @@
 """Answers questions of people who look at the network: what it gets wrong, and what its layers do.
 
 Every answer is a record that can be written as JSON, computed from one snapshot with the formulas of prediction.
-Nothing is computed unless somebody asks, and what many may ask for at once is computed at most every two seconds.
+Nothing is computed unless somebody asks, and what all viewers ask for is computed once for all of them.
 """
 
 import threading
@@ -27,7 +27,9 @@ from ffstream.serving.reduction import Reduction
 from ffstream.serving.snapshot import Snapshot, Snapshots
 
 BINS = 40
-REFRESH_S = 2.0
+GOODNESS_REFRESH_S = 2.0
+MISTAKES_REFRESH_S = 1.0
+_CORE_SHARE = 0.05
 _CLASSES_MAX = 100  # with more labels, the worst ones
 
 Record = dict[str, Any]
@@ -49,7 +51,8 @@ class Inspector:
         self._evaluation = evaluation
         self._threshold = threshold
         self._predictor = Predictor(snapshots)
-        self._goodness = Cached(self._histograms, REFRESH_S)
+        self._goodness = Cached(self._histograms, GOODNESS_REFRESH_S)
+        self._mistakes = Cached(self._summary, MISTAKES_REFRESH_S)
         self._reductions = [
             Reduction(shape, self._groups(index)) for index, shape in enumerate(recipe.output_shapes())
         ]
@@ -58,6 +61,9 @@ class Inspector:
 
     def mistakes(self) -> Record:
         """The confusion matrix over the prequential window, the error of each class, and the latest mistakes."""
+        return self._mistakes.get()
+
+    def _summary(self) -> Record:
         mistakes = self._evaluation().mistakes
         samples, wrong, matrix = mistakes.confusion()
         by_errors = sorted(range(len(samples)), key=lambda label: -int(wrong[label]))[:_CLASSES_MAX]
@@ -269,7 +275,8 @@ class Inspector:
 
 
 class Cached:
-    """Computes something at most once in `seconds`, when it is asked for.
+    """Computes something when it is asked for, but not again for `seconds`, and not for more than a twentieth of the
+    time of a core.
 
     Those who ask while it is computed get the result before, or wait if it is the first one.
     """
@@ -279,23 +286,20 @@ class Cached:
         self._seconds = seconds
         self._lock = threading.Lock()
         self._result: Record | None = None
-        self._at = 0.0
+        self._valid_until = 0.0
 
     def get(self) -> Record:
         """The result of the last computation, or of a new one."""
-        before = self._result
-        if before is not None and time.monotonic() - self._at < self._seconds:
-            return before
-        if not self._lock.acquire(blocking=before is None):
-            assert before is not None
-            return before
-        try:
-            if self._result is None or time.monotonic() - self._at >= self._seconds:
+        kept = self._result
+        if kept is not None and (time.monotonic() < self._valid_until or self._lock.locked()):
+            return kept
+        with self._lock:
+            if self._result is None or time.monotonic() >= self._valid_until:
+                begun = time.thread_time()
                 self._result = self._compute()
-                self._at = time.monotonic()
+                used_s = time.thread_time() - begun
+                self._valid_until = time.monotonic() + max(self._seconds, used_s / _CORE_SHARE)
             return self._result
-        finally:
-            self._lock.release()
 
 
 def _of(snapshot: Snapshot) -> Record:

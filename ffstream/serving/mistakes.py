@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -53,7 +54,8 @@ class _Batch(NamedTuple):
     seqs_B: Tensor
     images_BI: Tensor
     labels_B: Tensor
-    prediction: Prediction
+    predicted_B: Tensor
+    scores_BL: Tensor
 
     def newest_first(self) -> list[Mistake]:
         rows = reversed(range(len(self.labels_B)))
@@ -63,8 +65,8 @@ class _Batch(NamedTuple):
                 self.time,
                 self.images_BI[at],
                 int(self.labels_B[at]),
-                int(self.prediction.labels_B[at]),
-                self.prediction.goodness_BL[at],
+                int(self.predicted_B[at]),
+                self.scores_BL[at],
             )
             for at in rows
         ]
@@ -83,15 +85,14 @@ class Mistakes:
         self._latest_size = 0
         self._lock = threading.Lock()
 
-    def add(
-        self, images_BI: Tensor, labels_B: Tensor, prediction: Prediction, wrong_B: Tensor, seqs_B: Tensor
-    ) -> None:
+    def add(self, images_BI: Tensor, labels_B: Tensor, prediction: Prediction, seqs_B: Tensor) -> None:
         """Takes the predictions of a microbatch, all of whose samples have a label. Copies the images of mistakes."""
         true, predicted = (each.numpy().astype(np.uint16) for each in (labels_B, prediction.labels_B))
         mistakes = None
-        if rows := wrong_B.nonzero()[-LATEST_MAX:, 0].tolist():
-            prediction = Prediction(prediction.labels_B[rows], prediction.goodness_BL[rows])
-            mistakes = _Batch(time.time(), seqs_B[rows], images_BI[rows], labels_B[rows], prediction)
+        rows = torch.from_numpy(np.flatnonzero(true != predicted)[-LATEST_MAX:])
+        if len(rows):
+            every = (seqs_B, images_BI, labels_B, *prediction)
+            mistakes = _Batch(time.time(), *(each.index_select(0, rows) for each in every))
         with self._lock:
             self._count(true, predicted)
             if mistakes is not None:

@@ -164,7 +164,7 @@ class Prequential:
         self._metrics.prequential_errors.inc(wrong)
         if self._detector is not None:
             self._detector.add(wrong_B, int(batch.seqs[-1]))
-        self.mistakes.add(batch.images, batch.labels, prediction, wrong_B, batch.seqs)
+        self.mistakes.add(batch.images, batch.labels, prediction, batch.seqs)
         self.recent.add(batch.images, batch.labels)
 
     def _snapshot(self, version: int) -> Snapshot | None:

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -269,5 +270,22 @@ def test_what_many_ask_for_is_computed_once() -> None:
         thread.join(DEADLINE_S)
     assert calls == [0]
     assert kept.get() == {"number": 1}
-    fresh = Cached(compute, 0.0)
-    assert [fresh.get()["number"], fresh.get()["number"]] == [2, 3]
+
+
+def test_what_takes_long_is_computed_less_often() -> None:
+    calls: list[int] = []
+
+    def compute() -> dict[str, Any]:
+        begun = time.thread_time()
+        while time.thread_time() - begun < 0.02:
+            pass
+        calls.append(len(calls))
+        return {}
+
+    kept = Cached(compute, 0.0)
+    begun = time.monotonic()
+    kept.get()
+    assert kept._valid_until - begun > 20 * 0.02, "a twentieth of the time of a core"
+    kept._valid_until = 0.0
+    kept.get()
+    assert calls == [0, 1]

@@ -31,7 +31,7 @@ class Stream:
         self._seq += size
         scores_BL = torch.nn.functional.one_hot(predicted_B, self.labels).float()
         wrong_B = labels_B != predicted_B
-        self.mistakes.add(images(seqs_B), labels_B, Prediction(predicted_B, scores_BL), wrong_B, seqs_B)
+        self.mistakes.add(images(seqs_B), labels_B, Prediction(predicted_B, scores_BL), seqs_B)
         self.record.add(size, int(wrong_B.sum()), size)
         self.batches.append(list(zip(seqs_B.tolist(), labels_B.tolist(), predicted_B.tolist(), strict=True)))
 
