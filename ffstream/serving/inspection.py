@@ -145,15 +145,17 @@ class Inspector:
     def activities(self, image: Sequence[int], label: int | None = None, wrong: int | None = None) -> Record:
         """The activities of each layer for one image under two labels.
 
-        `label`: by default the predicted one. `wrong`: by default the one with the highest score of the others.
-        Raises BadSize, LabelOutOfRange, and NoSamples if a negative image is needed and there is no second image.
+        `label`: by default the predicted one. `wrong`: by default, or if it is the same, the one with the highest
+        score of the others. Raises BadSize, LabelOutOfRange, and NoSamples if a negative image is needed and there is
+        no second image.
         """
         image_I = self.image(image)
         snapshot = self._snapshots.current
         classifier, recipe = snapshot.classifier, self._recipe
         prediction = classifier.predict(image_I[None])
         label = int(prediction.labels_B[0]) if label is None else self._check_label(label)
-        wrong = _strongest(prediction.goodness_BL[0], label) if wrong is None else self._check_label(wrong)
+        if wrong is None or self._check_label(wrong) == label:
+            wrong = _strongest(prediction.goodness_BL[0], label)
         other_I = self._other(image_I, label) if recipe.image_negatives else None
         shown = inspection.show(classifier, image_I, label, wrong, other_I)
         negative_I = None if other_I is None else inspection.negative_image(recipe, image_I, other_I)

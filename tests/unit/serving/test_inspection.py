@@ -171,6 +171,7 @@ def test_the_labels_of_activities_are_the_prediction_and_the_strongest_other_unl
     best, second = sorted(range(4), key=scores.__getitem__)[:-3:-1]
     answer = looked.inspector.activities(looked.image())
     assert (answer["label"], answer["wrong"]) == (best, second)
+    assert looked.inspector.activities(looked.image(), best, best) == answer
     answer = looked.inspector.activities(looked.image(), second)
     assert (answer["label"], answer["wrong"]) == (second, best)
 
