@@ -315,6 +315,9 @@ class Daemon:
         self.recorder = Recorder(config.state, self.learner, self.journal.head, metrics, len(recipe.layers))
         metrics.journal_seq.set_function(lambda: self.journal.head.seq)
         metrics.journal_backlog.set_function(lambda: self.journal.backlog(self.learner.applied_seq))
+        metrics.backlog_seconds.set_function(
+            lambda: _lag_s(self.journal.backlog(self.learner.applied_seq), self.recorder.rates["learned_per_s"])
+        )
 
     def _make_http(self) -> None:
         limits, access = self.config.limits, self._access

@@ -30,7 +30,6 @@ def absent(running: Running) -> set[str]:
     """Gauges without a value, except those that only `ffstream serve`, a drift and other objectives set."""
     return {name for name, values in scrape(running).items() if not values} - {
         "drift_last_seq",
-        "journal_backlog_seconds",
         "layer_running_goodness",
         "layer_threshold",
     }

@@ -41,7 +41,6 @@ def test_every_metric_has_its_type_a_value_and_base_units(daemon: Running) -> No
     elsewhere = {  # set by `ffstream serve`, a drift detector, another objective, or after more samples
         metrics.output_dropped,
         metrics.drift_seq,
-        metrics.backlog_seconds,
         metrics.running_goodness,
         metrics.threshold,
         metrics.layer_dead_units,
