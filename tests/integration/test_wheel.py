@@ -81,7 +81,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert found == expected
-    for data in ("py.typed", "wire/SPEC.md", "wire/vectors.json", "server/page.html"):
+    for data in ("py.typed", "wire/SPEC.md", "wire/vectors.json", "server/page/index.html"):
         assert f"ffstream/{data}" in found
     assert len([name for name in found if name.startswith("ffstream/data/embedded/")]) == 4
 
@@ -97,7 +97,7 @@ def test_an_installed_daemon_learns_digits_and_answers(bin: Path, daemon: Daemon
     assert has_torch == "False"
     assert float(error) < 0.2
     page = httpx.get(f"{daemon.http}/", timeout=DEADLINE_S)
-    assert page.text == (ROOT / "ffstream" / "server" / "page.html").read_text(encoding="utf-8")
+    assert page.text == (ROOT / "ffstream" / "server" / "page" / "index.html").read_text(encoding="utf-8")
     assert daemon.terminate() == 0
 
 

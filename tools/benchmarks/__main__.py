@@ -23,6 +23,7 @@ from tools.benchmarks import (
     drift,
     ingest,
     learn,
+    page,
     phases,
     predict,
     recovery,
@@ -310,6 +311,14 @@ def recovery_command(as_json: bool, rounds: int) -> None:
 def predict_command(as_json: bool, rounds: int) -> None:
     """Latency of predictions at the client, idle and while learning at full speed."""
     predict.run(_report(settings=predict.SETTINGS), rounds)
+
+
+@main.command("page")
+@_json
+@click.option("--rounds", default=5, show_default=True, help="Number of times that the page is opened.")
+def page_command(as_json: bool, rounds: int) -> None:
+    """Time until the page is painted, has figures and charts, and until it says that the daemon is lost."""
+    page.run(_report(settings=page.SETTINGS), rounds)
 
 
 @main.command("security")

@@ -1,0 +1,81 @@
+// What the charts draw: the daemon's own record of figures (/api/history), and between two readings of it the figures
+// of the live feed, so that curves move each second without asking for the whole record again.
+
+import { getJson } from "./api.js";
+
+export const SPANS = [["10m", "10 min"], ["3h", "3 h"], ["1d", "1 day"], ["30d", "30 days"], ["all", "whole stream"]];
+const REFRESH_MS = { "10m": 15000, "3h": 15000, "1d": 60000, "30d": 120000, all: 60000 };
+
+export class History {
+  span = "10m";
+  data = null;
+  #listeners = [];
+  #asked = -Infinity;
+  #asking = false;
+
+  onChange(listener) {
+    this.#listeners.push(listener);
+  }
+
+  choose(span) {
+    this.span = span;
+    this.reload();
+  }
+
+  /** Reads the record again at the next status. */
+  reload() {
+    this.#asked = -Infinity;
+    if (this.data) this.refresh();
+  }
+
+  /** Takes the figures of a status, and reads the record when that was long ago. */
+  async add(status) {
+    if (this.data && this.data.interval_s <= 1) append(this.data, status);
+    this.#tell();
+    if (!document.hidden) await this.refresh();
+  }
+
+  async refresh() {
+    const now = performance.now();
+    if (this.#asking || now - this.#asked < REFRESH_MS[this.span]) return;
+    this.#asking = true;
+    this.#asked = now;
+    const span = this.span;
+    try {
+      const data = await getJson(`api/history?span=${span}`);
+      if (span === this.span) this.data = data;
+      this.#tell();
+    } catch {
+      this.#asked = now - REFRESH_MS[span] + 2000; // the live feed says what is wrong; try again soon
+    } finally {
+      this.#asking = false;
+    }
+    if (span !== this.span) await this.refresh();
+  }
+
+  #tell() {
+    for (const listener of this.#listeners) listener();
+  }
+}
+
+const SECONDS = 600; // in the record of ten minutes
+
+/** Adds the figures of a status as one more second. What only the record knows stays unknown until it is read again. */
+function append(data, status) {
+  const time = Math.floor(status.time);
+  if (time <= (data.columns.time.at(-1) ?? -Infinity)) return;
+  const rates = status.rates ?? {};
+  push(data, data.columns, {
+    time, window_error: status.window?.error, accepted: status.accepted, learned: status.learned, waiting: status.backlog,
+    accepted_rate: rates.accepted_per_s, rate: rates.learned_per_s, prediction_rate: rates.predictions_per_s,
+    sleep: status.phase === "sleep" ? 1 : 0,
+  });
+  data.layers.forEach((layer, index) => push(data, layer, status.layers?.[index] ?? {}));
+}
+
+function push({ span }, columns, point) {
+  for (const [name, values] of Object.entries(columns)) {
+    values.push(point[name] ?? null);
+    if (span === "10m" && values.length > SECONDS) values.shift();
+  }
+}

@@ -1,0 +1,126 @@
+// The layers from inside: activities for one image under the right and a wrong label, and what units look for.
+
+import { explain, getJson, postJson } from "./api.js";
+import { colour } from "./charts.js";
+import { byId, make, setOptions, setText, whileVisible } from "./dom.js";
+import { figure } from "./format.js";
+import { namesOf } from "./layers.js";
+
+const PERIOD_MS = 3000;
+const LIMIT = 64;
+const ASPECT = 3; // width of a drawing of units by its height
+const OUTSIDE = 0.5; // how strong units are drawn that do not belong to the label
+const FILTERS_MS = 10000;
+
+let image = () => null;
+let ask = () => {};
+let askFilters = () => {};
+
+/** `current()`: the image on the board, or null. */
+export function setUp(current) {
+  image = current;
+  ask = whileVisible(byId("activities").parentElement, PERIOD_MS, showActivities);
+  askFilters = whileVisible(byId("filters").parentElement, FILTERS_MS, showFilters);
+  for (const id of ["right-label", "wrong-label"]) byId(id).addEventListener("change", ask);
+  byId("filters-layer").addEventListener("change", askFilters);
+}
+
+export function showStatus(status) {
+  const labels = Array.from({ length: status.labels }, (_, label) => [label, String(label)]);
+  setOptions(byId("right-label"), [["", "what it reads"], ...labels]);
+  setOptions(byId("wrong-label"), [["", "the strongest"], ...labels]);
+  const had = byId("filters-layer").options.length;
+  setOptions(byId("filters-layer"), (status.layers ?? []).map(({ index, connection }) => [index, `${index} ${connection ? `(${connection})` : ""}`]));
+  if (!had) askFilters();
+}
+
+export const changed = () => ask();
+
+export function rightIs(label) {
+  byId("right-label").value = String(label);
+}
+
+// --- activities ---
+
+async function showActivities() {
+  const pixels = image();
+  const empty = byId("activities-empty");
+  empty.hidden = Boolean(pixels);
+  if (!pixels) {
+    setText(empty, "Draw something, or load a sample.");
+    byId("activities").replaceChildren();
+    return;
+  }
+  const [label, wrong] = ["right-label", "wrong-label"].map(id => byId(id).value);
+  const body = { image: pixels, ...(label && { label: Number(label) }), ...(wrong && wrong !== label && { wrong: Number(wrong) }) };
+  try {
+    const answer = await postJson("api/activities", body);
+    byId("activities").replaceChildren(...answer.layers.map(layer => activities(layer, answer)));
+  } catch (error) {
+    empty.hidden = false;
+    setText(empty, explain(error));
+  }
+}
+
+function activities(layer, { label, wrong }) {
+  const { index, compares, groups, text } = layer;
+  const names = namesOf(compares).map((name, at) => (compares === "images" ? name : `${name} ${[label, wrong][at]}`));
+  const most = Math.max(...[...layer.right, ...layer.wrong].map(Math.abs), 1e-9);
+  const panel = (values, side, at, goodness) => {
+    const caption = `${names[at]}: goodness ${figure(goodness)}`;
+    return make("figure", {}, make("figcaption", {}, key(side), caption),
+      drawUnits(values, layer.shape, most, side, groups?.[at], `Layer ${index}, ${caption}`));
+  };
+  return make("div", {},
+    make("h4", { textContent: `Layer ${index}` }),
+    make("p", { className: "caption", textContent: text }),
+    make("div", { className: "pair" }, panel(layer.right, "right", 0, layer.goodness_right), panel(layer.wrong, "wrong", 1, layer.goodness_wrong)));
+}
+
+function key(side) {
+  const node = make("span", { className: "key", "aria-hidden": "true" });
+  node.style.setProperty("--key", `var(--${side})`);
+  return node;
+}
+
+/** Units as squares: the stronger the activity, the more colour. `shape`: (units), or (height, width, channels), whose
+ *  channels are tiles beside each other. Units outside of `group` are grey, and negative ones have a colour of their own. */
+function drawUnits(values, shape, most, side, group, label) {
+  const colours = Object.fromEntries(["page", "muted", "sleep", "right", "wrong"].map(name => [name, colour(name)]));
+  const [height, width, tiles] = shape.length === 3 ? shape : [1, 1, values.length];
+  const gap = height * width > 1 ? 1 : 0;
+  const columns = Math.min(tiles, Math.ceil(Math.sqrt((ASPECT * tiles * (height + gap)) / (width + gap))));
+  const canvas = make("canvas", {
+    width: columns * (width + gap) - gap, height: Math.ceil(tiles / columns) * (height + gap) - gap, role: "img", "aria-label": label,
+  });
+  const context = canvas.getContext("2d");
+  values.forEach((value, at) => {
+    const [tile, place] = [at % tiles, Math.floor(at / tiles)];
+    const outside = group && (tile < group[0] || tile > group[1]);
+    const x = (tile % columns) * (width + gap) + (place % width);
+    const y = Math.floor(tile / columns) * (height + gap) + Math.floor(place / width);
+    context.globalAlpha = 1;
+    context.fillStyle = colours.page;
+    context.fillRect(x, y, 1, 1);
+    context.globalAlpha = Math.min(1, Math.abs(value) / most) * (outside ? OUTSIDE : 1);
+    context.fillStyle = outside ? colours.muted : value < 0 ? colours.sleep : colours[side];
+    context.fillRect(x, y, 1, 1);
+  });
+  return canvas;
+}
+
+// --- filters ---
+
+async function showFilters() {
+  const layer = byId("filters-layer").value;
+  if (layer === "") return;
+  try {
+    const { images, scale } = await getJson(`api/filters?layer=${layer}&limit=${LIMIT}`);
+    setText(byId("filters-note"), `Weights of the ${images.length} strongest units. Grey is 0, white excites, black inhibits.`);
+    byId("filters").replaceChildren(...images.map((png, at) => make("li", {},
+      make("img", { className: "pixels", src: `data:image/png;base64,${png}`, alt: `unit ${at}: weights up to ${figure(scale?.[at])}` }))));
+  } catch (error) {
+    byId("filters").replaceChildren();
+    setText(byId("filters-note"), explain(error));
+  }
+}

@@ -1,0 +1,37 @@
+// The state of the daemon in words, from its status.
+
+import { duration } from "./format.js";
+
+const WORDS = {
+  starting: ["Starting", "It recovers what it has learned, and will serve soon."],
+  ready: ["Ready", "It accepts samples, learns and predicts."],
+  paused: ["Paused", "Samples are stored, and learned after ffstream resume. Predictions are answered."],
+  draining: ["Draining", "It accepts no more samples, and learns those that it has stored."],
+  stopping: ["Stopping", "It learns what it can, writes a checkpoint and ends."],
+  standby: ["Standby", "It waits to take over the state folder from the daemon that serves."],
+  failed: ["Failed", "A thread has died. See the log."],
+};
+
+/** {name, word, text}: the name chooses the colour. What matters most comes first. */
+export function describe(status) {
+  const { state, refusing } = status;
+  if (refusing && (state === "ready" || state === "paused")) {
+    const hint = status.refusing_hint ? ` What to do: ${status.refusing_hint}.` : "";
+    const paused = state === "paused" ? " Learning is paused, too." : "";
+    return {
+      name: "refusing", word: "Refusing samples",
+      text: `Reason: ${refusing.replaceAll("_", " ")}.${hint} Predictions are answered.${paused}`.replace("..", "."),
+    };
+  }
+  const [word, text] = WORDS[state] ?? [state, ""];
+  return { name: state, word, text };
+}
+
+/** The state when no figures come. `since`: seconds since the last ones, or null if there were none. */
+export function describeLost(since, why) {
+  const old = since === null ? "" : ` The figures below are from ${duration(since)} ago.`;
+  return {
+    name: "lost", word: "Lost",
+    text: `The daemon does not answer (${why}).${old} This page connects again by itself.`,
+  };
+}

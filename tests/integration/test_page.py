@@ -1,0 +1,261 @@
+"""The page in a browser, with real daemons."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from numpy.typing import NDArray
+from playwright.sync_api import Browser, Locator
+
+from ffstream.client import Control, Predictor
+from ffstream.data import load
+from tests.harness import browser as chromium
+from tests.harness.browser import SECTIONS, Scheme, Tab
+from tests.harness.commands import run_json
+from tests.harness.daemon import DaemonProcess, Daemons
+from tests.harness.daemon_directory import free_port
+from tests.in_process import WAIT_S, Start, feed
+from tests.support import wait_until
+
+if chromium.find_chromium() is None:
+    pytest.skip("chromium is not installed; tools/setup --system installs it", allow_module_level=True)
+
+DIGITS = load("embedded")
+LEARNED = 3000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium.browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    """A daemon that has learned some digits, and may be taught."""
+    with Daemons(tmp_path_factory.mktemp("page")) as daemons:
+        started = daemons.start("network.preset=fast", "http.teach=true")
+        replay(started, LEARNED)
+        yield started
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Tab]]:
+    """Opens tabs. At the end of the test none of them may have complained, except for what the test has removed."""
+    opened: list[Tab] = []
+
+    def open_tab(url: str, **options: Any) -> Tab:
+        opened.append(Tab(browser, url, **options))
+        return opened[-1]
+
+    yield open_tab
+    for tab in opened:
+        tab.__exit__()
+    assert [tab.complaints for tab in opened if tab.complaints] == []
+
+
+def replay(daemon: DaemonProcess, samples: int, *options: str) -> None:
+    run_json("replay", "embedded", "--limit", str(samples), "--to", daemon.learn, *options)
+    daemon.status(idle=True)
+
+
+def curve(name: str) -> str:
+    """JavaScript: the points of a curve of the large chart."""
+    return f"document.querySelector('#curve .plot').data?.find(each => each.name === '{name}')"
+
+
+def test_numbers_and_curves_move_during_a_replay(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
+    tab = visit(daemon.http)
+    tab.wait_for_state("ready")
+    accepted = daemon.status()["accepted"]
+    tab.wait_for(f"document.querySelector('.tile .value').textContent === '{accepted:,}'")
+    tab.wait_for_charts("learning")
+    tab.wait_for(f"{curve('error in the window')}?.y.at(-1) > 0")
+    points, error = tab.evaluate(f"(curve => [curve.x.at(-1), curve.y.at(-1)])({curve('error in the window')})")
+    replay(daemon, 1000, "--seed", "1")
+    tab.wait_for(f"{curve('error in the window')}.x.at(-1) > {points} + 2000")  # milliseconds
+    tab.wait_for(f"{curve('error in the window')}.y.at(-1) !== {error}")
+    tab.wait_for(f"{curve('learned')}.y.some(rate => rate > 0)")
+    tab.wait_for(f"document.querySelector('.tile .value').textContent === '{accepted + 1000:,}'")
+    samples = daemon.status()["window"]["samples"]
+    assert f"last {samples:,} predicted samples" in tab.text("#errors")
+
+
+def test_every_section_shows_what_the_daemon_has_learned(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
+    tab = visit(daemon.http)
+    tab.wait_for_charts("layers")
+    tab.wait_for("document.querySelectorAll('#layer-cards .main-svg').length >= 2")
+    assert tab.page.locator(".layer").count() == len(daemon.status()["layers"])
+    tab.look_at("mistakes")
+    tab.page.locator("#gallery img").first.wait_for()
+    assert re.fullmatch(r"\d read as \d", tab.page.locator("#gallery .said").first.inner_text())
+    cells = [int(text or 0) for text in tab.page.locator("#confusion td").all_inner_texts()]
+    assert sum(cells) >= LEARNED
+    tab.look_at("try")
+    tab.page.locator("#filters img").first.wait_for()
+    tab.page.click("#sample")
+    tab.page.locator("#activities canvas").first.wait_for()
+    assert tab.page.locator("#activities canvas").count() == 2 * len(daemon.status()["layers"])
+
+
+def draw(board: Locator, image_HW: NDArray[np.uint8]) -> None:
+    """Draws the bright pixels of an image with the mouse, row by row."""
+    box = board.bounding_box()
+    assert box is not None
+    mouse, (height, width) = board.page.mouse, image_HW.shape
+
+    def move(row: int, column: int) -> None:
+        mouse.move(box["x"] + box["width"] * (column + 0.5) / width, box["y"] + box["height"] * (row + 0.5) / height)
+
+    for row, bright in enumerate(image_HW > 127):
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], bright, [0]))))
+        for first, end in edges.reshape(-1, 2):
+            move(row, int(first))
+            mouse.down()
+            move(row, int(end) - 1)
+            mouse.up()
+
+
+def on_the_board(tab: Tab) -> list[int]:
+    """The pixels of the drawing board, as a person sees them."""
+    return list(
+        tab.evaluate(
+            """(board => [...board.getContext('2d').getImageData(0, 0, board.width, board.height).data]
+                .filter((_, at) => at % 4 === 0))(document.getElementById('board'))"""
+        )
+    )
+
+
+def test_a_drawn_digit_gets_the_answer_of_the_predict_socket(
+    daemon: DaemonProcess, visit: Callable[..., Tab]
+) -> None:
+    digit = DIGITS.test.images[0]
+    tab = visit(daemon.http)
+    tab.wait_for_state("ready")
+    tab.look_at("board")
+    tab.page.uncheck("#centre")
+    draw(tab.page.locator("#board"), digit)
+    pixels = np.array(on_the_board(tab), np.uint8)
+    assert (pixels.reshape(28, 28)[digit > 127] > 127).all()
+    assert pixels.mean() < 2.5 * digit.mean(), "strokes are not much thicker than those of the digit"
+    # The page asks again and again, because the network may have learned meanwhile.
+    with tab.page.expect_response(
+        lambda answer: (
+            "api/scores" in answer.url and (answer.request.post_data_json or {}).get("image") == pixels.tolist()
+        )
+    ) as response:
+        pass
+    found = response.value.json()
+    with Predictor(daemon.predict) as predictor:
+        expected = predictor.predict(pixels.reshape(1, 28, 28))
+    assert found["label"] == expected.labels[0]
+    assert np.float32(found["scores"]).tolist() == expected.goodness[0].tolist()
+    assert tab.text("#answer") == f"It reads {expected.labels[0]}"
+    assert tab.page.locator("#scores tr.best th").inner_text() == str(expected.labels[0])
+
+
+def test_a_digit_can_be_drawn_with_keys_and_taught(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
+    tab = visit(daemon.http)
+    tab.wait_for_state("ready")
+    accepted = daemon.status()["accepted"]
+    tab.page.focus("#board")
+    for _ in range(6):
+        tab.page.keyboard.press("Shift+ArrowDown")
+    tab.page.locator("#scores tr.best").wait_for()
+    tab.page.select_option("#teach-label", "1")
+    tab.page.click("#teach-send")
+    tab.wait_for("document.getElementById('teach-said').textContent.startsWith('Accepted')")
+    assert f"as sample {accepted + 1:,}, a 1" in tab.text("#teach-said")
+    assert daemon.status(idle=True)["accepted"] == accepted + 1
+    tab.page.focus("#board")
+    tab.page.keyboard.press("Delete")
+    assert not any(on_the_board(tab))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_accessible_and_fits_a_phone(
+    daemon: DaemonProcess, visit: Callable[..., Tab], scheme: Scheme
+) -> None:
+    tab = visit(daemon.http, scheme=scheme, width=390)
+    tab.wait_for_state("ready")
+    for section in SECTIONS:
+        tab.wait_for_charts(section)
+    tab.page.click("#sample")
+    tab.page.locator("#activities canvas").first.wait_for()
+    for details in tab.page.locator("details").all():
+        details.evaluate("node => { node.open = true }")
+    assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    violations = Axe().run(tab.page).response["violations"]
+    assert [each for each in violations if each["impact"] in ("serious", "critical")] == []
+
+
+def test_a_pause_is_shown(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
+    tab = visit(daemon.http)
+    with Control(daemon.control) as control:
+        control.request("pause")
+        try:
+            tab.wait_for_state("paused")
+            assert tab.text("#pill") == "paused"
+            assert "learned after ffstream resume" in tab.text("#state")
+        finally:
+            control.request("resume")
+    tab.wait_for_state("ready")
+
+
+def test_a_daemon_that_refuses_samples_says_why(start: Start, visit: Callable[..., Tab]) -> None:
+    running = start("limits.disk_min_free_bytes=1000000000000000")
+    tab = visit(f"http://{running.daemon.http.address}")
+    tab.wait_for_state("refusing")
+    assert "disk full" in tab.text("#state")
+    assert "What to do:" in tab.text("#state")
+    assert "no samples yet: ffstream replay embedded" in tab.text("#errors")
+
+
+def test_a_killed_daemon_is_lost_and_found_again(daemons: Daemons, visit: Callable[..., Tab]) -> None:
+    settings = ("network.preset=fast", f"listen.http=127.0.0.1:{free_port()}")
+    killed = daemons.start(*settings)
+    tab = visit(killed.http)
+    tab.wait_for_state("ready")
+    killed.kill()
+    tab.wait_for_state("lost")
+    assert tab.text("#pill") == "lost"
+    assert "The figures below are from" in tab.text("#state")
+    assert tab.evaluate("import('/page/feed.js').then(feed => feed.SILENCE_MS)") <= 3000
+    daemons.start(*settings)
+    tab.wait_for_state("ready")
+    tab.complaints = [each for each in tab.complaints if "net::ERR_" not in each]
+
+
+def test_wake_and_sleep_are_a_band(start: Start, visit: Callable[..., Tab]) -> None:
+    running = start("network.preset=wake-sleep", "network.wake=2", "network.sleep=2")
+    url = f"http://{running.daemon.http.address}"
+    feed(running, 400)
+    record = f"{url}/api/history?span=10m"
+    wait_until(lambda: any(httpx.get(record).json()["columns"]["sleep"]), WAIT_S, "the sleep phases are recorded")
+    tab = visit(url)
+    tab.wait_for_charts("learning")
+    tab.wait_for(f"{curve('sleep')}?.z[0].some(share => share > 0)")
+    assert tab.page.locator("#curve .ytick text, #curve .y4tick text").filter(has_text="sleep").count() == 1
+
+
+def test_a_daemon_with_a_token_asks_for_it(start: Start, visit: Callable[..., Tab], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("open-sesame-0123456789")
+    (tmp_path / "token").chmod(0o600)
+    running = start(f"security.http_token={tmp_path / 'token'}")
+    tab = visit(f"http://{running.daemon.http.address}")
+    tab.page.locator("#ask").wait_for()
+    assert not tab.page.locator("#tiles").is_visible()
+    tab.page.fill("#token", "wrong")
+    tab.page.keyboard.press("Enter")
+    tab.wait_for("document.getElementById('ask-error').textContent.includes('not the token')")
+    tab.page.fill("#token", "open-sesame-0123456789")
+    tab.page.keyboard.press("Enter")
+    tab.wait_for_state("ready")
+    assert not tab.page.locator("#ask").is_visible()
+    assert tab.page.locator("#tiles").is_visible()
+    tab.complaints = [each for each in tab.complaints if "401" not in each]
