@@ -12,6 +12,7 @@ Allowed as Host are all IP addresses, because nobody can rebind one, `localhost`
 in `http.hosts`. Health and readiness are answered for every Host: they tell nothing but words.
 """
 
+import re
 from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Final
@@ -27,6 +28,7 @@ from ffstream.server.rejections import ConnectionReason, RejectedConnections
 HEALTH: Final = frozenset({"/healthz", "/readyz", "/readyz/learn"})
 OWN_HEADER: Final = "x-ffstream"  # must be "1" in requests that change state or compute
 _DATA: Final = frozenset({"/status", "/metrics"})  # and everything below /api/
+_NETLOC: Final = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(:\d*)?", re.ASCII)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 SECURITY_HEADERS: Final = {
@@ -41,10 +43,8 @@ SECURITY_HEADERS: Final = {
 
 def host_of(netloc: str) -> str:
     """The name or address in `host:port`, in lower case, an IPv6 address without brackets. Empty if invalid."""
-    try:
-        return (urlsplit(f"//{netloc}").hostname or "").removesuffix(".")
-    except ValueError:
-        return ""
+    found = _NETLOC.fullmatch(netloc)
+    return (found["address"] or found["name"]).lower().removesuffix(".") if found else ""
 
 
 class Hosts:

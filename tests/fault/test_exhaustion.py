@@ -3,6 +3,7 @@
 No acked sample is lost, and samples are accepted again once there is room. The resources really run out.
 """
 
+import logging
 import os
 import resource
 import shutil
@@ -20,6 +21,7 @@ import pytest
 from ffstream.client.producer import Producer
 from ffstream.config import Config, Limits
 from ffstream.errors import DiskFull, RequestRefused, Unavailable
+from ffstream.history.file import HISTORY, read
 from ffstream.journal.clients import Receipt
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learning.checkpoints import Checkpoints
@@ -138,6 +140,37 @@ def test_a_completely_full_disk_rejects_samples_until_there_is_room(
         filler.unlink()
         assert_everything_is_learned(running, producer, 200)
         assert running.control().request("checkpoint")["seq"] == 200
+
+
+def test_on_a_full_disk_the_history_goes_on_in_memory_until_there_is_room(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ffstream.learning.recorder._STORE_EVERY_S", 0.0)
+    monkeypatch.setattr("ffstream.learning.recorder._RETRY_S", 0.0)
+    caplog.set_level(logging.INFO)
+    with Running(small_disk / "state", "limits.disk_min_free_bytes=0") as running:
+
+        def recorded() -> list[float]:
+            times: list[float] = running.daemon.recorder.history("10m")["columns"]["time"]
+            return times
+
+        path = running.state / HISTORY
+        wait_until(path.exists, WAIT_S, "there is a file")
+        filler = fill(small_disk)
+        wait_until(lambda: "history is not stored, and continues in memory" in caplog.text, WAIT_S, "no room")
+        before = len(recorded())
+        wait_until(lambda: len(recorded()) >= before + 2, WAIT_S, "seconds are still recorded")
+        assert len(running.predictor().predict(images(3)).labels) == 3
+        assert running.daemon.failure is None
+        filler.unlink()
+        wait_until(lambda: "history is stored again" in caplog.text, WAIT_S, "there is room again")
+        producer = running.producer()
+        send(producer, 5, seed=0)
+        assert_everything_is_learned(running, producer, 40)
+    stored = read(path).document("10m")["columns"]
+    assert stored["time"][: before + 2] == recorded()[: before + 2]
+    assert stored["learned"][-1] == 40
+    assert caplog.text.count("history is not stored") == 1
 
 
 @pytest.mark.parametrize("ended", ["stopped", "killed"])

@@ -41,6 +41,7 @@ class Site:
         app = make_app(
             [*routes, *live_routes(self.status, feed, lambda span: {"span": span}), *static_routes()],
             hosts=Hosts(names=["x"]),
+            rejections=rejections,
         )
         self.server = HttpServer(
             app,
