@@ -133,6 +133,8 @@ def test_acked_samples_are_on_disk(ingest: Ingest) -> None:
     assert ingest.metric("samples_acked_total") == ingest.metric("samples_received_total") == 40
     assert ingest.metric("journal_commit_messages_sum") == 20
     assert ingest.metric("journal_commit_seconds_count") == ingest.metric("journal_commit_messages_count") <= 20
+    wait_until(lambda: ingest.metric("ack_seconds_count") == 20, 10, "each message is timed, after its ack")
+    assert ingest.metric("ack_seconds_sum") >= ingest.metric("journal_commit_seconds_sum"), "an ack follows a commit"
 
 
 def test_there_is_no_ack_before_the_commit(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,7 @@ def test_queries_of_both_dtypes_in_one_batch_get_their_own_answers(oracle: Oracl
     total = sum(map(len, queries.values()))
     wait_until(lambda: oracle.metric("prediction_batch_samples_sum") == total, 10, "the answers are counted")
     assert oracle.metric("predictions_total") == total
+    wait_until(lambda: oracle.metric("prediction_seconds_count") == len(queries), 10, "each query is timed")
 
 
 BAD: dict[str, tuple[dict[str, Any], list[bytes], str]] = {
