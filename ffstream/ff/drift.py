@@ -35,9 +35,10 @@ class NoDrift(Drift):
 class Restart(Drift):
     """The EMA and the learning rate schedule restart once the newest weights predict better than the EMA weights.
 
-    On a stationary stream the EMA weights predict better, so the test needs no estimate of what error is normal.
-    Where the concept changes, replayed samples from before the change are no longer learned. It needs EMA weights:
-    with `ema_samples = 0`, and in separate phases, nothing is compared.
+    On a stationary stream the EMA weights predict better, unless a layer learns faster than they follow. If they err
+    far more than is usual, the concept has changed: that counts as a drift, and replayed samples from before the
+    change are no longer learned. It needs EMA weights: with `ema_samples = 0`, and in separate phases, nothing is
+    compared.
     """
 
     kind: Literal["restart"] = "restart"
