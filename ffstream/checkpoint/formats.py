@@ -21,7 +21,7 @@ from typing import Any
 
 from ffstream.errors import CheckpointIncompatible
 
-FORMAT = 2
+FORMAT = 3
 
 # By the format that added them: options of the recipe, and the values that files of older formats mean.
 ADDED: dict[int, dict[str, Any]] = {
@@ -34,8 +34,8 @@ ADDED: dict[int, dict[str, Any]] = {
         "sleep": 0,
         "layers.opponent": {"kind": "none"},
         "layers.constraint": {"kind": "none"},
-        "layers.goodness.areas": 1,
     },
+    3: {"layers.goodness.areas": 1},
 }
 
 

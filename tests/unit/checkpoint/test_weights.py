@@ -162,7 +162,11 @@ def edit_metadata(path: Path, **changes: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"version": "3"}, CheckpointIncompatible, "has format 3, and this ffstream reads formats up to 2"),
+        (
+            {"version": str(formats.FORMAT + 1)},
+            CheckpointIncompatible,
+            f"has format {formats.FORMAT + 1}, and this ffstream reads formats up to {formats.FORMAT}",
+        ),
         ({"version": "x"}, CheckpointDamaged, "invalid metadata"),
         ({"version": "0"}, CheckpointDamaged, "format is 0"),
         ({"seq": ""}, CheckpointDamaged, "invalid metadata"),
