@@ -161,6 +161,13 @@ export class Board {
   }
 }
 
+/** Height, width and channels: an image without a height is drawn as a square if it can be one, and otherwise as a row. */
+export function pictureShape([height, width, channels]) {
+  if (width) return [height, width, channels ?? 1];
+  const side = Math.sqrt(height);
+  return Number.isInteger(side) ? [side, side, 1] : [1, height, 1];
+}
+
 /** Draws numbers from 0 to 255 in row-major order on a canvas of that size. */
 export function drawImage(context, pixels, [height, width, channels]) {
   const shown = context.createImageData(width, height);

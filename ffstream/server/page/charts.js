@@ -28,6 +28,9 @@ export const axis = (title, more = {}) => ({
   automargin: true, ...more,
 });
 
+/** A time axis. On a narrow screen it has few ticks, so that they need not be turned. */
+export const timeAxis = more => axis("local time", { type: "date", nticks: innerWidth < 600 ? 4 : 8, tickangle: 0, ...more });
+
 const layout = more => ({
   font: { family: "system-ui, sans-serif", size: 12, color: colour("text") },
   paper_bgcolor: "transparent", plot_bgcolor: "transparent",

@@ -4,8 +4,8 @@ const NONE = "–";
 const known = value => value !== null && value !== undefined && Number.isFinite(value);
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const significant = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
-const clock = new Intl.DateTimeFormat([], { timeStyle: "medium" });
-const dated = new Intl.DateTimeFormat([], { dateStyle: "short", timeStyle: "medium" });
+const clock = new Intl.DateTimeFormat([], { timeStyle: "medium", hourCycle: "h23" });
+const dated = new Intl.DateTimeFormat([], { dateStyle: "short", timeStyle: "medium", hourCycle: "h23" });
 
 export const count = value => (known(value) ? whole.format(value) : NONE);
 
@@ -16,6 +16,13 @@ export function figure(value) {
   if (size >= 1000) return whole.format(value);
   if (size !== 0 && size < 0.001) return value.toExponential(1);
   return significant.format(value);
+}
+
+/** Numbers that are compared: as many decimals as it takes to tell them apart. */
+export function compared(values) {
+  const spread = Math.max(...values) - Math.min(...values);
+  const decimals = spread > 0 ? Math.min(6, Math.max(0, 2 - Math.floor(Math.log10(spread)))) : 2;
+  return values.map(value => (known(value) ? value.toFixed(decimals) : NONE));
 }
 
 /** A share (0 to 1) in percent. */
@@ -34,6 +41,9 @@ export function duration(seconds) {
   if (seconds < 172800) return `${whole.format(seconds / 3600)} h`;
   return `${whole.format(seconds / 86400)} days`;
 }
+
+/** Seconds that something is old: those below 10 with one decimal. */
+export const age = seconds => duration(known(seconds) ? Math.round(10 * seconds) / 10 : null);
 
 export function bytes(value) {
   if (!known(value)) return NONE;

@@ -65,12 +65,13 @@ function append(data, status) {
   const time = Math.floor(status.time);
   if (time <= (data.columns.time.at(-1) ?? -Infinity)) return;
   const rates = status.rates ?? {};
+  const learns = status.learned !== data.columns.learned.at(-1); // otherwise the record has no figures of layers
   push(data, data.columns, {
     time, window_error: status.window?.error, accepted: status.accepted, learned: status.learned, waiting: status.backlog,
     accepted_rate: rates.accepted_per_s, rate: rates.learned_per_s, prediction_rate: rates.predictions_per_s,
-    sleep: status.phase === "sleep" ? 1 : 0,
+    sleep: learns ? Number(status.phase === "sleep") : null,
   });
-  data.layers.forEach((layer, index) => push(data, layer, status.layers?.[index] ?? {}));
+  data.layers.forEach((layer, index) => push(data, layer, (learns && status.layers?.[index]) || {}));
 }
 
 function push({ span }, columns, point) {

@@ -1,18 +1,24 @@
 // The layers from inside: activities for one image under the right and a wrong label, and what units look for.
 
 import { explain, getJson, postJson } from "./api.js";
+import { drawImage, pictureShape } from "./board.js";
 import { colour } from "./charts.js";
 import { byId, make, setOptions, setText, whileVisible } from "./dom.js";
 import { figure } from "./format.js";
 import { namesOf } from "./layers.js";
 
 const PERIOD_MS = 3000;
+const IMAGES = ["image", "negative image"];
 const LIMIT = 64;
 const ASPECT = 3; // width of a drawing of units by its height
 const OUTSIDE = 0.5; // how strong units are drawn that do not belong to the label
 const FILTERS_MS = 10000;
 
+const WITH_LABELS = "The same image as the layers see it with the right and with a wrong label, side by side.";
+const WITHOUT_LABELS = "The image as the layers see it, and a negative image made from it, side by side.";
+
 let image = () => null;
+let imageShape = null;
 let ask = () => {};
 let askFilters = () => {};
 
@@ -26,6 +32,10 @@ export function setUp(current) {
 }
 
 export function showStatus(status) {
+  imageShape = status.image_shape;
+  const needsLabels = (status.layers ?? []).some(layer => layer.compares !== "images");
+  setText(byId("activities-intro"), needsLabels ? WITH_LABELS : WITHOUT_LABELS);
+  byId("activities-labels").hidden = !needsLabels;
   const labels = Array.from({ length: status.labels }, (_, label) => [label, String(label)]);
   setOptions(byId("right-label"), [["", "what it reads"], ...labels]);
   setOptions(byId("wrong-label"), [["", "the strongest"], ...labels]);
@@ -55,16 +65,27 @@ async function showActivities() {
   const body = { image: pixels, ...(label && { label: Number(label) }), ...(wrong && wrong !== label && { wrong: Number(wrong) }) };
   try {
     const answer = await postJson("api/activities", body);
-    byId("activities").replaceChildren(...answer.layers.map(layer => activities(layer, answer)));
+    const layers = answer.layers.map(layer => activities(layer, answer));
+    byId("activities").replaceChildren(...(answer.negative ? [pictures(pixels, answer.negative)] : []), ...layers);
   } catch (error) {
     empty.hidden = false;
     setText(empty, explain(error));
   }
 }
 
+/** The image and its negative image. */
+function pictures(...images) {
+  const [height, width, channels] = pictureShape(imageShape);
+  return make("div", { className: "pair" }, ...images.map((pixels, at) => {
+    const canvas = make("canvas", { className: "seen", width, height, role: "img", "aria-label": IMAGES[at] });
+    drawImage(canvas.getContext("2d"), pixels, [height, width, channels]);
+    return make("figure", {}, make("figcaption", { textContent: IMAGES[at] }), canvas);
+  }));
+}
+
 function activities(layer, { label, wrong }) {
   const { index, compares, groups, text } = layer;
-  const names = namesOf(compares).map((name, at) => (compares === "images" ? name : `${name} ${[label, wrong][at]}`));
+  const names = compares === "images" ? IMAGES : namesOf(compares).map((name, at) => `${name} ${[label, wrong][at]}`);
   const most = Math.max(...[...layer.right, ...layer.wrong].map(Math.abs), 1e-9);
   const panel = (values, side, at, goodness) => {
     const caption = `${names[at]}: goodness ${figure(goodness)}`;

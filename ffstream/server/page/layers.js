@@ -1,7 +1,7 @@
 // "What do the layers do?": a card for each layer, drawn as what that layer compares.
 
 import { ApiError, explain, getJson } from "./api.js";
-import { Chart, axis, colour } from "./charts.js";
+import { Chart, axis, colour, timeAxis } from "./charts.js";
 import { byId, make, segments, setText, whileVisible } from "./dom.js";
 import { count, duration, figure, moment, percent } from "./format.js";
 import { dates } from "./learning.js";
@@ -135,7 +135,7 @@ class Card {
         type: "scatter", mode: "lines", name: line.name, x: dates(time), y: line.values, hovertemplate: "%{y:.3g}",
         line: { color: colour(line.colour), width: 2, dash: line.dash },
       })),
-      layout: { hovermode: "x unified", xaxis: axis("local time", { type: "date", nticks: 5 }), yaxis: axis(title), showlegend: lines.length > 1 },
+      layout: { hovermode: "x unified", xaxis: timeAxis({ nticks: 4 }), yaxis: axis(title), showlegend: lines.length > 1 },
     }));
   }
 

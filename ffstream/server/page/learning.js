@@ -1,6 +1,6 @@
 // "Is it learning?": the prequential error and the rate over time, with marks and the sleep band.
 
-import { Chart, axis, colour } from "./charts.js";
+import { Chart, axis, colour, timeAxis } from "./charts.js";
 import { byId, make, segments, setText } from "./dom.js";
 import { count, duration, moment, percent, rate } from "./format.js";
 import { SPANS } from "./history.js";
@@ -88,7 +88,7 @@ function figure({ columns: c, marks, interval_s: seconds }, logarithmic) {
     data,
     layout: {
       hovermode: "x unified", hoversubplots: "axis",
-      xaxis: axis("local time", { type: "date", anchor: sleeps ? "y4" : "y2" }),
+      xaxis: timeAxis({ anchor: sleeps ? "y4" : "y2" }),
       yaxis: axis("error (%)", { domain: [0.4, 0.95], ...(logarithmic ? { type: "log" } : { rangemode: "tozero" }) }),
       yaxis2: axis("samples/s", { domain: [low, 0.32], rangemode: "tozero", nticks: 4 }),
       yaxis3: { domain: [0.95, 1], range: [0, 1], visible: false, fixedrange: true },

@@ -2,7 +2,7 @@
 
 import { ApiError, explain, getJson } from "./api.js";
 import { bar, byId, make, setText, table, whileVisible } from "./dom.js";
-import { count, figure, moment, percent } from "./format.js";
+import { compared, count, moment, percent } from "./format.js";
 
 const PERIOD_MS = 3000;
 const TABLE_LABELS = 20; // with more, the largest confusions are listed
@@ -41,10 +41,11 @@ function show({ window_samples: samples, classes, confusion, per_class: perClass
 }
 
 function card({ seq, time, image, label, predicted, scores }) {
+  const texts = compared(scores);
   return make("li", { title: `sample ${count(seq)}${time ? `, ${moment(time)}` : ""}` },
     make("img", { className: "pixels", src: `data:image/png;base64,${image}`, alt: `sample ${seq}: a ${label}, read as ${predicted}` }),
     make("p", { className: "said", textContent: `${label} read as ${predicted}` }),
-    ...[predicted, label].map(each => make("p", { className: "scores" }, make("span", { className: "hidden", textContent: "score of " }), `${each}: ${figure(scores[each])}`)));
+    ...[predicted, label].map(each => make("p", { className: "scores" }, make("span", { className: "hidden", textContent: "score of " }), `${each}: ${texts[each]}`)));
 }
 
 function confusions(names, confusion) {

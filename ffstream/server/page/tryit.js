@@ -1,9 +1,9 @@
 // "Try it": what the network says about the image on the board, and teaching it a label.
 
 import { explain, getJson, postJson, teachToken } from "./api.js";
-import { Board, drawImage } from "./board.js";
+import { Board, drawImage, pictureShape } from "./board.js";
 import { bar, byId, make, setOptions, setText, table, whileVisible } from "./dom.js";
-import { count, figure } from "./format.js";
+import { compared, count } from "./format.js";
 import * as inside from "./inside.js";
 
 const AGAIN_MS = 2000; // the network learns on, so its answer about the same image changes
@@ -45,13 +45,6 @@ function makeBoard(imageShape) {
   byId("board").style.aspectRatio = `${shape[1]} / ${shape[0]}`;
   byId("colour-label").hidden = shape[2] < 3;
   byId("centre").checked = shape[2] === 1 && shape[0] > 1;
-}
-
-/** Height, width and channels: an image without a height is drawn as a square if it can be one, and otherwise as a row. */
-function pictureShape([height, width, channels]) {
-  if (width) return [height, width, channels ?? 1];
-  const side = Math.sqrt(height);
-  return Number.isInteger(side) ? [side, side, 1] : [1, height, 1];
 }
 
 function changed() {
@@ -103,10 +96,11 @@ function rows({ label, scores, layers }) {
     return values.map(value => (high > low ? (value - low) / (high - low) : 0.5));
   };
   const total = scale(scores);
+  const texts = compared(scores);
   const each = layers.map((values, layer) => ({ layer, values: values && scale(values) })).filter(({ values }) => values);
   const node = table("Score of each label; the longest bar in a column is that layer's answer",
     ["label", "score", "", ...each.map(({ layer }) => make("span", { title: `layer ${layer}` }, make("span", { className: "hidden", textContent: "layer " }), `L${layer}`))],
-    scores.map((score, at) => [String(at), bar(total[at]), figure(score), ...each.map(({ values }) => bar(values[at]))]));
+    scores.map((_, at) => [String(at), bar(total[at]), texts[at], ...each.map(({ values }) => bar(values[at]))]));
   node.className = "score-rows";
   [...node.tBodies[0].rows].forEach((row, at) => {
     row.className = at === label ? "best" : "";

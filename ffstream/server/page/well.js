@@ -1,7 +1,7 @@
 // "Is it well?": the state in words, and tiles.
 
 import { byId, make, setText } from "./dom.js";
-import { bytes, count, duration, moment, percent, rate } from "./format.js";
+import { age, bytes, count, duration, moment, percent, rate } from "./format.js";
 
 const PHASES = { interleaved: "positive and negative rows together", wake: "positive rows only", sleep: "negative rows only" };
 
@@ -11,8 +11,8 @@ const TILES = [
   ["Learned", s => count(s.learned), s => `samples, ${rate(s.rates?.learned_per_s)}`],
   ["Waiting", s => count(s.backlog), lag],
   ["Predictions", s => rate(s.rates?.predictions_per_s), () => "over about 5 s"],
-  ["Snapshot", s => duration(s.snapshot?.age_s), s => `old, knows ${count(s.snapshot?.seq)} samples`],
-  ["Checkpoint", s => duration(s.checkpoint?.age_s), s => (s.checkpoint ? `old, has ${count(s.checkpoint.seq)} samples` : "none yet")],
+  ["Snapshot", s => age(s.snapshot?.age_s), s => `old, knows ${count(s.snapshot?.seq)} samples`],
+  ["Checkpoint", s => age(s.checkpoint?.age_s), s => (s.checkpoint ? `old, has ${count(s.checkpoint.seq)} samples` : "none yet")],
   ["Disk", s => bytes(s.resources?.disk_free_bytes), () => "free"],
   ["Memory", s => bytes(s.resources?.memory_bytes), memory],
   ["Phase", s => s.phase ?? "–", s => PHASES[s.phase] ?? ""],
