@@ -200,8 +200,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def pass_time(site: Site, clock: Clock, seconds: float) -> None:
-    """Adds time, and returns when the loop has handled everything that is due: it has answered a later request."""
+    """Adds time, and returns when the loop has handled everything that is due."""
+    settle(site)  # a connection whose answer has been read is idle from now on
     clock.added_s += seconds
+    settle(site)
+
+
+def settle(site: Site) -> None:
+    """Returns when the loop has handled what came before: it has answered a later request."""
     with site.connect() as later:
         later.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert read_all(later).startswith(b"HTTP/1.1 200")
