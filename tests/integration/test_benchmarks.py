@@ -14,8 +14,9 @@ import torch
 from ffstream.data import Dataset, Split, load
 from ffstream.data.dataset import Part
 from ffstream.ff.presets import recipe
+from ffstream.history.history import History
 from tests.harness.daemon import temporary_daemon
-from tools.benchmarks import combinations, drift, ingest, learn, phases, predict, recovery, security
+from tools.benchmarks import combinations, drift, ingest, learn, phases, predict, recovery, security, viewers
 from tools.benchmarks.accuracy import figures as accuracy
 from tools.benchmarks.accuracy.backprop import PeerSettings
 from tools.benchmarks.report import Report, Row
@@ -175,3 +176,25 @@ def test_recovery(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
 def test_security(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     security.run(report, 1, samples=6400)
     assert rows(capsys)["security/batch64/acked_with_curve"]["peer"] == "plain"
+
+
+def test_viewers(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    viewers.run(report, 1, samples=20_000, idle_s=1.0, scrapes=5)
+    found = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    for figure in ("acked", "learned"):
+        pair = found[f"viewers/10_readers/{figure}"]
+        assert pair["peer"] == "no_readers"
+        assert found[f"viewers/10_readers/{figure}/pairs"]["value"] == pytest.approx(pair["ratio"])
+    assert found["viewers/learning/metrics/p99"]["value"] >= found["viewers/learning/metrics/p50"]["value"] > 0
+    assert found["viewers/history_30_days/memory"]["value"] < 20
+    assert 0 < found["viewers/history_30_days/disk"]["value"] < 50
+
+
+def test_the_history_that_is_measured_is_as_full_as_one_can_be() -> None:
+    history = History(4)
+    viewers.fill_thirty_days(history, lambda: None)
+    for span, seconds in {"10m": 600, "3h": 3 * 3600, "1d": 86_400, "30d": 30 * 86_400}.items():
+        document = history.document(span)
+        times = document["columns"]["time"]
+        assert (times[-1] - times[0]) // document["interval_s"] + 1 == len(times), "no interval is empty"
+        assert times[-1] - times[0] >= seconds - 2 * document["interval_s"]

@@ -29,6 +29,7 @@ from tools.benchmarks import (
     recovery,
     results,
     security,
+    viewers,
 )
 from tools.benchmarks.accuracy import figures as accuracy
 from tools.benchmarks.accuracy.through_daemon import SETTINGS as PROOF_SETTINGS
@@ -327,6 +328,14 @@ def page_command(as_json: bool, rounds: int) -> None:
 def security_command(as_json: bool, rounds: int) -> None:
     """Acked samples per second with encryption (CURVE), beside the same without."""
     security.run(_report(settings=security.SETTINGS), rounds)
+
+
+@main.command("viewers")
+@_json
+@click.option("--rounds", default=20, show_default=True, help="Number of pairs: with and without readers.")
+def viewers_command(as_json: bool, rounds: int) -> None:
+    """What ten readers of the live feed cost; latency of /metrics while learning; size of a history of 30 days."""
+    viewers.run(_report(settings=viewers.SETTINGS), rounds)
 
 
 @main.command("device")
