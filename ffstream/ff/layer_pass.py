@@ -43,7 +43,7 @@ class LayerPass:
             z_BF = formulas.conditioned(self._result, self._weights, labels_B)
         else:
             z_BLF = self._result.z_NF.view(len(labels_B), formulas.labels, -1)
-            z_BF = z_BLF[torch.arange(len(labels_B)), labels_B]
+            z_BF = z_BLF[torch.arange(len(labels_B), device=z_BLF.device), labels_B]
         return formulas.options.activation.value(z_BF)
 
     def passed_on(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
