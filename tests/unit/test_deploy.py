@@ -5,13 +5,15 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from prometheus_client import generate_latest
 
+from ffstream.errors import BacklogFull, DiskFull, JournalFull, MemoryFull, TooManyFiles, Unavailable
 from ffstream.metrics import Metrics
+from ffstream.server.rejections import ConnectionReason
 from tests import grafana_schema
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -42,6 +44,17 @@ def test_alerts_are_about_metrics_that_there_are(exposed: set[str]) -> None:
     names = names_in(" ".join(rule["expr"] for rule in group["rules"]))
     assert len(names) > 15
     assert names <= exposed
+
+
+def test_the_guide_says_what_to_do_about_each_alert_and_each_reason() -> None:
+    guide = (DEPLOY / "README.md").read_text()
+    alerts = guide.partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|", alerts, re.MULTILINE)
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    assert [each for each in rows if each.startswith("Ffstream")] == [rule["alert"] for rule in group["rules"]]
+    assert set(get_args(ConnectionReason)) <= set(rows)
+    refusing = {kind.code for kind in (BacklogFull, JournalFull, DiskFull, MemoryFull, TooManyFiles, Unavailable)}
+    assert refusing <= set(rows)
 
 
 def test_the_dashboard_shows_metrics_that_there_are(exposed: set[str]) -> None:
