@@ -20,6 +20,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from ffstream import __version__
 
@@ -114,12 +115,33 @@ class ReadCounter(Gauge):
     _family = CounterMetricFamily
 
 
+class ProcessFigures(Collector):
+    """The library's `process_*`, as they were at the last `refresh`.
+
+    Reading them takes a dozen system calls. While all cores learn, each may wait for the interpreter's lock, so the
+    daemon does it once a second and not during a scrape.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._collector = ProcessCollector(registry=None)
+        self.refresh()
+        registry.register(self)
+
+    def refresh(self) -> None:
+        """Reads them. Any thread may call it."""
+        self._figures = list(self._collector.collect())
+
+    def collect(self) -> list[Metric]:
+        """For the registry."""
+        return self._figures
+
+
 class Metrics:
     """The metrics of one daemon, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self.process = ProcessFigures(self.registry)
         GCCollector(registry=self.registry)
         self._define_ingest()
         self._define_learning()

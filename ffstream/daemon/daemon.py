@@ -143,6 +143,7 @@ class Daemon:
             if time.monotonic() - beat >= _POLL_S:
                 beat = time.monotonic()
                 heartbeat()
+                self.metrics.process.refresh()
                 self._standby.listen()
             if self._is_woken(_STANDBY_POLL_S):
                 return False
@@ -428,6 +429,7 @@ class Daemon:
         returned = polled = watched_from = time.monotonic()
         while not self._is_woken(_POLL_S):
             before, polled = polled, time.monotonic()
+            self.metrics.process.refresh()
             if polled - before > _POLL_S + _FROZEN_S:
                 watched_from = polled  # no thread makes progress while the whole process is stopped
             if polled - returned > _RETURN_MEMORY_S:

@@ -10,11 +10,12 @@ after learning is resumed. While the daemon drains, /readyz/learn is 503, and /r
 
 from collections.abc import Callable
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from ffstream.server.exposition import Exposition
 from ffstream.server.readiness import Readiness
 
 
@@ -26,6 +27,7 @@ def probe_routes(
     learns: Callable[[], Readiness],
 ) -> list[Route]:
     """`/healthz`, `/readyz`, `/readyz/learn`, `/metrics`."""
+    exposition = Exposition(registry)
 
     # Async, so that these are answered even when all worker threads are in use.
     async def healthz(request: Request) -> Response:
@@ -41,7 +43,7 @@ def probe_routes(
     # On the event loop as well: it takes a millisecond, and a worker thread would take several more while all cores
     # learn. So no gauge may wait for anything when it is read.
     async def metrics(request: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(exposition.text(), media_type=CONTENT_TYPE_LATEST)
 
     return [
         Route("/healthz", healthz),
