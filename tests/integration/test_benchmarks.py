@@ -15,8 +15,9 @@ from ffstream.data import Dataset, Split, load
 from ffstream.data.dataset import Part
 from ffstream.ff.presets import recipe
 from ffstream.history.history import History
+from tests.harness.browser import find_chromium
 from tests.harness.daemon import temporary_daemon
-from tools.benchmarks import combinations, drift, ingest, learn, phases, predict, recovery, security, viewers
+from tools.benchmarks import combinations, drift, ingest, learn, page, phases, predict, recovery, security, viewers
 from tools.benchmarks.accuracy import figures as accuracy
 from tools.benchmarks.accuracy.backprop import PeerSettings
 from tools.benchmarks.report import Report, Row
@@ -198,3 +199,11 @@ def test_the_history_that_is_measured_is_as_full_as_one_can_be() -> None:
         times = document["columns"]["time"]
         assert (times[-1] - times[0]) // document["interval_s"] + 1 == len(times), "no interval is empty"
         assert times[-1] - times[0] >= seconds - 2 * document["interval_s"]
+
+
+def test_page(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    if find_chromium() is None:
+        pytest.skip("chromium is not installed; tools/setup --system installs it")
+    page.run(report, 1)
+    found = {name.removeprefix("page/") for name in rows(capsys)}
+    assert found == {"first_paint", "first_data", "first_chart", "frozen_daemon_is_lost", "killed_daemon_is_lost"}

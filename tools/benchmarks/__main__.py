@@ -23,7 +23,6 @@ from tools.benchmarks import (
     drift,
     ingest,
     learn,
-    page,
     phases,
     predict,
     recovery,
@@ -319,6 +318,8 @@ def predict_command(as_json: bool, rounds: int) -> None:
 @click.option("--rounds", default=5, show_default=True, help="Number of times that the page is opened.")
 def page_command(as_json: bool, rounds: int) -> None:
     """Time until the page is painted, has figures and charts, and until it says that the daemon is lost."""
+    from tools.benchmarks import page  # needs Playwright, which a machine for `tools/gpu` may lack
+
     page.run(_report(settings=page.SETTINGS), rounds)
 
 
