@@ -24,6 +24,7 @@ _MODULES = {
     "predict": "predict",
     "status": "control",
     "top": "top",
+    "plot": "plot",
     "checkpoint": "checkpoint",
     "rollback": "control",
     "journal": "journal",

@@ -23,9 +23,10 @@ class Row(NamedTuple):
 class Reader:
     """Reads what has been committed. `skips` and `sleeps` are those that existed when the reader was made."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection | None = None) -> None:
+        """`connection`: to read with; by default a new one."""
         self.path = path
-        self._db = connect(path, read_only=True)
+        self._db = connection or connect(path, read_only=True)
         try:
             self.skips = skips.read(self._db, path)
             self.sleeps = events.sleeps(self._db, path)

@@ -8,7 +8,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +18,10 @@ from ffstream.errors import BadSize, LabelOutOfRange, NoSamples, NotShown
 from ffstream.ff import inspection
 from ffstream.ff.recipe import Recipe
 from ffstream.serving import explanations
-from ffstream.serving.mistakes import Mistake
+from ffstream.serving.mistakes import Mistake, Mistakes
 from ffstream.serving.pictures import image_png, picture_shape, to_bytes, weights_png
 from ffstream.serving.predictor import Predictor
-from ffstream.serving.prequential import Prequential
-from ffstream.serving.recent import Samples
+from ffstream.serving.recent import RecentSamples, Samples
 from ffstream.serving.reduction import Reduction
 from ffstream.serving.snapshot import Snapshot, Snapshots
 
@@ -35,6 +34,18 @@ _CLASSES_MAX = 100  # with more labels, the worst ones
 Record = dict[str, Any]
 
 
+class Evaluation(Protocol):
+    """What is kept of predictions before learning."""
+
+    @property
+    def mistakes(self) -> Mistakes:
+        """What they got wrong."""
+
+    @property
+    def recent(self) -> RecentSamples:
+        """The samples."""
+
+
 class Inspector:
     """For threads that may wait. `evaluation` returns that of the current training run, `threshold` that of a layer
     which keeps a running one."""
@@ -43,7 +54,7 @@ class Inspector:
         self,
         recipe: Recipe,
         snapshots: Snapshots,
-        evaluation: Callable[[], Prequential],
+        evaluation: Callable[[], Evaluation],
         threshold: Callable[[int], float | None] = lambda index: None,
     ) -> None:
         self._recipe = recipe
@@ -56,6 +67,11 @@ class Inspector:
         self._reductions = [
             Reduction(shape, self._groups(index)) for index, shape in enumerate(recipe.output_shapes())
         ]
+
+    @property
+    def image_shape(self) -> Sequence[int]:
+        """The shape of the network's images."""
+        return self._recipe.image_shape
 
     # --- the stream ------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ def of_a_daemon(daemon: DaemonProcess) -> list[list[str]]:
         ["evaluate", "embedded", "--limit", "64", "--at", daemon.predict],
         ["checkpoint", "--at", daemon.control],
         ["status", "--at", daemon.control],
+        ["top", "--at", daemon.control],
         ["checkpoint", "list", "--state", state],
         ["journal", "stat", "--state", state],
         ["journal", "verify", "--state", state],
