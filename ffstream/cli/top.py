@@ -21,7 +21,7 @@ from ffstream.cli.output import console
 from ffstream.client import Control, CurveKeys
 from ffstream.errors import DeadlineExceeded, FFStreamError
 
-_ANSWER_S = 2.0  # after that a daemon counts as lost
+_ANSWER_S = 1.5  # after that a daemon counts as lost: with the default interval less than 3 s after its last answer
 _DRAW_S = 0.25  # ages grow between two answers
 
 
