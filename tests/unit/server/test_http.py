@@ -136,6 +136,13 @@ def test_silent_connections_do_not_prevent_requests(data: bytes) -> None:
     site.close()
 
 
+def test_the_body_of_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(site: Site) -> None:
+    assert site.client.get("/healthz").status_code == 200
+    (connection,) = site.server._server.server_state.connections
+    accepted = connection.transport.get_extra_info("socket")
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_an_incomplete_request_is_not_waited_for(small_site: Site) -> None:
     whole = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     half = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
