@@ -211,8 +211,9 @@ class Pipeline:
         """Each layer for the status reply."""
         recipe = self._config.network
         layers = [layer for stage in self.stages for layer in stage.describe_layers()]
-        for layer, compares, options in zip(layers, recipe.compares, recipe.layers, strict=True):
-            layer["compares"] = compares
+        shapes = recipe.output_shapes()
+        for layer, compares, options, shape in zip(layers, recipe.compares, recipe.layers, shapes, strict=True):
+            layer["connection"], layer["shape"], layer["compares"] = options.connection.kind, list(shape), compares
             if layer["threshold"] is None:
                 layer["threshold"] = options.objective.threshold
         return layers

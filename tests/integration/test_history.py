@@ -258,7 +258,7 @@ def test_the_status_has_what_the_page_shows(daemon: Running) -> None:
     assert 0 < status["resources"]["memory_bytes"] < status["resources"]["memory_max_bytes"]
     assert status["resources"]["disk_free_bytes"] > 0
     for layer in status["layers"]:
-        assert layer["compares"] == "groups"
+        assert (layer["connection"], layer["shape"], layer["compares"]) == ("dense", [32], "groups")
         assert layer["last_seq"] == 80
         known = (
             *("goodness_positive", "goodness_negative", "margin", "loss", "separation", "weight_norm", "step_s"),

@@ -194,6 +194,35 @@ def test_the_page_is_accessible_and_fits_a_phone(
     assert [each for each in violations if each["impact"] in ("serious", "critical")] == []
 
 
+def test_a_finger_draws_and_does_not_scroll(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
+    tab = visit(daemon.http, width=390)
+    tab.wait_for_state("ready")
+    tab.look_at("board")
+    tab.page.locator("#board").tap()
+    assert any(on_the_board(tab))
+    assert tab.evaluate("getComputedStyle(document.getElementById('board')).touchAction") == "none"
+
+
+def test_every_state_has_words_of_its_own(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
+    tab = visit(daemon.http)
+
+    def describe(state: str, refusing: str | None = None) -> dict[str, str]:
+        status = {"state": state, "refusing": refusing, "refusing_hint": "make room"}
+        return dict(tab.page.evaluate("status => import('/page/state.js').then(m => m.describe(status))", status))
+
+    states = ("starting", "ready", "paused", "draining", "stopping", "standby", "failed")
+    words = {state: describe(state) for state in states}
+    assert [each["name"] for each in words.values()] == list(states)
+    assert len({each["text"] for each in words.values()}) == len(states)
+    for state in ("ready", "paused"):
+        refusing = describe(state, "disk_full")
+        assert refusing["name"] == "refusing"
+        assert "disk full" in refusing["text"]
+        assert "make room" in refusing["text"]
+        assert ("paused" in refusing["text"]) == (state == "paused")
+    assert describe("draining", "draining")["name"] == "draining"
+
+
 def test_a_pause_is_shown(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
     tab = visit(daemon.http)
     with Control(daemon.control) as control:
@@ -224,7 +253,7 @@ def test_a_killed_daemon_is_lost_and_found_again(daemons: Daemons, visit: Callab
     killed.kill()
     tab.wait_for_state("lost")
     assert tab.text("#pill") == "lost"
-    assert "The figures below are from" in tab.text("#state")
+    assert re.fullmatch(r"The figures below are \d+ s old\.", tab.text("#state-note"))
     assert tab.evaluate("import('/page/feed.js').then(feed => feed.SILENCE_MS)") <= 3000
     daemons.start(*settings)
     tab.wait_for_state("ready")

@@ -8,6 +8,7 @@ import { make, setText, table } from "./dom.js";
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const coarse = matchMedia("(pointer: coarse)");
 const ROWS = 20;
+const HOLD_MS = 5000;
 
 let library;
 const loadPlotly = () => (library ??= new Promise((resolve, reject) => {
@@ -78,12 +79,15 @@ export class Chart {
   #plot;
   #table;
   #make = null;
+  #held = 0;
   #view = null;
 
   constructor(node) {
     this.#node = node;
     this.#plot = make("div", { className: "plot", role: "img", "aria-label": "No data yet" });
     this.#table = make("details", { className: "as-table" }, make("summary", { textContent: "As a table" }));
+    this.#plot.addEventListener("pointermove", event => event.pointerType === "mouse" && this.#hold());
+    this.#plot.addEventListener("pointerleave", () => this.#release());
     this.#table.addEventListener("toggle", () => this.#fillTable());
     node.append(this.#plot, this.#table);
     node.chart = this;
@@ -101,7 +105,19 @@ export class Chart {
   }
 
   wake() {
-    if (this.stale && this.visible && !document.hidden) schedule(this);
+    if (this.stale && this.visible && !document.hidden && !this.#held) schedule(this);
+  }
+
+  /** A chart that is pointed at stands still for a while: to draw it again would remove what it says about the point. */
+  #hold() {
+    clearTimeout(this.#held);
+    this.#held = setTimeout(() => this.#release(), HOLD_MS);
+  }
+
+  #release() {
+    clearTimeout(this.#held);
+    this.#held = 0;
+    this.wake();
   }
 
   remove() {

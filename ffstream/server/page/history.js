@@ -6,12 +6,16 @@ import { getJson } from "./api.js";
 export const SPANS = [["10m", "10 min"], ["3h", "3 h"], ["1d", "1 day"], ["30d", "30 days"], ["all", "whole stream"]];
 const REFRESH_MS = { "10m": 15000, "3h": 15000, "1d": 60000, "30d": 120000, all: 60000 };
 
+const MARKED_MS = 1500;
+const FAILED_MS = 2000;
+
 export class History {
   span = "10m";
   data = null;
   #listeners = [];
   #asked = -Infinity;
   #asking = false;
+  #seen = null;
 
   onChange(listener) {
     this.#listeners.push(listener);
@@ -31,8 +35,16 @@ export class History {
   /** Takes the figures of a status, and reads the record when that was long ago. */
   async add(status) {
     if (this.data && this.data.interval_s <= 1) append(this.data, status);
+    this.#expectMark(status);
     this.#tell();
     if (!document.hidden) await this.refresh();
+  }
+
+  /** When something has happened that gets a mark, the record is read soon: it has noticed that within a second. */
+  #expectMark({ checkpoint, paused, drift_seq, layers }) {
+    const seen = JSON.stringify([checkpoint?.seq, paused, drift_seq, layers?.map(layer => layer.restarts)]);
+    if (this.#seen !== null && this.#seen !== seen) this.#asked = performance.now() - REFRESH_MS[this.span] + MARKED_MS;
+    this.#seen = seen;
   }
 
   async refresh() {
@@ -46,7 +58,7 @@ export class History {
       if (span === this.span) this.data = data;
       this.#tell();
     } catch {
-      this.#asked = now - REFRESH_MS[span] + 2000; // the live feed says what is wrong; try again soon
+      this.#asked = now - REFRESH_MS[span] + FAILED_MS; // the live feed says what is wrong; try again soon
     } finally {
       this.#asking = false;
     }
@@ -63,12 +75,14 @@ const SECONDS = 600; // in the record of ten minutes
 /** Adds the figures of a status as one more second. What only the record knows stays unknown until it is read again. */
 function append(data, status) {
   const time = Math.floor(status.time);
-  if (time <= (data.columns.time.at(-1) ?? -Infinity)) return;
-  const rates = status.rates ?? {};
-  const learns = status.learned !== data.columns.learned.at(-1); // otherwise the record has no figures of layers
-  push(data, data.columns, {
+  if (time <= data.columns.time.at(-1)) return;
+  const { columns } = data;
+  const since = name => status[name] - columns[name].at(-1);
+  const seconds = time - columns.time.at(-1); // NaN for the first point
+  const learns = since("learned") > 0; // otherwise the record has no figures of layers
+  push(data, columns, {
     time, window_error: status.window?.error, accepted: status.accepted, learned: status.learned, waiting: status.backlog,
-    accepted_rate: rates.accepted_per_s, rate: rates.learned_per_s, prediction_rate: rates.predictions_per_s,
+    accepted_rate: since("accepted") / seconds, rate: since("learned") / seconds, prediction_rate: status.rates?.predictions_per_s,
     sleep: learns ? Number(status.phase === "sleep") : null,
   });
   data.layers.forEach((layer, index) => push(data, layer, (learns && status.layers?.[index]) || {}));
@@ -76,7 +90,7 @@ function append(data, status) {
 
 function push({ span }, columns, point) {
   for (const [name, values] of Object.entries(columns)) {
-    values.push(point[name] ?? null);
+    values.push(Number.isFinite(point[name]) ? point[name] : null);
     if (span === "10m" && values.length > SECONDS) values.shift();
   }
 }

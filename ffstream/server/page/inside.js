@@ -5,7 +5,7 @@ import { drawImage, pictureShape } from "./board.js";
 import { colour } from "./charts.js";
 import { byId, make, setOptions, setText, whileVisible } from "./dom.js";
 import { figure } from "./format.js";
-import { namesOf } from "./layers.js";
+import { namesOf, nature } from "./layers.js";
 
 const PERIOD_MS = 3000;
 const IMAGES = ["image", "negative image"];
@@ -40,7 +40,7 @@ export function showStatus(status) {
   setOptions(byId("right-label"), [["", "what it reads"], ...labels]);
   setOptions(byId("wrong-label"), [["", "the strongest"], ...labels]);
   const had = byId("filters-layer").options.length;
-  setOptions(byId("filters-layer"), (status.layers ?? []).map(({ index, connection }) => [index, `${index} ${connection ? `(${connection})` : ""}`]));
+  setOptions(byId("filters-layer"), (status.layers ?? []).map(layer => [layer.index, `${layer.index} (${nature(layer)})`]));
   if (!had) askFilters();
 }
 

@@ -82,6 +82,9 @@ export function showLayers(status) {
   cards.forEach((card, index) => card.show(layers[index]));
 }
 
+/** Its connection and the shape of what it passes on. */
+export const nature = ({ connection, shape }) => (shape.length > 1 ? `${connection}, ${shape.join(" × ")}` : `${connection}, ${count(shape[0])} units`);
+
 const drawTime = card => record?.layers[card.layer.index] && card.showTime(record.columns.time, record.layers[card.layer.index]);
 
 class Card {
@@ -98,7 +101,7 @@ class Card {
     const histogram = make("div", { className: "chart" });
     const title = `layer-${layer.index}-title`;
     this.node = make("article", { className: "card layer", "aria-labelledby": title },
-      make("header", {}, make("h3", { id: title, textContent: `Layer ${layer.index}` }), make("span", { className: "muted small", textContent: layer.connection ?? "" })),
+      make("header", {}, make("h3", { id: title, textContent: `Layer ${layer.index}` }), make("span", { className: "muted small", textContent: nature(layer) })),
       this.#caption,
       make("dl", { className: "facts" }, ...this.#facts.map(({ name, value }) => make("div", {}, make("dt", { textContent: name }), value))),
       make("div", { className: "charts" }, time, histogram));

@@ -4,7 +4,7 @@ import { Chart, axis, colour, timeAxis } from "./charts.js";
 import { byId, make, segments, setText } from "./dom.js";
 import { count, duration, moment, percent, rate } from "./format.js";
 import { SPANS } from "./history.js";
-import { KINDS, showEvents, showLegend, shown } from "./marks.js";
+import { KINDS, notable, showEvents, showLegend, shown } from "./marks.js";
 
 const OFFSET_S = 60 * new Date().getTimezoneOffset();
 /** Unix seconds as plotly's date axis takes them, in local time. */
@@ -96,7 +96,7 @@ function figure({ columns: c, marks, interval_s: seconds }, logarithmic) {
       annotations: c.window_error.some(error => error !== null) ? [] : [{
         text: "no samples yet: ffstream replay embedded", x: 0.5, y: 0.7, xref: "paper", yref: "paper", showarrow: false, font: { size: 14 },
       }],
-      shapes: shown(marks).filter(mark => mark.kind !== "checkpoint").map(mark => rule(mark)),
+      shapes: notable(marks).map(rule),
     },
   };
 }

@@ -12,13 +12,18 @@ export const KINDS = {
   pause: ["square", "■", "pause", "warn"],
   resume: ["triangle-right-open", "▷", "resume", "good"],
   gap: ["x", "✕", "gap: the daemon was not running", "muted"],
-  wake: ["line-ns-open", "|", "wake phase begins", "warn"],
-  sleep: ["line-ns-open", "|", "sleep phase begins", "sleep"],
+  wake: ["arrow-up", "↑", "wake phase", "warn"],
+  sleep: ["arrow-down", "↓", "sleep phase", "sleep"],
 };
 const MOST = 50;
 
-/** Phases change too often to be marks of their own: the band shows them. */
-export const shown = marks => marks.filter(mark => KINDS[mark.kind] && mark.kind !== "wake" && mark.kind !== "sleep");
+const QUIET = ["checkpoint", "wake", "sleep"]; // come often
+
+/** Those of a known kind. */
+export const shown = marks => marks.filter(mark => mark.kind in KINDS);
+
+/** Those that get a line through all curves. */
+export const notable = marks => shown(marks).filter(mark => !QUIET.includes(mark.kind));
 
 /** The legend below the chart: only kinds that are there. */
 export function showLegend(marks) {

@@ -27,11 +27,12 @@ export function describe(status) {
   return { name: state, word, text };
 }
 
-/** The state when no figures come. `since`: seconds since the last ones, or null if there were none. */
+/** The state when no figures come. `since`: seconds since the last ones, or null if there were none. The note changes
+ *  all the time, so it is not read out. */
 export function describeLost(since, why) {
-  const old = since === null ? "" : ` The figures below are from ${duration(since)} ago.`;
   return {
     name: "lost", word: "Lost",
-    text: `The daemon does not answer (${why}).${old} This page connects again by itself.`,
+    text: `No figures come from the daemon: ${why}. This page connects again by itself.`,
+    note: since === null ? "" : `The figures below are ${duration(Math.round(since))} old.`,
   };
 }

@@ -49,9 +49,10 @@ export function showStatus(status) {
   }
 }
 
-export function showState({ name, word, text }) {
+export function showState({ name, word, text, note = "" }) {
   for (const id of ["pill", "banner"]) byId(id).dataset.state = name;
   setText(byId("pill-text"), word.toLowerCase());
   setText(byId("state-word"), word);
   setText(byId("state-text"), text);
+  setText(byId("state-note"), note);
 }
