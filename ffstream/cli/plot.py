@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ffstream.cli import options
 from ffstream.errors import ConfigError, NoSamples
@@ -50,7 +51,9 @@ _SPANS = ("10m", "3h", "1d", "30d", "all")
 @click.option(
     "--limit", type=click.IntRange(1, 256), default=64, show_default=True, help="filters: the number of units."
 )
+@click.pass_context
 def plot(
+    context: click.Context,
     what: str,
     out: Path,
     url: str | None,
@@ -83,18 +86,22 @@ def plot(
         if error.name != "matplotlib":
             raise
         raise ConfigError("the package matplotlib is not installed", hint='pip install "ffstream[plot]"') from error
-    source = _source(url, token, file, state)
+    source = _source(context, url, token, file, state)
     with style.style():
         style.save(_draw(source, what, span, label, layer, limit), out)
     click.echo(f"{out} written")
 
 
-def _source(url: str | None, token: Path | None, file: Path | None, state: Path | None) -> "Source":
+def _source(
+    context: click.Context, url: str | None, token: Path | None, file: Path | None, state: Path | None
+) -> "Source":
     from ffstream.cli import states
     from ffstream.cli.plots.source import Http, State
 
-    if state is not None or file is not None:
-        if url is not None or token is not None:
+    wants_daemon = url is not None or token is not None
+    from_environment = context.get_parameter_source("state") is ParameterSource.ENVIRONMENT
+    if file is not None or (state is not None and not (wants_daemon and from_environment)):
+        if wants_daemon:
             raise click.UsageError("--at and --token are about a running daemon, --state and --config about a folder")
         return State(states.folder(file, state))
     return Http(url or _HTTP, _read_token(token))

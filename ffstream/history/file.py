@@ -25,6 +25,7 @@ from ffstream.history.history import SPANS, History
 from ffstream.history.levels import Changes
 from ffstream.history.marks import MARKS_MAX, Mark
 from ffstream.history.points import COUNTS, FIGURES, VALUES
+from ffstream.util.sqlite_files import readable
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +136,9 @@ class HistoryFile:
 
 
 def read(path: Path) -> History:
-    """The history in a file, which a daemon may be writing. Nothing is written. Raises Unfit, sqlite3.Error."""
-    # Without a -wal file nobody writes, and SQLite would create one if it were not told so.
-    options = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, isolation_level=None)) as db:
+    """The history in a file, which a daemon may be writing. Nothing is written. Raises Unfit, sqlite3.Error, and
+    ConfigError as `readable`."""
+    with readable(path) as uri, closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
         db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
         try:
             return _load(db, None).history

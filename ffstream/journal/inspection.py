@@ -1,20 +1,13 @@
 """Reads a journal without changing it: what it holds, and whether it is whole.
 
 This works while a daemon runs, after one was killed, on a copy and on a damaged file. It creates, changes and locks
-nothing in the journal's folder:
-
-    -wal and -shm files        a daemon runs or was killed: opened with read-only shared memory
-    neither, or an empty -wal  closed cleanly: the main file is the whole journal and does not change
-    -wal without -shm          a copy that was made while a daemon ran: a temporary copy is opened, beside which
-                               SQLite can create the -shm file
+nothing in the journal's folder: see `util.sqlite_files`.
 
 Reads are short transactions, so that a running daemon can fold its log in between. Only SQLite's integrity check is
 one long transaction. Rows that are trimmed during a read do not count as missing.
 """
 
-import shutil
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +18,7 @@ from typing import Any, NamedTuple, TypeGuard
 from ffstream.errors import ConfigError, FFStreamError, JournalDamaged
 from ffstream.journal import database, schema
 from ffstream.journal.origin import Origin
+from ffstream.util.sqlite_files import readable
 
 NAMED_MAX = 20  # problems that are listed; the others are only counted
 
@@ -85,11 +79,9 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that changes nothing. Raises ConfigError (no file, no access) or JournalDamaged."""
     if not path.is_file():
         raise ConfigError(f"no journal at {path}", hint="--state must name the state folder of a daemon")
-    with _readable(path) as (file, options):
+    with readable(path) as uri:
         try:
-            connection = sqlite3.connect(
-                f"{file.absolute().as_uri()}?{options}", uri=True, isolation_level=None, timeout=10.0
-            )
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10.0)
         except database.UNREADABLE as error:
             raise _unreadable(path, error) from error
         try:
@@ -112,28 +104,6 @@ def peek(path: Path) -> dict[str, Any]:
             return dict(connection.execute("SELECT key, value FROM meta"))
     except (OSError, FFStreamError):
         return {}
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[tuple[Path, str]]:
-    """A file that SQLite can open without writing beside it, and the options to open it with."""
-    log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
-    if log.exists() and index.exists():
-        yield path, "mode=ro&readonly_shm=1"
-    elif not log.exists() or not log.stat().st_size:
-        yield path, "mode=ro&immutable=1"
-    else:
-        with tempfile.TemporaryDirectory(prefix="ffstream-") as folder:
-            copy = Path(folder) / path.name
-            try:
-                shutil.copyfile(path, copy)
-                shutil.copyfile(log, copy.with_name(log.name))
-            except OSError as error:
-                raise ConfigError(
-                    f"{path} cannot be copied to a temporary folder: {error}",
-                    hint="set TMPDIR to a folder with enough room, or copy the journal again with its -shm file",
-                ) from error
-            yield copy, "mode=ro"
 
 
 def _text(raw: bytes) -> str:

@@ -56,6 +56,14 @@ def test_every_kind_is_drawn_of_a_daemon_and_of_its_folder(daemon: DaemonProcess
         assert b"<svg" in running.read_bytes()[:1000]
     assert daemon.status()["state"] == "ready"
 
+    daemon.kill()  # the -wal and -shm files stay
+    before = folder_contents(daemon.state)
+    assert plot("curve", tmp_path / "killed.png", "--state", str(daemon.state)).exit_code == 0
+    assert plot("mistakes", tmp_path / "killed.png", "--state", str(daemon.state)).exit_code == 0
+    assert folder_contents(daemon.state) == before
+
+
+def test_every_kind_is_drawn_of_the_folder_of_a_stopped_daemon(daemon: DaemonProcess, tmp_path: Path) -> None:
     daemon.stop()
     before = folder_contents(daemon.state)
     for what in KINDS:
@@ -117,6 +125,14 @@ def test_errors_of_the_daemon_are_shown_with_their_hint(daemons: Daemons, tmp_pa
         assert drawn.exit_code in (1, 2), drawn.output
         assert message in drawn.output
         assert "hint: " in drawn.output
+
+
+def test_a_state_folder_in_the_environment_does_not_prevent_asking_a_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FFSTREAM_STATE", str(tmp_path))
+    assert "no history at" in plot("curve", tmp_path / "a.png").output
+    assert "no answer from" in plot("curve", tmp_path / "a.png", "--at", "http://127.0.0.1:1").output
 
 
 def test_wrong_arguments_are_explained(tmp_path: Path) -> None:
