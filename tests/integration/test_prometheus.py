@@ -96,6 +96,10 @@ class Prometheus:
         found = self.query(expression)
         return float(found[0]["value"][1]) if found else None
 
+    def last(self, metric: str) -> float | None:
+        """The value that it has scraped last, also if a scrape has failed since; None if there is none."""
+        return self.value(f"last_over_time({metric}[1h])")
+
     def stored(self, metric: str) -> set[float]:
         """Every value that it has ever scraped."""
         return {float(value) for each in self.query(f"{metric}[1h]") for _, value in each["values"]}
@@ -123,21 +127,19 @@ def soon(condition: Callable[[], object], what: str) -> None:
 
 def test_what_is_unknown_has_no_value_and_never_a_false_zero(watched: tuple[Running, Prometheus]) -> None:
     running, prometheus = watched
-    soon(lambda: prometheus.value("count_over_time(up[1h])") is not None, "the first scrape")
-    soon(lambda: prometheus.value("ffstream_disk_free_bytes") is not None, "disk space is measured")
-    assert prometheus.value("up") == 1
-    assert prometheus.query(f'{{__name__=~"{UNKNOWN_AT_FIRST}"}}') == []
-    assert prometheus.value("ffstream_samples_learned_total") == 0, "counters begin at 0"
+    soon(lambda: prometheus.last("ffstream_disk_free_bytes") is not None, "it is scraped, and has measured its disk")
+    assert prometheus.query(f'{{__name__=~"{UNKNOWN_AT_FIRST}"}}[1h]') == []
+    assert prometheus.last("ffstream_samples_learned_total") == 0, "counters begin at 0"
     feed(running, 80)
     running.control().request("checkpoint")
-    soon(lambda: prometheus.value("ffstream_checkpoint_last_seq") == 80, "the checkpoint is scraped")
-    error = prometheus.value("ffstream_prequential_error_ratio")
-    written = prometheus.value("ffstream_checkpoint_timestamp_seconds")
+    soon(lambda: prometheus.last("ffstream_checkpoint_last_seq") == 80, "the checkpoint is scraped")
+    error = prometheus.last("ffstream_prequential_error_ratio")
+    written = prometheus.last("ffstream_checkpoint_timestamp_seconds")
     assert error is not None
     running.control().request("pause")
     running.restart()
-    soon(lambda: prometheus.value("ffstream_samples_learned_total") == 0, "the new daemon is scraped")
-    assert prometheus.value("ffstream_prequential_error_ratio") == error
+    soon(lambda: prometheus.last("ffstream_samples_learned_total") == 0, "the new daemon is scraped")
+    assert prometheus.last("ffstream_prequential_error_ratio") == error
     assert prometheus.stored("ffstream_checkpoint_last_seq") == {80.0}
     assert prometheus.stored("ffstream_learning_paused") == {0.0, 1.0}
     assert 0 not in prometheus.stored("ffstream_prequential_error_ratio")
