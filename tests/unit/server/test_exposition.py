@@ -1,12 +1,22 @@
 """The text of /metrics equals that of prometheus_client."""
 
+import gc
 import math
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client import Counter, Gauge, Histogram, Info, generate_latest
 
 from ffstream.metrics import Metrics
 from ffstream.server.exposition import Exposition
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage_collection() -> Iterator[None]:
+    """Otherwise python_gc_* may differ between two texts."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -1.5, 1e300, 123456789.25, math.inf, -math.inf, math.nan])
