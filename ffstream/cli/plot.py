@@ -68,7 +68,7 @@ def plot(
     """Draw a picture of what a network learns, of a running daemon or of a state folder.
 
     \b
-    curve       prequential error and speed against samples, with checkpoints, rollbacks, changes of concept
+    curve       prequential error and speed against samples, with checkpoints, rollbacks, detected drift
     goodness    goodness of both sides of what each layer compares, over the stream and as a histogram
     activities  the activities of each layer for one image under the right and a wrong label
     mistakes    confusion matrix, error of each class, the latest mistakes

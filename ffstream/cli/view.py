@@ -127,6 +127,8 @@ def _facts(status: Status, trend: Trend, width: int) -> Table:
     table.add_row("error", prequential_error(status))
     table.add_row("snapshot", f"{_age(status['snapshot']['age_s'])} old, learned up to {status['snapshot']['seq']:,}")
     table.add_row("checkpoint", _checkpoint(status))
+    if (drift_seq := status.get("drift_seq")) is not None:
+        table.add_row("drift", f"detected at sample {drift_seq:,.0f}")
     if resources := status.get("resources"):
         table.add_row("memory, disk", f"{size(resources['memory_bytes'])}, {size(resources['disk_free_bytes'])} free")
     _add_sparklines(table, trend, width)

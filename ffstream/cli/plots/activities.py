@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ffstream.cli.plots.pictures import pixels
-from ffstream.cli.plots.style import GREY, RIGHT, WRONG, plain
+from ffstream.cli.plots.style import GREY, RIGHT, WRONG, caption, plain
 
 
 def draw(answer: dict[str, Any]) -> Figure:
@@ -25,6 +25,7 @@ def draw(answer: dict[str, Any]) -> Figure:
             _draw_groups(next(axes), layer, answer)
         else:
             _draw_sides(next(axes), next(axes), layer, answer)
+    right.supxlabel(caption(layers, 105), fontsize=8, color=GREY, x=0.01, ha="left")
     return figure
 
 

@@ -18,7 +18,7 @@ MARKS = {
     "start": ("start", GREEN, "-"),
     "gap": ("daemon was down", GREY, ":"),
     "rollback": ("rollback", VERMILLION, "--"),
-    "drift": ("concept changed", PURPLE, "-."),
+    "drift": ("detected drift", PURPLE, "-."),
     "pause": ("paused", ORANGE, ":"),
 }
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ffstream.cli.plots.curve import Curve, curve, label_samples, mark
-from ffstream.cli.plots.style import GREY, MARGIN, RIGHT, SIDES, WRONG
+from ffstream.cli.plots.style import GREY, MARGIN, RIGHT, SIDES, WRONG, caption
 from ffstream.errors import NoSamples
 
 
@@ -33,6 +33,7 @@ def draw(history: dict[str, Any], compares: list[str], now: dict[str, Any] | Non
             grid[index][2].set_title(f"layer {index}: the last {now['samples']:,} samples evaluated")
     if now is not None:
         grid[-1][2].set_xlabel("goodness of a sample")
+        figure.supxlabel(caption(now["layers"], 170), fontsize=8, color=GREY, x=0.01, ha="left")
     grid[0][0].legend(loc="best")
     return figure
 

@@ -1,7 +1,8 @@
 """How all pictures look, and how they are written: light, for print, with colours that colour-blind people can tell
 apart (Okabe and Ito 2008, "Color Universal Design"). The same records make the same bytes."""
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,7 @@ GREY: Final = "#666666"
 # The two sides of what a layer compares.
 RIGHT: Final = BLUE
 WRONG: Final = VERMILLION
-MARGIN: Final = PURPLE
+MARGIN: Final = "#000000"
 SIDES: Final = {
     "labels": ("right label", "wrong labels"),
     "groups": ("units of the right label", "units of wrong labels"),
@@ -66,6 +67,18 @@ def save(figure: Figure, path: Path) -> None:
         raise Unavailable(
             f"{path}: {error.strerror or error}", hint="name a file in a folder you can write"
         ) from error
+
+
+def caption(layers: Sequence[dict[str, Any]], width: int) -> str:
+    """What the layers compare, in their own words: each sentence once, in lines of `width` characters."""
+    by_text: dict[str, list[int]] = {}
+    for layer in layers:
+        by_text.setdefault(layer["text"], []).append(layer["index"])
+    lines = []
+    for text, indices in by_text.items():
+        which = "" if len(by_text) == 1 else f"layer {', '.join(map(str, indices))}: "
+        lines += textwrap.wrap(f"{which}{text}", width)
+    return "\n".join(lines)
 
 
 def plain(axes: Axes) -> None:

@@ -134,6 +134,7 @@ def test_the_two_figures_of_a_layer_are_named_for_what_it_compares(kinds: list[s
             "REFUSING new samples: disk_full; free disk space",
         ),
         ({"warnings": {"log_pinned": "end the program"}}, "warning: end the program"),
+        ({"drift_seq": 31_200}, "drift detected at sample 31,200"),
     ],
 )
 def test_the_state_is_said_in_words(change: dict[str, Any], expected: str) -> None:

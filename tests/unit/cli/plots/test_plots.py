@@ -41,6 +41,7 @@ def history(samples: int = 20_000, *, seconds: int = 100) -> dict[str, Any]:
 
 def histogram(kind: str, threshold: float | None = None) -> dict[str, Any]:
     layer = {"compares": kind, "edges": [0.0, 1.0, 2.0], "right": [1, 5], "wrong": [4, 2], "threshold": threshold}
+    layer["text"] = "A sentence."
     return {"seq": 5, "samples": 6, "layers": [layer | {"index": index} for index in range(2)]}
 
 
@@ -48,6 +49,7 @@ def answer(kind: str) -> dict[str, Any]:
     """As /api/activities gives it, for a dense layer above one with a map of 2×2 places."""
     groups = [[2, 3], [0, 1]] if kind == "groups" else None
     layer = {"compares": kind, "groups": groups, "goodness_right": 1.5, "goodness_wrong": 0.25}
+    layer["text"] = f"Compares {kind}."
     flat = {"index": 1, "shape": [6], "units": [12], "right": [1, 2, 3, 4, 5, 6], "wrong": [0] * 6}
     places = {"index": 0, "shape": [2, 2, 4], "units": [2, 2, 4], "right": list(range(16)), "wrong": [1] * 16}
     negative = [7] * 16 if kind == "images" else None
@@ -136,7 +138,7 @@ def test_the_curve_names_the_true_size_of_its_window_and_its_marks() -> None:
     assert "prequential error 5.00% in the end" in full
     assert "samples learned" in full
     assert "learned, samples/s" in full
-    assert {"start", "rollback", "concept changed", "checkpoint"} <= set(full.splitlines())
+    assert {"start", "rollback", "detected drift", "checkpoint"} <= set(full.splitlines())
     assert "paused" not in full, "what has not happened is not in the legend"
     few = texts(curve.draw(history(1000)))
     assert "of all samples predicted so far, 1,000 at most" in few
@@ -176,6 +178,12 @@ def test_activities_are_drawn_as_what_the_layer_compares() -> None:
     assert "layer 0, a negative image: goodness 0.25" in images
     assert "negative image" in images.splitlines()
     assert "weights after 1,234 samples" in labels
+    assert labels.splitlines().count("Compares labels.") == 1, "a sentence that all layers share is there once"
+
+
+def test_sentences_of_layers_that_differ_name_the_layers() -> None:
+    layers = [{"index": index, "text": text} for index, text in enumerate(("One.", "Two.", "One."))]
+    assert style.caption(layers, 100) == "layer 0, 2: One.\nlayer 1: Two."
 
 
 def test_mistakes_say_which_samples_they_are_of() -> None:
