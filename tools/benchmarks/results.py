@@ -33,7 +33,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "drift": ("drift",),
     "learning": ("learn",),
     "serving": ("ingest", "predict"),
-    "operation": ("checkpoint", "recovery", "security", "viewers"),
+    "operation": ("checkpoint", "recovery", "security", "viewers", "page"),
     "faults": ("crash", "soak", "fuzz"),
     "cuda": ("gpu",),
 }
