@@ -272,10 +272,16 @@ def test_wake_and_sleep_are_a_band(start: Start, visit: Callable[..., Tab]) -> N
     assert tab.page.locator("#curve .ytick text, #curve .y4tick text").filter(has_text="sleep").count() == 1
 
 
+def secret(folder: Path, text: str) -> Path:
+    """A file that only its owner can read."""
+    file = folder / "secret"
+    file.write_text(text)
+    file.chmod(0o600)
+    return file
+
+
 def test_a_daemon_with_a_token_asks_for_it(start: Start, visit: Callable[..., Tab], tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("open-sesame-0123456789")
-    (tmp_path / "token").chmod(0o600)
-    running = start(f"security.http_token={tmp_path / 'token'}")
+    running = start(f"security.http_token={secret(tmp_path, 'open-sesame-0123456789')}")
     tab = visit(f"http://{running.daemon.http.address}")
     tab.page.locator("#ask").wait_for()
     assert not tab.page.locator("#tiles").is_visible()
@@ -288,3 +294,19 @@ def test_a_daemon_with_a_token_asks_for_it(start: Start, visit: Callable[..., Ta
     assert not tab.page.locator("#ask").is_visible()
     assert tab.page.locator("#tiles").is_visible()
     tab.complaints = [each for each in tab.complaints if "401" not in each]
+
+
+def test_teaching_asks_for_a_token_of_its_own(start: Start, visit: Callable[..., Tab], tmp_path: Path) -> None:
+    running = start("http.teach=true", f"http.teach_token={secret(tmp_path, 'teach-me-0123456789abc')}")
+    tab = visit(f"http://{running.daemon.http.address}")
+    tab.wait_for_state("ready")
+    tab.page.click("#board")
+    tab.page.click("#teach-send")
+    tab.page.locator("#teach-token").wait_for()
+    assert "a token for teaching is required" in tab.text("#teach-said")
+    tab.page.fill("#teach-token", "teach-me-0123456789abc")
+    tab.page.click("#teach-send")
+    tab.wait_for("document.getElementById('teach-said').textContent.startsWith('Accepted as sample 1,')")
+    assert not tab.page.locator("#teach-token").is_visible()
+    assert running.control().status()["accepted"] == 1
+    tab.complaints = [each for each in tab.complaints if "403" not in each]

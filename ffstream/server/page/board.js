@@ -1,6 +1,7 @@
 // The drawing board: an image of the network's own size, drawn with a pointer or with keys.
 
 const BRUSH = 0.045; // radius of the brush, in shares of the shorter side: as thick as the strokes of MNIST
+const THINNEST = 0.75; // pixels; a thinner dot between pixels would leave no trace
 const STEP = 0.25; // pixels between two dots of a stroke
 
 export class Board {
@@ -120,7 +121,7 @@ export class Board {
   }
 
   #dot(x, y) {
-    const radius = BRUSH * Math.min(this.#height, this.#width);
+    const radius = Math.max(THINNEST, BRUSH * Math.min(this.#height, this.#width));
     const reach = Math.ceil(radius + 0.5);
     for (let row = Math.max(0, Math.round(y) - reach); row <= Math.min(this.#height - 1, Math.round(y) + reach); row += 1) {
       for (let column = Math.max(0, Math.round(x) - reach); column <= Math.min(this.#width - 1, Math.round(x) + reach); column += 1) {

@@ -72,6 +72,7 @@ export function showLayers(status) {
   const empty = byId("layers-empty");
   evaluated = status.window?.samples ?? 0;
   empty.hidden = evaluated > 0;
+  byId("layers").classList.toggle("unlearned", !evaluated);
   setText(empty, "No samples yet: ffstream replay embedded");
   if (layers.length !== cards.length) {
     cards.forEach(card => card.remove());

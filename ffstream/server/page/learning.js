@@ -84,21 +84,27 @@ function figure({ columns: c, marks, interval_s: seconds }, logarithmic) {
   ];
   if (sleeps) data.push(band(x, c.sleep));
   const low = sleeps ? 0.1 : 0;
+  const isEmpty = c.window_error.every(error => error === null);
   return {
     data,
     layout: {
       hovermode: "x unified", hoversubplots: "axis",
       xaxis: timeAxis({ anchor: sleeps ? "y4" : "y2" }),
-      yaxis: axis("error (%)", { domain: [0.4, 0.95], ...(logarithmic ? { type: "log" } : { rangemode: "tozero" }) }),
+      yaxis: axis("error (%)", { domain: [0.4, 0.95], ...scale(isEmpty, logarithmic) }),
       yaxis2: axis("samples/s", { domain: [low, 0.32], rangemode: "tozero", nticks: 4 }),
       yaxis3: { domain: [0.95, 1], range: [0, 1], visible: false, fixedrange: true },
       yaxis4: { domain: [0, 0.045], fixedrange: true, showgrid: false, zeroline: false, tickvals: [0], ticktext: ["sleep"] },
-      annotations: c.window_error.some(error => error !== null) ? [] : [{
+      annotations: !isEmpty ? [] : [{
         text: "no samples yet: ffstream replay embedded", x: 0.5, y: 0.7, xref: "paper", yref: "paper", showarrow: false, font: { size: 14 },
       }],
       shapes: notable(marks).map(rule),
     },
   };
+}
+
+function scale(isEmpty, logarithmic) {
+  if (isEmpty) return { range: [0, 100] };
+  return logarithmic ? { type: "log" } : { type: "linear", rangemode: "tozero" };
 }
 
 /** The share of each interval in the sleep phase, as a strip below the curves. */
