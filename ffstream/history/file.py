@@ -1,7 +1,8 @@
 """The file of the history: `history.sqlite` in the state folder. Nothing that learns depends on it.
 
 points  One row for each point of each level (see levels.py). `number` is its interval, `point` is what `Points.pack`
-        made. Valid if and only if the bytes have the length that the number of layers determines.
+        made. Valid if and only if the bytes have the length that the number of layers determines and begin with
+        the same number.
 marks   The newest marks of each kind (see marks.py).
 meta    `version` of this format; `layers` of the network; `columns`, the names of what a point holds; `interval_s` of
         the level of the whole stream; `open`, 1 while a daemon writes.
@@ -21,10 +22,12 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from ffstream.history.history import SPANS, History
 from ffstream.history.levels import Changes
 from ffstream.history.marks import MARKS_MAX, Mark
-from ffstream.history.points import COUNTS, FIGURES, VALUES
+from ffstream.history.points import COUNTS, FIGURES, VALUES, Packed, packed_kind
 from ffstream.util.sqlite_files import readable
 
 log = logging.getLogger(__name__)
@@ -159,8 +162,7 @@ def _load(db: sqlite3.Connection, layers: int | None) -> Loaded:
         for key, wanted in {"version": VERSION, "columns": _COLUMNS, "layers": layers or history.layers}.items():
             if meta.get(key) != wanted:
                 raise Unfit(f"{key} is {meta.get(key)!r}, expected {wanted!r}")
-        query = "SELECT number, point FROM points WHERE level = ? ORDER BY number"
-        rows = {span: [(int(number), bytes(point)) for number, point in db.execute(query, (span,))] for span in SPANS}
+        rows = {span: _points(db, span, history.layers) for span in SPANS}
         marks = db.execute("SELECT time, seq, kind, text FROM marks ORDER BY time")
         history.restore(
             int(meta.get("interval_s", 1)),
@@ -170,6 +172,15 @@ def _load(db: sqlite3.Connection, layers: int | None) -> Loaded:
     return Loaded(history, not meta["open"] if "open" in meta else None)
 
 
+def _points(db: sqlite3.Connection, span: str, layers: int) -> Packed:
+    query = "SELECT number, point FROM points WHERE level = ? ORDER BY number"
+    found = db.execute(query, (span,)).fetchall()
+    rows = np.frombuffer(b"".join(point for _, point in found), packed_kind(layers))
+    if rows["number"].tolist() != [number for number, _ in found]:
+        raise Unfit(f"points of the level {span} have wrong lengths or numbers")
+    return rows
+
+
 def _write(db: sqlite3.Connection, interval_s: int, changes: Mapping[str, Changes], marks: list[Mark]) -> None:
     with _transaction(db):
         for span, change in changes.items():
@@ -177,7 +188,7 @@ def _write(db: sqlite3.Connection, interval_s: int, changes: Mapping[str, Change
                 db.execute("DELETE FROM points WHERE level = ?", (span,))
             elif change.oldest is not None:
                 db.execute("DELETE FROM points WHERE level = ? AND number < ?", (span, change.oldest))
-            rows = ((span, number, point) for number, point in change.rows)
+            rows = ((span, int(row["number"]), row.tobytes()) for row in change.rows)
             db.executemany("INSERT OR REPLACE INTO points (level, number, point) VALUES (?, ?, ?)", rows)
         db.executemany("INSERT OR REPLACE INTO marks (time, seq, kind, text) VALUES (?, ?, ?, ?)", marks)
         for kind in {mark.kind for mark in marks}:

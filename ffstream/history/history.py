@@ -8,7 +8,7 @@ import numpy as np
 
 from ffstream.history.levels import Changes, Level, WholeStream
 from ffstream.history.marks import Mark, Marks
-from ffstream.history.points import COUNTS, FIGURES, VALUES, Floats, Points
+from ffstream.history.points import COUNTS, FIGURES, VALUES, Floats, Packed, Points
 
 _DRAWN_MAX = 720  # points that a curve has at most; more would be closer together than pixels
 _BEFORE_S = 5  # marks so long before the first point are shown, too, such as that of the start
@@ -50,8 +50,8 @@ class History:
         with later._lock:
             seconds, marks = later._levels["10m"].points.pack(), later._marks.since(0.0)
         with self._lock:
-            for packed in seconds:
-                second = Points.unpack([packed], self.layers)
+            for index in range(len(seconds)):
+                second = Points.unpack(seconds[index : index + 1])
                 for level in self._levels.values():
                     level.add(second)
             for mark in marks:
@@ -83,7 +83,7 @@ class History:
 
     # --- storing ----------------------------------------------------------------------------------------------------
 
-    def restore(self, interval_s: int, rows: Mapping[str, list[tuple[int, bytes]]], marks: list[Mark]) -> None:
+    def restore(self, interval_s: int, rows: Mapping[str, Packed], marks: list[Mark]) -> None:
         """Continues from what was stored. `interval_s` is that of the whole stream. Raises ValueError if invalid."""
         if interval_s < 1:
             raise ValueError(f"interval_s is {interval_s}")
@@ -91,7 +91,7 @@ class History:
             self._marks.restore(marks)
             self._whole.interval_s = interval_s
             for span, level in self._levels.items():
-                level.restore(rows.get(span, []))
+                level.restore(rows[span])
 
     def store(self, write: Callable[[int, Mapping[str, Changes], list[Mark]], None]) -> None:
         """Calls `write` with what has changed, which counts as stored from then on; call `lost` if it raises.

@@ -39,6 +39,7 @@ FIGURES: Final = (
 _LAYER_SECONDS = COUNTS.index("layer_seconds")
 
 Floats = NDArray[np.float64]
+Packed = NDArray[np.void]  # with the fields of `packed_kind`
 
 
 class Points(NamedTuple):
@@ -60,20 +61,16 @@ class Points(NamedTuple):
         )
 
     @classmethod
-    def unpack(cls, rows: list[tuple[int, bytes]], layers: int) -> Self:
-        """The points from their numbers and what `pack` returned. Raises ValueError for bytes of another length."""
-        kind = _kind(layers)
-        packed = np.frombuffer(b"".join(data for _, data in rows), kind)
-        if len(packed) != len(rows):
-            raise ValueError(f"{len(packed)} points in {len(rows)} rows")
-        numbers = np.array([number for number, _ in rows], np.int64)
-        return cls(numbers, packed["counts"], packed["values"], packed["figures"])
+    def unpack(cls, packed_N: Packed) -> Self:
+        """The points that `pack` has packed."""
+        return cls(packed_N["number"], packed_N["counts"], packed_N["values"], packed_N["figures"])
 
-    def pack(self) -> list[tuple[int, bytes]]:
-        """For each point its number and its bytes."""
-        packed = np.empty(len(self.numbers_N), _kind(self.figures_NLF.shape[1]))
-        packed["counts"], packed["values"], packed["figures"] = self.counts_NC, self.values_NV, self.figures_NLF
-        return [(int(number), packed[index].tobytes()) for index, number in enumerate(self.numbers_N)]
+    def pack(self) -> Packed:
+        """The points as rows of one array, as they are kept and stored."""
+        packed_N = np.empty(len(self.numbers_N), packed_kind(self.figures_NLF.shape[1]))
+        for name, values in zip(packed_N.dtype.names or (), self, strict=True):
+            packed_N[name] = values
+        return packed_N
 
     def followed_by(self, later: Self) -> Self:
         """These points and later ones."""
@@ -102,19 +99,11 @@ class Points(NamedTuple):
         return np.divide(sums, weights, where=weights > 0, out=np.full_like(sums, np.nan)).astype(np.float32)
 
 
-def no_points(layers: int) -> Points:
-    """No points of a network with so many layers."""
-    return Points.unpack([], layers)
-
-
-def size_of_point(layers: int) -> int:
-    """Bytes of a packed point."""
-    return _kind(layers).itemsize
-
-
-def _kind(layers: int) -> np.dtype[np.void]:
+def packed_kind(layers: int) -> np.dtype[np.void]:
+    """The type of a packed point of a network with so many layers."""
     return np.dtype(
         [
+            ("number", "<i8"),
             ("counts", "<f8", (len(COUNTS),)),
             ("values", "<f8", (len(VALUES),)),
             ("figures", "<f4", (layers, len(FIGURES))),

@@ -149,9 +149,12 @@ def test_what_a_person_does_is_marked(daemon: Running) -> None:
     control.request("rollback", {"to": 40})
     wait_until(lambda: ("rollback", 40) in marks(daemon), WAIT_S, "the rollback is marked")
     assert "samples 41 to 80 are relearned" in history(daemon)["marks"][-1]["text"]
-    columns = history(daemon)["columns"]
-    assert columns["learned"][-1] == 40
-    assert columns["waiting"][-1] == 40
+
+    def newest() -> tuple[float, float]:
+        columns = history(daemon)["columns"]
+        return columns["learned"][-1], columns["waiting"][-1]
+
+    wait_until(lambda: newest() == (40, 40), WAIT_S, "a second after the rollback is recorded")
     control.request("resume")
     wait_until(lambda: {("resume", 40), ("resume", 80)} & set(marks(daemon)), WAIT_S, "resuming is marked")
     wait_until(lambda: round(counted(daemon)) == 120, WAIT_S, "the samples are learned again, and counted again")

@@ -103,6 +103,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "another network": run("UPDATE meta SET value = 7 WHERE key = 'layers'"),
     "other columns": run("UPDATE meta SET value = '[]' WHERE key = 'columns'"),
     "a length": run("UPDATE points SET point = x'00' WHERE level = '3h'"),
+    "a number": run("UPDATE points SET number = number + 1000000 WHERE level = '1d'"),
     "a type": run("UPDATE meta SET value = 'x' WHERE key = 'interval_s'"),
     "an interval": run("UPDATE meta SET value = 0 WHERE key = 'interval_s'"),
     "a kind": run("UPDATE marks SET kind = 'nonsense'"),
