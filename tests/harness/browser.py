@@ -6,7 +6,7 @@ the page complains about: errors in the console, and scripts that fail.
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Self
 
@@ -73,10 +73,14 @@ class Tab:
     def wait_for(self, expression: str, timeout_s: float = ANSWER_S) -> None:
         """Waits until a JavaScript expression is true. Raises TimeoutError."""
         # Not `wait_for_function`: it uses `eval` within the page, which the content security policy forbids.
+        self.wait_until(lambda: self.evaluate(expression), expression, timeout_s)
+
+    def wait_until(self, condition: Callable[[], Any], what: str, timeout_s: float = ANSWER_S) -> None:
+        """Waits for a condition; what the browser reports is heard meanwhile. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
-        while not self.evaluate(expression):
+        while not condition():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not true after {timeout_s:g} s: {expression}")
+                raise TimeoutError(f"not true after {timeout_s:g} s: {what}")
             self.page.wait_for_timeout(_POLL_MS)
 
     def wait_for_state(self, name: str, timeout_s: float = ANSWER_S) -> None:

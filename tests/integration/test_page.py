@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, Locator
+from playwright.sync_api import Browser, Locator, Response
 
 from ffstream.client import Control, Predictor
 from ffstream.data import load
@@ -131,6 +131,11 @@ def on_the_board(tab: Tab) -> list[int]:
     )
 
 
+def sent(answer: Response) -> list[int]:
+    """The image that the page has asked about."""
+    return list((answer.request.post_data_json or {})["image"])
+
+
 def test_a_drawn_digit_gets_the_answer_of_the_predict_socket(
     daemon: DaemonProcess, visit: Callable[..., Tab]
 ) -> None:
@@ -139,18 +144,14 @@ def test_a_drawn_digit_gets_the_answer_of_the_predict_socket(
     tab.wait_for_state("ready")
     tab.look_at("board")
     tab.page.uncheck("#centre")
+    answers: list[Response] = []
+    tab.page.on("response", lambda answer: answers.append(answer) if "api/scores" in answer.url else None)
     draw(tab.page.locator("#board"), digit)
     pixels = np.array(on_the_board(tab), np.uint8)
     assert (pixels.reshape(28, 28)[digit > 127] > 127).all()
     assert pixels.mean() < 2.5 * digit.mean(), "strokes are not much thicker than those of the digit"
-    # The page asks again and again, because the network may have learned meanwhile.
-    with tab.page.expect_response(
-        lambda answer: (
-            "api/scores" in answer.url and (answer.request.post_data_json or {}).get("image") == pixels.tolist()
-        )
-    ) as response:
-        pass
-    found = response.value.json()
+    tab.wait_until(lambda: bool(answers) and sent(answers[-1]) == pixels.tolist(), "the drawing is answered")
+    found = answers[-1].json()
     with Predictor(daemon.predict) as predictor:
         expected = predictor.predict(pixels.reshape(1, 28, 28))
     assert found["label"] == expected.labels[0]

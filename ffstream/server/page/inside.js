@@ -17,6 +17,9 @@ const FILTERS_MS = 10000;
 const WITH_LABELS = "The same image as the layers see it with the right and with a wrong label, side by side.";
 const WITHOUT_LABELS = "The image as the layers see it, and a negative image made from it, side by side.";
 
+let version = null; // of the weights that answer
+let drawn = null; // what the activities on the page belong to
+let drawnFilters = null;
 let image = () => null;
 let imageShape = null;
 let ask = () => {};
@@ -33,6 +36,7 @@ export function setUp(current) {
 
 export function showStatus(status) {
   imageShape = status.image_shape;
+  version = status.snapshot?.version;
   const needsLabels = (status.layers ?? []).some(layer => layer.compares !== "images");
   setText(byId("activities-intro"), needsLabels ? WITH_LABELS : WITHOUT_LABELS);
   byId("activities-labels").hidden = !needsLabels;
@@ -59,12 +63,16 @@ async function showActivities() {
   if (!pixels) {
     setText(empty, "Draw something, or load a sample.");
     byId("activities").replaceChildren();
+    drawn = null;
     return;
   }
   const [label, wrong] = ["right-label", "wrong-label"].map(id => byId(id).value);
   const body = { image: pixels, ...(label && { label: Number(label) }), ...(wrong && wrong !== label && { wrong: Number(wrong) }) };
+  const key = JSON.stringify([version, body, colour("page")]);
+  if (key === drawn) return;
   try {
     const answer = await postJson("api/activities", body);
+    drawn = key;
     const layers = answer.layers.map(layer => activities(layer, answer));
     byId("activities").replaceChildren(...(answer.negative ? [pictures(pixels, answer.negative)] : []), ...layers);
   } catch (error) {
@@ -134,14 +142,17 @@ function drawUnits(values, shape, most, side, group, label) {
 
 async function showFilters() {
   const layer = byId("filters-layer").value;
-  if (layer === "") return;
+  const key = `${version} ${layer}`;
+  if (layer === "" || key === drawnFilters) return;
   try {
     const { images, scale } = await getJson(`api/filters?layer=${layer}&limit=${LIMIT}`);
+    drawnFilters = key;
     setText(byId("filters-note"), `Weights of the ${images.length} strongest units. Grey is 0, white excites, black inhibits.`);
     byId("filters").replaceChildren(...images.map((png, at) => make("li", {},
       make("img", { className: "pixels", src: `data:image/png;base64,${png}`, alt: `unit ${at}: weights up to ${figure(scale?.[at])}` }))));
   } catch (error) {
     byId("filters").replaceChildren();
+    drawnFilters = null;
     setText(byId("filters-note"), explain(error));
   }
 }

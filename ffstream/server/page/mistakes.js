@@ -9,6 +9,7 @@ const TABLE_LABELS = 20; // with more, the largest confusions are listed
 const LISTED = 20;
 
 let newest = null;
+let shown = null;
 
 export function setUp() {
   const empty = byId("mistakes-empty");
@@ -18,7 +19,9 @@ export function setUp() {
       empty.hidden = answer.window_samples > 0;
       setText(empty, "No samples with a label yet: ffstream replay embedded");
       byId("mistakes-body").hidden = !answer.window_samples;
-      if (answer.window_samples) show(answer);
+      const text = JSON.stringify(answer);
+      if (answer.window_samples && text !== shown) show(answer);
+      shown = text;
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       empty.hidden = false;
