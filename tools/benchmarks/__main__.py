@@ -315,7 +315,9 @@ def predict_command(as_json: bool, rounds: int) -> None:
 
 @main.command("page")
 @_json
-@click.option("--rounds", default=5, show_default=True, help="Number of times that the page is opened.")
+@click.option(
+    "--rounds", default=5, show_default=True, help="Number of times that the page is opened, and a daemon killed."
+)
 def page_command(as_json: bool, rounds: int) -> None:
     """Time until the page is painted, has figures and charts, and until it says that the daemon is lost."""
     from tools.benchmarks import page  # needs Playwright, which a machine for `tools/gpu` may lack

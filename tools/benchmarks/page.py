@@ -22,17 +22,26 @@ _STEPS = {"first_paint": "first-contentful-paint", "first_data": "first-data", "
 
 
 def run(report: Report, rounds: int) -> None:
-    """Medians of opening the page; then one daemon is frozen, and killed."""
-    with temporary_daemon(*SETTINGS) as daemon, browser() as chromium:
-        run_json("replay", "embedded", "--limit", str(_SAMPLES), "--to", daemon.learn)
-        daemon.status(idle=True)
-        opened = [_open(chromium, daemon) for _ in range(rounds)]
+    """Medians of opening the page, and of freezing and killing daemons."""
+    frozen, killed = [], []
+    with browser() as chromium:
+        with temporary_daemon(*SETTINGS) as daemon:
+            run_json("replay", "embedded", "--limit", str(_SAMPLES), "--to", daemon.learn)
+            daemon.status(idle=True)
+            opened = [_open(chromium, daemon) for _ in range(rounds)]
         for name in _STEPS:
-            seconds = [each[name] for each in opened]
-            report.add(f"page/{name}", statistics.median(seconds), "s", slowest=max(seconds))
-        report.add("page/frozen_daemon_is_lost", _lost(chromium, daemon, signal.SIGSTOP), "s")
-        daemon.process.send_signal(signal.SIGCONT)
-        report.add("page/killed_daemon_is_lost", _lost(chromium, daemon, signal.SIGKILL), "s")
+            _add(report, name, [each[name] for each in opened])
+        for _ in range(rounds):
+            with temporary_daemon(*SETTINGS) as daemon:
+                frozen.append(_lost(chromium, daemon, signal.SIGSTOP))
+                daemon.process.send_signal(signal.SIGCONT)
+                killed.append(_lost(chromium, daemon, signal.SIGKILL))
+    _add(report, "frozen_daemon_is_lost", frozen)
+    _add(report, "killed_daemon_is_lost", killed)
+
+
+def _add(report: Report, name: str, seconds: list[float]) -> None:
+    report.add(f"page/{name}", statistics.median(seconds), "s", slowest=max(seconds))
 
 
 def _open(chromium: Browser, daemon: DaemonProcess) -> dict[str, float]:
