@@ -188,7 +188,7 @@ def _run(daemon: "Daemon", endpoints: Path, *, standby: bool, quiet: bool) -> No
     except Unavailable as error:  # for example, the disk is full
         raise StartBlocked(error.message, hint=error.hint) from error
     try:
-        listens = daemon.status()["endpoints"]
+        listens = daemon.reports.status()["endpoints"]
         try:
             _write(endpoints, json.dumps({"pid": os.getpid(), **listens}) + "\n")
         except OSError as error:  # the disk is full: predictions still work

@@ -14,25 +14,23 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import zmq
-from starlette.routing import Route
 
 from ffstream import __version__
 from ffstream.config import Config
 from ffstream.daemon.commands import Commands
+from ffstream.daemon.reports import Reports
 from ffstream.daemon.shutdown import Order, Shutdown
 from ffstream.daemon.standby import StandbyHttp
 from ffstream.daemon.state import StateLock, has_journal, is_missing
-from ffstream.errors import DeadlineExceeded, FFStreamError, Paused, StageFailed, StartBlocked
+from ffstream.daemon.website import make_http
+from ffstream.errors import DeadlineExceeded, FFStreamError, StageFailed, StartBlocked
 from ffstream.ff import kernels
-from ffstream.ff.presets import preset_of
 from ffstream.journal.journal import Journal
 from ffstream.journal.schema import JOURNAL
 from ffstream.learning.checkpoints import open_store
@@ -42,21 +40,13 @@ from ffstream.learning.recorder import Recorder
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
 from ffstream.server.admission import Admission
-from ffstream.server.api import Teaching, api_routes
 from ffstream.server.background import Background
 from ffstream.server.control import ControlLoop
 from ffstream.server.housekeeping import Housekeeping
-from ffstream.server.http import HttpServer
-from ffstream.server.http_app import make_app
 from ffstream.server.learn import LearnLoop
-from ffstream.server.live import LiveFeed, live_routes
 from ffstream.server.predict import PredictLoop
-from ffstream.server.probes import probe_routes
-from ffstream.server.readiness import Readiness, of_predictions, of_samples
 from ffstream.server.resources import Resources, check_free_files, raise_file_limit, return_free_memory
 from ffstream.server.router import RouterLoop
-from ffstream.server.static import static_routes
-from ffstream.serving.inspection import Inspector
 from ffstream.serving.predictor import Predictor
 from ffstream.util.durable import fsync_entry, fsync_tree
 from ffstream.util.os_errors import as_start_errors, path_error
@@ -92,8 +82,6 @@ class Daemon:
         self._existing = existing
         self.metrics = Metrics()
         self.failure: Exception | None = None
-        self._began = time.monotonic()
-        self._preset = preset_of(config.network)
         self._phase = "starting"  # then "ready", then "stopping"
         # Before anything else: a daemon that must not listen should not spend minutes on recovery.
         self._access = Access(config, self.metrics, self._fail)
@@ -301,8 +289,19 @@ class Daemon:
             metrics=metrics,
             on_failure=self._fail,
         )
+        self.recorder = Recorder(config.state, self.learner, self.journal.head, metrics, len(recipe.layers))
+        self.reports = Reports(
+            config,
+            self.learner,
+            self.admission,
+            state=lambda: self.state,
+            failed=lambda: self.failure is not None,
+            predicts=lambda: self.predict.serves,
+            rates=lambda: self.recorder.rates,
+            endpoints=self._endpoints,
+        )
         self.commands = Commands(
-            config, self.learner, self.journal.head, self.admission, self.status, self.request_stop
+            config, self.learner, self.journal.head, self.admission, self.reports.status, self.request_stop
         )
         self.control = ControlLoop(
             self.commands.table,
@@ -313,58 +312,28 @@ class Daemon:
             boot=boot,
             waits=self.commands.waits,
         )
-        self.recorder = Recorder(config.state, self.learner, self.journal.head, metrics, len(recipe.layers))
         metrics.journal_seq.set_function(lambda: self.journal.head.seq)
-        metrics.journal_backlog.set_function(lambda: self.journal.backlog(self.learner.applied_seq))
-        metrics.backlog_seconds.set_function(
-            lambda: _lag_s(self.journal.backlog(self.learner.applied_seq), self.recorder.rates["learned_per_s"])
-        )
+        metrics.journal_backlog.set_function(lambda: self.learner.backlog)
+        metrics.backlog_seconds.set_function(self.reports.lag_s)
 
     def _make_http(self) -> None:
-        limits, access = self.config.limits, self._access
-        feed = LiveFeed(self.status, limits.http_live_readers, self.metrics, access.http_rejections)
-        routes = [
-            *probe_routes(
-                self.metrics.registry,
-                alive=lambda: self.failure is None,
-                predicts=self.predict_readiness,
-                learns=self.learn_readiness,
-            ),
-            *live_routes(self.status, feed, self.recorder.history),
-            *static_routes(),
-            *self._view_routes(),
-        ]
-        app = make_app(routes, hosts=access.hosts, token=access.http_token, rejections=access.http_rejections)
-        self.http = HttpServer(
-            app,
-            self.config.listen.http,
-            limits.http_connections,
-            limits.handshake_timeout_s,
-            limits.http_keep_alive_s,
-            self._fail,
-            access.http_rejections,
-            streams=limits.http_live_readers,
-            on_stop=feed.close,
-        )
-
-    def _view_routes(self) -> list[Route]:
-        inspector = Inspector(
-            self.config.network,
-            self.learner.snapshots,
-            evaluation=lambda: self.learner.run.prequential,
-            threshold=lambda index: self.learner.run.pipeline.describe_layers()[index]["threshold"],
-        )
         background = Background()
         self._shutdown.add(Order.STOP_ANSWERING, background.name, background.stop)
-        return api_routes(
-            inspector, background, Teaching(self._teach, self.config.http.teach, self._access.teach_token)
+        self.http = make_http(
+            self.config,
+            self._access,
+            self.metrics,
+            self.reports,
+            self.learner,
+            history=self.recorder.history,
+            lessons=self.learn.lessons,
+            background=background,
+            on_failure=self._fail,
         )
 
-    def _teach(self, image: bytes, label: int) -> "Future[int]":
-        """Gives a sample to the thread of the journal. Raises FFStreamError."""
-        if self.learner.paused:
-            raise Paused("learning is paused, so the sample would not be learned", hint="ffstream resume, then again")
-        return self.learn.lessons.submit(image, label)
+    def _endpoints(self) -> dict[str, str]:
+        loops = {loop.socket_name: loop.endpoint for loop in (self.learn, self.predict, self.control)}
+        return {**loops, "http": self.http.address}
 
     def _fail(self, error: Exception) -> None:
         """The first thread to die ends the daemon."""
@@ -379,47 +348,6 @@ class Daemon:
         if self.failure is not None:
             return "failed"
         return "draining" if self._phase == "ready" and self.admission.draining else self._phase
-
-    def predict_readiness(self) -> Readiness:
-        """Whether predictions are answered."""
-        return of_predictions(
-            self.state, answers=self.predict.serves, paused=self.learner.paused, refusing=self._refusing()
-        )
-
-    def learn_readiness(self) -> Readiness:
-        """Whether samples are accepted."""
-        return of_samples(self.state, paused=self.learner.paused, refusing=self._refusing())
-
-    def _refusing(self) -> str | None:
-        reason = self.admission.rejection_reason()
-        return reason.code if reason else None
-
-    def status(self) -> dict[str, Any]:
-        """What the daemon is doing: the one document that the control command, /status and /api/live give."""
-        state, reason = self.state, self.admission.rejection_reason()
-        learning, rates = self.learner.status(), self.recorder.rates
-        return {
-            "time": time.time(),
-            "uptime_s": time.monotonic() - self._began,
-            "state": "paused" if state == "ready" and self.learner.paused else state,
-            "refusing": reason and reason.code,
-            "refusing_hint": reason and reason.hint,
-            "version": __version__,
-            "preset": self._preset,
-            "teach": self.config.http.teach,
-            "image_shape": list(self.config.network.image_shape),
-            "labels": self.config.network.labels,
-            **learning,
-            **self.admission.status(),
-            "rates": rates,
-            "lag_s": _lag_s(learning["backlog"], rates["learned_per_s"]),
-            "endpoints": {
-                "learn": self.learn.endpoint,
-                "predict": self.predict.endpoint,
-                "control": self.control.endpoint,
-                "http": self.http.address,
-            },
-        }
 
     # --- serve and stop ---------------------------------------------------------------------------------------------
 
@@ -502,10 +430,3 @@ class Daemon:
     def _release_state(self, timeout_s: float) -> bool:
         self._lock.release()
         return True
-
-
-def _lag_s(waiting: int, learned_per_s: float | None) -> float | None:
-    """How long the samples that wait will take. None: not known."""
-    if not waiting:
-        return 0.0
-    return waiting / learned_per_s if learned_per_s else None

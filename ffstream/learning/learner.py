@@ -150,9 +150,14 @@ class Learner:
         seq = self._metrics.drift_seq.labels().read()
         return None if seq is None else int(seq)
 
+    @property
+    def backlog(self) -> int:
+        """Samples on disk that are not learned yet."""
+        return self._journal.backlog(self.applied_seq)
+
     def is_behind(self) -> bool:
         """Whether a whole microbatch waits to be learned, and learning is not paused."""
-        return not self._paused and self._journal.backlog(self.applied_seq) >= self._config.network.batch_size
+        return not self._paused and self.backlog >= self._config.network.batch_size
 
     def hardware(self) -> tuple[str, str]:
         """Precision of matrix products and device, in words."""

@@ -43,7 +43,7 @@ def test_a_daemon_recovers_learns_and_exports(shipped: Path, tmp_path: Path) -> 
     state = shipped / "state"
     config = generate.config(state)
     with generate.serving(config) as daemon:
-        status = daemon.status()
+        status = daemon.reports.status()
         assert (status["accepted"], status["learned"], status["applied_seq"]) == (ACKED, LEARNED, SKIPPED)
         assert status["skipped"] == SKIPPED - LEARNED
         with Predictor(daemon.predict.endpoint) as predictor:
@@ -58,7 +58,7 @@ def test_a_daemon_recovers_learns_and_exports(shipped: Path, tmp_path: Path) -> 
         assert daemon.learner.applied_seq == 2 * ACKED
         assert daemon.learner.checkpoint(DEADLINE_S).seq == 2 * ACKED
     with generate.serving(config) as daemon:
-        assert daemon.status()["learned"] == 2 * ACKED - (SKIPPED - LEARNED)
+        assert daemon.reports.status()["learned"] == 2 * ACKED - (SKIPPED - LEARNED)
     made = backup.make(state, tmp_path / "backup")
     assert made.checkpoint_seq == 2 * ACKED
     weights.export(weights.load(state), tmp_path / "new.safetensors")
@@ -80,7 +80,7 @@ def test_a_stream_can_begin_from_the_weights(shipped: Path, tmp_path: Path) -> N
     source = shipped / "weights.safetensors"
     assert_equal(weights.load(source).tensors, weights.load(shipped / "state").tensors)
     with generate.serving(generate.config(tmp_path / "new"), source) as daemon:
-        assert daemon.status()["checkpoint_seq"] == 0
+        assert daemon.reports.status()["checkpoint_seq"] == 0
 
 
 def test_its_journal_is_whole(shipped: Path) -> None:

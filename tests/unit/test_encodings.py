@@ -42,7 +42,7 @@ main(sys.argv[1:])
 def status_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("status")
     with Running(folder / "state") as running:
-        (folder / "status.json").write_text(json.dumps(running.daemon.status()), encoding="utf-8")
+        (folder / "status.json").write_text(json.dumps(running.daemon.reports.status()), encoding="utf-8")
     return folder / "status.json"
 
 

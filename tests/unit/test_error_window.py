@@ -30,7 +30,7 @@ def errors(predicted: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def status(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with Running(tmp_path_factory.mktemp("status") / "state") as running:
-        return running.daemon.status() | errors(8000)
+        return running.daemon.reports.status() | errors(8000)
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_it_predicts_with_these_weights_before_the_first_sample(config: Config, 
         want = weights.load(source).network().classifier().predict(torch.from_numpy(IMAGES))
         with Predictor(daemon.predict.endpoint) as predictor:
             assert np.array_equal(predictor.predict(IMAGES, DEADLINE_S).labels, want.labels_B.numpy())
-        status = daemon.status()
+        status = daemon.reports.status()
         assert (status["accepted"], status["learned"], status["checkpoint_seq"]) == (0, 0, 0)
 
 
