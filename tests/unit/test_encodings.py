@@ -73,8 +73,10 @@ def _is_text(call: ast.Call) -> bool:
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     if any(ast.unparse(keywords[key]) == "True" for key in ("text", "universal_newlines") if key in keywords):
         return True
-    of_os = isinstance(function, ast.Attribute) and ast.unparse(function.value) == "os"
-    if name not in ("open", "fdopen") or (name == "open" and of_os):
+    owner = ast.unparse(function.value) if isinstance(function, ast.Attribute) else ""
+    if name not in ("open", "fdopen") or (
+        name == "open" and owner in ("os", "Image")
+    ):  # bytes, by descriptor; pictures
         return False
     modes = [each.value for each in (*call.args, *keywords.values()) if isinstance(each, ast.Constant)]
     return not any(isinstance(mode, str) and "b" in mode and set(mode) <= set("rwxab+") for mode in modes)

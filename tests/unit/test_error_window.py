@@ -68,6 +68,7 @@ def test_the_demo_does_so_after_one_pass_over_its_digits(demo: ModuleType, statu
 
 
 def test_the_page_does_so() -> None:
-    page = (ROOT / "ffstream" / "server" / "page.html").read_text(encoding="utf-8")
-    assert "10,000" not in page
-    assert "prequential_window_samples" in page
+    for path in (ROOT / "ffstream" / "server" / "page").iterdir():
+        assert "10,000" not in path.read_text(encoding="utf-8"), path
+    learning = (ROOT / "ffstream" / "server" / "page" / "learning.js").read_text(encoding="utf-8")
+    assert "samples, size } = status.window" in learning
