@@ -180,9 +180,9 @@ def test_security(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_viewers(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
-    viewers.run(report, 1, samples=20_000, idle_s=1.0, scrapes=5)
+    viewers.run(report, 1, samples=20_000, learn_s=0.2, idle_s=1.0, scrapes=5)
     found = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    for figure in ("acked", "learned"):
+    for figure in ("acked", "learned", "learned_per_processor_second"):
         pair = found[f"viewers/10_readers/{figure}"]
         assert pair["peer"] == "no_readers"
         assert found[f"viewers/10_readers/{figure}/pairs"]["value"] == pytest.approx(pair["ratio"])

@@ -61,29 +61,42 @@ print(sum(events), flush=True)
 
 
 class _Window(NamedTuple):
-    acked: float  # samples per second
-    learned: float
+    """One side of a pair. Neighbours on a shared machine disturb the processor time least."""
+
+    acked: float  # samples per second, while a backlog is learned
+    learned: float  # samples per second, while none arrive
+    learned_per_processor_second: float  # of all threads of the daemon, meanwhile
 
 
-def run(report: Report, rounds: int, *, samples: int = 100_000, idle_s: float = 10.0, scrapes: int = 1000) -> None:
-    """`rounds` pairs of windows, in each of which `samples` are acked while a backlog is learned."""
+def run(
+    report: Report,
+    rounds: int,
+    *,
+    samples: int = 100_000,
+    learn_s: float = 4.0,
+    idle_s: float = 10.0,
+    scrapes: int = 1000,
+) -> None:
+    """`rounds` pairs of windows, in each of which `samples` are acked, then a backlog is learned for `learn_s`."""
     with temporary_daemon(*SETTINGS) as daemon, Control(daemon.control) as control:
         produce(daemon.learn, 20_000, 64)  # warm-up
         control.wait_idle(300)
         produce(daemon.learn, 2 * samples, 64)  # from here on there is always a backlog
-        _pairs(report, daemon, control, rounds, samples)
+        _pairs(report, daemon, control, rounds, samples, learn_s)
         _scrapes(report, daemon, control, scrapes)
         control.request("pause")
         _processor_time(report, daemon, rounds, idle_s)
     _history(report)
 
 
-def _pairs(report: Report, daemon: DaemonProcess, control: Control, rounds: int, samples: int) -> None:
+def _pairs(
+    report: Report, daemon: DaemonProcess, control: Control, rounds: int, samples: int, learn_s: float
+) -> None:
     windows: dict[bool, list[_Window]] = {True: [], False: []}
     for number in range(rounds):
         for viewed in (True, False) if number % 2 else (False, True):
             with _viewers(daemon, VIEWERS if viewed else 0):
-                windows[viewed].append(_window(daemon, control, samples))
+                windows[viewed].append(_window(daemon, control, samples, learn_s))
     for name in _Window._fields:
         with_viewers, without = ([getattr(window, name) for window in windows[viewed]] for viewed in (True, False))
         row = f"viewers/{VIEWERS}_readers/{name}"
@@ -93,13 +106,16 @@ def _pairs(report: Report, daemon: DaemonProcess, control: Control, rounds: int,
         report.add(f"{row}/pairs", verdict.ratio, "ratio", low=verdict.low, high=verdict.high, passed=passed)
 
 
-def _window(daemon: DaemonProcess, control: Control, samples: int) -> _Window:
-    before, start = control.status()["learned"], time.perf_counter()
+def _window(daemon: DaemonProcess, control: Control, samples: int, learn_s: float) -> _Window:
     acked, _ = produce(daemon.learn, samples, 64)
-    status, seconds = control.status(), time.perf_counter() - start
+    process = psutil.Process(daemon.pid)
+    before, used_before, start = control.status()["learned"], _cpu_s(process), time.perf_counter()
+    time.sleep(learn_s)
+    status, seconds, used_s = control.status(), time.perf_counter() - start, _cpu_s(process) - used_before
     if not status["backlog"]:
         raise RuntimeError("the backlog ran out: the daemon was not learning at full speed")
-    return _Window(acked, (status["learned"] - before) / seconds)
+    learned = status["learned"] - before
+    return _Window(acked, learned / seconds, learned / used_s)
 
 
 @contextmanager
