@@ -100,7 +100,12 @@ def test_every_section_shows_what_the_daemon_has_learned(daemon: DaemonProcess, 
     tab.page.locator("#filters img").first.wait_for()
     tab.page.click("#sample")
     tab.page.locator("#activities canvas").first.wait_for()
-    assert tab.page.locator("#activities canvas").count() == 2 * len(daemon.status()["layers"])
+    drawn = tab.page.locator("#activities figcaption").all_inner_texts()
+    assert [text.split(":")[0].split(",")[0][:11] for text in drawn] == [
+        "right label",
+        "wrong label",
+        "difference",
+    ] * len(daemon.status()["layers"])
 
 
 def draw(board: Locator, image_HW: NDArray[np.uint8]) -> None:

@@ -76,13 +76,13 @@ const SECONDS = 600; // in the record of ten minutes
 function append(data, status) {
   const time = Math.floor(status.time);
   if (time <= data.columns.time.at(-1)) return;
-  const { columns } = data;
-  const since = name => status[name] - columns[name].at(-1);
-  const seconds = time - columns.time.at(-1); // NaN for the first point
-  const learns = since("learned") > 0; // otherwise the record has no figures of layers
+  const { columns, before } = data; // the status that was added before; none after the record was read
+  const rate = (name, recent) => (before ? (status[name] - before[name]) / (status.time - before.time) : status.rates?.[recent]);
+  const learns = status.learned > columns.learned.at(-1); // otherwise the record has no figures of layers
+  data.before = status;
   push(data, columns, {
     time, window_error: status.window?.error, accepted: status.accepted, learned: status.learned, waiting: status.backlog,
-    accepted_rate: since("accepted") / seconds, rate: since("learned") / seconds, prediction_rate: status.rates?.predictions_per_s,
+    accepted_rate: rate("accepted", "accepted_per_s"), rate: rate("learned", "learned_per_s"), prediction_rate: status.rates?.predictions_per_s,
     sleep: learns ? Number(status.phase === "sleep") : null,
   });
   data.layers.forEach((layer, index) => push(data, layer, (learns && status.layers?.[index]) || {}));

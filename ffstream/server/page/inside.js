@@ -4,7 +4,7 @@ import { explain, getJson, postJson } from "./api.js";
 import { drawImage, pictureShape } from "./board.js";
 import { colour } from "./charts.js";
 import { byId, make, setOptions, setText, whileVisible } from "./dom.js";
-import { figure } from "./format.js";
+import { compared, figure } from "./format.js";
 import { namesOf, nature } from "./layers.js";
 
 const PERIOD_MS = 3000;
@@ -94,16 +94,31 @@ function pictures(...images) {
 function activities(layer, { label, wrong }) {
   const { index, compares, groups, text } = layer;
   const names = compares === "images" ? IMAGES : namesOf(compares).map((name, at) => `${name} ${[label, wrong][at]}`);
-  const most = Math.max(...[...layer.right, ...layer.wrong].map(Math.abs), 1e-9);
-  const panel = (values, side, at, goodness) => {
-    const caption = `${names[at]}: goodness ${figure(goodness)}`;
-    return make("figure", {}, make("figcaption", {}, key(side), caption),
-      drawUnits(values, layer.shape, most, side, groups?.[at], `Layer ${index}, ${caption}`));
-  };
+  const goodness = compared([layer.goodness_right, layer.goodness_wrong]);
+  const sides = [[layer.right, "right"], [layer.wrong, "wrong"]];
+  const most = Math.max(...sides.map(([values]) => largest(values)));
+  const panels = sides.map(([values, side], at) =>
+    panel(layer, values, { caption: `${names[at]}: goodness ${goodness[at]}`, most, positive: side, negative: "sleep", group: groups?.[at] }));
+  if (!groups) panels.push(difference(layer));
   return make("div", {},
     make("h4", { textContent: `Layer ${index}` }),
     make("p", { className: "caption", textContent: text }),
-    make("div", { className: "pair" }, panel(layer.right, "right", 0, layer.goodness_right), panel(layer.wrong, "wrong", 1, layer.goodness_wrong)));
+    make("div", { className: "pair activities" }, ...panels));
+}
+
+/** The two rows differ less than units do, so their difference has a scale of its own. */
+function difference(layer) {
+  const values = layer.right.map((value, at) => value - layer.wrong[at]);
+  const most = largest(values);
+  return panel(layer, values, { caption: `difference, at most ${figure(most)}`, most, positive: "right", negative: "wrong" });
+}
+
+const largest = values => Math.max(...values.map(Math.abs), 1e-9);
+
+function panel({ index, shape }, values, { caption, ...look }) {
+  return make("figure", {},
+    make("figcaption", {}, key(look.positive), caption),
+    drawUnits(values, shape, { ...look, label: `Layer ${index}, ${caption}` }));
 }
 
 function key(side) {
@@ -113,9 +128,9 @@ function key(side) {
 }
 
 /** Units as squares: the stronger the activity, the more colour. `shape`: (units), or (height, width, channels), whose
- *  channels are tiles beside each other. Units outside of `group` are grey, and negative ones have a colour of their own. */
-function drawUnits(values, shape, most, side, group, label) {
-  const colours = Object.fromEntries(["page", "muted", "sleep", "right", "wrong"].map(name => [name, colour(name)]));
+ *  channels are tiles beside each other. Units outside of `group` are grey. */
+function drawUnits(values, shape, { most, positive, negative, group, label }) {
+  const [background, outsideColour, positiveColour, negativeColour] = ["page", "muted", positive, negative].map(colour);
   const [height, width, tiles] = shape.length === 3 ? shape : [1, 1, values.length];
   const gap = height * width > 1 ? 1 : 0;
   const columns = Math.min(tiles, Math.ceil(Math.sqrt((ASPECT * tiles * (height + gap)) / (width + gap))));
@@ -129,10 +144,10 @@ function drawUnits(values, shape, most, side, group, label) {
     const x = (tile % columns) * (width + gap) + (place % width);
     const y = Math.floor(tile / columns) * (height + gap) + Math.floor(place / width);
     context.globalAlpha = 1;
-    context.fillStyle = colours.page;
+    context.fillStyle = background;
     context.fillRect(x, y, 1, 1);
     context.globalAlpha = Math.min(1, Math.abs(value) / most) * (outside ? OUTSIDE : 1);
-    context.fillStyle = outside ? colours.muted : value < 0 ? colours.sleep : colours[side];
+    context.fillStyle = outside ? outsideColour : value < 0 ? negativeColour : positiveColour;
     context.fillRect(x, y, 1, 1);
   });
   return canvas;
