@@ -8,17 +8,18 @@ A request passes: the concurrency limit, the check of its Host and Origin, the t
 
 import hmac
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ffstream.server.answers import refusal_for
 from ffstream.server.live import LIVE
 from ffstream.server.origin import HEALTH, Hosts, OwnPagesOnly
-from ffstream.server.rejections import RejectedConnections
+from ffstream.server.rejections import RejectedConnections, client_of
 
 _UNCOUNTED = HEALTH | {LIVE}
 
@@ -56,7 +57,7 @@ class BearerToken:
             await self._app(scope, receive, send)
             return
         if self._rejections is not None:
-            self._rejections.add("token", f"address={_address(scope)}")
+            self._rejections.add("token", f"address={client_of(scope)}")
         unauthorized = refusal_for(
             scope,
             401,
@@ -77,7 +78,8 @@ class BearerToken:
 class ConcurrencyLimit:
     """Middleware: answers 503 while `limit` requests are being answered, except for health and readiness.
 
-    Readers of the live feed do not count: they stay, and have a limit of their own.
+    Readers of the live feed do not count: they stay, and have a limit of their own. Nor does a request while it waits
+    for its body: a client may never send it.
     """
 
     def __init__(self, app: ASGIApp, limit: int, on_rejected: Callable[[str], None]) -> None:
@@ -90,17 +92,19 @@ class ConcurrencyLimit:
         """Passes the request on, or answers 503."""
         if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
             await self._app(scope, receive, send)
-        elif not self._free:
-            self._on_rejected(f"answer=503 address={_address(scope)}")
+        elif self._free <= 0:
+            self._on_rejected(f"answer=503 address={client_of(scope)}")
             await self._response(scope, receive, send)
         else:
             self._free -= 1
             try:
-                await self._app(scope, receive, send)
+                await self._app(scope, partial(self._uncounted, receive), send)
             finally:
                 self._free += 1
 
-
-def _address(scope: Scope) -> str:
-    client = scope["client"]
-    return str(client[0]) if client else "unknown"
+    async def _uncounted(self, receive: Receive) -> Message:
+        self._free += 1
+        try:
+            return await receive()
+        finally:
+            self._free -= 1

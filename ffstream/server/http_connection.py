@@ -3,6 +3,7 @@
 A connection is idle while it waits for the other side. How long it may be idle depends on what it waits for:
 
     the head of a request, from the accept or its first byte on     handshake timeout
+    the body of a request                                           until who reads it gives up (requests.py)
     the next request, before its first byte                         keep-alive: longer than usual scrape intervals
     the other side reading the answer                               handshake timeout
 
@@ -60,8 +61,8 @@ class Connection(H11Protocol):
         if self.cycle is not before:
             self._is_answering = True
             self._is_between_requests = False
-            if not self.flow.write_paused:
-                self._busy()
+        if self._is_answering and not self.flow.write_paused:
+            self._answer()
 
     def on_response_complete(self) -> None:
         """Waits for the next request, a part of which may have been received already."""
@@ -81,7 +82,7 @@ class Connection(H11Protocol):
         """The other side reads again."""
         super().resume_writing()
         if self._is_answering:
-            self._busy()
+            self._answer()
         elif self._is_between_requests:
             self._expect_next()
 
@@ -92,6 +93,12 @@ class Connection(H11Protocol):
 
     def _others(self) -> list["Connection"]:
         return [each for each in self.connections if isinstance(each, Connection) and each is not self]
+
+    def _answer(self) -> None:
+        """The connection is busy, or idle without a deadline while the body of its request is missing."""
+        self._busy()
+        if self.cycle.more_body:
+            self._idle_since = self.loop.time()
 
     def _expect_next(self) -> None:
         """Waits for the next request, but first for the other side to read the answer."""

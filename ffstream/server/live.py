@@ -27,7 +27,7 @@ from ffstream.errors import Unavailable
 from ffstream.history.history import SPANS
 from ffstream.metrics import Metrics
 from ffstream.server.answers import answer, encode, encode_rounded, encoded, refusal
-from ffstream.server.rejections import RejectedConnections
+from ffstream.server.rejections import RejectedConnections, client_of
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,7 @@ class LiveFeed:
 
     def _too_many(self, scope: Scope) -> Response:
         if self._rejections is not None:
-            client = scope["client"]
-            self._rejections.add("too_many", f"answer=503 address={client[0] if client else 'unknown'} path={LIVE}")
+            self._rejections.add("too_many", f"answer=503 address={client_of(scope)} path={LIVE}")
         return refusal(
             503,
             "too_many_readers",

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ffstream.server.answers import refusal_for
-from ffstream.server.rejections import ConnectionReason, RejectedConnections
+from ffstream.server.rejections import ConnectionReason, RejectedConnections, client_of
 
 HEALTH: Final = frozenset({"/healthz", "/readyz", "/readyz/learn"})
 OWN_HEADER: Final = "x-ffstream"  # must be "1" in requests that change state or compute
@@ -129,8 +129,7 @@ class OwnPagesOnly:
 
     def _refuse(self, scope: Scope, status: int, reason: ConnectionReason, message: str, hint: str) -> Response:
         if self._rejections is not None:
-            client = scope["client"]
-            self._rejections.add(reason, f"address={client[0] if client else 'unknown'} path={scope['path'][:100]!r}")
+            self._rejections.add(reason, f"address={client_of(scope)} path={scope['path'][:100]!r}")
         return refusal_for(scope, status, "wrong_host" if status == 421 else "forbidden", message, hint)
 
 

@@ -3,8 +3,10 @@
 import logging
 import threading
 import time
+from collections.abc import Mapping
+from ipaddress import ip_address
 from types import TracebackType
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from ffstream.metrics import Metrics
 
@@ -94,3 +96,15 @@ class RejectedConnections:
     def flush(self, *, everything: bool = False) -> None:
         """Writes the lines that are due, or with `everything` all pending ones."""
         self._log.flush(everything=everything)
+
+
+def client_of(scope: Mapping[str, Any]) -> str:
+    """The address that an HTTP request came from, for a log line.
+
+    Behind a proxy on this machine it is what the request's X-Forwarded-For says, which may be any text.
+    """
+    host = str((scope["client"] or ("",))[0])
+    try:
+        return str(ip_address(host)).partition("%")[0]  # the zone of an IPv6 address may be any text, too
+    except ValueError:
+        return "unknown"

@@ -5,8 +5,11 @@ import threading
 from typing import Any
 
 import httpx
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
-from ffstream.errors import Unavailable
+from ffstream.errors import FFStreamError, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server.http import HttpServer
 from ffstream.server.http_app import make_app
@@ -15,10 +18,18 @@ from ffstream.server.origin import Hosts
 from ffstream.server.probes import probe_routes
 from ffstream.server.readiness import Readiness
 from ffstream.server.rejections import RejectedConnections
+from ffstream.server.requests import body_of, refused
 from ffstream.server.static import static_routes
 
 WAIT_S = 20.0
 STATUS = {"state": "ready", "accepted": 5, "prequential_error": None}
+
+
+async def _size_of_body(request: Request) -> Response:
+    try:
+        return PlainTextResponse(f"{len(await body_of(request))}")
+    except FFStreamError as error:
+        return refused(error)
 
 
 class Site:
@@ -38,6 +49,7 @@ class Site:
         )
         rejections = RejectedConnections("http", self.metrics)
         feed = self.feed = LiveFeed(self.status, readers, self.metrics, rejections)
+        routes.append(Route("/body", _size_of_body, methods=["POST"]))
         app = make_app(
             [*routes, *live_routes(self.status, feed, lambda span: {"span": span}), *static_routes()],
             hosts=Hosts(names=["x"]),

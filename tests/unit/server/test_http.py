@@ -4,7 +4,8 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from http.client import HTTPResponse
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
 from ffstream.errors import ConfigError, StartBlocked
+from ffstream.server import requests
 from ffstream.server.http import HttpServer
 from ffstream.server.http_app import make_app
 from ffstream.server.readiness import Readiness, of_predictions, of_samples
@@ -133,6 +135,24 @@ def test_silent_connections_do_not_prevent_requests(data: bytes) -> None:
             with httpx.Client(base_url=f"http://{site.server.address}", trust_env=False, timeout=WAIT_S) as client:
                 assert client.get(path).status_code == 200
         assert read_all(silent[0]) == b""
+    site.close()
+
+
+def test_bodies_that_do_not_come_do_not_prevent_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "BODY_TIMEOUT_S", 10 * WAIT_S)
+    site = Site(2, 10 * WAIT_S)
+    with ExitStack() as held:
+        slow = [held.enter_context(site.connect()) for _ in range(100)]
+        for connection in slow:
+            with suppress(OSError):  # it is closed for a new one
+                connection.sendall(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nslow")
+        for path in ("/healthz", "/readyz", "/readyz/learn", "/status", "/metrics"):
+            with httpx.Client(base_url=f"http://{site.server.address}", trust_env=False, timeout=WAIT_S) as client:
+                assert client.get(path).status_code == 200
+        slow[-1].sendall(bytes(496))
+        answer = HTTPResponse(slow[-1])
+        answer.begin()
+        assert (answer.status, answer.read()) == (200, b"500")
     site.close()
 
 

@@ -154,6 +154,22 @@ def test_every_answer_says_what_a_browser_may_do_with_it(site: Site) -> None:
     assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"} <= set(policy)
 
 
+@pytest.mark.parametrize(
+    ("forwarded", "logged"),
+    [
+        *(("10.1.2.3", "10.1.2.3"), ("::2", "::2"), ("", "127.0.0.1")),
+        *(("9.9.9.9 reason=token count=999", "unknown"), ("fe80::1%eth0 count=999", "fe80::1")),
+    ],
+)
+def test_a_client_cannot_write_fields_into_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture, forwarded: str, logged: str
+) -> None:
+    site.client.get("/status", headers={"Host": "evil.example.org", "X-Forwarded-For": forwarded})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"connection rejected socket=http reason=host count=1 address={logged} path='/status'"
+    ]
+
+
 def test_data_is_not_kept_by_caches(site: Site) -> None:
     for path in ("/status", "/api/history", "/api/live"):
         assert site.client.get(path).headers["cache-control"] == "no-store"
