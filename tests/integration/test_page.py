@@ -64,6 +64,11 @@ def replay(daemon: DaemonProcess, samples: int, *options: str) -> None:
     daemon.status(idle=True)
 
 
+def evaluated(daemon: DaemonProcess) -> int:
+    """Samples in the prequential window."""
+    return int(daemon.status()["window"]["samples"])
+
+
 def curve(name: str) -> str:
     """JavaScript: the points of a curve of the large chart."""
     return f"document.querySelector('#curve .plot').data?.find(each => each.name === '{name}')"
@@ -82,8 +87,10 @@ def test_numbers_and_curves_move_during_a_replay(daemon: DaemonProcess, visit: C
     tab.wait_for(f"{curve('error in the window')}.y.at(-1) !== {error}")
     tab.wait_for(f"{curve('learned')}.y.some(rate => rate > 0)")
     tab.wait_for(f"document.querySelector('.tile .value').textContent === '{accepted + 1000:,}'")
-    samples = daemon.status()["window"]["samples"]
-    assert f"last {samples:,} predicted samples" in tab.text("#errors")
+    tab.wait_until(
+        lambda: f"last {evaluated(daemon):,} predicted samples" in tab.text("#errors"),
+        "the size of the window is shown",
+    )
 
 
 def test_every_section_shows_what_the_daemon_has_learned(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
@@ -94,8 +101,10 @@ def test_every_section_shows_what_the_daemon_has_learned(daemon: DaemonProcess, 
     tab.look_at("mistakes")
     tab.page.locator("#gallery img").first.wait_for()
     assert re.fullmatch(r"\d read as \d", tab.page.locator("#gallery .said").first.inner_text())
-    cells = [int(text or 0) for text in tab.page.locator("#confusion td").all_inner_texts()]
-    assert sum(cells) >= LEARNED
+    cells = tab.page.locator("#confusion td")
+    tab.wait_until(
+        lambda: sum(int(text or 0) for text in cells.all_inner_texts()) == evaluated(daemon), "each sample has a cell"
+    )
     tab.look_at("try")
     tab.page.locator("#filters img").first.wait_for()
     tab.page.click("#sample")
