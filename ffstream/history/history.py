@@ -1,5 +1,6 @@
 """The history in memory. It is complete without its file, so that a full or damaged disk changes nothing here."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -11,7 +12,7 @@ from ffstream.history.marks import Mark, Marks
 from ffstream.history.points import COUNTS, FIGURES, VALUES, Floats, Packed, Points
 
 _DRAWN_MAX = 720  # points that a curve has at most; more would be closer together than pixels
-_BEFORE_S = 5  # marks so long before the first point are shown, too, such as that of the start
+_BEFORE_S = 5  # marks so long before the first point, such as that of the start, and after the last one are shown
 _WHOLE = "all"
 _INTERVALS: Final = {"10m": (1, 600), "3h": (10, 1080), "1d": (60, 1440), "30d": (600, 4320)}
 _WHOLE_POINTS = 1440
@@ -48,7 +49,7 @@ class History:
     def append(self, later: "History") -> None:
         """Adds the seconds and marks of a history that was recorded later, as far as it still holds them."""
         with later._lock:
-            seconds, marks = later._levels["10m"].points.pack(), later._marks.since(0.0)
+            seconds, marks = later._levels["10m"].points.pack(), later._marks.between()
         with self._lock:
             for index in range(len(seconds)):
                 second = Points.unpack(seconds[index : index + 1])
@@ -68,8 +69,8 @@ class History:
         with self._lock:
             level = self._levels[span]
             points, interval_s = level.points, level.interval_s
-            begin = float(points.numbers_N[0]) * interval_s if len(points.numbers_N) else 0.0
-            marks = self._marks.since(begin - max(interval_s, _BEFORE_S))
+            begin, end = (points.numbers_N[[0, -1]] * interval_s).tolist() if len(points.numbers_N) else (0, math.inf)
+            marks = self._marks.between(begin - max(interval_s, _BEFORE_S), end + interval_s + _BEFORE_S)
         factor = -(-len(points.numbers_N) // _DRAWN_MAX) or 1
         if factor > 1:
             points, interval_s = points.coarser(factor), interval_s * factor

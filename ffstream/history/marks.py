@@ -1,5 +1,6 @@
 """Marks: events in the history that are drawn beside its curves. The newest of each kind are kept."""
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, get_args
@@ -39,11 +40,11 @@ class Marks:
         self._by_kind[mark.kind].append(mark)
         self.unstored.append(mark)
 
-    def since(self, time_s: float) -> list[Mark]:
-        """The marks from that time on, in the order of time."""
-        return sorted(mark for marks in self._by_kind.values() for mark in marks if mark.time >= time_s)
+    def between(self, begin_s: float = 0.0, end_s: float = math.inf) -> list[Mark]:
+        """The marks of that time, in its order. There are later ones if the clock was set back."""
+        return sorted(mark for marks in self._by_kind.values() for mark in marks if begin_s <= mark.time <= end_s)
 
     def lost(self) -> None:
         """Nothing is stored."""
         self.unstored.clear()
-        self.unstored.extend(self.since(0.0))
+        self.unstored.extend(self.between())

@@ -24,6 +24,7 @@ from ffstream.journal.journal import Head
 from ffstream.learning.learner import Learner
 from ffstream.learning.mark_finder import Found, MarkFinder, Seen
 from ffstream.learning.rates import Rates
+from ffstream.learning.set_back import SetBack
 from ffstream.metrics import Metrics
 from ffstream.util.threads import WRITING_NICENESS, Worker
 
@@ -53,6 +54,7 @@ class Recorder:
         self._history = History(layers)
         self._rates = Rates()
         self._finder = MarkFinder()
+        self._set_back = SetBack()
         self._before: dict[str, float] = {}
         self._started = 0.0, 0  # when, and how many samples were learned
         self._ticked = self._store_at = 0.0
@@ -113,9 +115,13 @@ class Recorder:
         it would replace what is there."""
         loaded, ended_properly = self._file.load()
         (now, seq), last = self._started, loaded.newest_time()
-        if last is not None and now - last > _GAP_S:
-            loaded.mark(Mark(last, seq, "gap", f"no daemon for {now - last:.0f} s"))
-        after = {None: "first start", True: "start after a stop", False: "start after a kill or a crash"}
+        if last is not None:
+            self._set_back.recorded(last)
+            if now - last > _GAP_S:
+                loaded.mark(Mark(last, seq, "gap", f"no daemon for {now - last:.0f} s"))
+            now = max(now, last)  # the clock may have been set back
+        without = "start without a history" if seq else "first start"
+        after = {None: without, True: "start after a stop", False: "start after a kill or a crash"}
         loaded.mark(Mark(now, seq, "start", f"{after[ended_properly]}; {seq} samples are learned"))
         loaded.append(self._history)
         self._history = loaded
@@ -123,9 +129,12 @@ class Recorder:
 
     def _tick(self) -> None:
         now, clock = time.time(), time.monotonic()
-        seconds, self._ticked = clock - self._ticked, clock
         totals = self._totals()
         self._rates.add(clock, totals)
+        if self._set_back.waits(now, clock):
+            return  # what happens now is counted in the next second that is recorded
+        self._set_back.recorded(now)
+        seconds, self._ticked = clock - self._ticked, clock
         # A rollback makes a new pipeline, whose counts begin at 0.
         counts = {
             name: total - before if total >= (before := self._before.get(name, 0.0)) else total

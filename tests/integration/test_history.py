@@ -4,7 +4,9 @@ import json
 import logging
 import sqlite3
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -352,3 +354,38 @@ def test_http_servers_have_room_for_readers_beside_requests(daemon: Running) -> 
         for stream in streams:
             stream.__exit__(None, None, None)
     assert server.thread.is_alive()
+
+
+def test_a_clock_that_is_wrong_for_a_while_costs_the_history_nothing(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start()
+    feed(running, 40)
+    await_learned(running, 40)
+    running.stop()
+    behind_s = [86_400.0 * 365]
+    clock = SimpleNamespace(time=lambda: time.time() - behind_s[0], monotonic=time.monotonic)
+    monkeypatch.setattr("ffstream.learning.recorder.time", clock)
+    again = start()
+    wait_until(lambda: "clock set back" in caplog.text, WAIT_S, "the clock is noticed")
+    feed(again, 8, seed=1)
+    assert round(counted(again)) == 40
+    behind_s[0] = 0.0
+    await_learned(again, 48)
+    assert round(counted(again)) == 48
+    times = [mark["time"] for mark in history(again)["marks"] if mark["kind"] == "start"]
+    assert len(times) == 2
+    assert times[1] - times[0] < 86_400, "no mark has the wrong time"
+
+
+def test_a_history_that_begins_later_than_the_stream_says_so(start: Start) -> None:
+    running = start()
+    wait_until(lambda: marks(running), WAIT_S, "the history is begun")
+    assert "first start; 0 samples are learned" in history(running)["marks"][0]["text"]
+    feed(running, 40)
+    running.stop()
+    for each in running.state.glob(f"{HISTORY}*"):
+        each.unlink()
+    again = start()
+    wait_until(lambda: marks(again), WAIT_S, "the history is begun")
+    assert "start without a history; 40 samples are learned" in history(again)["marks"][0]["text"]

@@ -89,6 +89,15 @@ def test_a_clock_that_is_set_back_removes_the_future() -> None:
     assert history.document("10m")["columns"]["time"] == [BEGIN_S + each for each in range(60, 65)]
 
 
+def test_marks_that_are_later_than_the_clock_are_not_shown() -> None:
+    history = History(LAYERS)
+    record(history, 1000, 5)
+    history.mark(Mark(BEGIN_S + 1004.5, 4, "pause", "learning paused"))
+    history.mark(Mark(BEGIN_S + 2000.0, 9, "resume", "by a clock that was wrong"))
+    for span in ("10m", "all"):
+        assert [mark["kind"] for mark in history.document(span)["marks"]] == ["pause"]
+
+
 def test_what_is_not_known_is_null() -> None:
     history = History(LAYERS)
     infinite = np.full((LAYERS, len(FIGURES)), np.inf)
@@ -103,7 +112,7 @@ def test_what_is_not_known_is_null() -> None:
 
 def test_the_newest_marks_of_each_kind_are_kept() -> None:
     history = History(LAYERS)
-    record(history, 0, 1)
+    record(history, 0, 2 * MARKS_MAX + 2)
     history.mark(Mark(BEGIN_S + 1.0, 0, "start", "first start"))
     for number in range(2 * MARKS_MAX):
         history.mark(Mark(BEGIN_S + 2.0 + number, number, "checkpoint", "x" * 1000))
