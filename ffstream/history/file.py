@@ -14,6 +14,7 @@ A file that is damaged, of another version or of another network is renamed to `
 begins. So the history never keeps a daemon from starting. It is not in a backup.
 """
 
+import errno
 import json
 import logging
 import sqlite3
@@ -37,7 +38,8 @@ VERSION: Final = 1
 _COLUMNS = json.dumps([COUNTS, VALUES, FIGURES])
 _BUSY_MS = 2000  # another program reads the file
 _LOG_PAGES = 128  # of the -wal file, after which it is folded into the file
-_LOG_MAX_BYTES = 1 << 20
+_LOG_MAX_BYTES = 1 << 20  # to which it shrinks
+_LOG_PINNED_BYTES = 16 << 20  # a larger one is not folded, because a program reads in one long transaction
 _CACHE_KIB = 256
 
 _TABLES = {
@@ -115,6 +117,7 @@ class HistoryFile:
             if self._db is None:
                 self._db = self._open()
             db = self._db
+            self._check_log(db)
             history.store(lambda *changes: _write(db, *changes))
         except BaseException as error:
             history.lost()
@@ -122,6 +125,15 @@ class HistoryFile:
             if _is_damage(error):
                 self._set_aside(str(error))
             raise
+
+    def _check_log(self, db: sqlite3.Connection) -> None:
+        """Raises OSError while a reader would make the -wal file grow without a limit."""
+        log_file = self._path.with_name(f"{self._path.name}-wal")
+        if not log_file.exists() or log_file.stat().st_size <= _LOG_PINNED_BYTES:
+            return
+        is_pinned, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_pinned:
+            raise OSError(errno.EBUSY, f"end the program that reads the history: fuser -v {log_file} names it")
 
     def close(self, history: History) -> None:
         """Stores what has changed, and that the daemon ended properly."""

@@ -167,3 +167,28 @@ def test_a_file_that_another_program_has_locked_is_kept(path: Path, monkeypatch:
     assert not path.with_name("history.sqlite.old").exists()
     file.close(history)
     assert documents(read(path)) == documents(before), "what could not be stored is stored later"
+
+
+def test_a_program_that_reads_for_long_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ffstream.history.file._BUSY_MS", 10)
+    monkeypatch.setattr("ffstream.history.file._LOG_PINNED_BYTES", 300_000)
+    path, history = tmp_path / HISTORY, History(LAYERS)
+    file = HistoryFile(path, LAYERS)
+    file.load()
+    record(history, 0, 10)
+    file.save(history)
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM points").fetchone()
+    refused: list[str] = []
+    for second in range(10, 60):
+        record(history, second, 1)
+        try:
+            file.save(history)
+        except OSError as error:
+            refused.append(str(error))
+    assert "fuser" in refused[0]
+    assert sum(each.stat().st_size for each in tmp_path.iterdir()) < 1_000_000
+    reader.close()
+    file.save(history)
+    assert read(path).document("10m") == history.document("10m")
