@@ -109,9 +109,17 @@ def _written(text: str) -> Iterator[tuple[str, Any]]:
     """The fields that are already part of a text."""
     for key, value in _WRITTEN.findall(text):
         if value[0] in "'\"":
-            yield key, ast.literal_eval(value)
+            yield key, _unquoted(value)
         else:
             yield key, int(value) if re.fullmatch(r"-?\d{1,18}", value) else value
+
+
+def _unquoted(written: str) -> str:
+    """The text that `repr` has written in quotes. As it is if something else has written it."""
+    try:
+        return str(ast.literal_eval(written))
+    except (SyntaxError, ValueError):
+        return written[1:-1]
 
 
 def _plain(value: Any, conversion: str) -> Any:

@@ -177,3 +177,8 @@ def test_no_log_line_has_a_field_with_the_name_of_a_stable_key() -> None:
     for path, template in found:
         keys = re.findall(r"(?:^|\s)([a-z0-9_]+)=", template)
         assert not set(keys) & set(log_format.RESERVED), f"{path}: {template}"
+
+
+@pytest.mark.parametrize("written", ["\\x", "\\N{zz}", "a\0b", "\ud800", "\\u12", "\\U99999999"])
+def test_quoted_text_that_is_not_pythons_stays_as_it_is(written: str) -> None:
+    assert log_format.split("%s", (f"found at='{written}'",)) == ("found", {"at": written})
