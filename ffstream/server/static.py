@@ -62,10 +62,10 @@ def _endpoint(file: _File) -> Callable[[Request], Awaitable[Response]]:
 
 async def plotly(request: Request) -> Response:
     """The script of the installed plotly package, a few megabytes: it is sent from the disk."""
-    etag = f'"plotly-{version("plotly")}"'
     spec = find_spec("plotly")  # importing the package takes time and memory
     if spec is None or spec.origin is None:
         return Response("plotly is not installed: pip install plotly\n", 404, media_type="text/plain")
+    etag = f'"plotly-{version("plotly")}"'
     script = Path(spec.origin).parent / "package_data" / "plotly.min.js"
     return _unless_known(request, etag) or FileResponse(script, headers=_headers(etag), media_type=_TYPES[".js"])
 

@@ -1,4 +1,5 @@
 import re
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -61,6 +62,13 @@ def test_a_file_is_sent_once_and_then_only_confirmed(client: httpx.Client, path:
 
 def test_plotly_comes_from_its_package(client: httpx.Client) -> None:
     assert b"plotly.js v" in client.get("/page/plotly.js").content[:200]
+
+
+def test_without_plotly_the_answer_says_what_to_install(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if not each.endswith("site-packages")])
+    monkeypatch.delitem(sys.modules, "plotly", raising=False)
+    answer = client.get("/page/plotly.js")
+    assert (answer.status_code, answer.text) == (404, "plotly is not installed: pip install plotly\n")
 
 
 @pytest.mark.parametrize("path", ["/page/", "/page/index.html", "/page/none.js", "/page/..%2Fhttp.py"])
