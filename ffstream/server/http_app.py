@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,7 +37,16 @@ def make_app(
     middleware = [Middleware(OwnPagesOnly, hosts=hosts or Hosts(), rejections=rejections)]
     if token is not None:
         middleware.append(Middleware(BearerToken, token=token, rejections=rejections))
-    return Starlette(routes=list(routes), middleware=middleware)
+    return Starlette(
+        routes=list(routes), middleware=middleware, exception_handlers={HTTPException: _unknown_path_or_method}
+    )
+
+
+def _unknown_path_or_method(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    allowed = (error.headers or {}).get("Allow", "")
+    code, hint = ("method_not_allowed", f"use {allowed}") if allowed else ("unknown_path", "check the path")
+    return refusal_for(request.scope, error.status_code, code, error.detail.lower(), hint, error.headers)
 
 
 def _is_public(path: str) -> bool:

@@ -169,7 +169,9 @@ def test_a_file_that_another_program_has_locked_is_kept(path: Path, monkeypatch:
     assert documents(read(path)) == documents(before), "what could not be stored is stored later"
 
 
-def test_a_program_that_reads_for_long_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_reads_for_long_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ffstream.history.file._BUSY_MS", 10)
     monkeypatch.setattr("ffstream.history.file._LOG_PINNED_BYTES", 300_000)
     path, history = tmp_path / HISTORY, History(LAYERS)

@@ -115,6 +115,21 @@ def test_other_paths_and_methods_are_errors(site: Site, method: str, path: str, 
     assert site.client.request(method, path).status_code == code
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [("GET", "/api/none", 404, "unknown_path"), ("DELETE", "/api/history", 405, "method_not_allowed")],
+)
+def test_below_api_every_error_has_a_code_and_a_hint(
+    site: Site, method: str, path: str, status: int, code: str
+) -> None:
+    answer = site.client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["code"] == code
+    assert answer.json()["message"]
+    assert answer.json()["hint"]
+    assert ("allow" in answer.headers) == (status == 405)
+
+
 def test_metrics_are_in_the_text_format_of_prometheus(site: Site) -> None:
     site.metrics.messages_rejected.labels("bad_shape").inc(3)
     response = site.client.get("/metrics")

@@ -64,7 +64,9 @@ def test_plotly_comes_from_its_package(client: httpx.Client) -> None:
     assert b"plotly.js v" in client.get("/page/plotly.js").content[:200]
 
 
-def test_without_plotly_the_answer_says_what_to_install(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_plotly_the_answer_says_what_to_install(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", [each for each in sys.path if not each.endswith("site-packages")])
     monkeypatch.delitem(sys.modules, "plotly", raising=False)
     answer = client.get("/page/plotly.js")
