@@ -16,7 +16,7 @@ from tests.harness.crashing.stream import BATCH, Stream
 _AT_MOST: Mapping[str, int] = {
     "units": 32,
     "channels": 4,
-    "image_shape": 18,  # local receptive fields of 9 and 3 leave more than one place
+    "image_shape": 20,  # local receptive fields of 9 and 3 leave more than one place
     "warmup_batch_size": 4,
     "warmup_samples": 32,
     "wake": 3,
