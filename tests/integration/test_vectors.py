@@ -68,10 +68,13 @@ SPEC_KINDS: dict[str, type] = {
 }
 
 
+WHOLE = ("warnings", "checkpoint", "resources")  # maps whose keys vary, or that may be nil
+
+
 def flat(status: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The keys of a status as the specification lists them."""
     for key, value in status.items():
-        if isinstance(value, dict) and key != "warnings":
+        if isinstance(value, dict) and key not in WHOLE:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -137,6 +137,6 @@ def test_stop_timeouts_are_longer_than_a_stop_takes() -> None:
 
 def test_every_example_of_docker_run_waits_for_a_stop() -> None:
     for path in (*DEPLOY.rglob("*"), DEPLOY.parent / "README.md"):
-        if path.is_file():
+        if path.is_file() and path.suffix != ".png":
             for line in path.read_text(encoding="utf-8").splitlines():
                 assert "docker run" not in line or "--stop-timeout" in line, f"{path.name}: {line}"
