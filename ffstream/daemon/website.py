@@ -59,7 +59,9 @@ def make_http(
         ),
         *live_routes(reports.status, feed, history),
         *static_routes(),
-        *api_routes(inspector, background, Teaching(teach, config.http.teach, access.teach_token)),
+        *api_routes(
+            inspector, background, Teaching(teach, config.http.teach, access.teach_token, access.http_rejections)
+        ),
     ]
     app = make_app(routes, hosts=access.hosts, token=access.http_token, rejections=access.http_rejections)
     return HttpServer(

@@ -27,7 +27,8 @@ from ffstream.journal.reader import Reader
 from ffstream.journal.schema import JOURNAL
 from ffstream.metrics import Metrics
 from ffstream.pipeline.batcher import Batcher
-from ffstream.serving.inspection import Inspector, Record
+from ffstream.serving.cached import Record
+from ffstream.serving.inspection import Inspector
 from ffstream.serving.mistakes import Mistakes
 from ffstream.serving.recent import SAMPLES_MAX, RecentSamples
 from ffstream.serving.snapshot import Snapshot, Snapshots

@@ -26,8 +26,10 @@ from starlette.routing import Route
 from ffstream.errors import DeadlineExceeded, FFStreamError
 from ffstream.server.answers import answer, encode, encoded, refusal
 from ffstream.server.background import Background
+from ffstream.server.rejections import RejectedConnections, client_of
 from ffstream.server.requests import Arguments, body_of, parse, query, refused
-from ffstream.serving.inspection import Inspector, Record
+from ffstream.serving.cached import Record
+from ffstream.serving.inspection import Inspector
 from ffstream.util.labels import UNLABELLED
 
 TEACH_HEADER = "x-ffstream-teach"
@@ -75,12 +77,14 @@ class Teach(Arguments):
 class Teaching(NamedTuple):
     """`submit` takes an image and its label, gives its sequence number once it is on disk, and raises FFStreamError.
 
-    `enabled`: `http.teach`. `token`: what the header X-FFStream-Teach must hold; None: nothing.
+    `enabled`: `http.teach`. `token`: what the header X-FFStream-Teach must hold; None: nothing. Requests without it
+    are noted in `rejections`.
     """
 
     submit: Callable[[bytes, int], "Future[int]"]
     enabled: bool
     token: bytes | None
+    rejections: RejectedConnections | None = None
 
     def refusal(self, request: Request) -> Response | None:
         """Why this request may not teach; None if it may."""
@@ -89,6 +93,8 @@ class Teaching(NamedTuple):
         given = request.headers.get(TEACH_HEADER, "").encode("latin-1")
         # In constant time: the duration must not reveal how much of a guess was right.
         if self.token is not None and not hmac.compare_digest(given, self.token):
+            if self.rejections is not None:
+                self.rejections.add("token", f"address={client_of(request.scope)} path={request.url.path}")
             hint = "send the header `X-FFStream-Teach: TOKEN`, with the token in the file http.teach_token"
             return refusal(403, "teach_token", "a token for teaching is required", hint)
         return None

@@ -17,7 +17,7 @@ ConnectionReason = Literal[
     "key_removed",  # a message over a connection whose key was removed from the folder
     "handshake",  # no key, a wrong server key, a replayed handshake, or not ZMTP at all
     "broken_off",  # the handshake was not finished: a timeout, or a disconnection, as by clients without a key
-    "token",  # an HTTP request without the token
+    "token",  # an HTTP request without the token, or a sample from the page without that of teaching
     "host",  # HTTP: the header Host names another server
     "origin",  # HTTP: a page of another site has sent the request
     "too_many",  # HTTP: a 503 because of the concurrency limit, or an idle connection that was closed for a new one

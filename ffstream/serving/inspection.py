@@ -4,11 +4,9 @@ Every answer is a record that can be written as JSON, computed from one snapshot
 Nothing is computed unless somebody asks, and what all viewers ask for is computed once for all of them.
 """
 
-import threading
-import time
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from ffstream.errors import BadSize, LabelOutOfRange, NoSamples, NotShown
 from ffstream.ff import inspection
 from ffstream.ff.recipe import Recipe
 from ffstream.serving import explanations
+from ffstream.serving.cached import Cached, Record
 from ffstream.serving.mistakes import Mistake, Mistakes
 from ffstream.serving.pictures import image_png, picture_shape, to_bytes, weights_png
 from ffstream.serving.predictor import Predictor
@@ -28,10 +27,7 @@ from ffstream.serving.snapshot import Snapshot, Snapshots
 BINS = 40
 GOODNESS_REFRESH_S = 2.0
 MISTAKES_REFRESH_S = 1.0
-_CORE_SHARE = 0.05
 _CLASSES_MAX = 100  # with more labels, the worst ones
-
-Record = dict[str, Any]
 
 
 class Evaluation(Protocol):
@@ -290,34 +286,6 @@ class Inspector:
         scheme = recipe.layers[index].label_scheme
         found = (scheme.group(label, recipe.labels, shape) for label in range(recipe.labels))
         return tuple(group for group in found if group is not None)
-
-
-class Cached:
-    """Computes something when it is asked for, but not again for `seconds`, and not for more than a twentieth of the
-    time of a core.
-
-    Those who ask while it is computed get the result before, or wait if it is the first one.
-    """
-
-    def __init__(self, compute: Callable[[], Record], seconds: float) -> None:
-        self._compute = compute
-        self._seconds = seconds
-        self._lock = threading.Lock()
-        self._result: Record | None = None
-        self._valid_until = 0.0
-
-    def get(self) -> Record:
-        """The result of the last computation, or of a new one."""
-        kept = self._result
-        if kept is not None and (time.monotonic() < self._valid_until or self._lock.locked()):
-            return kept
-        with self._lock:
-            if self._result is None or time.monotonic() >= self._valid_until:
-                begun = time.thread_time()
-                self._result = self._compute()
-                used_s = time.thread_time() - begun
-                self._valid_until = time.monotonic() + max(self._seconds, used_s / _CORE_SHARE)
-            return self._result
 
 
 def _of(snapshot: Snapshot) -> Record:

@@ -250,6 +250,7 @@ def test_teaching_has_a_token_of_its_own(start: Start, browser: Open, tmp_path: 
             page.post("/api/teach", json=lesson(), headers=headers), 403, "teach_token"
         )
     assert running.stored() == []
+    assert running.metric("connections_refused_total", socket="http", reason="token") == 3
     ok(page.post("/api/teach", json=lesson(), headers={"X-FFStream-Teach": token}))
 
 

@@ -18,7 +18,8 @@ from ffstream.ff import inspection as ff_inspection
 from ffstream.ff.presets import PRESETS
 from ffstream.ff.recipe import Recipe
 from ffstream.metrics import Metrics
-from ffstream.serving.inspection import BINS, Cached, Inspector
+from ffstream.serving.cached import Cached
+from ffstream.serving.inspection import BINS, Inspector
 from ffstream.serving.prequential import Prequential
 from ffstream.serving.reduction import VALUES_MAX
 from ffstream.serving.snapshot import Snapshot

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -13,12 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from ffstream.cli.plot import plot
 from ffstream.cli.plots import activities, curve, filters, goodness, mistakes, style
 from ffstream.errors import NoSamples, Unavailable
-from ffstream.history.history import History
+from ffstream.history.history import SPANS, History
 from ffstream.history.marks import Mark
 from ffstream.history.points import FIGURES
 from ffstream.serving.pictures import weights_png
+
+
+def test_the_command_offers_every_span_that_there_is() -> None:
+    (option,) = [each for each in plot.params if each.name == "span"]
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == SPANS
 
 
 def history(samples: int = 20_000, *, seconds: int = 100) -> dict[str, Any]:
