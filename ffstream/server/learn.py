@@ -32,7 +32,7 @@ from ffstream.wire.images import ImageChecker, count_unlabelled
 from ffstream.wire.messages import PAGE_CLIENT, Ack, Bye, Hello, Samples
 
 _GREETED_MAX = 20_000
-_LESSONS_A_TURN = 8
+_LESSONS_A_TURN = 64
 
 
 @dataclass
@@ -212,24 +212,34 @@ class LearnLoop(RouterLoop):
         return receipts
 
     def _store_lessons(self) -> None:
-        """Stores what is taught over HTTP, each sample as a message with a transaction of its own."""
+        """Stores what is taught over HTTP: each sample is a message, all of them in one transaction."""
+        n = self.journal.clients.next_n(PAGE_CLIENT)
+        admitted: list[tuple[Lesson, Entry]] = []
         for _ in range(_LESSONS_A_TURN):
             lesson = self.lessons.take()
             if lesson is None:
-                return
+                break
             try:
-                lesson.result.set_result(self._store_lesson(lesson).first_seq)
+                admitted.append((lesson, self._admit_lesson(lesson, n=n + len(admitted), base=n)))
             except FFStreamError as error:
-                self.note_rejection(error, f"client={PAGE_CLIENT!r}")
-                lesson.result.set_exception(error)
+                self._reject_lesson(lesson, error)
+        if not admitted:
+            return
+        try:
+            receipts = self._append([entry for _, entry in admitted])
+        except Unavailable as error:
+            for lesson, _ in admitted:
+                self._reject_lesson(lesson, error)
+            return
+        for (lesson, _), receipt in zip(admitted, receipts, strict=True):
+            lesson.result.set_result(receipt.first_seq)
 
-    def _store_lesson(self, lesson: Lesson) -> Receipt:
-        """Raises FFStreamError; then it is not stored."""
-        n = self.journal.clients.next_n(PAGE_CLIENT)
+    def _admit_lesson(self, lesson: Lesson, *, n: int, base: int) -> Entry:
+        """The message to store. Raises FFStreamError if it is not to be stored."""
         message = Samples.model_construct(
             client=PAGE_CLIENT,
             n=n,
-            base=n,  # all earlier ones are answered
+            base=base,  # all earlier ones are answered
             count=1,
             dtype="uint8",
             shape=[self._checker.inputs],
@@ -239,7 +249,11 @@ class LearnLoop(RouterLoop):
         if (reason := self._admission.rejection_reason()) is not None:
             raise reason
         self._admission.admit(entry)
-        return self._append([entry])[0]
+        return entry
+
+    def _reject_lesson(self, lesson: Lesson, error: FFStreamError) -> None:
+        self.note_rejection(error, f"client={PAGE_CLIENT!r}")
+        lesson.result.set_exception(error)
 
     def idle(self) -> None:
         """Between groups: what is taught, and one portion of housekeeping."""
