@@ -9,7 +9,7 @@ from ffstream.cli.group import COMPLETION
 @click.command(epilog=options.example("ffstream completion fish > ~/.config/fish/completions/ffstream.fish"))
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script that makes a shell complete commands, options and `--set SECTION.KEY=VALUE`.
+    """Print a script for completion in bash, zsh or fish. Completes commands, options and `--set SECTION.KEY=VALUE`.
 
     \b
     bash  eval "$(ffstream completion bash)" in ~/.bashrc

@@ -51,7 +51,7 @@ def stat(context: click.Context, file: Path | None, state: Path | None, as_json:
 @options.as_json
 @click.pass_context
 def verify(context: click.Context, file: Path | None, state: Path | None, as_json: bool) -> None:
-    """Verify every byte: checksums, lengths, numbers, SQLite's own check. Exit code 1 if damage was found."""
+    """Verify every byte: checksums, lengths, numbers. Runs SQLite's own check. Exit code 1 if damage was found."""
     folder = states.folder(file, state)
     path = folder / JOURNAL
     with inspection.opened(path) as connection, progress_bar(quiet=as_json) as bar:

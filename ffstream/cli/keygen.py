@@ -18,7 +18,7 @@ from ffstream.security.keys import create
     help="Folder for the two files; created if it does not exist.",
 )
 def keygen(name: str, out: Path) -> None:
-    """Write a new key pair: NAME.key is public, NAME.key_secret must stay with its owner.
+    """Write a new key pair. NAME.key is public; NAME.key_secret must stay with its owner.
 
     The daemon and each client need their own pair. Existing files are never overwritten.
     """

@@ -98,12 +98,20 @@ settings = click.option(
     shell_complete=_complete_setting,
     help="Sets one option; overrides the file.",
 )
-state_folder = click.option(
-    "--state",
-    envvar="FFSTREAM_STATE",
-    type=click.Path(path_type=Path),
-    help="Folder with the journal and the checkpoints.",
-)
+
+
+def state(default: str) -> Callable[[_Command], _Command]:
+    """`--state`, with the end of its help."""
+    return click.option(
+        "--state",
+        envvar="FFSTREAM_STATE",
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        help=f"Folder with the journal and the checkpoints.{default}",
+    )
+
+
+state_folder = state(" Default: `state` in the file of --config, or ffstream-state.")
 
 
 def with_state(settings: Iterable[str], state: Path | None) -> list[str]:

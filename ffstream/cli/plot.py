@@ -38,7 +38,7 @@ _SPANS = ("10m", "3h", "1d", "30d", "all")
 )
 @click.option("--token", metavar="FILE", type=click.Path(path_type=Path), help="With --at: file with the HTTP token.")
 @options.config_file
-@options.state_folder
+@options.state(default="")
 @click.option(
     "--span",
     type=click.Choice(_SPANS),
@@ -65,7 +65,7 @@ def plot(
     layer: int,
     limit: int,
 ) -> None:
-    """Draw a picture of what a network learns, of a running daemon or of a state folder.
+    """Draw a picture of what a network learns. Reads a running daemon, or a state folder.
 
     \b
     curve       prequential error and speed against samples, with checkpoints, rollbacks, detected drift

@@ -32,7 +32,7 @@ def predict(
     as_json: bool,
     keys: CurveKeys | None,
 ) -> None:
-    """Ask a daemon for the labels of images, and the score of each label.
+    """Ask a daemon for the labels of images and their scores.
 
     IMAGE is a PNG or JPEG picture, or an array of one or several images: IDX, npy, npz (the array `images`, or the
     only one). `-` is stdin.

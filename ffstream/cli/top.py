@@ -92,7 +92,7 @@ class StatusPoller:
 @click.option("--once", is_flag=True, help="Print one frame and end, as without a terminal.")
 @options.keys
 def top(endpoint: str, interval_s: float, once: bool, keys: CurveKeys | None) -> None:
-    """Show what a daemon is doing, and how it learns, until q or Ctrl-C.
+    """Show what a daemon does and learns, until q or Ctrl-C.
 
     `error` is the prequential error: each sample is predicted before it is learned. The table shows the mean goodness
     of what each layer compares: the right label and wrong ones, the group of units of the right class and those of

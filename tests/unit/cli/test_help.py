@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from ffstream.cli import main
 
@@ -64,3 +65,16 @@ def test_an_example_with_an_unknown_option_or_value_would_be_found() -> None:
     for line in ("ffstream pause --for 5", "ffstream rollback", "ffstream serve --log-format xml"):
         with pytest.raises(click.UsageError):
             parse(line)
+
+
+@pytest.mark.parametrize("path", [path for path, command in COMMANDS.items() if isinstance(command, click.Group)])
+def test_no_summary_of_a_command_is_cut_off_in_a_narrow_terminal(path: str) -> None:
+    text = COMMANDS[path].get_help(click.Context(COMMANDS[path], info_name=path, terminal_width=80))
+    assert "..." not in text.partition("Commands:")[2]
+
+
+def test_a_typo_in_a_command_gets_a_suggestion_and_a_word_like_no_command_does_not() -> None:
+    typo = CliRunner().invoke(main, ["serv"])
+    assert (typo.exit_code, "No such command 'serv'. Did you mean 'serve'?" in typo.output) == (2, True)
+    unlike = CliRunner().invoke(main, ["xyzzy"])
+    assert (unlike.exit_code, "Did you mean" in unlike.output) == (2, False)
