@@ -48,6 +48,13 @@ def duration(seconds: float) -> str:
     return f"{round(seconds, 2 if seconds < 10 else 1):g} s"
 
 
+def _check_port(endpoint: str) -> None:
+    """Raises ConfigError for a port that does not exist: libzmq would silently take the remainder."""
+    host, _, port = endpoint.rpartition(":")
+    if host.startswith("tcp://") and port.isdecimal() and not 1 <= int(port) <= 65_535:
+        raise ConfigError(f"cannot connect to {endpoint}: there is no port {port}", hint="a port is 1 to 65535")
+
+
 class Connection:
     """A DEALER socket connected to an endpoint, for one thread (thread_affinity.py). Raises ConfigError.
 
@@ -76,6 +83,7 @@ class Connection:
             raise ConfigError(f"the endpoint {endpoint!r} is not a string", hint="use tcp://HOST:PORT or ipc://PATH")
         if keys is not None and not isinstance(keys, CurveKeys):
             raise ConfigError(f"keys of type {type(keys).__name__}", hint="use CurveKeys.load(key, server_key)")
+        _check_port(endpoint)
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._set_options(immediate=immediate)
         if keys is not None:

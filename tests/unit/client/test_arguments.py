@@ -278,3 +278,10 @@ def test_arguments_of_a_command_are_sent_or_rejected(scripted: Script) -> None:
 def test_missing_key_files_are_rejected() -> None:
     with pytest.raises(ConfigError):
         CurveKeys.load("/no/such/file", "/no/such/file")
+
+
+@pytest.mark.parametrize("port", [0, 65_536, 99_999])
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_port_that_does_not_exist_is_rejected_at_once(host: str, port: int) -> None:
+    with pytest.raises(ConfigError, match=f"there is no port {port}"):
+        Control(f"tcp://{host}:{port}")
