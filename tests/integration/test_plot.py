@@ -1,6 +1,7 @@
 """`ffstream plot` of a daemon, of its state folder while it runs, and of the folder after its end."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,10 +142,14 @@ def test_wrong_arguments_are_explained(tmp_path: Path) -> None:
     assert plot("curve", tmp_path / "a.png", "--at", "http://127.0.0.1:1", "--state", str(tmp_path)).exit_code == 2
     unreachable = plot("curve", tmp_path / "a.png", "--at", "http://127.0.0.1:1")
     assert unreachable.exit_code == 1
-    assert "no answer from http://127.0.0.1:1/api/history" in unreachable.output
+    assert re.search(r"no answer from http://127.0.0.1:1/api/history\S*: Connection refused", unreachable.output)
+    assert "start the daemon with `ffstream serve`" in unreachable.output
     nothing = plot("curve", tmp_path / "a.png", "--state", str(tmp_path))
     assert nothing.exit_code == 2
     assert "no history at" in nothing.output
+    for what in ("curve", "filters"):
+        missing = plot(what, tmp_path / "a.png", "--state", str(tmp_path / "missing"))
+        assert (missing.exit_code, "no state folder at" in missing.output) == (2, True)
 
 
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path) -> None:

@@ -40,14 +40,14 @@ def draw(history: dict[str, Any]) -> Figure:
     upper.yaxis.set_major_formatter(PercentFormatter(1.0))
     upper.set_ylabel("prequential error")
     last = window_error[np.isfinite(window_error)][-1]
-    upper.set_title(f"prequential error {last:.2%} in the end; each sample is predicted before it is learned")
+    upper.set_title(f"prequential error {last:.2%} at the end; each sample is predicted before it is learned")
     lower.plot(learned, curve(columns["rate"]), color=GREY, linewidth=1)
     lower.set_ylabel("learned, samples/s")
     lower.set_ylim(bottom=0)
     label_samples(lower)
     mark(upper, history["marks"], learned)
     mark(lower, history["marks"], learned, labels=False)
-    upper.legend(loc="upper right")
+    upper.legend(loc="best")
     return figure
 
 
@@ -77,7 +77,7 @@ def _window(learned: Curve) -> str:
     known = learned[np.isfinite(learned)]
     most = int(known.max()) if len(known) else 0
     if most < WINDOW_SAMPLES:
-        return f"of all samples predicted so far, {most:,} at most"
+        return f"of all samples predicted so far ({most:,} at the end)"
     return f"of the last {WINDOW_SAMPLES:,} samples predicted (at first of all)"
 
 

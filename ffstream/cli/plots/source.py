@@ -93,7 +93,11 @@ class Http:
             raise _refusal(error, url) from error
         except (OSError, ValueError) as error:  # URLError is an OSError
             reason = getattr(error, "reason", error)
-            hint = "--at takes the HTTP address, as http://127.0.0.1:8757; --state reads a folder without a daemon"
+            reason = getattr(reason, "strerror", None) or reason  # without its number
+            hint = (
+                "start the daemon with `ffstream serve`, or give its HTTP address with --at, as "
+                "http://127.0.0.1:8757; --state reads a folder without a daemon"
+            )
             raise Unreachable(f"no answer from {url}: {reason}", hint=hint) from error
 
 
@@ -117,6 +121,9 @@ class State:
     """A state folder. A daemon may be running on it; nothing is written."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises ConfigError if there is no such folder."""
+        if not folder.is_dir():
+            raise ConfigError(f"no state folder at {folder}", hint="use --state with the state folder of a daemon")
         self._folder = folder
 
     def history(self, span: str) -> Record:

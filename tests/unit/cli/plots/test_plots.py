@@ -142,13 +142,13 @@ def test_the_curve_names_the_true_size_of_its_window_and_its_marks() -> None:
     full = texts(DRAWINGS["curve"]())
     assert "of the last 10,000 samples predicted (at first of all)" in full
     assert "of the samples in each 1 s" in full
-    assert "prequential error 5.00% in the end" in full
+    assert "prequential error 5.00% at the end" in full
     assert "samples learned" in full
     assert "learned, samples/s" in full
     assert {"start", "rollback", "detected drift", "checkpoint"} <= set(full.splitlines())
     assert "paused" not in full, "what has not happened is not in the legend"
     few = texts(curve.draw(history(1000)))
-    assert "of all samples predicted so far, 1,000 at most" in few
+    assert "of all samples predicted so far (1,000 at the end)" in few
     assert "10,000" not in few
 
 
