@@ -31,10 +31,10 @@ _SUMMARY = ("goodness", "objective", "optimizer")
 def checkpoint(
     context: click.Context, endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None
 ) -> None:
-    """Make the daemon write a checkpoint; returns when it is durable. The subcommands read a state folder."""
+    """Make the daemon write a checkpoint. Returns when it is durable. The subcommands read a state folder."""
     if context.invoked_subcommand is None:
         result = request_long("checkpoint", endpoint, timeout_s, keys)
-        report(result, as_json, "checkpoint at sample {seq}: {bytes} bytes in {seconds:.2f} s")
+        report(result, as_json, "checkpoint at sample {seq:,}: {bytes:,} bytes in {seconds:.2f} s")
 
 
 @checkpoint.command("list", epilog=options.example("ffstream checkpoint list --state STATE"))

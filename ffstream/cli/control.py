@@ -40,7 +40,8 @@ def _facts(result: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     snapshot = result["snapshot"]
     rows = {
-        "state": f"{result['state']}, {result['phase']}"
+        "state": ("paused until `ffstream resume`" if result["state"] == "paused" else str(result["state"]))
+        + f", phase {result['phase']}"
         + (f", rejects samples: {result['refusing']}" if result["refusing"] else ""),
         "network": f"images of shape {result['image_shape']}, labels 0 to {result['labels'] - 1}",
         "samples": f"{result['accepted']:,} accepted, {result['learned']:,} learned, {result['backlog']:,} waiting"
@@ -61,11 +62,11 @@ def _reach(result: dict[str, Any]) -> str:
     oldest, relearn = result["rollback_from"], result["relearn_from"]
     if oldest is None:
         return "not possible yet"
-    since = f"{oldest:,} ({states.duration(result['rollback_age_s'])} of running time ago)"
+    since = f"{oldest:,} on ({states.duration(result['rollback_age_s'])} of running time ago)"
     if relearn == oldest:
-        return f"to any sample since {since}"
-    exact = f"with --skip to any checkpoint since {since}"
-    return exact if relearn is None else f"to any sample since {relearn:,}; {exact}"
+        return f"to any sample from {since}"
+    exact = f"with --skip to any checkpoint from {since}"
+    return exact if relearn is None else f"to any sample from {relearn:,} on; {exact}"
 
 
 def _stages(stages: list[dict[str, Any]]) -> Table:
@@ -154,8 +155,8 @@ def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool
     checkpoints.
     """
     result = request("rollback", endpoint, timeout_s, keys, arguments={"to": to, "later": later})
-    sentence = "rolled back to sample {to}, from checkpoint {checkpoint}; "
-    after = "samples {first} to {last} are {later}" if result["last"] > to else "there are no samples after it"
+    sentence = "rolled back to sample {to:,}, from checkpoint {checkpoint:,}; "
+    after = "samples {first:,} to {last:,} are {later}" if result["last"] > to else "there are no samples after it"
     report(result, as_json, sentence + after)
 
 
@@ -165,9 +166,9 @@ def rollback(endpoint: str, to: int, later: str, timeout_s: float, as_json: bool
 @options.as_json
 @options.keys
 def drain(endpoint: str, timeout_s: float, as_json: bool, keys: CurveKeys | None) -> None:
-    """Reject new samples, learn all acked ones, then stop the daemon."""
+    """Reject new samples, learn all acked ones, stop the daemon."""
     result = request_long("drain", endpoint, timeout_s, keys)
-    report(result, as_json, "all {learned} samples are learned; the daemon stops")
+    report(result, as_json, "all {learned:,} samples are learned; the daemon stops")
 
 
 @click.command(epilog=options.example("ffstream stop"))

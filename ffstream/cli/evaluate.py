@@ -44,7 +44,7 @@ def evaluate(
     as_json: bool,
     keys: CurveKeys | None,
 ) -> None:
-    """Measure error and latency of a daemon's predictions for a split. Sends one query after the other.
+    """Measure a daemon's error and latency on a split. Sends one query after the other.
 
     `ffstream replay --help` says what NAME, DIR and FILE may be.
     """
@@ -59,7 +59,9 @@ def evaluate(
     if as_json:
         print_json({"n": n, "error": wrong / n, "p50_ms": p50_ms, "p99_ms": p99_ms, "batch": batch})
     else:
-        click.echo(f"error {wrong / n:.2%} of {n:,} images; a query of {batch}: {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms")
+        images = "1 image" if batch == 1 else f"{batch:,} images"
+        latency = f"p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms"
+        click.echo(f"error {wrong / n:.2%} of {n:,} images; a query of {images} takes {latency}")
 
 
 def _ask(

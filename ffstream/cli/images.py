@@ -75,7 +75,8 @@ def _read(place: str) -> bytes:
             with Path(place).open("rb") as file:
                 content = file.read(FILE_MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise DataError(f"{place}: cannot be read: {error}", hint="check the path and its permissions") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error  # without the name again
+        raise DataError(f"{place}: cannot be read: {why}", hint="check the path and its permissions") from error
     if len(content) > FILE_MAX_BYTES:
         raise DataError(f"{place}: more than {FILE_MAX_BYTES} bytes", hint="divide it")
     return content

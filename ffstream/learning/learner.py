@@ -285,7 +285,7 @@ class Learner:
     def _rollback(self, to: int, *, skip: bool) -> RolledBack:
         applied = self.applied_seq
         if not 0 <= to <= applied:
-            raise SequenceUnknown(f"sample {to} is not learned", hint=f"learned are 0 to {applied}")
+            raise SequenceUnknown(f"sample {to} is not learned", hint=f"samples 0 to {applied} are learned")
         self._find_resume_state(to, skip=skip)  # raises before anything has changed
         self._end_run(self._config.shutdown.drain_timeout_s)
         try:
