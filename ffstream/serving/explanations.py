@@ -9,7 +9,7 @@ _RIGHT_AND_WRONG: dict[Compares, tuple[str, str]] = {
 }
 _ACTIVITIES: dict[Compares, str] = {
     "labels": "the activities with the right label, and with the wrong one",
-    "groups": "the label is no input, so the activities are the same for all labels: each label has a group of units",
+    "groups": "the label is not an input, so the activities are the same for all: each label has a group of units",
     "images": "the layer knows no label: the activities for the image, and for a negative image made from it",
 }
 
@@ -36,7 +36,7 @@ def _notes(layer: LayerOptions) -> list[str]:
     if layer.objective.relative_to_label_free:
         notes.append("goodness counts from that of the same image without a label")
     if layer.goodness.negative:
-        notes.append("goodness is negative: what is right falls silent")
+        notes.append("goodness is negative: less activity is more goodness")
     return notes
 
 

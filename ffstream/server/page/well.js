@@ -8,7 +8,7 @@ const PHASES = { interleaved: "positive and negative rows together", wake: "posi
 // Each tile: its name, its value and a note, from the status.
 const TILES = [
   ["Accepted", s => count(s.accepted), s => `samples, ${rate(s.rates?.accepted_per_s)}`],
-  ["Learned", s => count(s.learned), s => `samples, ${rate(s.rates?.learned_per_s)}`],
+  ["Learned", s => count(s.learned), learned],
   ["Waiting", s => count(s.backlog), lag],
   ["Predictions", s => rate(s.rates?.predictions_per_s), () => "over about 5 s"],
   ["Snapshot", s => age(s.snapshot?.age_s), s => `old, knows ${count(s.snapshot?.seq)} samples`],
@@ -18,6 +18,10 @@ const TILES = [
   ["Phase", s => s.phase ?? "–", s => PHASES[s.phase] ?? ""],
   ["Up for", s => duration(s.uptime_s), s => (s.time ? `since ${moment(s.time - s.uptime_s)}` : "")],
 ];
+
+function learned({ rates, skipped }) {
+  return `samples, ${rate(rates?.learned_per_s)}${skipped ? `; ${count(skipped)} skipped` : ""}`;
+}
 
 function lag(status) {
   if (!status.backlog) return "nothing waits";
