@@ -5,6 +5,7 @@ for checkpoints, and for deleting what they no longer need. Samples are accepted
 """
 
 import ctypes
+import errno
 import logging
 import os
 import resource
@@ -51,7 +52,9 @@ class Resources:
             usage = self.usage = self._measure(journal_free_bytes)
             return self._disk_shortage(usage) or self._memory_shortage(usage) or self._files_shortage()
         except OSError as error:  # measuring needs a descriptor, too
-            return TooManyFiles(f"cannot measure resources: {error}", hint="raise the limit on open files")
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return TooManyFiles(f"cannot measure resources: {error}", hint="raise the limit on open files")
+            return Unavailable(f"cannot measure resources: {error}", hint="is the state folder still there?")
 
     def _measure(self, journal_free_bytes: int) -> Usage:
         free = shutil.disk_usage(self._folder).free + journal_free_bytes

@@ -115,3 +115,9 @@ def test_the_memory_limit_of_a_container_is_respected(tmp_path: Path) -> None:
     (groups / "memory").mkdir()
     (groups / "memory" / "memory.limit_in_bytes").write_text("1000000\n")
     assert available_memory(groups, own) == 1_000_000, "version 1"
+
+
+def test_a_state_folder_that_is_gone_is_not_taken_for_a_lack_of_descriptors(tmp_path: Path) -> None:
+    found = lacking(tmp_path / "gone")
+    assert found is not None
+    assert (found.code, found.hint) == ("unavailable", "is the state folder still there?")
