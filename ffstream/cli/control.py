@@ -48,7 +48,7 @@ def _facts(result: dict[str, Any]) -> Table:
         + (f", {result['skipped']:,} skipped" if result["skipped"] else ""),
         "prequential error": prequential_error(result),
         "snapshot": f"{snapshot['age_s']:.1f} s old, learned up to {snapshot['seq']:,}",
-        "checkpoint": f"at {result['checkpoint_seq']:,}",
+        "checkpoint": f"at {result['checkpoint_seq']:,}" if result["checkpoint_seq"] else "none yet",
         "rollback": _reach(result),
     } | result["endpoints"]
     rows |= {f"warning: {name}": text for name, text in result.get("warnings", {}).items()}

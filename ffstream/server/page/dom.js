@@ -57,8 +57,9 @@ export function bar(share, className = "") {
 const loops = new Set();
 
 /** Calls `run` each `period` milliseconds while `node` is on the screen, the tab is shown and the daemon answers, and at
- *  once when that begins. `run` may return a promise; two never overlap. Returns a function that runs it soon. */
-export function whileVisible(node, period, run) {
+ *  once when that begins. `run` may return a promise; two never overlap. Returns a function that runs it soon.
+ *  `margin`: how far beyond its edges the screen counts, in pixels. */
+export function whileVisible(node, period, run, margin = 100) {
   let visible = false, busy = false, again = false, timer = 0;
   const tick = async () => {
     clearTimeout(timer);
@@ -77,7 +78,7 @@ export function whileVisible(node, period, run) {
   new IntersectionObserver(([entry]) => {
     visible = entry.isIntersecting;
     if (visible) tick();
-  }, { rootMargin: "100px" }).observe(node);
+  }, { rootMargin: `${margin}px` }).observe(node);
   document.addEventListener("visibilitychange", tick);
   loops.add(tick);
   return tick;

@@ -47,9 +47,9 @@ export const age = seconds => duration(known(seconds) ? Math.round(10 * seconds)
 
 export function bytes(value) {
   if (!known(value)) return NONE;
-  const units = ["B", "kB", "MB", "GB", "TB"];
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"]; // as `ffstream top` says it
   let at = 0;
-  while (value >= 1000 && at < units.length - 1) { value /= 1000; at += 1; }
+  while (value >= 1024 && at < units.length - 1) { value /= 1024; at += 1; }
   return `${value >= 100 || at === 0 ? value.toFixed(0) : value.toFixed(1)} ${units[at]}`;
 }
 

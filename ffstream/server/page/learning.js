@@ -69,6 +69,13 @@ function words({ time, error, window_error, accepted_rate, rate: learned }) {
   };
 }
 
+/** Errors of intervals in which enough samples were learned: that of a single one is 0 or 100 %. */
+function ofEnough(error, learned) {
+  const usual = learned.filter(value => value > 0).sort((a, b) => a - b);
+  const least = (usual[Math.floor(usual.length / 2)] ?? 0) / 10;
+  return error.map((value, at) => (learned[at] >= least ? value : null));
+}
+
 const scaled = values => values.map(value => (value === null ? null : 100 * value));
 
 function figure({ columns: c, marks, interval_s: seconds }, logarithmic) {
@@ -76,7 +83,7 @@ function figure({ columns: c, marks, interval_s: seconds }, logarithmic) {
   const sleeps = c.sleep.some(share => share > 0);
   const line = (name, y, yaxis, colour, width, more) => ({ type: "scatter", mode: "lines", name, x, y, yaxis, line: { color: colour, width }, ...more });
   const data = [
-    line(`error of each ${seconds === 1 ? "second" : duration(seconds)}`, scaled(c.error), "y", colour("warn"), 1, { opacity: 0.7, hovertemplate: "%{y:.2f} %" }),
+    line(`error of each ${seconds === 1 ? "second" : duration(seconds)}`, scaled(ofEnough(c.error, c.rate)), "y", colour("warn"), 1, { opacity: 0.7, hovertemplate: "%{y:.2f} %" }),
     line("error in the window", scaled(c.window_error), "y", colour("right"), 2, { hovertemplate: "%{y:.2f} %" }),
     line("learned", c.rate, "y2", colour("good"), 1.5, { hovertemplate: "%{y:,.0f}/s", fill: "tozeroy", fillcolor: `${colour("good")}2e` }),
     line("accepted", c.accepted_rate, "y2", colour("sleep"), 1, { hovertemplate: "%{y:,.0f}/s", line: { color: colour("sleep"), width: 1.5, dash: "dot" } }),

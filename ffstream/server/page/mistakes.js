@@ -7,6 +7,7 @@ import { compared, count, moment, percent } from "./format.js";
 const PERIOD_MS = 3000;
 const TABLE_LABELS = 20; // with more, the largest confusions are listed
 const LISTED = 20;
+const MARGIN = 3000; // it grows when it is first filled, which must not move what is below it under somebody's finger
 
 let newest = null;
 let shown = null;
@@ -27,7 +28,7 @@ export function setUp() {
       empty.hidden = false;
       setText(empty, explain(error));
     }
-  });
+  }, MARGIN);
 }
 
 function show({ window_samples: samples, classes, confusion, per_class: perClass, latest }) {
