@@ -161,6 +161,17 @@ class Limits(_Section):
     reply_queue_messages: int = Field(
         1000, ge=1, le=_INT_MAX, description="replies that wait until one client reads them"
     )
+    followers_max: int = Field(
+        64, ge=0, description="prediction replicas that may follow the daemon; further ones are rejected; 0: none"
+    )
+    followers_every_s: float = Field(
+        0.1, ge=0, le=3600, description="seconds between two snapshots that are sent to prediction replicas, at least"
+    )
+    followers_max_bytes: int = Field(
+        256 << 20,
+        ge=1,
+        description="bytes of different snapshots that wait until replicas have read them; then newer ones wait, too",
+    )
     heartbeat_s: float = Field(
         5.0,
         ge=1,

@@ -131,6 +131,7 @@ class Metrics:
         self._define_ingest()
         self._define_learning()
         self._define_serving()
+        self._define_replication()
         self._define_resources()
         info = Info("ffstream_build", "Versions this daemon runs with.", registry=self.registry)
         info.info({"version": __version__, "torch": str(torch.__version__), "python": platform.python_version()})
@@ -302,6 +303,32 @@ class Metrics:
         self.snapshot_age = self._gauge("snapshot_age_seconds", "Time since the weights that predict were published.")
         self.snapshot_seq = self._gauge("snapshot_seq", "Last sample that the weights that predict have learned.")
         self.snapshot_version = self._gauge("snapshot_version", "Number of the snapshot that predicts.")
+
+    def _define_replication(self) -> None:
+        self.followers = self._gauge(
+            "followers", "Connections that wait for or receive a snapshot; limits.followers_max is the maximum."
+        )
+        self.snapshots_sent = self._counter("snapshots_sent_total", "Snapshots sent to prediction replicas.")
+        self.snapshots_sent_bytes = self._counter("snapshots_sent_bytes_total", "Bytes of weights in these.")
+        self.replica_connected = self._gauge(
+            "replica_connected", "Of a replica: 1 while the daemon that it follows answers."
+        )
+        self.replica_staleness = self._gauge(
+            "replica_staleness_seconds", "Of a replica: its weights were the daemon's newest that long ago, at most."
+        )
+        self.replica_behind = self._gauge(
+            "replica_behind_samples",
+            "Of a replica: samples that the daemon had learned when it last answered, and these weights have not.",
+        )
+        self.replica_received = self._counter("replica_snapshots_total", "Of a replica: snapshots received.")
+        self.replica_received_bytes = self._counter(
+            "replica_snapshots_bytes_total", "Of a replica: bytes of weights in these."
+        )
+        self.replica_failures = self._counter(
+            "replica_failures_total",
+            "Of a replica: requests for a snapshot that failed, by the error's code.",
+            "reason",
+        )
 
     def _define_resources(self) -> None:
         self.standby = self._gauge("standby", "1 while it stands by for another daemon; 0 while it serves.")

@@ -12,7 +12,7 @@ import fcntl
 import json
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -51,11 +51,17 @@ def save(
     metadata: Mapping[str, str] | None = None,
 ) -> Saved:
     """Writes a new file. The caller makes it durable. Calls `wrote` after every few million bytes. Raises OSError."""
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
     with _File(path, wrote) as file:
-        for memory in (_header(ordered, metadata), *map(bytes_of, ordered.values())):
+        for memory in pieces(tensors, metadata=metadata):
             file.append(memory)
     return Saved(file.size, file.checksum.hexdigest())
+
+
+def pieces(tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> Iterator[memoryview]:
+    """The bytes of a file, in order: the header, then each tensor. A contiguous tensor on the CPU is not copied."""
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    yield _header(ordered, metadata)
+    yield from map(bytes_of, ordered.values())
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> memoryview:

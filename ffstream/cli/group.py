@@ -20,6 +20,7 @@ COMPLETION = "_FFSTREAM_COMPLETE"  # the variable that the scripts of `ffstream 
 # The module of each command, in the order of the help.
 _MODULES = {
     "serve": "serve",
+    "serve-predictions": "serve_predictions",
     "replay": "replay",
     "evaluate": "evaluate",
     "predict": "predict",
@@ -114,7 +115,9 @@ class Commands(click.Group):
         collects = gc.isenabled()
         gc.disable()  # saves a fifth of the time; imports create no garbage
         try:
-            command: click.Command = getattr(import_module(f"ffstream.cli.{_MODULES[cmd_name]}"), cmd_name)
+            command: click.Command = getattr(
+                import_module(f"ffstream.cli.{_MODULES[cmd_name]}"), cmd_name.replace("-", "_")
+            )
         finally:
             if collects:
                 gc.enable()

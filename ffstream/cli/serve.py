@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import click
 import sdnotify
@@ -23,7 +23,7 @@ from ffstream.cli import options
 from ffstream.cli.group import SHOW_ERROR
 from ffstream.cli.log_format import LOG_FORMATS, LogFormat, json_line, log_error
 from ffstream.cli.log_format import configure as configure_log
-from ffstream.cli.standard_streams import queue_output, write_if_taken
+from ffstream.cli.standard_streams import QueuedStream, queue_output, write_if_taken
 from ffstream.errors import StartBlocked, Unavailable
 from ffstream.util.durable import fsync
 
@@ -36,6 +36,36 @@ ENDPOINTS = "endpoints.json"
 _STDERR = 2
 _START_MAX_US = 300_000_000  # TimeoutStartSec in deploy/ffstream@.service
 _FORCED = "second signal: exit at once; nothing acked is lost"
+
+
+log_level_option = click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="FFSTREAM_LOG_LEVEL",
+    show_envvar=True,
+    help="The log goes to stderr, one line for each event. Lines are dropped and counted while nothing reads it.",
+)
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS),
+    default="text",
+    show_default=True,
+    envvar="FFSTREAM_LOG_FORMAT",
+    show_envvar=True,
+    help="json: each line is one JSON object, and nothing is written to stdout. `jq` and log collectors read it.",
+)
+
+
+class Served(Protocol):
+    """What runs in the foreground until a signal: a daemon or a prediction replica."""
+
+    def request_stop(self) -> None:
+        """Sets a flag, and returns."""
+
+    def request_reload(self) -> None:
+        """Sets a flag to read the clients' keys again, and returns."""
 
 
 @click.command(
@@ -65,24 +95,8 @@ _FORCED = "second signal: exit at once; nothing acked is lost"
     help="Start a new stream from these weights: a file that `ffstream export` wrote, the folder of a checkpoint, or"
     " a state folder. Only the weights are taken. Ignored once the stream exists, so restarts can keep the option.",
 )
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    envvar="FFSTREAM_LOG_LEVEL",
-    show_envvar=True,
-    help="The log goes to stderr, one line for each event. Lines are dropped and counted while nothing reads it.",
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(LOG_FORMATS),
-    default="text",
-    show_default=True,
-    envvar="FFSTREAM_LOG_FORMAT",
-    show_envvar=True,
-    help="json: each line is one JSON object, and nothing is written to stdout. `jq` and log collectors read it.",
-)
+@log_level_option
+@log_format_option
 @click.pass_context
 def serve(
     context: click.Context,
@@ -110,15 +124,7 @@ def serve(
           folder is in use, an address does not exist yet, a disk is missing, full or read-only, or no
           file descriptors are left
     """
-    # PID 1 ignores signals without a handler. Nothing has started yet, so there is nothing to shut down.
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
-    signal.signal(signal.SIGHUP, lambda number, frame: None)  # the default action would end the process
-    os.umask(0o077)  # files and sockets are for this user only
-    is_json = log_format == "json"
-    output = queue_output(_dropped_line) if is_json else queue_output()
-    configure_log(log_format, log_level, sys.stderr)
-    if is_json:
-        context.meta[SHOW_ERROR] = log_error
+    output = prepare_process(context, log_level, log_format)
     gc.disable()  # it would take a fifth of the start; the daemon enables it
     from ffstream.config import load
     from ffstream.daemon import preflight
@@ -129,19 +135,36 @@ def serve(
 
     daemon = Daemon(config, existing=existing, start_from=start_from)
     daemon.metrics.output_dropped.set_function(lambda: sum(stream.dropped for stream in output))
-    _handle_signals(daemon, as_json=is_json)
+    is_json = log_format == "json"
+    handle_signals(daemon, as_json=is_json)
     _run(daemon, config.state / ENDPOINTS, standby=standby, quiet=is_json)
+
+
+def prepare_process(context: click.Context, log_level: str, log_format: LogFormat) -> list[QueuedStream]:
+    """Signals, rights of new files, output and log of a process that serves. Returns its output streams."""
+    # PID 1 ignores signals without a handler. Nothing has started yet, so there is nothing to shut down.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # the default action would end the process
+    os.umask(0o077)  # files and sockets are for this user only
+    is_json = log_format == "json"
+    output = queue_output(_dropped_line) if is_json else queue_output()
+    configure_log(log_format, log_level, sys.stderr)
+    if is_json:
+        context.meta[SHOW_ERROR] = log_error
+    return output
 
 
 def _dropped_line(count: int) -> str:
     return json_line("warning", "lines dropped", count=count)
 
 
-def _handle_signals(daemon: "Daemon", *, as_json: bool) -> None:
+def handle_signals(served: Served, *, as_json: bool) -> None:
+    """The first SIGTERM or SIGINT stops it, a second one ends the process at once; SIGHUP reads the keys again."""
+
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, exit_at_once)
         signal.signal(signal.SIGINT, exit_at_once)
-        daemon.request_stop()
+        served.request_stop()
 
     def exit_at_once(number: int, frame: FrameType | None) -> None:
         write_if_taken(_STDERR, (json_line("warning", _FORCED) if as_json else f"{_FORCED}\n").encode())
@@ -149,10 +172,10 @@ def _handle_signals(daemon: "Daemon", *, as_json: bool) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGHUP, lambda number, frame: daemon.request_reload())
+    signal.signal(signal.SIGHUP, lambda number, frame: served.request_reload())
 
 
-class _ServiceManager:
+class ServiceManager:
     """Notifies systemd, if the daemon was started by it: see sd_notify(3)."""
 
     def __init__(self) -> None:
@@ -179,7 +202,7 @@ class _ServiceManager:
 
 
 def _run(daemon: "Daemon", endpoints: Path, *, standby: bool, quiet: bool) -> None:
-    service_manager = _ServiceManager()
+    service_manager = ServiceManager()
     try:
         if standby and not daemon.stand_by(service_manager.standing_by):
             return

@@ -1,5 +1,6 @@
 """A client for the control socket: sends commands to a daemon, and asks for its status."""
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -7,9 +8,10 @@ import numpy as np
 from ffstream.client.arguments import seconds
 from ffstream.client.keys import CurveKeys
 from ffstream.client.requests import RequestConnection
-from ffstream.errors import ConfigError
+from ffstream.errors import BadSize, ConfigError
 from ffstream.wire import codec
-from ffstream.wire.messages import DEFAULT_CONTROL, Reply, Request
+from ffstream.wire.codec import snapshot_info
+from ffstream.wire.messages import DEFAULT_CONTROL, Reply, Request, SnapshotInfo, Welcome
 
 # The result is the same when they are carried out twice.
 _REPEATABLE = frozenset({"status", "config", "wait_idle"})
@@ -65,6 +67,51 @@ class Control:
         """Waits until predictions have learned every sample that is acked now. Returns the status."""
         timeout_s = seconds(timeout_s, "timeout_s")
         return self.request("wait_idle", {"timeout_s": timeout_s}, timeout_s + 5.0)
+
+    def hello(self, timeout_s: float = 10.0) -> Welcome:
+        """The daemon's `welcome` over the current connection: its `boot`, and the images and labels of its network.
+
+        Raises RequestRefused, and DeadlineExceeded (Unreachable without a connection).
+        """
+        self._connection.affinity.check()
+        return self._connection.hello(seconds(timeout_s, "timeout_s"))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection is up, as far as is known."""
+        return self._connection.monitor.is_up
+
+    def snapshot(
+        self,
+        *,
+        after: tuple[str, int] | None,
+        wait_s: float,
+        recipe: bool = False,
+        timeout_s: float = 60.0,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> tuple[SnapshotInfo, list[bytes]]:
+        """The weights that predict, once they are newer than those with that `boot` and version; None: any.
+
+        Without newer ones within `wait_s`, the payload is empty. wire/SPEC.md describes the answer. A payload larger
+        than it announces raises BadSize. Raises as `request`; `give_up` ends a wait with DeadlineExceeded.
+        """
+        self._connection.affinity.check()
+        self._id += 1
+        arguments: dict[str, Any] = {"timeout_s": wait_s, "recipe": recipe}
+        if after is not None:
+            arguments |= {"boot": after[0], "after": after[1]}
+        request = _request(self._id, "snapshot", arguments)
+        answer, payload = self._connection.ask(
+            self._id, lambda welcome: (request, ()), timeout_s, repeatable=True, give_up=give_up
+        )
+        assert isinstance(answer, Reply)
+        info = snapshot_info(answer.result)
+        if sum(map(len, payload)) != info.bytes:
+            raise BadSize(
+                f"a snapshot of {sum(map(len, payload))} bytes, announced as {info.bytes}",
+                hint="are the daemon and this program of the same version?",
+            )
+        return info, payload
 
     def close(self) -> None:
         """Closes the connection."""

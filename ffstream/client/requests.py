@@ -41,11 +41,13 @@ class RequestConnection(Connection):
         timeout_s: float,
         *,
         repeatable: bool,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> tuple[Message, list[bytes]]:
         """Sends the request that `build` makes for this daemon, and returns the answer with that id.
 
         If the connection breaks, a repeatable request is sent again over the next one, and any other one raises
-        Unreachable, because its answer is lost. Also raises as `greet`, and what `build` raises.
+        Unreachable, because its answer is lost. Also raises as `greet`, and what `build` raises. When `give_up` is
+        true the deadline is now.
         """
         began = time.monotonic()
         deadline = began + timeout_s
@@ -59,7 +61,7 @@ class RequestConnection(Connection):
                 request, payload = build(welcome)
                 is_sent = self.send_if_up(request, *payload)
             now = time.monotonic()
-            if now >= deadline:
+            if now >= deadline or give_up():
                 raise self.deadline_error(now - began)
             received = self.receive(min(deadline - now, POLL_S))
             if received is None or getattr(received[0], "id", None) not in (id, None):

@@ -42,6 +42,7 @@ from ffstream.server.access import Access
 from ffstream.server.admission import Admission
 from ffstream.server.background import Background
 from ffstream.server.control import ControlLoop
+from ffstream.server.followers import Source
 from ffstream.server.housekeeping import Housekeeping
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
@@ -311,6 +312,11 @@ class Daemon:
             checker=checker,
             boot=boot,
             waits=self.commands.waits,
+            source=Source(
+                newest=lambda: self.learner.snapshots.current,
+                applied_seq=lambda: self.learner.applied_seq,
+                recipe=lambda: recipe.model_dump(mode="json"),
+            ),
         )
         metrics.journal_seq.set_function(lambda: self.journal.head.seq)
         metrics.journal_backlog.set_function(lambda: self.learner.backlog)

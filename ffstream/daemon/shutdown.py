@@ -1,4 +1,4 @@
-"""The stop of a daemon, in numbered steps that share one deadline.
+"""The stop of a daemon or a replica, in numbered steps that share one deadline.
 
 Each part registers how it ends when it is started, so a start that fails half-way stops what was started and no more.
 """
@@ -30,8 +30,17 @@ class Order(IntEnum):
     RELEASE_STATE = 11
 
 
+class ReplicaOrder(IntEnum):
+    """The steps of a prediction replica."""
+
+    STOP_FOLLOWING = 1
+    STOP_ANSWERING = 2
+    STOP_AUTHENTICATING = 3  # only now, so that no open socket accepts connections without it
+    CLOSE_CONTEXT = 4
+
+
 class _Step(NamedTuple):
-    order: Order
+    order: IntEnum
     name: str
     end: Callable[[float], bool]
 
@@ -42,7 +51,7 @@ class Shutdown:
     def __init__(self) -> None:
         self._steps: list[_Step] = []
 
-    def add(self, order: Order, name: str, end: Callable[[float], bool]) -> None:
+    def add(self, order: IntEnum, name: str, end: Callable[[float], bool]) -> None:
         """`end` gets the seconds that are left, and returns whether it was in time."""
         self._steps.append(_Step(order, name, end))
 

@@ -81,11 +81,11 @@ def choose_product_dtype(name: str, device: torch.device) -> torch.dtype:
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
         name = "bf16" if fast else "fp32"
     if name == "bf16" and device.type == "cpu":
-        _bound_compiled_products()
+        bound_compiled_products()
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
-def _bound_compiled_products() -> None:
+def bound_compiled_products() -> None:
     """On the CPU oneDNN compiles a bf16 product for each shape, and torch keeps it: 1,024 of them are 600 MB.
 
     The network has a few dozen shapes, but flushed microbatches can have any number of rows. The limits are read at

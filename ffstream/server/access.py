@@ -1,6 +1,7 @@
 """Access control of the sockets while the daemon runs: CURVE keys of the three sockets, the token of HTTP."""
 
 import logging
+from collections.abc import Collection
 from typing import NamedTuple
 
 import zmq
@@ -8,7 +9,7 @@ import zmq
 from ffstream.config import Config
 from ffstream.metrics import Metrics
 from ffstream.security.keys import KeyPair
-from ffstream.server.credentials import check_exposure, load_credentials, load_teach_token
+from ffstream.server.credentials import SOCKETS, check_exposure, load_credentials, load_teach_token
 from ffstream.server.keyring import Keyring
 from ffstream.server.origin import Hosts
 from ffstream.server.rejections import RejectedConnections
@@ -36,13 +37,15 @@ class Guard(NamedTuple):
 
 
 class Access:
-    """The guards of the three sockets, the ZAP thread, and for HTTP tokens and hosts. Raises ConfigError."""
+    """The guards of the sockets, the ZAP thread, and for HTTP tokens and hosts. Raises ConfigError."""
 
-    def __init__(self, config: Config, metrics: Metrics, on_failure: OnFailure) -> None:
+    def __init__(
+        self, config: Config, metrics: Metrics, on_failure: OnFailure, sockets: Collection[str] = SOCKETS
+    ) -> None:
         listen, security = config.listen, config.security
-        for exposed in check_exposure(listen, security):
+        for exposed in check_exposure(listen, security, sockets):
             log.warning("listening without authentication %s", exposed)
-        pair, clients, self.http_token = load_credentials(security)
+        pair, clients, self.http_token = load_credentials(security, sockets)
         self.teach_token = load_teach_token(config.http, listen)
         self.hosts = Hosts(listen.http, config.http.hosts)
         self.guards: dict[str, Guard] = {}

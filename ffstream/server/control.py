@@ -6,8 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from ffstream.config import Limits
-from ffstream.errors import BadHeader, Busy, FFStreamError
+from ffstream.errors import BadHeader, Busy, FFStreamError, Unavailable
 from ffstream.metrics import Metrics
+from ffstream.server import followers
+from ffstream.server.followers import Answer, Followers, Rejection, Source
 from ffstream.server.received import Received
 from ffstream.server.router import RouterLoop
 from ffstream.util.threads import OnFailure
@@ -23,6 +25,7 @@ Command = Callable[[dict[str, Any]], Callable[[], dict[str, Any]]]
 _COMMANDS_MAX = 64  # at a time, each on a thread
 _RESERVED = 8  # of these, for commands that do not wait: commands that do must not delay a stop
 _BUSY_POLL_MS = 5
+_FOLLOWED_POLL_MS = 20
 _LAST_ANSWERS_S = 1.0
 
 
@@ -36,7 +39,7 @@ class _Running(NamedTuple):
 
 
 class ControlLoop(RouterLoop):
-    """Thread `ff-control`. `waits` names the commands that may take long."""
+    """Thread `ff-control`. `waits` names the commands that may take long. `source`: for the command `snapshot`."""
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class ControlLoop(RouterLoop):
         checker: ImageChecker,
         boot: str,
         waits: Collection[str] = (),
+        source: Source | None = None,
     ) -> None:
         super().__init__(
             "control",
@@ -65,6 +69,9 @@ class ControlLoop(RouterLoop):
         self._waits = waits
         self._workers = ThreadPoolExecutor(_COMMANDS_MAX, thread_name_prefix="ff-command")
         self._running: list[_Running] = []
+        self._followers: Followers | None = None
+        if source is not None:
+            self._followers = Followers(source, limits, metrics, boot=boot, submit=self._workers.submit)
 
     def handle(self, batch: list[Received]) -> None:
         """Starts the commands."""
@@ -76,6 +83,9 @@ class ControlLoop(RouterLoop):
             assert isinstance(message, Request)
             try:
                 codec.expect_payload(payload, 0)
+                if message.command == followers.COMMAND and self._followers is not None:
+                    self._followers.add(peer, message, received.sender())
+                    continue
                 work = self._work(message)
             except Exception as error:  # unforeseen arguments must not end the daemon
                 self._reject(peer, message.id, received.sender(), error)
@@ -85,7 +95,7 @@ class ControlLoop(RouterLoop):
     def _work(self, request: Request) -> Callable[[], dict[str, Any]]:
         command = self._commands.get(request.command)
         if command is None:
-            known = ", ".join(sorted(self._commands))
+            known = ", ".join(sorted([*self._commands, *([followers.COMMAND] if self._followers else [])]))
             raise BadHeader("unknown command", hint=f"known commands are {known}")
         work = command(request.arguments)
         if len(self._running) >= _COMMANDS_MAX - _RESERVED * (request.command in self._waits):
@@ -99,7 +109,10 @@ class ControlLoop(RouterLoop):
         self.reject(peer, error, sender=sender, id=id)
 
     def idle(self) -> None:
-        """Replies to the commands that have finished."""
+        """Replies to the commands that have finished, and to those that wait for a snapshot."""
+        if self._followers is not None:
+            for each in self._followers.poll():
+                self._answer_follower(self._followers, each)
         unfinished = []
         for running in self._running:
             peer, id, sender, result = running
@@ -111,13 +124,27 @@ class ControlLoop(RouterLoop):
                 self._reject(peer, id, sender, error)
         self._running = unfinished
 
+    def _answer_follower(self, queue: Followers, answer: Answer | Rejection) -> None:
+        if isinstance(answer, Rejection):
+            self._reject(*answer)
+            return
+        reply = Reply(id=answer.id, result=answer.result)
+        queue.sent(answer, self.reply_tracked(answer.peer, reply, answer.encoded.frames if answer.encoded else ()))
+
     def _poll_ms(self) -> int:
-        return _BUSY_POLL_MS if self._running else super()._poll_ms()
+        if self._running:
+            return _BUSY_POLL_MS
+        return _FOLLOWED_POLL_MS if self._followers is not None and self._followers.waits else super()._poll_ms()
 
     def finish(self) -> None:
         """Answers the running commands. When the daemon stops, a command ends soon, or is not waited for."""
         wait([each.result for each in self._running], _LAST_ANSWERS_S)
         self.idle()
+        if self._followers is not None:
+            for each in self._followers.reject_all(
+                Unavailable("the daemon is stopping", hint="follow it again later")
+            ):
+                self._reject(*each)
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the loop, then the threads that run commands."""

@@ -4,6 +4,7 @@ With keys, each socket accepts the public keys in its own folder and no others. 
 socket has access, so a socket that other machines can reach is an error unless `security.insecure` allows it.
 """
 
+from collections.abc import Collection
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -24,17 +25,17 @@ class Credentials(NamedTuple):
     http_token: bytes | None
 
 
-def check_exposure(listen: Listen, security: Security) -> list[str]:
-    """Returns the sockets that everybody can reach, each with its address as it appears in a log line.
+def check_exposure(listen: Listen, security: Security, sockets: Collection[str] = SOCKETS) -> list[str]:
+    """Returns those of the `sockets`, and of HTTP, that everybody can reach, as they appear in a log line.
 
     Raises ConfigError if there is one, unless `security.insecure` allows it.
     """
-    sockets = {name: (getattr(listen, name), bool(security.server_key)) for name in SOCKETS}
+    served = {name: (getattr(listen, name), bool(security.server_key)) for name in sockets}
     for name in ("http", "standby_http"):
         if address := getattr(listen, name):
-            sockets[name] = (f"tcp://{address}", bool(security.http_token))
+            served[name] = (f"tcp://{address}", bool(security.http_token))
     exposed = []
-    for name, (endpoint, is_protected) in sockets.items():
+    for name, (endpoint, is_protected) in served.items():
         if is_protected or is_local(endpoint):
             continue
         is_http = name not in SOCKETS
@@ -62,13 +63,13 @@ def is_local(endpoint: str) -> bool:
         return False
 
 
-def load_credentials(security: Security) -> Credentials:
-    """Reads the files that the options name. Raises ConfigError that names the option and the file."""
+def load_credentials(security: Security, sockets: Collection[str] = SOCKETS) -> Credentials:
+    """Reads the files that the options name, for these sockets. Raises ConfigError: option and file."""
     token = None
     if security.http_token:
         with about("security.http_token"):
             token = load_token(Path(security.http_token))
-    folders = {name: getattr(security, f"{name}_clients") for name in SOCKETS}
+    folders = {name: getattr(security, f"{name}_clients") for name in sockets}
     if not security.server_key:
         for name, folder in folders.items():
             if folder:

@@ -26,6 +26,7 @@ class PredictLoop(RouterLoop):
         limits: Limits,
         *,
         is_behind: Callable[[], bool] = lambda: False,
+        note: Callable[[], str] = lambda: "",
         boot: str,
         metrics: Metrics,
         on_failure: OnFailure,
@@ -43,6 +44,7 @@ class PredictLoop(RouterLoop):
         )
         self._predictor = predictor
         self._is_behind = is_behind
+        self._note = note
         self._pacer = Pacer(limits.learning_min_share)
 
     def handle(self, batch: list[Received]) -> None:
@@ -50,6 +52,10 @@ class PredictLoop(RouterLoop):
         self._pacer.begin()
         self._answer(batch)
         self._pacer.end()
+
+    def note(self) -> str:
+        """Of a replica: that its daemon does not answer."""
+        return self._note()
 
     def idle(self) -> None:
         """Pauses for as long as it owes to learning."""

@@ -51,7 +51,7 @@ class RouterLoop(ABC):
         self.socket_name = name
         self._types = codec.table(*SENT_TO[name])
         self._checker = checker
-        self._boot = boot
+        self.boot = boot  # a replica replaces it by that of the daemon that it follows
         self._payload_max_bytes = payload_max_bytes
         self._limits = limits
         self._metrics = metrics
@@ -194,7 +194,7 @@ class RouterLoop(ABC):
             if len(frame) > self._payload_max_bytes and self._payload_max_bytes:
                 raise TooLarge(f"{len(frame)} bytes of payload", hint=f"at most {self._payload_max_bytes} in a frame")
         if isinstance(message, Ping):
-            pong = Pong(socket=self.socket_name, boot=self._boot, credit=self.credit(), **self._rejection_fields())
+            pong = Pong(socket=self.socket_name, boot=self.boot, credit=self.credit(), **self._rejection_fields())
             self.reply(peer, pong)
             return None
         return Received(peer, message, frames[1:], key, header, time.perf_counter())
@@ -250,7 +250,7 @@ class RouterLoop(ABC):
         checker = self._checker
         welcome = Welcome(
             socket=self.socket_name,
-            boot=self._boot,
+            boot=self.boot,
             max_samples=checker.max_samples,
             max_bytes=self._payload_max_bytes,
             inputs=checker.inputs,
@@ -265,19 +265,29 @@ class RouterLoop(ABC):
 
     def _rejection_fields(self) -> dict[str, str]:
         error = self.rejection_reason()
-        return {} if error is None else {"refusing": error.code, "message": error.message, "hint": error.hint}
+        if error is None:
+            return {"message": note} if (note := self.note()) else {}
+        return {"refusing": error.code, "message": error.message, "hint": error.hint}
 
     def reply(self, peer: bytes, message: Message, *payload: bytes) -> None:
         """Sends without blocking. If the peer is gone or does not read, the reply is dropped and counted."""
         self._send([peer, codec.encode(message), *payload])
 
-    def _send(self, frames: list[bytes]) -> None:
+    def reply_tracked(
+        self, peer: bytes, message: Message, payload: Sequence[memoryview]
+    ) -> zmq.MessageTracker | None:
+        """As `reply`, with a payload that is not copied. The tracker says when libzmq no longer needs it; None if
+        the reply was dropped."""
+        return self._send([peer, codec.encode(message), *payload], track=True)
+
+    def _send(self, frames: Sequence[bytes | memoryview], *, track: bool = False) -> zmq.MessageTracker | None:
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            return self._socket.send_multipart(frames, zmq.NOBLOCK, copy=not track, track=track)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
             self._metrics.replies_dropped.inc()
+            return None
 
     # --- for the three loops
     # -----------------------------------------------------------------------------------------
@@ -289,6 +299,10 @@ class RouterLoop(ABC):
     def rejection_reason(self) -> Unavailable | None:
         """Why every sample is rejected at present; None if samples are accepted, and on other sockets."""
         return None
+
+    def note(self) -> str:
+        """A remark in `welcome` and `pong` while nothing is rejected."""
+        return ""
 
     @abstractmethod
     def handle(self, batch: list[Received]) -> None:

@@ -45,6 +45,12 @@ class Snapshots:
                 self._recedes = False
                 self._published.notify_all()
 
+    def replace(self, snapshot: Snapshot) -> None:
+        """Replaces the current snapshot, whatever its version: the daemon that a replica follows has restarted."""
+        with self._published:
+            self._current = snapshot
+            self._published.notify_all()
+
     def recede(self) -> None:
         """A rollback begins: what the current one has learned no longer counts, and the next may know less."""
         with self._published:

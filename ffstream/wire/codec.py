@@ -5,18 +5,19 @@ Frames come from outside and are validated here, once: a message that was decode
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgpack
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ffstream.errors import BadFrames, BadHeader, TooLarge, UnknownType, UnsupportedVersion
-from ffstream.wire.messages import MAX_HEADER_BYTES, SENT_TO, VERSION, Message
+from ffstream.wire.messages import MAX_HEADER_BYTES, SENT_TO, VERSION, Message, SnapshotInfo, SnapshotRequest
 
 # Entries in a list or map. msgpack allocates as many as are announced, at every level of nesting.
 _LIST_MAX = 64
 _MAP_MAX = 64
 _UNREADABLE = (ValueError, RecursionError, msgpack.UnpackException)  # what msgpack raises
+_Fields = TypeVar("_Fields", bound=BaseModel)
 _NAME_MAX = 100  # characters of a field's name in an error message; the sender may have chosen the name
 
 
@@ -133,6 +134,25 @@ class _FieldReader:
                 unpacker.skip()
         if unpacker.tell() != len(self._header):
             raise ValueError("bytes after the map")
+
+
+def snapshot_request(arguments: Mapping[str, Any]) -> SnapshotRequest:
+    """The arguments of the command `snapshot`. Raises BadHeader."""
+    return _checked(SnapshotRequest, arguments)
+
+
+def snapshot_info(result: Mapping[str, Any]) -> SnapshotInfo:
+    """The result of the command `snapshot`. Raises BadHeader."""
+    return _checked(SnapshotInfo, result)
+
+
+def _checked(kind: type[_Fields], fields: Mapping[str, Any]) -> _Fields:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])[:_NAME_MAX]
+        raise BadHeader(f"snapshot.{field}: {first['msg']}", hint="see wire/SPEC.md, Snapshots") from error
 
 
 class Subject(NamedTuple):

@@ -142,6 +142,37 @@ class Reply(Message):
     result: dict[str, Any]
 
 
+class SnapshotRequest(BaseModel):
+    """Arguments of the command `snapshot`: weights newer than `after` of this `boot`, within `timeout_s`.
+
+    `recipe`: the answer contains the options of the network, too.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    after: Count | None = None
+    boot: str | None = None
+    timeout_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    recipe: bool = False
+
+
+class SnapshotInfo(BaseModel):
+    """Result of the command `snapshot`: the weights in the payload, or with `bytes` 0 that there are no newer ones.
+
+    `version`, `seq`: of the newest snapshot, `as_of_s` seconds after the request was received. `applied_seq`: what
+    every layer had learned then. `checksum`: XXH3-128 of the payload, in hexadecimal digits.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    boot: str
+    version: Count
+    seq: Count
+    applied_seq: Count
+    as_of_s: Annotated[float, Field(allow_inf_nan=False)]
+    bytes: Count
+    checksum: str = ""
+    recipe: dict[str, Any] | None = None
+
+
 class ErrorReply(Message):
     """Any socket: what is wrong with message `n` (learn) or request `id`, and what to do about it.
 
