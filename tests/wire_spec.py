@@ -62,6 +62,11 @@ def status_keys() -> dict[str, str]:
     return {row[0].strip("`"): row[1] for row in _rows(_section("Status"))}
 
 
+def snapshot_keys() -> dict[str, str]:
+    """The keys of the result of `snapshot` with their kinds."""
+    return {row[0].strip("`"): row[1] for row in _rows(_section("Snapshots"))}
+
+
 def ranges() -> dict[str, tuple[int, int]]:
     """The lowest and highest value of each integer field whose range is written as "0 to 2^62 − 1"."""
     found: dict[str, tuple[int, int]] = {}

@@ -73,6 +73,7 @@ class Follower:
         self._on_first = on_first
         self._stopping = threading.Event()
         self._boot = ""
+        self._has_restarted = False  # since the welcome
         self._decoder: Decoder | None = None
         self._snapshots: Snapshots | None = None
         self._confirmed_at: float | None = None
@@ -172,7 +173,7 @@ class Follower:
         with self.thread.waiting():
             welcome = self._control.hello(_HELLO_S)
         self._check(welcome)
-        is_known = self._decoder is not None and welcome.boot == self._boot
+        is_known = self._decoder is not None and welcome.boot == self._boot and not self._has_restarted
         asked_at = time.monotonic()
         with self.thread.waiting():
             info, frames = self._control.snapshot(
@@ -213,6 +214,7 @@ class Follower:
     def _take(self, info: SnapshotInfo, frames: list[bytes]) -> None:
         decoder = self._decoder
         if info.boot != self._boot:
+            self._has_restarted = info.recipe is None
             if info.recipe is None:  # it restarted after the welcome: the next request asks for its recipe
                 raise Unreachable(f"the daemon at {self.endpoint} has restarted", hint="it is asked again")
             decoder = self._make_decoder(info.recipe)

@@ -2,8 +2,8 @@
 
 They are answered in rounds. A round sends the newest snapshot to each follower that has an older one, and encodes it
 once for all. `limits.followers_every_s` lies between two rounds, so many requests cost no more than few. A connection
-has one request or answer at a time: while it has not read the last answer it gets no other one. A snapshot stays in
-memory until it is read, so `limits.followers_max_bytes` limits how many different ones may wait.
+has one request at a time, and gets no other snapshot while it has not read the last one. A snapshot stays in memory
+until it is read, so `limits.followers_max_bytes` limits how many different ones may wait.
 """
 
 import time
@@ -89,7 +89,7 @@ class Followers:
         self._round: _Round | None = None
         self._last: Encoded | None = None
         self._next_round = 0.0
-        metrics.followers.set_function(lambda: len(self._waiting) + len(self._sent))
+        metrics.followers.set_function(lambda: len(self._waiting.keys() | self._sent.keys()))
 
     @property
     def waits(self) -> bool:
@@ -100,20 +100,17 @@ class Followers:
         """Takes a request. Raises BadHeader, Busy."""
         arguments = snapshot_request(request.arguments)
         self._forget_read()
-        if peer in self._waiting or peer in self._sent:
-            raise Busy(
-                "this connection has a request for a snapshot already, or has not read the answer",
-                hint="wait for the answer",
-            )
-        if len(self._waiting) + len(self._sent) >= self._limits.followers_max:
+        if peer in self._waiting:
+            raise Busy("this connection has a request for a snapshot already", hint="wait for the answer")
+        if peer not in self._sent and len(self._waiting.keys() | self._sent.keys()) >= self._limits.followers_max:
             raise Busy(f"{self._limits.followers_max} replicas follow this daemon", hint="raise limits.followers_max")
         self._waiting[peer] = _Waiting(peer, request.id, sender, arguments, time.monotonic())
 
     def poll(self) -> Iterator[Answer | Rejection]:
         """What can be answered now. The caller sends it, and passes an answer's tracker to `sent`."""
+        self._forget_read()
         if not self._waiting:
             return
-        self._forget_read()
         if self._round is not None and self._round.encoded.done():
             done, self._round = self._round, None
             yield from self._end_round(done)
@@ -180,8 +177,11 @@ class Followers:
         return Answer(waiting.peer, waiting.id, info.model_dump(), encoded)
 
     def _wants(self, waiting: _Waiting, newest: Snapshot) -> bool:
-        """Whether that snapshot is newer than what the follower has. Another start of the daemon counts anew."""
+        """Whether that snapshot is newer than what the follower has, and the follower reads. Another start of the
+        daemon counts anew."""
         request = waiting.request
+        if waiting.peer in self._sent:
+            return False
         return request.after is None or request.boot != self._boot or newest.version > request.after
 
     def _is_late(self, waiting: _Waiting, now: float) -> bool:

@@ -57,7 +57,8 @@ class Decoder:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self._shapes = {name: value.shape for name, value in Network(recipe).weights().items()}
+        weights = Network(recipe).weights()
+        self._expected = {name: (value.shape, value.is_floating_point()) for name, value in weights.items()}
 
     def decode(self, frames: Sequence[bytes], expected_checksum: str, version: int, seq: int) -> Snapshot:
         """The snapshot, which has predicted an image already. Raises CheckpointDamaged, CheckpointIncompatible."""
@@ -83,11 +84,12 @@ class Decoder:
         return Snapshot(classifier, version, seq)
 
     def _check(self, weights: dict[str, Tensor], version: int) -> None:
-        for name in sorted(self._shapes.keys() | weights.keys()):
-            expected, found = self._shapes.get(name), weights.get(name)
-            if expected is None or found is None or found.shape != expected:
-                has = "is missing" if found is None else f"has the shape {tuple(found.shape)}"
-                raise CheckpointIncompatible(
-                    f"snapshot {version} does not fit its network: the tensor {name} {has}",
-                    hint="are the daemon and this program of the same version?",
-                )
+        for name in sorted(self._expected.keys() | weights.keys()):
+            found = weights.get(name)
+            if found is not None and (found.shape, found.is_floating_point()) == self._expected.get(name):
+                continue
+            has = "is missing" if found is None else f"has the shape {tuple(found.shape)} and dtype {found.dtype}"
+            raise CheckpointIncompatible(
+                f"snapshot {version} does not fit its network: the tensor {name} {has}",
+                hint="are the daemon and this program of the same version?",
+            )

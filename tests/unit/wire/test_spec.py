@@ -8,7 +8,7 @@ import pytest
 from ffstream import errors
 from ffstream.errors import BadHeader, FFStreamError, ProtocolError, Unauthorized, Unavailable
 from ffstream.wire import messages
-from ffstream.wire.codec import decode, encode, table
+from ffstream.wire.codec import decode, encode, snapshot_info, table
 from ffstream.wire.messages import Message
 from tests import wire_spec
 
@@ -68,6 +68,17 @@ def test_the_code_has_the_same_types_and_keys() -> None:
     assert {name: set(keys) for name, keys in SPEC.items()} == {
         name: set(each.model_fields) for name, each in TYPES.items()
     }
+
+
+def test_the_result_of_snapshot_has_the_keys_of_the_specification() -> None:
+    kinds = {"str": "abc", "int": 1, "float": 0.5, "map or nil": None}
+    keys = wire_spec.snapshot_keys()
+    assert set(keys) == set(messages.SnapshotInfo.model_fields)
+    result = {key: kinds[kind] for key, kind in keys.items()}
+    assert snapshot_info(result).boot == "abc"
+    for key in keys:
+        with pytest.raises(BadHeader, match=f"snapshot.{key}"):
+            snapshot_info(result | {key: ["x"]})
 
 
 def test_the_messages_module_has_no_other_message() -> None:
