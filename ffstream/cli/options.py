@@ -34,7 +34,7 @@ def _complete_dataset(context: click.Context, parameter: click.Parameter, incomp
     return names or [CompletionItem(incomplete, type="file")]
 
 
-def _complete_setting(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_setting(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """A section, then an option in it, then a value if there is a closed list of them."""
     from ffstream import config
 
@@ -95,7 +95,7 @@ settings = click.option(
     "settings",
     metavar="SECTION.KEY=VALUE",
     multiple=True,
-    shell_complete=_complete_setting,
+    shell_complete=complete_setting,
     help="Sets one option; overrides the file.",
 )
 

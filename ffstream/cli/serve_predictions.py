@@ -60,6 +60,7 @@ _UNUSED = ("listen.learn=tcp://127.0.0.1:*", "listen.control=tcp://127.0.0.1:*")
     "settings",
     metavar="SECTION.KEY=VALUE",
     multiple=True,
+    shell_complete=options.complete_setting,
     help="Sets one option of [limits], [security], [http] or [shutdown], as for `ffstream serve`;"
     " security.server_key and security.predict_clients are for its own socket.",
 )

@@ -81,6 +81,7 @@ class Replica:
         self.failure: FFStreamError | None = None
         self._max_staleness_s = max_staleness_s
         self._phase = "starting"  # then "ready", then "stopping"
+        self._must_stop = False  # by request
         self._access = Access(config, self.metrics, self._fail, SOCKETS)
         self._shutdown = Shutdown()
         # Not an Event: setting one in a signal handler deadlocks if that thread is about to wait for it.
@@ -130,7 +131,7 @@ class Replica:
         for failure in (self.failure, self.follower.failure):
             if failure is not None:
                 raise failure
-        if not self.follower.has_snapshot():
+        if self._must_stop:
             return False
         self._start_predicting()
         self._phase = "ready"
@@ -282,6 +283,7 @@ class Replica:
 
     def request_stop(self) -> None:
         """Sets a flag and returns; safe in a signal handler. The thread in `wait` then stops the replica."""
+        self._must_stop = True
         self._wake.put(_Wake.STOP)
 
     def request_reload(self) -> None:

@@ -286,6 +286,20 @@ def readiness(http: str) -> str:
         return ""
 
 
+def test_a_replica_that_waits_for_its_daemon_can_be_stopped() -> None:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    replica = Replica(load(settings=FREE_PORTS, environment={}), url)
+    served: list[bool] = []
+    starting = threading.Thread(target=lambda: served.append(replica.start()), name="replica")
+    starting.start()
+    wait_until(replica.follower.thread.is_alive, WAIT_S, "it waits")
+    assert replica.readiness() == (False, "starting: it waits for a first snapshot")
+    replica.request_stop()
+    starting.join(WAIT_S)
+    assert served == [False]
+    replica.stop()
+
+
 def test_options_of_the_daemon_are_refused_by_the_command() -> None:
     done = run_cli(
         "serve-predictions", "--follow", "tcp://127.0.0.1:1", "--set", "network.labels=5", timeout_s=COMMAND_S
