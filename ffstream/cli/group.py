@@ -42,6 +42,8 @@ _MODULES = {
 }
 
 
+_SUMMARY_MAX = 120  # characters
+
 ShowError = Callable[[FFStreamError, int], None]
 SHOW_ERROR = "ffstream.show_error"  # key of a ShowError in the `meta` of a command's context
 
@@ -122,6 +124,13 @@ class Commands(click.Group):
             if collects:
                 gc.enable()
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands. A summary that is longer than a line is continued on the next one, not cut off."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, command.get_short_help_str(_SUMMARY_MAX)) for name, command in found if command is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command."""

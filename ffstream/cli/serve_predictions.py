@@ -80,7 +80,7 @@ def serve_predictions(
     log_format: LogFormat,
     keys: "CurveKeys | None",
 ) -> None:
-    """Answer queries with the newest weights of a daemon that runs elsewhere.
+    """Answer queries with the newest weights of a daemon elsewhere.
 
     It speaks the predict protocol and gives the answers of the daemon, with the version and seq of its snapshot. It
     keeps nothing on disk. When the daemon is gone it predicts on with the last weights and says so; it follows the

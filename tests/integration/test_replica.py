@@ -20,6 +20,7 @@ from ffstream.daemon.replica import Replica
 from ffstream.errors import ConfigError, RequestRefused
 from ffstream.security import keys
 from tests.harness.commands import CLI, COMMAND_S, run_cli
+from tests.harness.crashing.presets import small_recipe, small_stream
 from tests.harness.daemon_directory import FREE_PORTS, free_port
 from tests.in_process import ANSWER_S, ANY_NETWORK, WAIT_S, Peer, Running, Start, feed, images
 from tests.support import wait_until
@@ -105,8 +106,10 @@ def test_replicas_answer_as_the_daemon_and_follow_it(start: Start, follow: Follo
 
 @pytest.mark.parametrize("preset", ["conv", "unsupervised"])
 def test_other_networks_are_replicated_bit_for_bit(tmp_path: Path, follow: Follow, preset: str) -> None:
-    settings = [f"network.preset={preset}", "network.image_shape=[18,18]", "pipeline.precision=bf16"]
-    query = np.random.default_rng(1).integers(0, 256, (20, 324), np.uint8)
+    """In bfloat16, which is not the default of these tests."""
+    settings = [*small_stream(preset, seed=1).settings, "pipeline.precision=bf16"]
+    inputs = small_recipe(preset).inputs
+    query = np.random.default_rng(1).integers(0, 256, (20, inputs), np.uint8)
     with Running(tmp_path / "state", *settings, base=ANY_NETWORK) as daemon:
         daemon.producer().send(query, np.arange(20) % 10)
         following = follow(daemon.daemon.control.endpoint)
