@@ -22,6 +22,8 @@ UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
 # SQLITE_IOERR and SQLITE_CANTOPEN are what SQLite reports for an exceeded quota and for too many open files.
 _NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
 # A violated constraint is damage: the file holds a number that was not assigned yet.
+_WRITE_VERSION_AT = 18  # in the header of a file (SQLite's "Database File Format", section 1.3)
+_WAL_VERSION = 2
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
 _ENVIRONMENT = {
     sqlite3.SQLITE_CANTOPEN,
@@ -178,12 +180,28 @@ def is_environment_error(error: Exception) -> bool:
 
 def unusable(path: Path, error: Exception) -> JournalDamaged | Unavailable:
     """The error to raise when SQLite cannot open or read the file: JournalDamaged only if the content is to blame."""
+    if _is_readonly(error) and _asks_for_another_sqlite(path):
+        return damaged(path, "its header says that this version of SQLite must not write to it")
     if is_environment_error(error):
         return Unavailable(
             f"{path}: {error}",
             hint="check free disk space, file descriptors, this user's permissions, and what other program uses it",
         )
     return damaged(path, str(error))
+
+
+def _is_readonly(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
+
+
+def _asks_for_another_sqlite(path: Path) -> bool:
+    """Whether the format's write version in the file's header is not that of a database in WAL mode."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(_WRITE_VERSION_AT + 1)
+    except OSError:
+        return False
+    return len(header) > _WRITE_VERSION_AT and header[_WRITE_VERSION_AT] > _WAL_VERSION
 
 
 def damaged(path: Path, what: str) -> JournalDamaged:

@@ -131,10 +131,10 @@ def test_convolutions_of_many_sizes_do_not_fragment_memory() -> None:
 from ffstream.ff.network import Network
 from ffstream.ff.presets import recipe
 
-classifier = Network(recipe("conv", image_shape=[14, 14])).classifier()
+classifier = Network(recipe("conv", image_shape=[16, 16])).classifier()
 
 def predict(rows):
-    images = torch.zeros(rows, 196, dtype=torch.uint8)
+    images = torch.zeros(rows, 256, dtype=torch.uint8)
     {}
 
 for rows in range(1, 257, 16):

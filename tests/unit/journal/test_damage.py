@@ -131,6 +131,16 @@ def edit(path: Path, data: st.DataObject) -> None:
     path.write_bytes(content)
 
 
+def test_a_header_that_makes_the_file_read_only_is_damage(copies: Copies) -> None:
+    path = copies.take("closed")
+    content = bytearray(path.read_bytes())
+    assert content[18] == 2
+    content[18] = 3
+    path.write_bytes(content)
+    with pytest.raises(JournalDamaged, match="its header"):
+        read_all(path)
+
+
 @few
 @given(which=st.sampled_from(["closed", "crash"]), data=st.data())
 def test_any_damage_to_the_file_is_detected_or_harmless(copies: Copies, which: str, data: st.DataObject) -> None:
