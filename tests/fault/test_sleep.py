@@ -34,7 +34,8 @@ from tests.support import wait_until
 
 DEADLINE_S = 60.0
 PHASES = (*DENSE, "network.preset=wake-sleep", "network.wake=3", "network.sleep=2")
-QUIET = (*PHASES, "learning.sleep_when_quiet_s=0.02", "learning.sleep_when_quiet_max_microbatches=64")
+KEPT = (*PHASES, "checkpoint.keep=1000")  # after the first checkpoint no sample and no decision is removed
+QUIET = (*KEPT, "learning.sleep_when_quiet_s=0.02", "learning.sleep_when_quiet_max_microbatches=64")
 STREAM = Stream(3, PHASES)
 LIFE = 20  # messages that each daemon gets
 
@@ -56,7 +57,7 @@ def test_phases_by_counts_survive_kills(tmp_path: Path, forks: ForkServer) -> No
 @pytest.mark.timeout(600)
 def test_sleep_in_a_quiet_stream_survives_kills(tmp_path: Path, forks: ForkServer) -> None:
     """The state at the end is that of a daemon that learns the same samples and events from a new journal."""
-    directory, decided = CrashDirectory(tmp_path / "state", QUIET), Counter[int]()
+    directory, awake = CrashDirectory(tmp_path / "state", QUIET), CrashDirectory(tmp_path / "state", KEPT)
     lives = [
         Instrumentation("sleep.before"),
         Instrumentation("sleep.recorded"),
@@ -66,9 +67,13 @@ def test_sleep_in_a_quiet_stream_survives_kills(tmp_path: Path, forks: ForkServe
         Instrumentation("checkpoint.manifest.after"),
         Instrumentation(),  # another one stands by, and takes over
     ]
-    sizes = message_sizes(LIFE * (len(lives) + 1))
+    sizes = message_sizes(LIFE * (len(lives) + 2))
+    with forks.start(awake) as daemon:
+        daemon.await_ready()
+        send_life(awake, sizes, 0)
+        stop_cleanly(daemon)  # writes the first checkpoint, before the first decision
     with ThreadPoolExecutor(1) as sender:
-        for number, instrumentation in enumerate(lives):
+        for number, instrumentation in enumerate(lives, 1):
             with forks.start(directory, instrumentation) as daemon:
                 sent = sender.submit(send_life, directory, sizes, number)
                 # A daemon that kills itself when it sleeps may do so before it is ready. The next one then gets these
@@ -77,20 +82,18 @@ def test_sleep_in_a_quiet_stream_survives_kills(tmp_path: Path, forks: ForkServe
                     daemon.await_ready()
                     sent.result(DEADLINE_S)
                     await_sleep(directory, sum(sizes[: number * LIFE + LIFE]))
-                if number in (4, 5):
+                if number in (5, 6):
                     request_checkpoint(daemon)
-                if number == 6:
+                if number == 7:
                     take_over(directory, daemon)
                 elif instrumentation.failpoint is None:
                     daemon.kill()
                 assert daemon.wait() == -signal.SIGKILL
-            decided |= sleeps(directory.state / JOURNAL)
-    last = CrashDirectory(tmp_path / "state", PHASES)
-    with forks.start(last) as daemon:
+    with forks.start(awake) as daemon:
         daemon.await_ready()
-        send_life(last, sizes, len(lives))
+        send_life(awake, sizes, len(lives) + 1)
         stop_cleanly(daemon)
-    decided |= sleeps(directory.state / JOURNAL)
+    decided = sleeps(directory.state / JOURNAL)
     assert len(decided) > len(lives) // 2, "too few quiet periods, so this run proves little"
     want = learned_from(decided, tmp_path, sizes, forks)
     # A requested checkpoint publishes a snapshot, which changes this counter.

@@ -179,7 +179,7 @@ def _report_times(report: Report, daemon: DaemonProcess, control: Control, state
 
 
 def _times_while_learning(daemon: DaemonProcess, control: Control, path: str, requests: int) -> list[float]:
-    """Latencies while a backlog is learned at full speed. If it runs out, on a slow machine, then with a larger one."""
+    """Latencies while a backlog is learned at full speed. If it runs out, then the same with a larger one."""
     for samples in (50_000, 200_000, 800_000):
         if control.status()["backlog"] < samples:
             produce(daemon.learn, samples, 64)
