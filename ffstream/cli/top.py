@@ -104,16 +104,20 @@ def top(endpoint: str, interval_s: float, once: bool, keys: CurveKeys | None) ->
     if once or not screen.is_terminal:
         screen.print(view.draw(first, view.Trend(), width=screen.width))
         return
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # restores the terminal
-    with StatusPoller(endpoint, keys, interval_s, first) as poller, _keyboard() as pressed:
-        try:
-            with Live(console=screen, screen=True, auto_refresh=False) as live:
-                while True:
-                    live.update(poller.frame(screen.width), refresh=True)
-                    if pressed(_DRAW_S) in ("q", "Q", "\x04"):
-                        return
-        except KeyboardInterrupt:
-            return
+    ended: list[int] = []  # an exception could be lost, for example in a destructor
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: ended.append(number))
+    with (
+        StatusPoller(endpoint, keys, interval_s, first) as poller,
+        _keyboard() as pressed,
+        Live(console=screen, screen=True, auto_refresh=False) as live,
+    ):
+        while not ended:
+            live.update(poller.frame(screen.width), refresh=True)
+            if pressed(_DRAW_S) in ("q", "Q", "\x04"):
+                break
+    if signal.SIGTERM in ended:
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _no_key(timeout_s: float) -> str:

@@ -39,8 +39,10 @@ def test_every_metric_has_its_type_a_value_and_base_units(daemon: Running) -> No
     defined = [each for each in vars(daemon.daemon.metrics).values() if isinstance(each, MetricWrapperBase | Gauge)]
     assert len(defined) > 30
     metrics = daemon.daemon.metrics
-    elsewhere = {  # set by `ffstream serve`, a drift detector, another objective, or after more samples
+    replica_gauges = [getattr(metrics, name) for name in vars(metrics) if name.startswith("replica_")]
+    elsewhere = {  # set by a replica, `ffstream serve`, a drift detector, another objective, or after more samples
         metrics.output_dropped,
+        *replica_gauges,
         metrics.drift_seq,
         metrics.running_goodness,
         metrics.threshold,
