@@ -13,23 +13,22 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from enum import Enum
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 import zmq
 
 from ffstream import __version__
 from ffstream.config import Config
 from ffstream.daemon.commands import Commands
+from ffstream.daemon.foreground import POLL_S, Foreground
 from ffstream.daemon.reports import Reports
-from ffstream.daemon.shutdown import Order, Shutdown
+from ffstream.daemon.shutdown import Order
 from ffstream.daemon.standby import StandbyHttp
 from ffstream.daemon.state import StateLock, has_journal, is_missing
 from ffstream.daemon.website import make_http
-from ffstream.errors import DeadlineExceeded, FFStreamError, StageFailed, StartBlocked
+from ffstream.errors import FFStreamError, StartBlocked
 from ffstream.ff import kernels
 from ffstream.journal.journal import Journal
 from ffstream.journal.schema import JOURNAL
@@ -37,8 +36,6 @@ from ffstream.learning.checkpoints import open_store
 from ffstream.learning.learner import Learner
 from ffstream.learning.origin import StreamOrigin
 from ffstream.learning.recorder import Recorder
-from ffstream.metrics import Metrics
-from ffstream.server.access import Access
 from ffstream.server.admission import Admission
 from ffstream.server.background import Background
 from ffstream.server.control import ControlLoop
@@ -46,54 +43,38 @@ from ffstream.server.followers import Source
 from ffstream.server.housekeeping import Housekeeping
 from ffstream.server.learn import LearnLoop
 from ffstream.server.predict import PredictLoop
-from ffstream.server.resources import Resources, check_free_files, raise_file_limit, return_free_memory
+from ffstream.server.resources import Resources, check_free_files, raise_file_limit
 from ffstream.server.router import RouterLoop
 from ffstream.serving.predictor import Predictor
 from ffstream.util.durable import fsync_entry, fsync_tree
 from ffstream.util.os_errors import as_start_errors, path_error
-from ffstream.util.threads import find_stuck, use_one_core
+from ffstream.util.threads import Worker, use_one_core
 from ffstream.wire.images import ImageChecker
 
 log = logging.getLogger(__name__)
 
-_RETURN_MEMORY_S = 10.0
-_POLL_S = 1.0
 _STANDBY_POLL_S = 0.02
-_FROZEN_S = 2.0  # a poll that is later means that the process, or the machine, was stopped
 
 
-class _Wake(Enum):
-    """Why a wait is interrupted."""
-
-    STOP = 1
-    RELOAD = 2
-
-
-class Daemon:
+class Daemon(Foreground):
     """One daemon on one state folder. `start`, then `wait`, then `stop`. Raises ConfigError if it must not listen.
 
     With `existing` it never creates a new state: a folder without a journal counts as missing. With `start_from` a
     new stream begins from these weights: see `learning.origin`.
     """
 
+    after_late_stop = "nothing acked is lost"
+
     @as_start_errors()
     def __init__(self, config: Config, *, existing: bool = False, start_from: Path | None = None) -> None:
-        self.config = config
         self._origin = StreamOrigin(start_from, config) if start_from is not None else None
+        super().__init__(config)
         self._existing = existing
-        self.metrics = Metrics()
-        self.failure: Exception | None = None
-        self._phase = "starting"  # then "ready", then "stopping"
-        # Before anything else: a daemon that must not listen should not spend minutes on recovery.
-        self._access = Access(config, self.metrics, self._fail)
         self._standby = StandbyHttp(config, self._access, self.metrics, self._fail)
         self._lock = StateLock(config.state, existing=existing)
         self._blocked_by = ""  # why a standby could not take the folder when it last tried
         self._loops: list[RouterLoop] = []  # those that are bound
-        self._shutdown = Shutdown()
         self._shutdown.add(Order.RELEASE_STATE, "lock", self._release_state)
-        # Not an Event: setting one in a signal handler deadlocks if that thread is about to wait for it.
-        self._wake: SimpleQueue[_Wake] = SimpleQueue()
 
     # --- start -------------------------------------------------------------------------------------------------
 
@@ -129,7 +110,7 @@ class Daemon:
         log.info("standing by pid=%d state=%s", os.getpid(), self.config.state)
         beat = -math.inf
         while not self._can_take():
-            if time.monotonic() - beat >= _POLL_S:
+            if time.monotonic() - beat >= POLL_S:
                 beat = time.monotonic()
                 heartbeat()
                 self.metrics.process.refresh()
@@ -341,13 +322,6 @@ class Daemon:
         loops = {loop.socket_name: loop.endpoint for loop in (self.learn, self.predict, self.control)}
         return {**loops, "http": self.http.address}
 
-    def _fail(self, error: Exception) -> None:
-        """The first thread to die ends the daemon."""
-        if self.failure is None:
-            self.failure = error
-            log.error("failed error=%s", error)
-        self._wake.put(_Wake.STOP)
-
     @property
     def state(self) -> str:
         """`starting`, `ready`, `draining`, `stopping`; or `failed`, which is final."""
@@ -355,62 +329,12 @@ class Daemon:
             return "failed"
         return "draining" if self._phase == "ready" and self.admission.draining else self._phase
 
-    # --- serve and stop ---------------------------------------------------------------------------------------------
+    # --- stop -------------------------------------------------------------------------------------------------------
 
-    def wait(self, heartbeat: Callable[[], None] = lambda: None) -> None:
-        """Returns when a stop was requested or something failed. Until then, calls `heartbeat` each second."""
-        limit_s = self.config.pipeline.stall_timeout_s
-        returned = polled = watched_from = time.monotonic()
-        while not self._is_woken(_POLL_S):
-            before, polled = polled, time.monotonic()
-            self.metrics.process.refresh()
-            if polled - before > _POLL_S + _FROZEN_S:
-                watched_from = polled  # no thread makes progress while the whole process is stopped
-            if polled - returned > _RETURN_MEMORY_S:
-                return_free_memory()
-                returned = polled
-            stuck = self._stalled(limit_s) if polled - watched_from > limit_s else None
-            if stuck is not None:
-                self._fail(StageFailed(f"{stuck} made no progress for {limit_s:g} s", hint="restart; see the log"))
-            else:
-                heartbeat()
-
-    def _stalled(self, limit_s: float) -> str | None:
-        """Name of a thread that has worked on the same item for that long."""
+    def _threads(self) -> Iterable[Worker]:
         zap = self._access.zap
         served = [each.thread for each in (self.learn, self.predict, self.control, self.http, zap) if each]
-        return find_stuck([*served, *self.learner.threads], limit_s)
-
-    def _is_woken(self, timeout_s: float) -> bool:
-        """Whether a stop was requested before the timeout."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                reason = self._wake.get(timeout=max(0.0, deadline - time.monotonic()))
-            except Empty:
-                return False
-            if reason is _Wake.STOP:
-                return True
-            self._access.reload()
-
-    def request_stop(self) -> None:
-        """Sets a flag and returns; safe in a signal handler. The thread in `wait` then stops the daemon."""
-        self._wake.put(_Wake.STOP)
-
-    def request_reload(self) -> None:
-        """Sets a flag to read the client keys again. Learning and open connections go on."""
-        self._wake.put(_Wake.RELOAD)
-
-    def stop(self) -> None:
-        """Ends what was started, in order, each step with a deadline. Raises the failure that ended the daemon."""
-        served, self._phase = self._phase == "ready", "stopping"
-        late = self._shutdown.run(self.config.shutdown.drain_timeout_s)
-        if served or late:  # a failed start has logged its reason already
-            log.info("stopped late=%s", ",".join(late) or "none")
-        if self.failure is not None:
-            raise self.failure
-        if late:
-            raise DeadlineExceeded(f"did not stop in time: {', '.join(late)}", hint="nothing acked is lost")
+        return (*served, *self.learner.threads)
 
     def _end_learning(self, timeout_s: float) -> bool:
         return self.learner.end_learning(timeout_s, failed=self.failure is not None)

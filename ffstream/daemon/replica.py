@@ -8,11 +8,8 @@ metric `ffstream_replica_staleness_seconds` says for how long. It takes up the d
 
 import logging
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from enum import Enum
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import zmq
@@ -24,40 +21,27 @@ from ffstream import __version__
 from ffstream.client import CurveKeys
 from ffstream.config import Config
 from ffstream.daemon.follower import Follower
-from ffstream.daemon.shutdown import ReplicaOrder, Shutdown
-from ffstream.errors import ConfigError, DeadlineExceeded, FFStreamError, StageFailed
-from ffstream.metrics import Metrics
+from ffstream.daemon.foreground import POLL_S, Foreground, Wake
+from ffstream.daemon.shutdown import ReplicaOrder
+from ffstream.daemon.website import http_server
+from ffstream.errors import ConfigError, DeadlineExceeded, FFStreamError
 from ffstream.pipeline.device import bound_compiled_products
-from ffstream.server.access import Access
 from ffstream.server.answers import answer
-from ffstream.server.http import HttpServer
-from ffstream.server.http_app import make_app
 from ffstream.server.predict import PredictLoop
 from ffstream.server.probes import probe_routes
 from ffstream.server.readiness import Readiness
-from ffstream.server.resources import check_free_files, raise_file_limit, return_free_memory
+from ffstream.server.resources import check_free_files, raise_file_limit
 from ffstream.serving.predictor import Predictor
 from ffstream.util.os_errors import as_start_errors
-from ffstream.util.threads import find_stuck, use_one_core
+from ffstream.util.threads import Worker, use_one_core
 from ffstream.wire.images import ImageChecker
 
 log = logging.getLogger(__name__)
 
-SOCKETS = ("predict",)
-_POLL_S = 1.0
-_RETURN_MEMORY_S = 10.0
-_FROZEN_S = 2.0  # a poll that is later means that the process, or the machine, was stopped
+_SOCKETS = ("predict",)
 
 
-class _Wake(Enum):
-    """Why a wait is interrupted."""
-
-    STOP = 1
-    RELOAD = 2
-    FIRST = 3
-
-
-class Replica:
+class Replica(Foreground):
     """One replica. `start`, then `wait`, then `stop`.
 
     Of the options it uses `listen.predict`, `listen.http`, [limits], [security] and [http] as a daemon does, and
@@ -76,16 +60,9 @@ class Replica:
     ) -> None:
         """Follows the control socket `follow`, asks it at most every `every_s`. With a `max_staleness_s` it is not
         ready beyond that staleness."""
-        self.config = config
-        self.metrics = Metrics()
-        self.failure: FFStreamError | None = None
+        super().__init__(config, _SOCKETS)
         self._max_staleness_s = max_staleness_s
-        self._phase = "starting"  # then "ready", then "stopping"
         self._must_stop = False  # by request
-        self._access = Access(config, self.metrics, self._fail, SOCKETS)
-        self._shutdown = Shutdown()
-        # Not an Event: setting one in a signal handler deadlocks if that thread is about to wait for it.
-        self._wake: SimpleQueue[_Wake] = SimpleQueue()
         self.predict: PredictLoop | None = None
         self.follower = Follower(
             follow,
@@ -94,7 +71,7 @@ class Replica:
             metrics=self.metrics,
             on_failure=self._fail,
             on_boot=self._take_boot,
-            on_first=lambda: self._wake.put(_Wake.FIRST),
+            on_first=lambda: self._wake.put(Wake.FIRST),
         )
         self._shutdown.add(ReplicaOrder.STOP_FOLLOWING, self.follower.name, self.follower.stop)
 
@@ -125,7 +102,7 @@ class Replica:
         self.follower.start()
         log.info("follows endpoint=%s pid=%d http=%s", self.follower.endpoint, os.getpid(), self.http.address)
         while not self.follower.has_snapshot():
-            if self._is_woken(_POLL_S):
+            if self._is_woken(POLL_S):
                 break
             heartbeat()
         for failure in (self.failure, self.follower.failure):
@@ -147,7 +124,6 @@ class Replica:
         return True
 
     def _start_http(self) -> None:
-        config, access = self.config, self._access
         routes = [
             *probe_routes(
                 self.metrics.registry,
@@ -157,15 +133,7 @@ class Replica:
             ),
             Route("/status", self._show_status),
         ]
-        self.http = HttpServer(
-            make_app(routes, hosts=access.hosts, token=access.http_token, rejections=access.http_rejections),
-            config.listen.http,
-            config.limits.http_connections,
-            config.limits.handshake_timeout_s,
-            config.limits.http_keep_alive_s,
-            self._fail,
-            access.http_rejections,
-        )
+        self.http = http_server(self.config, self._access, routes, self._fail)
         self._shutdown.add(ReplicaOrder.STOP_ANSWERING, self.http.name, self.http.stop)
         self.http.start()
 
@@ -244,69 +212,16 @@ class Replica:
     def _show_status(self, request: Request) -> Response:
         return answer(self.status())
 
-    # --- serve and stop ---------------------------------------------------------------------------------------------
+    # --- stop -------------------------------------------------------------------------------------------------------
 
-    def wait(self, heartbeat: Callable[[], None] = lambda: None) -> None:
-        """Returns when a stop was requested or something failed. Until then, calls `heartbeat` each second."""
-        limit_s = self.config.pipeline.stall_timeout_s
-        returned = polled = watched_from = time.monotonic()
-        while not self._is_woken(_POLL_S):
-            before, polled = polled, time.monotonic()
-            self.metrics.process.refresh()
-            if polled - before > _POLL_S + _FROZEN_S:
-                watched_from = polled  # no thread makes progress while the whole process is stopped
-            if polled - returned > _RETURN_MEMORY_S:
-                return_free_memory()
-                returned = polled
-            stuck = self._stalled(limit_s) if polled - watched_from > limit_s else None
-            if stuck is not None:
-                self._fail(StageFailed(f"{stuck} made no progress for {limit_s:g} s", hint="restart; see the log"))
-            else:
-                heartbeat()
-
-    def _stalled(self, limit_s: float) -> str | None:
+    def _threads(self) -> Iterable[Worker]:
         parts = (self.predict, self.http, self.follower, self._access.zap)
-        return find_stuck([each.thread for each in parts if each is not None], limit_s)
-
-    def _is_woken(self, timeout_s: float) -> bool:
-        """Whether a stop was requested, or while it starts the first snapshot came, before the timeout."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                reason = self._wake.get(timeout=max(0.0, deadline - time.monotonic()))
-            except Empty:
-                return False
-            if reason is _Wake.RELOAD:
-                self._access.reload()
-            elif reason is _Wake.STOP or self._phase == "starting":
-                return True
+        return [each.thread for each in parts if each is not None]
 
     def request_stop(self) -> None:
-        """Sets a flag and returns; safe in a signal handler. The thread in `wait` then stops the replica."""
+        """Also before the first snapshot, which ends the same wait."""
         self._must_stop = True
-        self._wake.put(_Wake.STOP)
-
-    def request_reload(self) -> None:
-        """Sets a flag to read the client keys again."""
-        self._wake.put(_Wake.RELOAD)
-
-    def _fail(self, error: FFStreamError) -> None:
-        """The first thread to die ends the replica."""
-        if self.failure is None:
-            self.failure = error
-            log.error("failed error=%s", error)
-        self._wake.put(_Wake.STOP)
-
-    def stop(self) -> None:
-        """Ends what was started, in order, each step with a deadline. Raises the failure that ended the replica."""
-        served, self._phase = self._phase == "ready", "stopping"
-        late = self._shutdown.run(self.config.shutdown.drain_timeout_s)
-        if served or late:
-            log.info("stopped late=%s", ",".join(late) or "none")
-        if self.failure is not None:
-            raise self.failure
-        if late:
-            raise DeadlineExceeded(f"did not stop in time: {', '.join(late)}", hint="nothing is lost")
+        super().request_stop()
 
     def _end_context(self, timeout_s: float) -> bool:
         """Sends pending replies for at most a second. Stays open if the loop is still alive and has a socket."""

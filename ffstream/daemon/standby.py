@@ -9,12 +9,11 @@ daemons of a machine, one address is that of the daemon that serves, and the oth
 import logging
 
 from ffstream.config import Config
+from ffstream.daemon.website import http_server
 from ffstream.errors import StartBlocked
 from ffstream.metrics import Metrics
 from ffstream.server.access import Access
 from ffstream.server.http import HttpServer
-from ffstream.server.http_app import make_app
-from ffstream.server.origin import Hosts
 from ffstream.server.probes import probe_routes
 from ffstream.server.readiness import Readiness
 from ffstream.util.threads import OnFailure
@@ -54,21 +53,10 @@ class StandbyHttp:
         log.info("standby answers http=%s", self._server.address)
 
     def _make(self) -> HttpServer:
-        config, access = self._config, self._access
         routes = probe_routes(
             self._metrics.registry, alive=lambda: True, predicts=lambda: _NOT_READY, learns=lambda: _NOT_READY
         )
-        hosts = Hosts(config.listen.standby_http, config.http.hosts)
-        return HttpServer(
-            make_app(routes, hosts=hosts, token=access.http_token, rejections=access.http_rejections),
-            config.listen.standby_http,
-            config.limits.http_connections,
-            config.limits.handshake_timeout_s,
-            config.limits.http_keep_alive_s,
-            self._on_failure,
-            access.http_rejections,
-            option="listen.standby_http",
-        )
+        return http_server(self._config, self._access, routes, self._on_failure, option="standby_http")
 
     def release(self) -> None:
         """Lets go of the address soon; returns at once."""

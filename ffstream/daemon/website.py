@@ -1,8 +1,10 @@
 """Wires what a daemon answers over HTTP: probes, metrics, the live feed, the page and what it asks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Literal
+
+from starlette.routing import Route
 
 from ffstream.config import Config
 from ffstream.daemon.reports import Reports
@@ -16,6 +18,7 @@ from ffstream.server.http import HttpServer
 from ffstream.server.http_app import make_app
 from ffstream.server.lessons import Lessons
 from ffstream.server.live import LiveFeed, live_routes
+from ffstream.server.origin import Hosts
 from ffstream.server.probes import probe_routes
 from ffstream.server.static import static_routes
 from ffstream.serving.inspection import Inspector
@@ -63,15 +66,32 @@ def make_http(
             inspector, background, Teaching(teach, config.http.teach, access.teach_token, access.http_rejections)
         ),
     ]
-    app = make_app(routes, hosts=access.hosts, token=access.http_token, rejections=access.http_rejections)
+    return http_server(config, access, routes, on_failure, streams=limits.http_live_readers, on_stop=feed.close)
+
+
+def http_server(
+    config: Config,
+    access: Access,
+    routes: Iterable[Route],
+    on_failure: OnFailure,
+    *,
+    option: Literal["http", "standby_http"] = "http",
+    streams: int = 0,
+    on_stop: Callable[[], None] = lambda: None,
+) -> HttpServer:
+    """A server with these routes, behind the token and the checks of each request, at the address of the option in
+    [listen]. `streams`, `on_stop`: see `HttpServer`. Raises ConfigError, StartBlocked."""
+    address, limits = getattr(config.listen, option), config.limits
+    hosts = Hosts(address, config.http.hosts)
     return HttpServer(
-        app,
-        config.listen.http,
+        make_app(routes, hosts=hosts, token=access.http_token, rejections=access.http_rejections),
+        address,
         limits.http_connections,
         limits.handshake_timeout_s,
         limits.http_keep_alive_s,
         on_failure,
         access.http_rejections,
-        streams=limits.http_live_readers,
-        on_stop=feed.close,
+        streams=streams,
+        on_stop=on_stop,
+        option=f"listen.{option}",
     )

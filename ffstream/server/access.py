@@ -11,7 +11,6 @@ from ffstream.metrics import Metrics
 from ffstream.security.keys import KeyPair
 from ffstream.server.credentials import SOCKETS, check_exposure, load_credentials, load_teach_token
 from ffstream.server.keyring import Keyring
-from ffstream.server.origin import Hosts
 from ffstream.server.rejections import RejectedConnections
 from ffstream.server.zap import Zap
 from ffstream.util.threads import OnFailure
@@ -37,7 +36,7 @@ class Guard(NamedTuple):
 
 
 class Access:
-    """The guards of the sockets, the ZAP thread, and for HTTP tokens and hosts. Raises ConfigError."""
+    """The guards of the sockets, the ZAP thread, and for HTTP tokens. Raises ConfigError."""
 
     def __init__(
         self, config: Config, metrics: Metrics, on_failure: OnFailure, sockets: Collection[str] = SOCKETS
@@ -47,7 +46,6 @@ class Access:
             log.warning("listening without authentication %s", exposed)
         pair, clients, self.http_token = load_credentials(security, sockets)
         self.teach_token = load_teach_token(config.http, listen)
-        self.hosts = Hosts(listen.http, config.http.hosts)
         self.guards: dict[str, Guard] = {}
         if pair is not None:
             self.guards = {name: Guard(name, pair, Keyring(folder)) for name, folder in clients.items()}
