@@ -12,9 +12,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import psutil
@@ -28,6 +29,8 @@ from tests.harness.daemon import DaemonProcess, temporary_daemon
 from tools.benchmarks.compare import judge
 from tools.benchmarks.ingest import PRODUCER, produce
 from tools.benchmarks.report import Report
+
+_Result = TypeVar("_Result")
 
 SETTINGS = ("network.preset=stream", "prequential.fraction=1")
 VIEWERS = 10
@@ -109,13 +112,26 @@ def _pairs(
 def _window(daemon: DaemonProcess, control: Control, samples: int, learn_s: float) -> _Window:
     acked, _ = produce(daemon.learn, samples, 64)
     process = psutil.Process(daemon.pid)
-    before, used_before, start = control.status()["learned"], _cpu_s(process), time.perf_counter()
-    time.sleep(learn_s)
-    status, seconds, used_s = control.status(), time.perf_counter() - start, _cpu_s(process) - used_before
-    if not status["backlog"]:
-        raise RuntimeError("the backlog ran out: the daemon was not learning at full speed")
-    learned = status["learned"] - before
-    return _Window(acked, learned / seconds, learned / used_s)
+
+    def learn() -> tuple[float, float]:
+        """Samples learned per second, and per second of processor time."""
+        before, used_before, start = control.status()["learned"], _cpu_s(process), time.perf_counter()
+        time.sleep(learn_s)
+        learned = control.status()["learned"] - before
+        return learned / (time.perf_counter() - start), learned / (_cpu_s(process) - used_before)
+
+    return _Window(acked, *_while_learning(daemon, control, learn))
+
+
+def _while_learning(daemon: DaemonProcess, control: Control, measure: Callable[[], _Result]) -> _Result:
+    """What is measured while a backlog is learned at full speed. If it runs out, then the same with a larger one."""
+    for samples in (50_000, 200_000, 800_000):
+        if control.status()["backlog"] < samples:
+            produce(daemon.learn, samples, 64)
+        result = measure()
+        if control.status()["backlog"]:
+            return result
+    raise RuntimeError("the backlog ran out: the daemon was not learning at full speed")
 
 
 @contextmanager
@@ -172,21 +188,10 @@ def _scrapes(report: Report, daemon: DaemonProcess, control: Control, scrapes: i
 
 def _report_times(report: Report, daemon: DaemonProcess, control: Control, state: str, scrapes: int) -> None:
     for path in ("/metrics", "/status", "/api/history?span=10m"):
-        times = _times_while_learning(daemon, control, path, scrapes)
+        times = _while_learning(daemon, control, partial(_times, daemon.http, path, scrapes))
         name = path.strip("/").partition("?")[0].replace("/", "_")
         for percent in (50, 99):
             report.add(f"viewers/{state}/{name}/p{percent}", float(np.percentile(times, percent)), "ms")
-
-
-def _times_while_learning(daemon: DaemonProcess, control: Control, path: str, requests: int) -> list[float]:
-    """Latencies while a backlog is learned at full speed. If it runs out, then the same with a larger one."""
-    for samples in (50_000, 200_000, 800_000):
-        if control.status()["backlog"] < samples:
-            produce(daemon.learn, samples, 64)
-        times = _times(daemon.http, path, requests)
-        if control.status()["backlog"]:
-            return times
-    raise RuntimeError("the backlog ran out: the daemon was not learning at full speed")
 
 
 def _times(url: str, path: str, requests: int) -> list[float]:
