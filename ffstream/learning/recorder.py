@@ -1,6 +1,6 @@
 """Records once a second what learning does: rates for the status, points and marks for the history.
 
-It reads figures that others keep, and nobody waits for it. The history is for people, so no failure here ends the
+It reads figures that others keep, and no thread waits for it. The history is for people, so no failure here ends the
 daemon: while the disk is full the history goes on in memory, and is stored when there is room again. A kill loses the
 seconds since it was stored last.
 """

@@ -2,7 +2,7 @@
 (`/api/history`).
 
 While at least one client reads the events, the status is computed once a second, on a worker thread, and encoded once
-for all of them. A reader that is slow misses events and delays nobody. Nothing is computed while nobody reads.
+for all of them. A slow reader misses events and does not delay others. Nothing is computed without a reader.
 
     : ffstream                  at once
     event: status               at once, and then every second; data is the document that /status gives
@@ -92,7 +92,7 @@ class LiveFeed:
             503,
             "too_many_readers",
             f"{self._readers} clients read the live feed, which is the maximum",
-            "close pages that nobody looks at, or raise limits.http_live_readers",
+            "close pages that are not needed, or raise limits.http_live_readers",
             {"Connection": "close"},
         )
 
@@ -170,7 +170,7 @@ def _described(error: Unavailable) -> dict[str, Any]:
 
 
 class RecentHistory:
-    """The answers to requests for the history. Each is made at most once a second, whoever asks."""
+    """The answers to requests for the history. Each is made at most once a second, for all clients."""
 
     def __init__(self, history: History) -> None:
         self._history = history

@@ -8,8 +8,8 @@ A page of another site reaches this server in three ways, and each has its check
                                                               Content-Type application/json and X-FFStream: 1,
                                                               which need a CORS permission that is never given
 
-Allowed as Host are all IP addresses, because nobody can rebind one, `localhost`, the name in `listen.http`, and those
-in `http.hosts`. Health and readiness are answered for every Host: they tell nothing but words.
+Allowed as Host are all IP addresses, because an address cannot be rebound, `localhost`, the name in `listen.http`,
+and those in `http.hosts`. Health and readiness are answered for every Host: they tell nothing but words.
 """
 
 import re

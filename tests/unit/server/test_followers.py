@@ -247,7 +247,7 @@ def deaf() -> Iterator[Callable[[Daemon], Deaf]]:
         each.close()
 
 
-def test_a_follower_that_does_not_read_gets_one_snapshot_and_delays_nobody(
+def test_a_follower_that_does_not_read_gets_one_snapshot_and_does_not_delay_others(
     make: Callable[..., Daemon], deaf: Callable[[Daemon], Deaf]
 ) -> None:
     daemon = make(wide=LARGE, followers_max_bytes=3 * LARGE)

@@ -80,7 +80,7 @@ def test_the_status_is_computed_once_for_all_readers(site: Site) -> None:
     assert computed <= 3 + 2, "not 9: the readers did not begin and end at the same moment"
 
 
-def test_nothing_is_computed_while_nobody_reads(site: Site) -> None:
+def test_nothing_is_computed_without_a_reader(site: Site) -> None:
     with reading(site) as reader:
         reader.part()
         assert readers(site) == 1
