@@ -33,7 +33,7 @@ def encode(document: Any) -> bytes:
 
 
 def encode_rounded(document: Any) -> bytes:
-    """The same for a document that is rounded already and has neither NaN nor infinities."""
+    """The same for a document whose floats stay as they are. It has neither NaN nor infinities."""
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
 

@@ -13,7 +13,6 @@ A POST needs headers that a foreign page cannot send (`origin.py`). Answers are 
 
 import asyncio
 import hmac
-import json
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Annotated, Any, NamedTuple
@@ -24,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ffstream.errors import DeadlineExceeded, FFStreamError
-from ffstream.server.answers import answer, encode, encoded, refusal
+from ffstream.server.answers import answer, encode, encode_rounded, encoded, refusal
 from ffstream.server.background import Background
 from ffstream.server.rejections import RejectedConnections, client_of
 from ffstream.server.requests import Arguments, body_of, parse, query, refused
@@ -130,7 +129,7 @@ def api_routes(inspector: Inspector, background: Background, teaching: Teaching)
             body = await body_of(request)
         except FFStreamError as error:
             return refused(error)
-        return await computed(lambda: inspector.scores(parse(Scores, body).image), _exactly)
+        return await computed(lambda: inspector.scores(parse(Scores, body).image), encode_rounded)
 
     async def activities(request: Request) -> Response:
         def work() -> Record:
@@ -171,8 +170,3 @@ async def _stored(result: "Future[int]") -> int:
     if not done:
         raise DeadlineExceeded("the disk does not answer", hint="the sample may have been stored; see the status")
     return await waiting
-
-
-def _exactly(record: Record) -> bytes:
-    """JSON whose numbers are not rounded."""
-    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()

@@ -11,10 +11,8 @@ for all of them. A slow reader misses events and does not delay others. Nothing 
 
 import asyncio
 import logging
-import math
-import threading
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
@@ -28,6 +26,8 @@ from ffstream.history.history import SPANS
 from ffstream.metrics import Metrics
 from ffstream.server.answers import answer, encode, encode_rounded, encoded, refusal
 from ffstream.server.rejections import RejectedConnections, client_of
+from ffstream.server.requests import refused
+from ffstream.serving.cached import Cached
 
 log = logging.getLogger(__name__)
 
@@ -169,39 +169,25 @@ def _described(error: Unavailable) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, "hint": error.hint}
 
 
-class RecentHistory:
-    """The answers to requests for the history. Each is made at most once a second, for all clients."""
-
-    def __init__(self, history: History) -> None:
-        self._history = history
-        self._making = threading.Lock()
-        self._made: dict[str, tuple[float, bytes]] = {}
-
-    def body(self, span: str) -> bytes:
-        """The encoded history of one of SPANS."""
-        with self._making:
-            made_at, body = self._made.get(span, (-math.inf, b""))
-            if time.monotonic() - made_at >= _INTERVAL_S:
-                body = encode_rounded(self._history(span))
-                self._made[span] = time.monotonic(), body
-        return body
+def _encoded_history(history: History, span: str) -> bytes:
+    return encode_rounded(history(span))
 
 
 def live_routes(status: Status, feed: LiveFeed, history: History) -> list[Route]:
     """`/status`, `/api/live` and `/api/history`."""
-    recent = RecentHistory(history)
+    recent = {span: Cached(partial(_encoded_history, history, span), _INTERVAL_S) for span in SPANS}
 
     def status_json(request: Request) -> Response:
         try:
             return answer(status())
         except Unavailable as error:
-            return refusal(503, error.code, error.message, error.hint)
+            return refused(error)
 
     def history_json(request: Request) -> Response:
         span = request.query_params.get("span", SPANS[0])
         if span not in SPANS:
             return refusal(400, "bad_span", f"span={span[:20]!r} is none of the spans", f"use {', '.join(SPANS)}")
-        return encoded(recent.body(span))
+        return encoded(recent[span].get())
 
     return [
         Route("/status", status_json),
