@@ -270,6 +270,10 @@ class Learning(_Section):
 class PipelineSection(_Section):
     """How the layers run. Of these options, only `overflow = skip` and `precision` change the weights."""
 
+    engine: Literal["threads", "ray"] = Field(
+        "threads",
+        description="where stages run: on threads of the daemon, or in actors of a Ray cluster (see [cluster])",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a device")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="precision of matrix products; auto: bf16 where it is fast"
@@ -280,6 +284,70 @@ class PipelineSection(_Section):
     )
     stages: tuple[int, ...] = Field((), description="number of layers in each stage; empty: one layer each")
     stall_timeout_s: float = Field(60.0, gt=0, description="seconds without progress before a thread counts as stuck")
+
+
+class Cluster(_Section):
+    """Stages in a Ray cluster, with pipeline.engine = "ray". Only `replicas` and `merge_every` change the weights.
+
+    A list has an entry for each stage; an empty one means the default for all stages.
+    """
+
+    address: str = Field(
+        "local",
+        description="local: a cluster of this machine, started and ended by the daemon; auto, or HOST:PORT of a head",
+    )
+    replicas: int = Field(1, ge=1, le=64, description="pipelines that learn disjoint microbatches of the stream")
+    merge_every: int = Field(
+        8, ge=1, description="microbatches of each replica after which the replicas' states are merged"
+    )
+    spares: int = Field(0, ge=0, le=64, description="actors that are ready to replace lost ones")
+    cpus: tuple[float, ...] = Field((), description="processors that the actor of each stage reserves; default: 1")
+    gpus: tuple[float, ...] = Field((), description="GPUs that the actor of each stage reserves; default: 0")
+    resources: tuple[str, ...] = Field(
+        (), description='custom resources of each stage, such as "big=1"; several are separated by commas'
+    )
+    placement: tuple[Literal["default", "spread"], ...] = Field(
+        (), description="Ray's scheduling of each stage: fill nodes (default), or use as many as there are (spread)"
+    )
+    start_timeout_s: float = Field(
+        60.0, gt=0, le=3600, description="seconds in which all stages must be placed; then it is tried again"
+    )
+    insecure: bool = Field(
+        False, description="send activities and weights between machines without encryption and authentication"
+    )
+
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _are_positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(each < 0 for each in value):
+            raise ValueError("expected numbers from 0")
+        return value
+
+    @field_validator("resources")
+    @classmethod
+    def _are_amounts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            amounts(entry)
+        return value
+
+
+def as_written(values: Iterable[Any]) -> list[Any]:
+    """As the user wrote them: pydantic makes 1.0 of 1."""
+    return [int(each) if isinstance(each, float) and each.is_integer() else each for each in values]
+
+
+def amounts(entry: str) -> dict[str, float]:
+    """Custom resources from `name=amount,name=amount`. Raises ValueError."""
+    found = {}
+    for part in filter(None, entry.split(",")):
+        name, _, amount = part.strip().partition("=")
+        try:
+            found[name] = float(amount or 1)
+        except ValueError:
+            found[name] = 0.0
+        if not name or not 0 < found[name] < math.inf:
+            raise ValueError(f"{part.strip()!r} is not NAME=AMOUNT")
+    return found
 
 
 class Checkpoints(_Section):
@@ -310,7 +378,7 @@ class Checkpoints(_Section):
 
     @model_validator(mode="after")
     def _ascend(self) -> Self:
-        steps = [int(each) if each.is_integer() else each for each in self.ladder_s]  # as the user wrote them
+        steps = as_written(self.ladder_s)
         if len(steps) == 1 or any(not 0 < a < b < math.inf for a, b in pairwise(steps)):
             raise ValueError(wrong("ladder_s", steps, "expected ascending seconds, two or more, or [] for no ladder"))
         return self
@@ -361,6 +429,7 @@ class Config(_Section):
     network: Annotated[Recipe, BeforeValidator(_fill_preset)] = recipe("stream")
     learning: Learning = Learning()
     pipeline: PipelineSection = PipelineSection()
+    cluster: Cluster = Cluster()
     checkpoint: Checkpoints = Checkpoints()
     prequential: PrequentialSection = PrequentialSection()
     shutdown: Shutdown = Shutdown()
@@ -398,6 +467,7 @@ class Config(_Section):
                     f'with learning.partial = "wait" it must be at least network.batch_size = {recipe.batch_size}',
                 )
             )
+        self._check_cluster()
         if stages and (sum(stages) != len(recipe.layers) or min(stages) < 1):
             raise ValueError(
                 wrong(
@@ -407,6 +477,23 @@ class Config(_Section):
                 )
             )
         return self
+
+    def _check_cluster(self) -> None:
+        cluster, count = self.cluster, len(self.pipeline.stages or self.network.layers)
+        for name in ("cpus", "gpus", "resources", "placement"):
+            value = getattr(cluster, name)
+            if value and len(value) != count:
+                reason = f"expected an entry for each of the {count} stages"
+                raise ValueError(wrong(f"cluster.{name}", as_written(value), reason))
+        if cluster.replicas > 1 and self.pipeline.engine != "ray":
+            reason = 'replicas need pipeline.engine = "ray"'
+            raise OptionError(wrong("cluster.replicas", cluster.replicas, reason), hint="set it, or use one replica")
+        if self.pipeline.engine == "ray" and self.pipeline.overflow == "skip":
+            reason = "between processes a full queue always blocks"
+            raise OptionError(
+                wrong("pipeline.overflow", "skip", reason),
+                hint='use pipeline.engine = "threads", or overflow = "block"',
+            )
 
 
 @cache
