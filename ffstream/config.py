@@ -221,6 +221,11 @@ class Security(_Section):
         "", description="folder with the public keys of clients that may ask for predictions"
     )
     control_clients: str = Field("", description="folder with the public keys of clients that may control the daemon")
+    follow_clients: str = Field(
+        "",
+        description="folder with the public keys of prediction replicas: on the control socket they may request"
+        " snapshots and nothing else; none: only control clients may",
+    )
     http_token: str = Field(
         "", description="file with the bearer token for HTTP requests, except health checks and the web page"
     )

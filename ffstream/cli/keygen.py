@@ -28,6 +28,6 @@ def keygen(name: str, out: Path) -> None:
         f"secret  {secret}\n"
         "for a daemon: --set security.server_key=SECRET; give PUBLIC to its clients: --server-key PUBLIC\n"
         "for a client: --key SECRET; copy PUBLIC into the folders security.learn_clients, predict_clients and\n"
-        "control_clients, depending on what the client may do. Delete it there to revoke access. Both take effect\n"
-        "without a restart."
+        "control_clients, depending on what the client may do, or into follow_clients for a prediction replica,\n"
+        "which may only copy weights. Delete it there to revoke access. Both take effect without a restart."
     )

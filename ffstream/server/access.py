@@ -9,7 +9,7 @@ import zmq
 from ffstream.config import Config
 from ffstream.metrics import Metrics
 from ffstream.security.keys import KeyPair
-from ffstream.server.credentials import SOCKETS, check_exposure, load_credentials, load_teach_token
+from ffstream.server.credentials import FOLLOW, SOCKETS, check_exposure, load_credentials, load_teach_token
 from ffstream.server.keyring import Keyring
 from ffstream.server.rejections import RejectedConnections
 from ffstream.server.zap import Zap
@@ -19,11 +19,29 @@ log = logging.getLogger(__name__)
 
 
 class Guard(NamedTuple):
-    """Authenticates the clients of one socket. `name` is the socket's name and its ZAP domain."""
+    """Authenticates the clients of one socket. `name` is the socket's name and its ZAP domain.
+
+    Clients of `keyring` may do everything there, those of `followers` may only request snapshots.
+    """
 
     name: str
     pair: KeyPair
     keyring: Keyring
+    followers: Keyring | None = None
+
+    @property
+    def keyrings(self) -> dict[str, Keyring]:
+        """The keys that may connect, by the option that names their folder."""
+        keyrings = {f"security.{self.name}_clients": self.keyring}
+        return keyrings if self.followers is None else keyrings | {"security.follow_clients": self.followers}
+
+    def admits(self, key: str) -> bool:
+        """Whether that client may be connected."""
+        return key in self.keyring.accepted or (self.followers is not None and key in self.followers.accepted)
+
+    def may_only_follow(self, key: str) -> bool:
+        """Whether that client may request snapshots and nothing else."""
+        return key not in self.keyring.accepted
 
     def protect(self, socket: zmq.Socket[bytes]) -> None:
         """Requires a key from each client, which the ZAP thread must accept. Call it before the socket is bound."""
@@ -48,16 +66,25 @@ class Access:
         self.teach_token = load_teach_token(config.http, listen)
         self.guards: dict[str, Guard] = {}
         if pair is not None:
-            self.guards = {name: Guard(name, pair, Keyring(folder)) for name, folder in clients.items()}
+            rings = {name: Keyring(folder) for name, folder in clients.items()}
+            self.guards = {name: Guard(name, pair, rings[name]) for name in sockets}
+            if FOLLOW in rings:
+                self.guards["control"] = self.guards["control"]._replace(followers=rings[FOLLOW])
         self.http_rejections = RejectedConnections("http", metrics)
         domains = {
-            name.encode(): (guard.keyring, RejectedConnections(name, metrics)) for name, guard in self.guards.items()
+            name.encode(): (tuple(guard.keyrings.values()), RejectedConnections(name, metrics))
+            for name, guard in self.guards.items()
         }
         self.zap = Zap(domains, on_failure) if domains else None
 
     def reload(self) -> None:
         """Reads the folders with client keys again. Never raises OSError."""
+        counts = []
         for guard in self.guards.values():
-            guard.keyring.refresh(now=True)
-        accepted = " ".join(f"{name}_keys={len(guard.keyring.accepted)}" for name, guard in self.guards.items())
-        log.info("reloaded %s; options, server key and token are read at the start only", accepted or "nothing")
+            for option, keyring in guard.keyrings.items():
+                keyring.refresh(now=True)
+                name = option.removeprefix("security.").removesuffix("_clients")
+                counts.append(f"{name}_keys={len(keyring.accepted)}")
+        log.info(
+            "reloaded %s; options, server key and token are read at the start only", " ".join(counts) or "nothing"
+        )

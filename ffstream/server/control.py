@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from ffstream.config import Limits
-from ffstream.errors import BadHeader, Busy, FFStreamError, Unavailable
+from ffstream.errors import BadHeader, Busy, FFStreamError, Unauthorized, Unavailable
 from ffstream.metrics import Metrics
 from ffstream.server import followers
 from ffstream.server.followers import Answer, Followers, Rejection, Source
@@ -83,6 +83,7 @@ class ControlLoop(RouterLoop):
             assert isinstance(message, Request)
             try:
                 codec.expect_payload(payload, 0)
+                self._check_right(message.command, received.key)
                 if message.command == followers.COMMAND and self._followers is not None:
                     self._followers.add(peer, message, received.sender())
                     continue
@@ -91,6 +92,14 @@ class ControlLoop(RouterLoop):
                 self._reject(peer, message.id, received.sender(), error)
                 continue
             self._running.append(_Running(peer, message.id, received.sender(), self._workers.submit(work)))
+
+    def _check_right(self, command: str, key: str) -> None:
+        """Raises Unauthorized for a command that this client may not give."""
+        if command != followers.COMMAND and self._guard is not None and self._guard.may_only_follow(key):
+            raise Unauthorized(
+                f"this client's key may only be used for {followers.COMMAND}, hello and ping, not for {command}",
+                hint="security.follow_clients allows no more; the keys in security.control_clients may do everything",
+            )
 
     def _work(self, request: Request) -> Callable[[], dict[str, Any]]:
         command = self._commands.get(request.command)

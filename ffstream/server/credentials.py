@@ -1,6 +1,7 @@
 """Access control as configured in [security]: checked before any socket is opened, without importing ZeroMQ.
 
-With keys, each socket accepts the public keys in its own folder and no others. Without keys everybody who can reach a
+With keys, each socket accepts the public keys in its own folder and no others; the control socket also those of
+prediction replicas, which may only request snapshots there. Without keys everybody who can reach a
 socket has access, so a socket that other machines can reach is an error unless `security.insecure` allows it.
 """
 
@@ -15,10 +16,12 @@ from ffstream.security.keys import KeyPair, check_folder, load_pair, load_token
 from ffstream.util.option_errors import about
 
 SOCKETS = ("learn", "predict", "control")
+FOLLOW = "follow"  # in place of a socket: clients that may only request snapshots, on the control socket
 
 
 class Credentials(NamedTuple):
-    """The content of the files in [security], and for each socket the folder with its clients' keys."""
+    """The content of the files in [security], and for each socket, and for FOLLOW, the folder with its clients'
+    keys."""
 
     pair: KeyPair | None
     clients: dict[str, Path]  # empty without a pair
@@ -70,6 +73,8 @@ def load_credentials(security: Security, sockets: Collection[str] = SOCKETS) -> 
         with about("security.http_token"):
             token = load_token(Path(security.http_token))
     folders = {name: getattr(security, f"{name}_clients") for name in sockets}
+    if "control" in sockets and security.follow_clients:
+        folders[FOLLOW] = security.follow_clients
     if not security.server_key:
         for name, folder in folders.items():
             if folder:

@@ -175,7 +175,7 @@ class RouterLoop(ABC):
             key = str(frame.get("User-Id"))
         except zmq.ZMQError:  # the connection was not authenticated
             key = ""
-        if key in guard.keyring.accepted:
+        if guard.admits(key):
             return key
         if peer not in self._removed:
             if len(self._removed) >= _REMOVED_MAX:
@@ -183,7 +183,7 @@ class RouterLoop(ABC):
             self._removed.add(peer)
             self._rejected_connections.add("key_removed", f"key={key}")
         raise Unauthorized(
-            "this client's key is no longer accepted", hint=f"it was removed from security.{guard.name}_clients"
+            "this client's key is no longer accepted", hint=f"it was removed from {' or '.join(guard.keyrings)}"
         )
 
     def _decode(self, peer: bytes, frames: list[bytes], key: str, header: zmq.Frame) -> Received | None:

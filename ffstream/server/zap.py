@@ -5,7 +5,7 @@ The answer contains the client's public key. Every message from that connection 
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import zmq
 from zmq.utils import z85
@@ -26,7 +26,10 @@ class Zap:
 
     name = "ff-zap"
 
-    def __init__(self, domains: Mapping[bytes, tuple[Keyring, RejectedConnections]], on_failure: OnFailure) -> None:
+    def __init__(
+        self, domains: Mapping[bytes, tuple[Sequence[Keyring], RejectedConnections]], on_failure: OnFailure
+    ) -> None:
+        """In each of the `domains` the keys of all keyrings are accepted."""
         self._domains = domains
         self._stopping = threading.Event()
         self.thread = Worker(self.name, self._serve, on_failure)
@@ -61,8 +64,9 @@ class Zap:
             self._socket.close()
 
     def _refresh(self) -> None:
-        for keyring, rejections in self._domains.values():
-            keyring.refresh()
+        for keyrings, rejections in self._domains.values():
+            for keyring in keyrings:
+                keyring.refresh()
             rejections.flush()
 
     def _answer(self, request: list[bytes]) -> list[bytes]:
@@ -70,9 +74,10 @@ class Zap:
         if version != _VERSION or mechanism != b"CURVE" or len(credentials) != 1 or domain not in self._domains:
             return [_VERSION, id, b"400", b"Unknown domain or mechanism", b"", b""]
         key = z85.encode(credentials[0])
-        keyring, rejections = self._domains[domain]
-        keyring.refresh()
-        if key.decode() in keyring.accepted:
-            return [_VERSION, id, b"200", b"OK", key, b""]
+        keyrings, rejections = self._domains[domain]
+        for keyring in keyrings:
+            keyring.refresh()
+            if key.decode() in keyring.accepted:
+                return [_VERSION, id, b"200", b"OK", key, b""]
         rejections.add("unknown_key", f"address={address.decode(errors='replace')} key={key.decode()}")
         return [_VERSION, id, b"400", b"Unknown key", b"", b""]

@@ -187,19 +187,20 @@ def test_a_daemon_with_other_labels_is_refused_and_predictions_go_on(
 
 
 class Secured:
-    """A daemon with keys, and what a replica needs: `replica` may control the daemon, `anna` may ask the replica."""
+    """A daemon with keys, and what a replica needs: `replica` may follow the daemon, `anna` may ask the replica."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name in ("daemon", "replica", "anna", "eve"):
             keys.create(folder, name)
-        for name in ("learn", "predict", "control"):
+        folders = ("learn", "predict", "control", "follow")
+        for name in folders:
             (folder / name).mkdir()
-        shutil.copy(folder / "replica.key", folder / "control")
+        shutil.copy(folder / "replica.key", folder / "follow")
         shutil.copy(folder / "anna.key", folder / "predict")
         self.daemon_settings = [
             f"security.server_key={folder / 'daemon.key_secret'}",
-            *(f"security.{name}_clients={folder / name}" for name in ("learn", "predict", "control")),
+            *(f"security.{name}_clients={folder / name}" for name in folders),
         ]
         self.replica_settings = [
             f"security.server_key={folder / 'replica.key_secret'}",
@@ -210,7 +211,7 @@ class Secured:
         return CurveKeys.load(self.folder / f"{own}.key_secret", self.folder / f"{server}.key")
 
 
-def test_with_keys_a_replica_is_a_control_client_and_has_clients_of_its_own(
+def test_with_keys_a_replica_needs_the_right_to_follow_and_has_clients_of_its_own(
     tmp_path: Path, start: Start, follow: Follow
 ) -> None:
     secured = Secured(tmp_path)
@@ -227,6 +228,25 @@ def test_with_keys_a_replica_is_a_control_client_and_has_clients_of_its_own(
         pytest.raises(RequestRefused, match="does not accept this key"),
     ):
         predictor.predict(images(1))
+
+
+def test_a_replica_whose_key_is_removed_predicts_on_and_says_so_until_it_is_added_again(
+    tmp_path: Path, start: Start, follow: Follow
+) -> None:
+    secured = Secured(tmp_path)
+    daemon = start(*secured.daemon_settings)
+    following = follow(daemon.daemon.control.endpoint, keys=secured.keys("replica", "daemon"))
+    (tmp_path / "follow" / "replica.key").unlink()
+    wait_until(lambda: "rejects the key" in following.get("/readyz").text, WAIT_S, "it says why it does not follow")
+    assert "unauthorized" in following.replica.status()["trouble"]
+    failed = following.replica.metrics.registry.get_sample_value(
+        "ffstream_replica_failures_total", {"reason": "unauthorized"}
+    )
+    assert failed is not None
+    with Predictor(following.replica.endpoint) as predictor:
+        assert predictor.predict(images(1)).seq == 0
+    shutil.copy(tmp_path / "replica.key", tmp_path / "follow")
+    wait_until(lambda: following.get("/readyz").text == "ready\n", WAIT_S, "it follows again")
 
 
 def test_it_does_not_listen_beyond_loopback_without_keys(start: Start, follow: Follow) -> None:
@@ -303,12 +323,29 @@ def test_a_replica_that_waits_for_its_daemon_can_be_stopped() -> None:
     replica.stop()
 
 
-def test_options_of_the_daemon_are_refused_by_the_command() -> None:
-    done = run_cli(
-        "serve-predictions", "--follow", "tcp://127.0.0.1:1", "--set", "network.labels=5", timeout_s=COMMAND_S
-    )
+@pytest.mark.parametrize("setting", ["network.labels=5", "security.control_clients=keys", "listen.learn=tcp://*:1"])
+def test_options_of_the_daemon_are_refused_by_the_command(setting: str) -> None:
+    done = run_cli("serve-predictions", "--follow", "tcp://127.0.0.1:1", "--set", setting, timeout_s=COMMAND_S)
     assert done.returncode == 2
-    assert "--set network.labels has no effect on a replica" in done.stderr
+    assert f"--set {setting.partition('=')[0]} has no effect on a replica" in done.stderr
+
+
+def test_the_environment_sets_its_options_and_those_of_a_daemon_beside_it_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ("serve-predictions", "--follow", "tcp://127.0.0.1:1", "--listen", "tcp://0.0.0.0:*")
+    monkeypatch.setenv("FFSTREAM_NETWORK__LABELS", "nonsense")
+    monkeypatch.setenv("FFSTREAM_LIMITS__FOLLOWERS_MAX", "many")
+    done = run_cli(*command, timeout_s=COMMAND_S)
+    assert done.returncode == 2
+    assert "FFSTREAM_LIMITS__FOLLOWERS_MAX" in done.stderr
+    monkeypatch.delenv("FFSTREAM_LIMITS__FOLLOWERS_MAX")
+    done = run_cli(*command, timeout_s=COMMAND_S)
+    assert "listen.predict = tcp://0.0.0.0:* is reachable from other machines" in done.stderr
+    monkeypatch.setenv("FFSTREAM_SECURITY__INSECURE", "true")
+    done = run_cli(*command, "--http", "nonsense", timeout_s=COMMAND_S)
+    assert done.returncode == 2
+    assert "listen.http" in done.stderr
 
 
 def test_its_status_is_json(start: Start, follow: Follow) -> None:

@@ -27,16 +27,19 @@ TOKEN = "a-token-of-some-length"
 
 
 class SecuredDaemon:
-    """A daemon with keys. The key `anna` is allowed on every socket, `bert` only on learn, `eve` on none."""
+    """A daemon with keys. The key `anna` is allowed on every socket, `bert` only on learn, `rita` only to follow,
+    and `eve` on none."""
 
     def __init__(self, folder: Path, *settings: str) -> None:
         self.folder = folder
-        for name in ("daemon", "other-daemon", "anna", "bert", "eve"):
+        for name in ("daemon", "other-daemon", "anna", "bert", "rita", "eve"):
             keys.create(folder / "keys", name)
-        for name in SOCKETS:
+        for name in (*SOCKETS, "follow"):
             (folder / name).mkdir()
+        for name in SOCKETS:
             self.allow("anna", name)
         self.allow("bert", "learn")
+        self.allow("rita", "follow")
         token = folder / "token"
         token.touch(0o600)
         token.write_text(TOKEN + "\n")
@@ -44,7 +47,7 @@ class SecuredDaemon:
 
     def settings(self) -> list[str]:
         """All options of [security]."""
-        folders = [f"security.{name}_clients={self.folder / name}" for name in SOCKETS]
+        folders = [f"security.{name}_clients={self.folder / name}" for name in (*SOCKETS, "follow")]
         return [
             f"security.server_key={self.secret('daemon')}",
             f"security.http_token={self.folder / 'token'}",
@@ -406,6 +409,101 @@ def test_a_connected_client_is_rejected_once_its_key_is_removed(
     assert producer.counts.acked == 16
 
 
+COMMANDS = ("status", "config", "pause", "resume", "checkpoint", "rollback", "wait_idle", "drain", "stop", "unknown")
+
+
+def snapshot_version(control: Control) -> int:
+    info, frames = control.snapshot(after=None, wait_s=1.0, recipe=True, timeout_s=SOON_S)
+    assert sum(map(len, frames)) == info.bytes > 0
+    assert info.recipe is not None
+    return info.version
+
+
+def refusal(control: Control, command: str) -> RequestRefused:
+    with pytest.raises(RequestRefused) as caught:
+        control.request(command, {"to": 0}, SOON_S)
+    return caught.value
+
+
+def test_a_key_for_replicas_is_for_snapshots_only(secured: SecuredDaemon, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    rita = secured.keys("rita")
+    secured.use("learn", secured.keys("anna"))
+    with Control(secured.endpoint("control"), keys=rita) as control:
+        assert control.hello(SOON_S).socket == "control"
+        version = snapshot_version(control)
+        for command in COMMANDS:
+            error = refusal(control, command)
+            assert error.remote_code == "unauthorized"
+            assert f"snapshot, hello and ping, not for {command}" in error.message
+            assert "security.control_clients" in error.hint
+        assert snapshot_version(control) >= version, "the connection is still good"
+    # An unknown command and wrong arguments say no more than the others do.
+    rejected = [each for each in caplog.messages if each.startswith("message rejected socket=control")]
+    assert any("reason=unauthorized" in line and f"key={rita.own.public.decode()}" in line for line in rejected)
+    assert secured.running.metric("messages_rejected_total", reason="unauthorized") == len(COMMANDS)
+    with Control(secured.endpoint("control"), keys=secured.keys("anna")) as control:
+        status = control.status(SOON_S)
+        assert (status["state"], status["paused"], status["checkpoint"]) == ("ready", False, None), "nothing was done"
+        assert snapshot_version(control) >= version, "a control client may follow, too"
+
+
+def test_a_ping_with_a_key_for_replicas_is_answered(secured: SecuredDaemon) -> None:
+    peer = secured.running.peer("control", keys=secured.keys("rita"))
+    peer.send("ping")
+    assert peer.answer()["type"] == "pong"
+    peer.send("request", id=7, command="stop", arguments={})
+    answer = peer.answer()
+    assert (answer["code"], answer["id"], answer["retry"]) == ("unauthorized", 7, False)
+
+
+def test_a_key_for_replicas_opens_no_other_socket(secured: SecuredDaemon) -> None:
+    for name in ("learn", "predict"):
+        with pytest.raises(RequestRefused, match="does not accept this key"):
+            secured.use(name, secured.keys("rita"))
+        secured.await_refusals(name, "unknown_key")
+    with (
+        Control(secured.endpoint("control"), keys=secured.keys("eve")) as control,
+        pytest.raises(RequestRefused, match="does not accept this key"),
+    ):
+        control.snapshot(after=None, wait_s=1.0)
+
+
+def test_the_right_of_a_connected_client_follows_the_folders(secured: SecuredDaemon) -> None:
+    """The key of a replica is promoted, demoted, removed and added while it is connected."""
+    access, control = secured.running.daemon._access, secured.running.control(keys=secured.keys("rita"))
+    snapshot_version(control)
+    assert refusal(control, "status").remote_code == "unauthorized"
+    secured.allow("rita", "control")
+    access.reload()  # as on SIGHUP
+    assert control.status(SOON_S)["state"] == "ready"
+    secured.revoke("rita", "follow")
+    access.reload()
+    snapshot_version(control)
+    secured.revoke("rita", "control")
+    access.reload()
+    with pytest.raises(RequestRefused, match="no longer accepted") as caught:
+        control.snapshot(after=None, wait_s=1.0)
+    assert "security.control_clients or security.follow_clients" in caught.value.hint
+    assert secured.refused("control", "key_removed") == 1
+    secured.allow("rita", "follow")
+    access.reload()
+    snapshot_version(control)
+    assert refusal(control, "stop").remote_code == "unauthorized"
+
+
+def test_without_a_folder_for_replicas_control_clients_may_follow(tmp_path: Path) -> None:
+    secured = SecuredDaemon(tmp_path, "security.follow_clients=")
+    with secured.running:
+        for name, is_allowed in (("anna", True), ("rita", False)):
+            with Control(secured.endpoint("control"), keys=secured.keys(name)) as control:
+                if is_allowed:
+                    snapshot_version(control)
+                else:
+                    with pytest.raises(RequestRefused, match="does not accept this key"):
+                        control.snapshot(after=None, wait_s=1.0)
+
+
 def is_flushed(producer: Producer) -> bool:
     """False if it was rejected. Each message that was sent again can have such an answer."""
     try:
@@ -541,8 +639,12 @@ def test_incomplete_security_options_are_rejected(secured: SecuredDaemon, tmp_pa
             start(f"security.{name}_clients=")
         with pytest.raises(ConfigError, match=f"security.{name}_clients = .* is not a folder"):
             start(f"security.{name}_clients={tmp_path}/none")
+    with pytest.raises(ConfigError, match=r"security.follow_clients = .* is not a folder"):
+        start(f"security.follow_clients={tmp_path}/none")
     with pytest.raises(ConfigError, match="has no effect without"):
         start("security.server_key=")
+    with pytest.raises(ConfigError, match=r"security.follow_clients has no effect without security.server_key"):
+        Daemon(config(tmp_path / "third", f"security.follow_clients={secured.folder / 'follow'}")).start()
     public = tmp_path / "public-only"
     shutil.copy(secured.public("daemon"), public)
     public.chmod(0o600)
