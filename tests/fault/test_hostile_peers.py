@@ -21,7 +21,7 @@ ANSWERS = {
     "learn": codec.table(Welcome, Ack, ErrorReply, Pong),
     "predict": codec.table(Prediction, ErrorReply, Pong),
 }
-COMMANDS = ("status", "wait_idle", "checkpoint", "pause", "resume", "config")
+COMMANDS = ("status", "wait_idle", "checkpoint", "pause", "resume", "config", "snapshot")
 GOOD: dict[str, list[tuple[dict[str, Any], list[bytes]]]] = {
     "control": [({"type": "request", "id": 1, "command": command, "arguments": {}}, []) for command in COMMANDS],
     "learn": [
@@ -191,7 +191,9 @@ def test_a_valid_message_with_any_changed_bytes_is_answered(target: Target, sock
     target.send(socket, [bytes(frame) for frame in frames])
 
 
-arguments = st.dictionaries(st.sampled_from(["timeout_s", "seq", "x", ""]), anything, max_size=3)
+arguments = st.dictionaries(
+    st.sampled_from(["timeout_s", "seq", "boot", "after", "recipe", "x", ""]), anything, max_size=3
+)
 
 
 @settings(some, max_examples=200)
@@ -202,6 +204,10 @@ arguments = st.dictionaries(st.sampled_from(["timeout_s", "seq", "x", ""]), anyt
 @example(command="checkpoint", arguments={"timeout_s": 0})
 @example(command="checkpoint", arguments={"timeout_s": 2**64 - 1})
 @example(command="wait_idle", arguments={"timeout_s": 5e-324})
+@example(command="snapshot", arguments={"timeout_s": float("nan"), "boot": "x" * 60_000})
+@example(command="snapshot", arguments={"after": 2**63})
+@example(command="snapshot", arguments={"after": 2**63 - 1, "boot": "\ud7ff", "recipe": True})
+@example(command="snapshot", arguments={"recipe": "true"})
 def test_a_command_with_any_arguments_is_answered(target: Target, command: str, arguments: dict[str, Any]) -> None:
     request = {"v": 1, "type": "request", "id": 1, "command": command, "arguments": arguments}
     answer = target.send("control", [msgpack.packb(request)])

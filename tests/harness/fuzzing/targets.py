@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,9 +68,11 @@ def control(folder: Path) -> Prepared:
     from ffstream.wire.messages import Reply, Request
     from tests.in_process import Running
 
-    commands = dict(Running(folder / "state").daemon.commands.table)
+    daemon = Running(folder / "state").daemon
+    commands = dict(daemon.commands.table)
     for stopping in ("drain", "stop"):
         del commands[stopping]
+    commands["snapshot"] = _snapshot_command(daemon)
     names = sorted(commands)
     table = codec.table(Request)
 
@@ -81,11 +84,75 @@ def control(folder: Path) -> Prepared:
             work = command(request.arguments)
             codec.encode(Reply(id=request.id, result=work()))
 
-    arguments: list[dict[str, Any]] = [{}, {"timeout_s": 0.5}, {"timeout_s": 2, "to": 0, "later": ["skip"]}]
+    arguments: list[dict[str, Any]] = [
+        {},
+        {"timeout_s": 0.5},
+        {"timeout_s": 2, "to": 0, "later": ["skip"]},
+        {"boot": "x", "after": 7, "recipe": True},
+    ]
     seeds = [
         b"\0" + codec.encode(Request(id=1, command=name, arguments=each)) for name in names for each in arguments
     ]
     return Prepared(run, seeds)
+
+
+def _snapshot_command(daemon: Any) -> Callable[[dict[str, Any]], Callable[[], dict[str, Any]]]:
+    """The command `snapshot`, as a command of which nobody waits for newer weights."""
+    from ffstream.errors import Busy
+    from ffstream.metrics import Metrics
+    from ffstream.server.followers import Answer, Followers
+    from ffstream.wire.messages import Request
+
+    def submit(work: Callable[[], Any]) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work())
+        return done
+
+    limits = daemon.config.limits.model_copy(update={"followers_every_s": 0.0})
+    source = daemon.control._followers._source
+    queue = Followers(source, limits, Metrics(), boot="boot", submit=submit)
+
+    def command(arguments: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+        queue.add(b"peer", Request(id=1, command="snapshot", arguments=arguments), "sender")
+        # The first poll begins a round, and the second one ends it.
+        answers = [*queue.poll(), *queue.poll(), *queue.reject_all(Busy("nothing newer", hint="ask again"))]
+        assert len(answers) == 1
+        (answer,) = answers
+        assert not queue.waits
+        if isinstance(answer, Answer):
+            return lambda: answer.result
+        assert isinstance(answer.error, Busy), answer.error
+        return lambda: {}
+
+    return command
+
+
+def snapshot(folder: Path) -> Prepared:
+    """What a daemon sends to a replica: the bytes of a snapshot, the same cut short, and a result of `snapshot`."""
+    from ffstream.errors import FFStreamError
+    from ffstream.ff.network import Network
+    from ffstream.ff.presets import recipe
+    from ffstream.serving import replication
+    from ffstream.serving.snapshot import Snapshot
+    from ffstream.wire import codec
+    from ffstream.wire.messages import Reply
+
+    network = Network(recipe("fast", image_shape=[4, 4], widths=[4], labels=10))
+    decoder = replication.Decoder(network.recipe)
+    good = b"".join(replication.encode(Snapshot(network.classifier(), 1, 100)).frames)
+    table = codec.table(Reply)
+
+    def run(data: bytes) -> None:
+        for payload in (data, data[: len(good)], data + good[len(data) :]):
+            with suppress(FFStreamError):
+                assert decoder.decode([payload], replication.checksum([payload]), 1, 100).version == 1
+        with suppress(FFStreamError):
+            reply = codec.decode(data, table)
+            assert isinstance(reply, Reply)
+            codec.snapshot_info(reply.result)
+
+    info = {"boot": "b", "version": 1, "seq": 1, "applied_seq": 1, "as_of_s": 0.5, "bytes": 0, "checksum": ""}
+    return Prepared(run, [good, codec.encode(Reply(id=1, result=info))])
 
 
 def journal(folder: Path) -> Prepared:
@@ -167,6 +234,7 @@ TARGETS: dict[str, Callable[[Path], Prepared]] = {
     "control": control,
     "journal": journal,
     "manifest": manifest,
+    "snapshot": snapshot,
 }
 
 

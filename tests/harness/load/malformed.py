@@ -180,6 +180,10 @@ def _with_images(socket: str) -> list[Kind]:
     ]
 
 
+def _snapshot(name: str, **arguments: Any) -> Kind:
+    return _wrong("control", f"a snapshot {name}", "bad_header", command="snapshot", arguments=arguments)
+
+
 _LEARN = [
     _wrong("learn", "no client", "bad_header", client=_Missing),
     _wrong("learn", "an empty client name", "bad_header", client=""),
@@ -214,6 +218,14 @@ _CONTROL = [
         "control", "a timeout that is a string", "bad_header", command="wait_idle", arguments={"timeout_s": "soon"}
     ),
     _wrong("control", "a negative timeout", "bad_header", command="wait_idle", arguments={"timeout_s": -1}),
+    _wrong("control", "a snapshot with a payload", "bad_frames", command="snapshot", payload=(_IMAGE,)),
+    _snapshot("after a negative version", after=-1),
+    _snapshot("after version 2^63", after=2**63),
+    _snapshot("after a version that is true", after=True),
+    _snapshot("of a start that is a number", boot=7),
+    _snapshot("that waits for NaN seconds", timeout_s=float("nan")),
+    _snapshot("that waits for more than a day", timeout_s=86_401),
+    _snapshot("with a recipe that is a map", recipe={"kind": "conv"}),
 ]
 
 KINDS: tuple[Kind, ...] = (

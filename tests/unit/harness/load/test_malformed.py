@@ -21,7 +21,8 @@ _ACCEPTED_BY_THE_CODEC = {
 def test_the_codec_rejects_each_kind(kind: Kind) -> None:
     rng = random.Random(1)
     for _ in range(20):
-        assert is_valid(kind.socket, kind.make(rng)) is (kind.name in _ACCEPTED_BY_THE_CODEC)
+        is_accepted = kind.name in _ACCEPTED_BY_THE_CODEC or kind.name.startswith("a snapshot ")
+        assert is_valid(kind.socket, kind.make(rng)) is is_accepted
 
 
 def test_the_codec_accepts_valid_messages() -> None:
