@@ -311,7 +311,7 @@ class Metrics:
         self.snapshots_sent = self._counter("snapshots_sent_total", "Snapshots sent to prediction replicas.")
         self.snapshots_sent_bytes = self._counter("snapshots_sent_bytes_total", "Bytes of weights in these.")
         self.replica_connected = self._gauge(
-            "replica_connected", "Of a replica: 1 while the daemon that it follows answers."
+            "replica_connected", "Of a replica: 1 while the daemon that it follows gives usable answers."
         )
         self.replica_staleness = self._gauge(
             "replica_staleness_seconds", "Of a replica: its weights were the daemon's newest that long ago, at most."

@@ -1,6 +1,7 @@
 """`ffstream serve-predictions`: a process that answers queries with the newest snapshot of a daemon elsewhere."""
 
 import json
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ _LISTEN = "tcp://127.0.0.1:5768"
 _HTTP = "127.0.0.1:8767"
 _SECTIONS = ("limits", "security", "http", "shutdown")
 _OPTIONS = ("network.parts", "pipeline.stall_timeout_s")
+_NOT_HERE = ("security.learn_clients", "security.control_clients", "security.follow_clients")
 # It has no such sockets, so they must not be in the way of its own.
 _UNUSED = ("listen.learn=tcp://127.0.0.1:*", "listen.control=tcp://127.0.0.1:*")
 
@@ -84,9 +86,11 @@ def serve_predictions(
 
     It speaks the predict protocol and gives the answers of the daemon, with the version and seq of its snapshot. It
     keeps nothing on disk. When the daemon is gone it predicts on with the last weights and says so; it follows the
-    daemon again by itself. `--key` and `--server-key` are those of a control client of the daemon.
+    daemon again by itself. `--key` is a key that the daemon has in security.follow_clients (or control_clients), and
+    `--server-key` the public key of the daemon.
 
-    Signals and exit codes are those of `ffstream serve`.
+    Environment variables FFSTREAM_SECTION__KEY set the same options as --set. Signals and exit codes are those of
+    `ffstream serve`.
     """
     output = prepare_process(context, log_level, log_format)
     config = _load(listen, http, settings)
@@ -102,16 +106,24 @@ def serve_predictions(
 def _load(listen: str, http: str, settings: Iterable[str]) -> "Config":
     """The options of a replica. Raises ConfigError, also for one that has no effect here."""
     from ffstream.config import load
+    from ffstream.util.option_sources import option_of
 
     for setting in settings:
         name = setting.partition("=")[0].strip()
-        if name.partition(".")[0] not in _SECTIONS and name not in _OPTIONS:
+        if name in _NOT_HERE or not _is_used(name):
             raise ConfigError(
-                f"--set {name} has no effect on a replica, which takes its network from the daemon",
-                hint=f"the options of [{'], ['.join(_SECTIONS)}], and {', '.join(_OPTIONS)}",
+                f"--set {name} has no effect on a replica",
+                hint=f"it has the options of [{'], ['.join(_SECTIONS)}], {' and '.join(_OPTIONS)};"
+                " its network is that of the daemon",
             )
     own = (f"listen.predict={json.dumps(listen)}", f"listen.http={json.dumps(http)}")
-    return load(None, [*_UNUSED, *own, *settings], environment={})
+    # Of a daemon on the same machine, the environment may set options that are not for a replica.
+    environment = {variable: text for variable, text in os.environ.items() if _is_used(option_of(variable))}
+    return load(None, [*_UNUSED, *own, *settings], environment=environment)
+
+
+def _is_used(name: str) -> bool:
+    return name.partition(".")[0] in _SECTIONS or name in _OPTIONS
 
 
 def _run(replica: "Replica", *, quiet: bool) -> None:

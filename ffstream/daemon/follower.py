@@ -18,6 +18,7 @@ from typing import Any, Final
 from ffstream.client import Control, CurveKeys
 from ffstream.errors import (
     BadHeader,
+    Busy,
     CheckpointDamaged,
     CheckpointIncompatible,
     ConfigError,
@@ -26,6 +27,7 @@ from ffstream.errors import (
     ProtocolError,
     RequestRefused,
     Unauthorized,
+    Unavailable,
     Unreachable,
 )
 from ffstream.ff.recipe import Recipe, stored_recipe
@@ -43,6 +45,7 @@ _ANSWER_S: Final = 60.0  # for a large snapshot over a slow link
 _WAIT_S: Final = 0.25  # without a newer snapshot the daemon answers after that time, which bounds the staleness
 _RETRY_S: Final = 0.5
 _SILENT_S: Final = 3.0  # without an answer, after which the daemon counts as gone
+_REMOTE_CODES: Final = frozenset(each.code for each in (BadHeader, Busy, Unauthorized, Unavailable))
 
 
 class Follower:
@@ -118,8 +121,10 @@ class Follower:
         return None if info is None else float(max(0, info.applied_seq - self.snapshots.current.seq))
 
     def is_gone(self) -> bool:
-        """Whether the daemon has not answered for some seconds."""
-        return time.monotonic() - self._answered_at > _SILENT_S
+        """Whether the daemon has given no usable answer for some seconds. An answer that takes long over a connection
+        that is up is on its way."""
+        is_late = time.monotonic() - self._answered_at > _SILENT_S
+        return is_late and (self.trouble is not None or not self._control.is_connected)
 
     def status(self) -> dict[str, Any]:
         """For people."""
@@ -259,9 +264,10 @@ class Follower:
 
     def _note(self, error: FFStreamError) -> None:
         """Logs a trouble once, until another one or an answer comes."""
-        self._metrics.replica_failures.labels(error.code).inc()
+        code = failure_code(error)
+        self._metrics.replica_failures.labels(code).inc()
         before, self.trouble = self.trouble, error
-        if before is None or before.code != error.code:
+        if before is None or failure_code(before) != code:
             level = (
                 logging.ERROR
                 if isinstance(error, ConfigError | CheckpointDamaged | ProtocolError)
@@ -269,7 +275,16 @@ class Follower:
             )
             if isinstance(error, DeadlineExceeded) and before is None and self._snapshots is None:
                 level = logging.INFO  # it waits for a daemon that starts
-            log.log(level, "the daemon is not followed now error=%r hint=%s", str(error), error.hint)
+            log.log(
+                level, "the daemon is not followed now reason=%s error=%r hint=%r", code, error.message, error.hint
+            )
+
+
+def failure_code(error: FFStreamError) -> str:
+    """Why a request failed: the code that the daemon has sent if it is one that a daemon sends to replicas."""
+    if isinstance(error, RequestRefused) and error.remote_code in _REMOTE_CODES:
+        return error.remote_code
+    return error.code
 
 
 def _is_final(error: FFStreamError) -> bool:

@@ -20,11 +20,11 @@ from starlette.routing import Route
 from ffstream import __version__
 from ffstream.client import CurveKeys
 from ffstream.config import Config
-from ffstream.daemon.follower import Follower
+from ffstream.daemon.follower import Follower, failure_code
 from ffstream.daemon.foreground import POLL_S, Foreground, Wake
 from ffstream.daemon.shutdown import ReplicaOrder
 from ffstream.daemon.website import http_server
-from ffstream.errors import ConfigError, DeadlineExceeded, FFStreamError
+from ffstream.errors import Busy, ConfigError, DeadlineExceeded, FFStreamError, Unauthorized
 from ffstream.pipeline.device import bound_compiled_products
 from ffstream.server.answers import answer
 from ffstream.server.predict import PredictLoop
@@ -99,8 +99,13 @@ class Replica(Foreground):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._shutdown.add(ReplicaOrder.CLOSE_CONTEXT, "sockets", self._end_context)
         self._start_http()
+        log.info(
+            "waiting for a first snapshot endpoint=%s pid=%d http=%s",
+            self.follower.endpoint,
+            os.getpid(),
+            self.http.address,
+        )
         self.follower.start()
-        log.info("follows endpoint=%s pid=%d http=%s", self.follower.endpoint, os.getpid(), self.http.address)
         while not self.follower.has_snapshot():
             if self._is_woken(POLL_S):
                 break
@@ -188,13 +193,7 @@ class Replica(Foreground):
         """Why newer weights do not come; empty while the daemon is followed."""
         if not self.follower.is_gone():
             return ""
-        if self.follower.trouble is None or isinstance(self.follower.trouble, DeadlineExceeded):
-            what = "the daemon does not answer"
-        elif isinstance(self.follower.trouble, ConfigError):
-            what = "the daemon serves another network"
-        else:
-            what = "the daemon gives no usable snapshot"
-        return f"{what}; {_age(self.follower.staleness_s() or 0.0)}"
+        return f"{_reason(self.follower.trouble)}; {_age(self.follower.staleness_s() or 0.0)}"
 
     def status(self) -> dict[str, Any]:
         """What the replica is doing, as `/status` shows it."""
@@ -231,6 +230,19 @@ class Replica(Foreground):
         if self.predict is not None:
             self.predict.release()
         return True
+
+
+def _reason(trouble: FFStreamError | None) -> str:
+    if trouble is None or isinstance(trouble, DeadlineExceeded):
+        return "the daemon does not answer"
+    if isinstance(trouble, ConfigError):
+        return "the daemon serves another network"
+    code = failure_code(trouble)
+    if code == Unauthorized.code:
+        return "the daemon rejects the key of this replica"
+    if code == Busy.code:
+        return "the daemon has too many replicas"
+    return "the daemon gives no usable snapshot"
 
 
 def _age(staleness_s: float) -> str:

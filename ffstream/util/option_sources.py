@@ -15,6 +15,13 @@ _EXAMPLE = "ffstream config show prints a file to start from"
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
+def option_of(variable: str) -> str:
+    """The name of the option that an environment variable sets; empty if it sets none."""
+    if not variable.startswith(_ENVIRONMENT) or "__" not in variable:
+        return ""
+    return variable.removeprefix(_ENVIRONMENT).lower().replace("__", ".")
+
+
 class Given:
     """The options that are set, as a tree, and by which source. `known` are the dotted names of all options."""
 
@@ -45,8 +52,7 @@ class Given:
     def take_environment(self, environment: Mapping[str, str]) -> None:
         """Reads the variables `FFSTREAM_SECTION__KEY`. Raises ConfigError."""
         for variable, text in environment.items():
-            if variable.startswith(_ENVIRONMENT) and "__" in variable:
-                name = variable.removeprefix(_ENVIRONMENT).lower().replace("__", ".")
+            if name := option_of(variable):
                 self._put(name, text, variable)
                 self._set_by[name] = variable
 

@@ -1,6 +1,7 @@
 """A follower takes good snapshots, and bad answers change nothing. The daemon's answers are written by the test."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from ffstream.client import Control
+from ffstream.daemon import follower as follower_module
 from ffstream.daemon.follower import Follower
 from ffstream.errors import CheckpointIncompatible, ConfigError, RequestRefused
 from ffstream.ff.presets import recipe as make_recipe
@@ -245,12 +247,56 @@ def test_a_daemon_with_other_images_is_refused_with_a_clear_error(
     assert isinstance(followed.follower.trouble, CheckpointIncompatible)
 
 
-def test_a_busy_daemon_is_asked_again(daemon: ScriptedDaemon, follow: Callable[..., Followed]) -> None:
-    daemon.error = "busy"
+@pytest.mark.parametrize("code", ["busy", "unavailable"])
+def test_a_daemon_that_is_busy_or_stops_is_asked_again(
+    daemon: ScriptedDaemon, follow: Callable[..., Followed], code: str
+) -> None:
+    daemon.error = code
     followed = follow()
-    wait_until(lambda: len(daemon.asked) >= 2, DEADLINE_S, "it asks again")
+    wait_until(lambda: followed.failed(code) >= 2, DEADLINE_S, "it asks again")
     daemon.error = ""
     followed.await_holds("boot-1", 1)
+
+
+def test_codes_that_a_daemon_invents_share_one_reason(
+    daemon: ScriptedDaemon, follow: Callable[..., Followed], caplog: pytest.LogCaptureFixture
+) -> None:
+    followed = follow()
+    followed.await_holds("boot-1", 1)
+    for code in ("invented", "invented-too"):
+        daemon.error, before = code, followed.failed("refused")
+        wait_until(lambda: followed.failed("refused") > before, DEADLINE_S, "it is counted")  # noqa: B023
+    assert "invented" not in str(list(followed.metrics.registry.collect()))
+    (line,) = [each for each in caplog.messages if each.startswith("the daemon is not followed now")]
+    assert "reason=refused error='what (invented)' hint='how'" in line
+
+
+def test_an_answer_that_is_on_its_way_for_long_does_not_look_like_a_daemon_that_is_gone(
+    daemon: ScriptedDaemon, follow: Callable[..., Followed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed = follow()
+    followed.await_holds("boot-1", 1)
+    monkeypatch.setattr(follower_module, "_SILENT_S", 0.1)
+    may_answer = threading.Event()
+
+    def hold(result: dict[str, Any], payload: list[bytes]) -> None:
+        may_answer.wait(DEADLINE_S)
+
+    daemon.spoil, asked = hold, len(daemon.asked)
+    wait_until(lambda: len(daemon.asked) > asked, DEADLINE_S, "it waits for an answer")
+    answered_at = followed.follower._answered_at
+    wait_until(lambda: time.monotonic() - answered_at > 0.5, DEADLINE_S, "the answer is late")
+    assert followed.follower._answered_at == answered_at
+    assert not followed.follower.is_gone()
+    assert followed.value("connected") == 1
+    daemon.spoil = lambda result, payload: None
+    may_answer.set()
+    daemon.error = "internal"
+    wait_until(followed.follower.is_gone, DEADLINE_S, "errors are no usable answers")
+    daemon.error = ""
+    wait_until(lambda: not followed.follower.is_gone(), DEADLINE_S, "it answers again")
+    daemon.scripted.close()
+    wait_until(followed.follower.is_gone, DEADLINE_S, "the connection is lost")
 
 
 def test_a_daemon_that_knows_no_snapshots_is_an_error_at_the_start(
