@@ -4,7 +4,8 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,9 @@ import httpx
 import pytest
 import yaml
 
-from tests.harness.daemon_directory import free_port
+from ffstream.config import load
+from ffstream.daemon.replica import Replica
+from tests.harness.daemon_directory import FREE_PORTS, free_port
 from tests.in_process import WAIT_S, Running, feed, images, labels
 from tests.support import wait_until
 
@@ -38,9 +41,9 @@ pytestmark = pytest.mark.skipif(
 
 
 class Prometheus:
-    """Scrapes `target` every second, and evaluates the alerts of deploy/ without their `for`."""
+    """Scrapes a daemon and its replicas every second, and evaluates the alerts of deploy/ without their `for`."""
 
-    def __init__(self, folder: Path, target: str) -> None:
+    def __init__(self, folder: Path, target: str, replicas: Sequence[str] = ()) -> None:
         rules = yaml.safe_load(RULES.read_text())
         for group in rules["groups"]:
             for rule in group["rules"]:
@@ -51,6 +54,9 @@ class Prometheus:
         configuration["rule_files"] = ["rules.yml"]
         (job,) = configuration["scrape_configs"]
         job["static_configs"] = [{"targets": [target]}]
+        if replicas:
+            of_replicas = {"job_name": "ffstream-replica", "static_configs": [{"targets": list(replicas)}]}
+            configuration["scrape_configs"].append(of_replicas)
         (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
         self.url = f"http://127.0.0.1:{free_port()}"
         self._log = (folder / "prometheus.log").open("w")
@@ -121,6 +127,43 @@ def watched(tmp_path: Path) -> Iterator[tuple[Running, Prometheus]]:
         yield running, prometheus
 
 
+class ReplicaThread:
+    """A replica that starts on a thread of its own, and serves once there is a daemon to follow."""
+
+    def __init__(self, url: str, http: str) -> None:
+        self._replica = Replica(load(settings=[*FREE_PORTS, f"listen.http={http}"], environment={}), url)
+        self._thread = threading.Thread(target=self._run, name="replica")
+        self._thread.start()
+
+    def _run(self) -> None:
+        if self._replica.start():
+            self._replica.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._replica.request_stop()
+        self._thread.join(WAIT_S)
+        self._replica.stop()
+
+
+@pytest.fixture
+def watched_with_replicas(tmp_path: Path) -> Iterator[tuple[Running, Prometheus]]:
+    """As `watched`, with a replica that follows, and one whose daemon does not exist."""
+    target, good, lost = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    with (
+        Running(tmp_path / "state", f"listen.http={target}", *SETTINGS) as running,
+        ReplicaThread(running.daemon.control.endpoint, good),
+        ReplicaThread(f"tcp://127.0.0.1:{free_port()}", lost),
+        Prometheus(tmp_path, target, (good, lost)) as prometheus,
+    ):
+        yield running, prometheus
+
+
 def soon(condition: Callable[[], object], what: str) -> None:
     wait_until(condition, 3 * WAIT_S, what)
 
@@ -172,8 +215,28 @@ def test_alerts_fire_and_end(watched: tuple[Running, Prometheus]) -> None:
     soon(lambda: "FfstreamDown" not in prometheus.firing(), "it answers")
 
 
-def test_every_query_of_the_dashboard_finds_something(watched: tuple[Running, Prometheus]) -> None:
-    running, prometheus = watched
+def test_alerts_about_replicas_fire_and_end(tmp_path: Path) -> None:
+    target, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    control = f"tcp://127.0.0.1:{free_port()}"
+    with (
+        Running(tmp_path / "state", f"listen.http={target}", f"listen.control={control}", *SETTINGS) as running,
+        ReplicaThread(control, http) as replica,
+        Prometheus(tmp_path, target, (http,)) as prometheus,
+    ):
+        feed(running, 8)
+        soon(lambda: prometheus.value("ffstream_replica_connected == 1") is not None, "the replica follows")
+        soon(lambda: prometheus.firing() == set(), "nothing is wrong, and no metric of a replica looks like a fault")
+        running.stop()
+        soon(lambda: "FfstreamReplicaNotFollowing" in prometheus.firing(), "the daemon is gone")
+        assert not prometheus.firing() & {"FfstreamReplicaFails", "FfstreamReplicaDown"}
+        running.restart()
+        soon(lambda: prometheus.firing() == set(), "it follows the restarted daemon")
+        replica.stop()
+        soon(lambda: "FfstreamReplicaDown" in prometheus.firing(), "the replica does not answer")
+
+
+def test_every_query_of_the_dashboard_finds_something(watched_with_replicas: tuple[Running, Prometheus]) -> None:
+    running, prometheus = watched_with_replicas
     dashboard = json.loads(DASHBOARD.read_text())
     (variable,) = dashboard["templating"]["list"]
     values = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])

@@ -36,6 +36,7 @@ UP = of("up", job="ffstream")
 LEARNED, WRITTEN = of("samples_learned_total"), of("checkpoint_timestamp_seconds")
 BACKLOG, PAUSED = of("journal_backlog_samples"), of("learning_paused")
 ERROR, WINDOW = of("prequential_error_ratio"), of("prequential_window_samples")
+CONNECTED, STALENESS = of("replica_connected"), of("replica_staleness_seconds")
 RESTARTS = of("layer_restarts_total", layer="0")
 
 
@@ -166,6 +167,34 @@ FIRES = [
         {"instance": "a", "layer": "0"},
     ),
     Fires(
+        "FfstreamReplicaDown",
+        {of("up", job="ffstream-replica"): "1x5 0x10 1x5", UP: "1x20"},
+        (9, 15),
+        (5, 7, 17),
+        labels={"instance": "a", "job": "ffstream-replica"},
+    ),
+    # It waits for its first snapshot, or has lost the daemon.
+    Fires("FfstreamReplicaNotFollowing", {CONNECTED: "0x20 1x5"}, (11, 20), (9, 23), ("a", "a")),
+    Fires("FfstreamReplicaNotFollowing", {CONNECTED: "1x5 0x20 1x5", UP: "1x30"}, (17, 25), (15, 28), ("a", "a")),
+    Fires(
+        "FfstreamReplicaStale",
+        {CONNECTED: "1x20", STALENESS: "0.3x5 45x10 0.3x5"},
+        (9, 14),
+        (5, 7, 18),
+        ("a", "45s"),
+    ),
+    *(
+        Fires(
+            "FfstreamReplicaFails",
+            {of("replica_failures_total", reason=reason): "_x5 1+120x10 1201x10"},
+            (9, 15),
+            (6, 24),
+            ("a", reason),
+            {"instance": "a", "reason": reason},
+        )
+        for reason in ("checkpoint_damaged", "checkpoint_incompatible", "bad_size", "unauthorized", "busy")
+    ),
+    Fires(
         "FfstreamStrangers",
         {of("connections_refused_total", socket="learn", reason="handshake"): "0x5 0+30x10 300x20"},
         (12,),
@@ -174,6 +203,24 @@ FIRES = [
         {"instance": "a", "socket": "learn", "reason": "handshake"},
     ),
 ]
+
+# A replica that follows the daemon of FIRST_STREAM. Its first transfer is damaged on the way.
+FOLLOWS_FIRST_STREAM = {
+    of("up", job="ffstream-replica"): "1x60",
+    CONNECTED: "0x1 1x59",
+    STALENESS: "_x2 0.3x58",
+    of("replica_failures_total", reason="unreachable"): "_ 3x59",
+    of("replica_failures_total", reason="checkpoint_damaged"): "_ _ 1x58",
+}
+# One that outlives DRAIN_AND_RESTART: the daemon stops, is away, and recovers for six minutes.
+FOLLOWS_RESTART = {
+    of("up", job="ffstream-replica"): "1x119",
+    CONNECTED: "1x64 0x6 1x48",
+    STALENESS: "0.3x64 60+60x6 0.3x48",
+    of("replica_failures_total", reason="unavailable"): "_x63 1 5x54",
+    of("replica_failures_total", reason="unreachable"): "_x64 40+40x6 280x47",
+    of("replica_failures_total", reason="deadline_exceeded"): "_x68 3+30x2 63x48",
+}
 
 # A daemon that does well, for an hour: every series that an alert reads. At first nothing is known, then comes its
 # first stream, which is faster than it learns; checkpoints are written, and it ends.
@@ -202,6 +249,7 @@ FIRST_STREAM = {
     of("connections_refused_total", socket="learn", reason="handshake"): "_x20 1x40",
     of("journal_commit_seconds_bucket", le="1"): "0x10 0+100x20 2000x29",
     of("journal_commit_seconds_bucket", le="+Inf"): "0x10 0+100x20 2000x29",
+    **FOLLOWS_FIRST_STREAM,
 }
 # It has learned for an hour, drains for five minutes, ends, and is back within the next minute with what it knew. The
 # process is a new one, so its counters begin at 0.
@@ -230,6 +278,7 @@ DRAIN_AND_RESTART = {
     of("connections_refused_total", socket="learn", reason="handshake"): "200x64 stale 50x54",
     of("journal_commit_seconds_bucket", le="1"): "9000+100x64 stale 0+100x54",
     of("journal_commit_seconds_bucket", le="+Inf"): "9000+100x64 stale 0+100x54",
+    **FOLLOWS_RESTART,
 }
 
 

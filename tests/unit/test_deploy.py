@@ -85,9 +85,19 @@ def test_prometheus_takes_its_configuration() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_unit_retries_temporary_failures_but_not_wrong_options() -> None:
-    lines = (DEPLOY / "ffstream@.service").read_text().splitlines()
+@pytest.mark.parametrize("name", ["ffstream@", "ffstream-replica@"])
+def test_the_units_retry_temporary_failures_but_not_wrong_options(name: str) -> None:
+    lines = (DEPLOY / f"{name}.service").read_text().splitlines()
     assert "RestartPreventExitStatus=2" in lines, "75 and 1 are tried again"
     assert {"Wants=network-online.target", "After=network-online.target", "Restart=on-failure"} <= set(lines)
+
+
+def test_a_replica_may_wait_for_its_daemon_however_long() -> None:
+    lines = (DEPLOY / "ffstream-replica@.service").read_text().splitlines()
+    assert {"TimeoutStartSec=infinity", "StartLimitIntervalSec=0"} <= set(lines)
+
+
+def test_the_unit_refuses_a_lost_state() -> None:
+    lines = (DEPLOY / "ffstream@.service").read_text().splitlines()
     assert "EnvironmentFile=-/etc/default/ffstream.existing" in lines
     assert any(line.startswith("ExecStartPost=+") and "FFSTREAM_EXISTING=true" in line for line in lines)

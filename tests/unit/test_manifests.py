@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import yaml
 
 from ffstream.config import Config, load
 from ffstream.server.origin import Hosts
+from tests.harness.commands import COMMAND_S, run_cli
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 NAME = {"app.kubernetes.io/name": "ffstream"}
+REPLICA = {"app.kubernetes.io/name": "ffstream-replica"}
+KUBECTL_S = 60.0
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -37,13 +42,18 @@ def test_liveness_is_health_and_readiness_is_predictions(container: dict[str, An
     assert probes == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
 
 
+def defaults(environment: dict[str, str]) -> dict[str, str]:
+    """As compose passes them on where the person has set none of them: `${NAME:-default}`."""
+    return {name: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value) for name, value in environment.items()}
+
+
 def test_requests_by_the_names_of_services_are_allowed(container: dict[str, Any]) -> None:
     (compose,) = documents(DEPLOY / "compose.yaml")
     (prometheus,) = documents(DEPLOY / "prometheus" / "prometheus.yml")
     targets = [
         target for job in prometheus["scrape_configs"] for each in job["static_configs"] for target in each["targets"]
     ]
-    hosts = Hosts(names=load(environment=compose["services"]["ffstream"]["environment"]).http.hosts)
+    hosts = Hosts(names=load(environment=defaults(compose["services"]["ffstream"]["environment"])).http.hosts)
     assert targets
     assert all(hosts.allow(target) for target in targets)
     given = {each["name"]: each.get("value", "").replace("$(POD_NAMESPACE)", "here") for each in container["env"]}
@@ -110,12 +120,20 @@ def test_the_alerts_find_the_job_that_is_scraped() -> None:
     (rules,) = documents(DEPLOY / "prometheus" / "rules" / "ffstream.yml")
     jobs = set(re.findall(r'job="([\w-]+)"', json.dumps(rules).replace('\\"', '"')))
     configuration = (DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
-    with_standby = yaml.safe_load(re.sub(r"^  # (?=[- ] )", "  ", configuration, flags=re.MULTILINE))
+    complete = yaml.safe_load(re.sub(r"^  # (?=[- ] )", "  ", configuration, flags=re.MULTILINE))
     assert {"ffstream"} == {each["job_name"] for each in yaml.safe_load(configuration)["scrape_configs"]}
-    assert jobs == {each["job_name"] for each in with_standby["scrape_configs"]}, "the comment that is to be taken"
-    monitor = document("podmonitor.yaml")["spec"]
-    template = document("statefulset.yaml")["spec"]["template"]
-    assert template["metadata"]["labels"][monitor["jobLabel"]] == "ffstream"
+    assert jobs == {each["job_name"] for each in complete["scrape_configs"]}, "the comments that are to be taken"
+    for folder, workload, job in (("", "statefulset", "ffstream"), ("replicas/", "deployment", "ffstream-replica")):
+        monitor = document(f"{folder}podmonitor.yaml")["spec"]
+        labels = document(f"{folder}{workload}.yaml")["spec"]["template"]["metadata"]["labels"]
+        assert labels[monitor["jobLabel"]] == job in jobs
+        assert monitor["selector"]["matchLabels"].items() <= labels.items()
+    # Compose's name for all containers of the service; each replica has the port.
+    (found,) = [each for each in complete["scrape_configs"] if each["job_name"] == "ffstream-replica"]
+    (names,) = found["dns_sd_configs"]
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    assert (names["names"], names["type"]) == (["replica"], "A")
+    assert f"--http=0.0.0.0:{names['port']}" in compose["services"]["replica"]["command"]
 
 
 def test_scrapes_come_before_a_connection_is_given_up() -> None:
@@ -129,10 +147,135 @@ def test_stop_timeouts_are_longer_than_a_stop_takes() -> None:
     (compose,) = documents(DEPLOY / "compose.yaml")
     pod = document("statefulset.yaml")["spec"]["template"]["spec"]
     run = re.findall(r"docker run --stop-timeout (\d+)", (DEPLOY / "Containerfile").read_text(encoding="utf-8"))
-    (unit,) = re.findall(r"^TimeoutStopSec=(\d+)", (DEPLOY / "ffstream@.service").read_text(encoding="utf-8"), re.M)
+    units = [each.read_text(encoding="utf-8") for each in DEPLOY.glob("*.service")]
+    stops = [re.findall(r"^TimeoutStopSec=(\d+)", unit, re.M)[0] for unit in units]
     assert run, "the example of docker run"
-    waits = [pod["terminationGracePeriodSeconds"], compose["services"]["ffstream"]["stop_grace_period"], *run, unit]
+    waits = [pod["terminationGracePeriodSeconds"], compose["services"]["ffstream"]["stop_grace_period"], *run, *stops]
+    replica = document("replicas/deployment.yaml")["spec"]["template"]["spec"]
+    waits += [replica["terminationGracePeriodSeconds"], compose["services"]["replica"]["stop_grace_period"]]
     assert all(float(str(each).removesuffix("s")) > 2 * Config().shutdown.drain_timeout_s for each in waits)
+
+
+@pytest.fixture
+def replicas() -> dict[str, dict[str, Any]]:
+    """The container of a replica: in a pod, and in compose."""
+    (pod,) = document("replicas/deployment.yaml")["spec"]["template"]["spec"]["containers"]
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    service = compose["services"]["replica"]
+    return {
+        "pod": {"args": pod["args"], "env": {each["name"]: each["value"] for each in pod["env"]}, **pod_parts(pod)},
+        "compose": {"args": service["command"], "env": service["environment"]},
+    }
+
+
+def pod_parts(container: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "ports": {each["name"]: each["containerPort"] for each in container["ports"]},
+        "probes": {
+            kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")
+        },
+    }
+
+
+def test_a_replica_is_started_with_options_that_it_has(
+    replicas: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real command takes them, up to the last one, which is wrong on purpose."""
+    for each in replicas.values():
+        for name, value in each["env"].items():
+            monkeypatch.setenv(name, value)
+        done = run_cli(*each["args"], "--set=http.hosts=wrong:name", timeout_s=COMMAND_S)
+        assert done.returncode == 2
+        assert "http.hosts" in done.stderr
+        assert "/tmp" in each["env"]["NUMBA_CACHE_DIR"], "the root file system is read-only"
+        # Otherwise no replica would be ready once the daemon has been away for a while.
+        assert not any("staleness" in argument for argument in each["args"])
+
+
+def test_replicas_follow_the_control_socket_that_the_daemon_opens_for_them(
+    replicas: dict[str, dict[str, Any]],
+) -> None:
+    (container,) = document("replicas/statefulset.yaml")["spec"]["template"]["spec"]["containers"]
+    (variable,), (port,) = container["env"], container["ports"]
+    assert load(environment={variable["name"]: variable["value"]}).listen.control == "tcp://0.0.0.0:5759"
+    assert port == {"name": "control", "containerPort": 5759}
+    assert all("--follow=tcp://ffstream:5759" in each["args"] for each in replicas.values())
+    assert "ffstream" in {each["metadata"]["name"] for each in documents(KUBERNETES / "service.yaml")}
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    of_daemon = compose["services"]["ffstream"]["environment"]
+    assert "${FFSTREAM_LISTEN__CONTROL:-" in of_daemon["FFSTREAM_LISTEN__CONTROL"], "the example sets it"
+    assert load(environment=defaults(of_daemon)).listen == Config().listen, "without replicas it is on loopback"
+    assert compose["services"]["replica"]["profiles"] == ["replicas"]
+    assert not any("5759" in port for each in compose["services"].values() for port in each["ports"])
+
+
+def test_the_ports_of_replicas_are_those_that_they_listen_on(replicas: dict[str, dict[str, Any]]) -> None:
+    pod, in_compose = replicas["pod"], replicas["compose"]
+    assert pod["ports"] == {"predict": 5758, "http": 8757}
+    for each in (pod, in_compose):
+        assert {"--listen=tcp://0.0.0.0:5758", "--http=0.0.0.0:8757"} <= set(each["args"])
+    assert pod["probes"] == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    (published,) = compose["services"]["replica"]["ports"]
+    assert re.fullmatch(r"127\.0\.0\.1:5768-57\d\d:5758", published), "a port of this machine for each"
+    assert "127.0.0.1:8757/healthz" in (DEPLOY / "Containerfile").read_text(encoding="utf-8"), "its HEALTHCHECK"
+    service = document("replicas/service.yaml")["spec"]
+    assert service == {
+        "selector": REPLICA,
+        "ports": [{"name": "predict", "port": 5758, "targetPort": "predict"}],
+    }, "only those that are ready, and new connections go to any of them"
+
+
+def test_only_replicas_reach_the_control_socket() -> None:
+    policies = {
+        each["metadata"]["name"]: each["spec"] for each in documents(KUBERNETES / "replicas/networkpolicy.yaml")
+    }
+    assert policies["ffstream-control"] == {
+        "podSelector": {"matchLabels": NAME},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": REPLICA}}], "ports": [{"port": "control"}]}],
+    }
+    of_daemon = document("networkpolicy.yaml")["spec"]["ingress"]
+    assert all({"port": "control"} not in rule["ports"] for rule in of_daemon)
+    # Clients and monitoring reach a replica as they reach the daemon, except for its learn socket.
+    expected = [{**rule, "ports": [port for port in rule["ports"] if port["port"] != "learn"]} for rule in of_daemon]
+    assert policies["ffstream-replica"]["podSelector"] == {"matchLabels": REPLICA}
+    assert policies["ffstream-replica"]["ingress"] == expected
+
+
+def test_kustomize_adds_replicas_to_the_daemon(tmp_path: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    kustomization = tmp_path / "kubernetes" / "kustomization.yaml"
+    text = kustomization.read_text(encoding="utf-8")
+    plain = kustomize(kustomization.parent)
+    kustomization.write_text(text.replace("# components:", "components:"), encoding="utf-8")
+    made = kustomize(kustomization.parent)
+    added = {
+        ("Deployment", "ffstream-replica"),
+        ("Service", "ffstream-replica"),
+        ("NetworkPolicy", "ffstream-replica"),
+        ("NetworkPolicy", "ffstream-control"),
+    }
+    assert made.keys() == plain.keys() | added
+    assert len(made) == len(plain) + len(added)
+    pod = made["Deployment", "ffstream-replica"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "ffstream:0.1.0", "the image is set in one place"
+    key = ("StatefulSet", "ffstream")
+    (container,), (before,) = (each[key]["spec"]["template"]["spec"]["containers"] for each in (made, plain))
+    assert [each for each in container["env"] if each not in before["env"]] == [
+        {"name": "FFSTREAM_LISTEN__CONTROL", "value": "tcp://0.0.0.0:5759"}
+    ]
+    assert len(container["env"]) == len(before["env"]) + 1
+    assert len(container["ports"]) == len(before["ports"]) + 1
+
+
+def kustomize(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """What it makes of the folder, by kind and name."""
+    command = ["kubectl", "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=KUBECTL_S, check=True)
+    return {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(done.stdout)}
 
 
 def test_every_example_of_docker_run_waits_for_a_stop() -> None:
