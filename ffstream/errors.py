@@ -272,6 +272,12 @@ class StageFailed(FFStreamError):
     code = "stage_failed"
 
 
+class StagesLost(FFStreamError):
+    """Stages in other processes are gone, or cannot be placed now. Learning begins again when they are placed."""
+
+    code = "stages_lost"
+
+
 class Reason(NamedTuple):
     """Why a client waits: what the daemon said last, or what is wrong with the connection."""
 

@@ -130,6 +130,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         self._define_ingest()
         self._define_learning()
+        self._define_cluster()
         self._define_serving()
         self._define_replication()
         self._define_resources()
@@ -269,6 +270,25 @@ class Metrics:
         )
         self.checkpoints_damaged = self._counter(
             "checkpoints_damaged_total", "Damaged checkpoints found at recovery."
+        )
+
+    def _define_cluster(self) -> None:
+        """They have values while stages run in a cluster."""
+        self.learning_interrupted = self._gauge(
+            "learning_interrupted", "1 while no stage learns, because stages in the cluster are being placed."
+        )
+        self.stage_replacements = self._counter(
+            "stage_replacements_total", "Actors of stages that were lost and replaced.", "stage", "reason"
+        )
+        self.stage_place = self._gauge(
+            "stage_place_info", "1; the labels say where a stage runs.", "stage", "node", "device"
+        )
+        self.hop_bytes = self._counter("hop_bytes_total", "Bytes that were sent to a stage.", "stage")
+        self.hop_seconds = self._counter(
+            "hop_seconds_total",
+            "Time for sending to a stage, for waiting until its queue has room, and its own for receiving.",
+            "stage",
+            "part",
         )
 
     def _define_serving(self) -> None:

@@ -36,6 +36,7 @@ from ffstream.learning.checkpoints import open_store
 from ffstream.learning.learner import Learner
 from ffstream.learning.origin import StreamOrigin
 from ffstream.learning.recorder import Recorder
+from ffstream.pipeline.engine import make_engine
 from ffstream.server.admission import Admission
 from ffstream.server.background import Background
 from ffstream.server.control import ControlLoop
@@ -203,7 +204,9 @@ class Daemon(Foreground):
     def _recover(self) -> None:
         if self._origin is not None:
             self._origin.begin(self.journal, open_store(self.config))
-        self.learner = Learner(self.config, self.journal, self.metrics, self._fail)
+        engine = make_engine(self.config, self.metrics)
+        self._shutdown.add(Order.END_ENGINE, "engine", engine.stop)
+        self.learner = Learner(self.config, engine, self.journal, self.metrics, self._fail)
         self._shutdown.add(Order.LEARN_QUEUED, "learner", self._end_learning)
         self._shutdown.add(Order.EVALUATE_QUEUED, "prequential", self.learner.end_evaluation)
         self._shutdown.add(Order.WRITE_CHECKPOINT, "checkpoint", self.learner.end_writing)

@@ -19,15 +19,16 @@ class Order(IntEnum):
 
     STOP_ACCEPTING = 1  # what was acked is in the journal
     LEARN_QUEUED = 2  # the last barrier saves the state
-    EVALUATE_QUEUED = 3  # the evaluation's part completes the last barrier
-    WRITE_CHECKPOINT = 4
-    STOP_RECORDING = 5  # the history has the last checkpoint
-    END_COMMANDS = 6  # waiting commands are answered
-    STOP_ANSWERING = 7  # predictions and control work until here
-    STOP_AUTHENTICATING = 8  # only now, so that no open socket accepts connections without it
-    CLOSE_CONTEXT = 9
-    CLOSE_JOURNAL = 10
-    RELEASE_STATE = 11
+    END_ENGINE = 3  # what the stages ran in: every part of the last barrier has arrived
+    EVALUATE_QUEUED = 4  # the evaluation's part completes the last barrier
+    WRITE_CHECKPOINT = 5
+    STOP_RECORDING = 6  # the history has the last checkpoint
+    END_COMMANDS = 7  # waiting commands are answered
+    STOP_ANSWERING = 8  # predictions and control work until here
+    STOP_AUTHENTICATING = 9  # only now, so that no open socket accepts connections without it
+    CLOSE_CONTEXT = 10
+    CLOSE_JOURNAL = 11
+    RELEASE_STATE = 12
 
 
 class ReplicaOrder(IntEnum):

@@ -11,6 +11,7 @@ import gc
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ffstream.checkpoint.writer import Written
@@ -18,17 +19,21 @@ from ffstream.config import Config
 from ffstream.errors import (
     Busy,
     DeadlineExceeded,
+    FFStreamError,
     Paused,
     SequenceUnknown,
     StageFailed,
+    StagesLost,
     Unavailable,
 )
 from ffstream.journal import events, skips
 from ffstream.journal.journal import Journal
 from ffstream.learning.checkpoints import Checkpoints
 from ffstream.learning.recovery import find_resume_state, finish_rollback, reach
+from ffstream.learning.restarts import Restarts
 from ffstream.learning.training_run import TrainingRun
 from ffstream.metrics import Metrics
+from ffstream.pipeline.engine import Engine, Hardware
 from ffstream.pipeline.resume_state import ResumeState
 from ffstream.serving.snapshot import Snapshots
 from ffstream.util import failpoints
@@ -54,18 +59,22 @@ class Learner:
     Raises JournalDamaged, CheckpointIncompatible, ConfigError, Unavailable.
     """
 
-    def __init__(self, config: Config, journal: Journal, metrics: Metrics, on_failure: OnFailure) -> None:
+    def __init__(
+        self, config: Config, engine: Engine, journal: Journal, metrics: Metrics, on_failure: OnFailure
+    ) -> None:
         self._config = config
+        self._engine = engine
         self._journal = journal
         self._metrics = metrics
         self._on_failure = on_failure
         self._ending = False  # the daemon stops, so waiting commands must return
         self._paused = events.learning_is_paused(journal.path)  # by a request to this daemon or an earlier one
         self._pausing = threading.Lock()  # a request may come while a rollback replaces the run
-        self._rolling_back = threading.Lock()  # one rollback at a time
+        self._replacing = threading.Lock()  # held while one run is replaced by another
         self.rolled_back: RolledBack | None = None  # by this daemon, last
         self.snapshots = Snapshots(metrics)
         self.checkpoints = Checkpoints(config, metrics, on_failure)
+        self.restarts = Restarts(self._place, metrics, on_failure)
         self.run = self._make_run(self._find_resume_state())
         self._pauses = Stopwatch()
         self._pauses.run(self._paused)
@@ -79,12 +88,13 @@ class Learner:
         self.checkpoints.begin_run()
         run = TrainingRun(
             self._config,
+            self._engine,
             self._journal,
             resume,
             snapshots=self.snapshots,
             writer=self.checkpoints.writer,
             metrics=self._metrics,
-            on_failure=self._on_failure,
+            on_failure=self._fail,
         )
         self.checkpoints.retention.follow(run)
         log.info("learning begins checkpoint=%d journal=%d", resume.seq, self._journal.head.seq)
@@ -93,7 +103,7 @@ class Learner:
     @property
     def threads(self) -> list[Worker]:
         """The threads that learn, evaluate and write checkpoints."""
-        return [*self.run.threads, self.checkpoints.writer.thread]
+        return [*self.run.threads, self.checkpoints.writer.thread, self.restarts.thread]
 
     # --- start and stop ---------------------------------------------------------------------------------------------
 
@@ -103,12 +113,23 @@ class Learner:
         if self._paused:
             log.warning("learning starts paused applied=%d: ffstream resume", self.applied_seq)
             self.run.pipeline.pause(True)
-        self.run.start()
+        if self._engine.is_remote:
+            self.restarts.start()  # stages are placed while samples are acked already
+        else:
+            self.run.start()
+
+    def _fail(self, error: FFStreamError) -> None:
+        """Of the run: stages that are lost are placed again; any other failure is the daemon's."""
+        if isinstance(error, StagesLost):
+            self.restarts.request(error)
+        else:
+            self._on_failure(error)
 
     def end_waits(self) -> None:
         """Makes waiting commands return with an error."""
         self._ending = True
         self.snapshots.close()
+        self.restarts.end()
 
     def end_learning(self, timeout_s: float, *, failed: bool) -> bool:
         """Learns what is queued; a last barrier saves the state. False if the deadline passed.
@@ -116,7 +137,8 @@ class Learner:
         After a failure no state is saved, because it may be wrong: recovery begins at the last checkpoint.
         """
         deadline = time.monotonic() + timeout_s
-        if not self._rolling_back.acquire(timeout=timeout_s):  # never released: no other rollback may begin
+        # Never released: no other run may begin.
+        if not self.restarts.stop(timeout_s) or not self._replacing.acquire(timeout=timeout_s):
             return False
         left_s = max(0.1, deadline - time.monotonic())
         if failed:
@@ -159,10 +181,9 @@ class Learner:
         """Whether a whole microbatch waits to be learned, and learning is not paused."""
         return not self._paused and self.backlog >= self._config.network.batch_size
 
-    def hardware(self) -> tuple[str, str]:
+    def hardware(self) -> Hardware:
         """Precision of matrix products and device, in words."""
-        pipeline = self.run.pipeline
-        return str(pipeline.product_dtype).removeprefix("torch."), str(pipeline.device)
+        return self._engine.hardware()
 
     def status(self) -> dict[str, Any]:
         """Progress and prequential error of learning, for the status reply."""
@@ -182,6 +203,8 @@ class Learner:
             "checkpoint_seq": (store.whole_seqs() or [0])[-1],
             "checkpoint": newest and {"seq": newest.seq, "age_s": max(0.0, time.time() - newest.written)},
             "drift_seq": self.drift_seq,
+            "engine": self._engine.status(),
+            "interrupted": self.restarts.status(),
             **reach(store, self._journal)._asdict(),
         }
 
@@ -228,8 +251,8 @@ class Learner:
         def check() -> None:
             if self._ending:
                 raise _is_stopping("it writes a last checkpoint before it ends")
-            if self.run is not run:
-                raise Unavailable("learning was rolled back in the meantime", hint="take another checkpoint")
+            if self.run is not run or self.restarts.interrupted:
+                raise Unavailable("learning begins again from a checkpoint", hint="take another one later")
 
         return self.checkpoints.wait_written(run.request_checkpoint, timeout_s, check=check)
 
@@ -267,8 +290,9 @@ class Learner:
         If the process dies: with `skip`, `recovery` says why it is atomic. Without, checkpoints are removed oldest
         first, so the newest one is still there after a crash, and nothing was rolled back.
         """
-        if not self._rolling_back.acquire(blocking=False):
-            raise Busy("another rollback is under way", hint="try again later")
+        if self.restarts.interrupted or not self._replacing.acquire(blocking=False):
+            what = "learning is interrupted" if self.restarts.interrupted else "another rollback is under way"
+            raise Busy(what, hint="try again later")
         try:
             with self.checkpoints.retention.suspended():
                 done = self._rollback(to, skip=skip)
@@ -277,7 +301,7 @@ class Learner:
                 f"the checkpoints beyond {to} could not be removed: {error}", hint="see the log"
             ) from error
         finally:
-            self._rolling_back.release()
+            self._replacing.release()
         self.rolled_back = done
         log.warning("rolled back to=%d checkpoint=%d first=%d last=%d later=%s", *done)
         return done
@@ -287,7 +311,7 @@ class Learner:
         if not 0 <= to <= applied:
             raise SequenceUnknown(f"sample {to} is not learned", hint=f"samples 0 to {applied} are learned")
         self._find_resume_state(to, skip=skip)  # raises before anything has changed
-        self._end_run(self._config.shutdown.drain_timeout_s)
+        self._end_run(self.snapshots.recede)
         try:
             if self._ending:
                 raise _is_stopping("nothing was rolled back")
@@ -313,20 +337,20 @@ class Learner:
             raise
         failpoints.reached("rollback.skipped")
 
-    def _end_run(self, timeout_s: float) -> None:
-        """Ends learning and evaluation without saving, and lets the writer finish."""
-        deadline = time.monotonic() + timeout_s
-        for end in (self._abort_run, self.checkpoints.writer.settle):
-            if end(max(0.1, deadline - time.monotonic())):
-                continue
-            failure = StageFailed("learning could not be ended for a rollback", hint="restart; see the log")
-            self._on_failure(failure)
-            raise failure
+    def _end_run(self, mark_snapshot: Callable[[], None]) -> None:
+        """Ends learning and evaluation without saving, and lets the writer finish.
 
-    def _abort_run(self, timeout_s: float) -> bool:
-        ended = self.run.abort(timeout_s)
-        self.snapshots.recede()  # after the abort, because until then the run may still publish a snapshot
-        return ended
+        Calls `mark_snapshot` in between, because until its end the run may publish another one.
+        """
+        deadline = time.monotonic() + self._config.shutdown.drain_timeout_s
+        for end, then in ((self.run.abort, mark_snapshot), (self.checkpoints.writer.settle, None)):
+            ended = end(max(0.1, deadline - time.monotonic()))
+            if then is not None:
+                then()
+            if not ended:
+                failure = StageFailed("learning could not be ended to begin again", hint="restart; see the log")
+                self._on_failure(failure)
+                raise failure
 
     def _begin_again(self) -> int:
         """Starts a run from the newest checkpoint, whose weights predict at once. Returns its sequence number."""
@@ -338,6 +362,14 @@ class Learner:
             raise
 
     def _begin_from(self, resume: ResumeState) -> int:
+        self._replace_run(resume)
+        if self._engine.is_remote:
+            self.restarts.request()
+        else:
+            self.run.start()
+        return resume.seq
+
+    def _replace_run(self, resume: ResumeState) -> None:
         resume = resume._replace(version_at_least=self.snapshots.current.version + 1)
         run = self._make_run(resume)
         with self._pausing:
@@ -347,8 +379,20 @@ class Learner:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        run.start()
-        return resume.seq
+
+    # --- stages on other machines -----------------------------------------------------------------------------------
+
+    def _place(self) -> None:
+        """Starts the stages of the run. If it has lost those that it had, it ends, and another one begins at the
+        newest checkpoint. Raises StagesLost: to be called again, later."""
+        self._engine.connect()
+        with self._replacing:
+            if self._ending or self.run.learns:
+                return
+            if self.run.was_started:
+                self._end_run(self.snapshots.keep)  # it predicts until the new run has learned as much again
+                self._replace_run(self._find_resume_state())
+            self.run.start()
 
 
 def _is_stopping(state: str) -> Unavailable:

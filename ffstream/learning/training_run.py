@@ -16,10 +16,11 @@ from torch import Tensor
 from ffstream.checkpoint.store import Checkpoint
 from ffstream.checkpoint.writer import CheckpointWriter
 from ffstream.config import Config
-from ffstream.errors import FFStreamError
+from ffstream.errors import FFStreamError, StagesLost
 from ffstream.ff.classifier import Classifier
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
+from ffstream.pipeline.engine import Engine
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.resume_state import ResumeState
@@ -41,6 +42,7 @@ class TrainingRun:
     def __init__(
         self,
         config: Config,
+        engine: Engine,
         journal: Journal,
         resume: ResumeState,
         *,
@@ -54,8 +56,10 @@ class TrainingRun:
         self._snapshots = snapshots
         self._writer = writer
         self._on_failure = on_failure
+        self._is_lost = False
+        self.was_started = False
         record = ErrorRecord(resume.progress.get("prequential"))
-        self.pipeline = Pipeline(config, journal, resume, self, metrics, save_contributors=(PREQUENTIAL,))
+        self.pipeline = Pipeline(config, engine, journal, resume, self, metrics, save_contributors=(PREQUENTIAL,))
         first = Snapshot(self._classifier(self.pipeline.weights()), resume.version, resume.seq)
         self.prequential = Prequential(
             metrics,
@@ -70,9 +74,19 @@ class TrainingRun:
         snapshots.publish(first)
 
     def start(self) -> None:
-        """Returns once every thread runs."""
-        self.prequential.start()
-        self.pipeline.start()
+        """Returns once every stage and thread runs. Raises StagesLost; then the run has to be aborted."""
+        self.was_started = True
+        try:
+            self.prequential.start()
+            self.pipeline.start()
+        except StagesLost:
+            self._is_lost = True
+            raise
+
+    @property
+    def learns(self) -> bool:
+        """Whether it was started, and has its stages."""
+        return self.was_started and not self._is_lost
 
     def abort(self, timeout_s: float) -> bool:
         """Ends each thread after its current item. What is not saved is still in the journal. False if late."""
@@ -105,7 +119,7 @@ class TrainingRun:
             "prequential_error": record.recent,
             "prequential_error_total": record.total,
             "prequential_window_samples": record.window_samples,
-            "live_error": pipeline.live.record.recent,
+            "live_error": pipeline.live_error,
             "phase": pipeline.phase,
             "stages": pipeline.describe(),
             "layers": pipeline.describe_layers(),
@@ -134,7 +148,8 @@ class TrainingRun:
             self._writer.submit(Checkpoint(barrier.seq, barrier.tensors, barrier.progress))
 
     def on_failure(self, error: FFStreamError) -> None:
-        """Passes it on: the first failure ends the daemon."""
+        """Passes it on."""
+        self._is_lost |= isinstance(error, StagesLost)
         self._on_failure(error)
 
     def _classifier(self, weights: Mapping[str, Tensor]) -> Classifier:

@@ -7,7 +7,7 @@ dropped. A closed channel rejects writes, and ends its reader once it is empty.
 
 import threading
 from collections import deque
-from typing import Literal
+from typing import Literal, Protocol
 
 from ffstream.pipeline.messages import Barrier, MicroBatch, StageOutput
 
@@ -17,6 +17,26 @@ Item = MicroBatch | StageOutput | Barrier
 
 class Closed(Exception):
     """The other end of the channel is closed."""
+
+
+class Inbox(Protocol):
+    """What a stage reads from."""
+
+    def get(self) -> Item:
+        """Removes and returns the next item. Raises Closed when there will be none."""
+
+    def close(self, *, drop: bool = False) -> None:
+        """Accepts no more items. Queued items can still be read, unless `drop`."""
+
+
+class Outbox(Protocol):
+    """What the feeder or a stage writes to."""
+
+    def put(self, item: Item) -> None:
+        """Appends an item; waits while the queue is full. Raises Closed."""
+
+    def close(self, *, drop: bool = False) -> None:
+        """Accepts no more items. Queued items can still be read, unless `drop`."""
 
 
 class Channel:

@@ -18,7 +18,7 @@ from ffstream.config import Config
 from ffstream.ff.objective import Phase
 from ffstream.journal.journal import Head
 from ffstream.pipeline.batcher import Batcher
-from ffstream.pipeline.channel import Channel, Closed
+from ffstream.pipeline.channel import Closed, Outbox
 from ffstream.pipeline.listener import Listener
 from ffstream.pipeline.messages import Barrier, MicroBatch, Part
 from ffstream.pipeline.phases import PhaseSchedule
@@ -68,7 +68,7 @@ class Feeder:
         head: Head,
         replay: ReplayBuffer,
         quiet: QuietSleep,
-        out: Channel,
+        out: Outbox,
         stages: Sequence[str],
         save_contributors: Sequence[str],
         listener: Listener,

@@ -1,6 +1,6 @@
 """A pipeline on the samples of a journal: feeder, stages and channels, started and stopped as one.
 
-    feeder ─channel→ stage 0 ─channel→ stage 1 … stage n      every thread ends when its inbox is closed
+    feeder ─queue→ stage 0 ─queue→ stage 1 … stage n      each ends when its inbox is closed; the engine says where
 
 A pipeline goes from one state to later ones. A rollback builds another pipeline from an older state.
 """
@@ -14,24 +14,18 @@ from typing import Any, get_args
 from torch import Tensor
 
 from ffstream.config import Config
-from ffstream.ff.member import Member, below, joined
-from ffstream.ff.network import build
 from ffstream.ff.objective import Phase
-from ffstream.ff.placement import Placement
 from ffstream.journal.journal import Journal
 from ffstream.journal.reader import Reader
 from ffstream.metrics import Metrics
 from ffstream.pipeline.batcher import Batcher
-from ffstream.pipeline.channel import Channel
-from ffstream.pipeline.device import choose_device, choose_product_dtype, make_stream
+from ffstream.pipeline.engine import Engine
 from ffstream.pipeline.feeder import Feeder, FeederState
 from ffstream.pipeline.listener import Listener
-from ffstream.pipeline.live_error import LIVE, LiveError
 from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.quiet_sleep import QuietSleep
 from ffstream.pipeline.replay_buffer import ReplayBuffer
 from ffstream.pipeline.resume_state import ResumeState
-from ffstream.pipeline.stage import Stage
 from ffstream.util.threads import Worker
 
 
@@ -44,6 +38,7 @@ class Pipeline:
     def __init__(
         self,
         config: Config,
+        engine: Engine,
         journal: Journal,
         resume: ResumeState,
         listener: Listener,
@@ -54,55 +49,10 @@ class Pipeline:
         self._config = config
         self._listener = listener
         self._metrics = metrics
-        self.device = choose_device(config.pipeline.device)
-        self.product_dtype = choose_product_dtype(config.pipeline.precision, self.device)
-        self.live = LiveError(resume.progress.get(LIVE))
-        self.stages = self._build_stages(resume.seq)
-        self._restore(resume)
+        self.stages = engine.stages(resume, listener.on_failure)
         self._reader = Reader(journal.path)
         self._feeder = self._build_feeder(journal, resume, save_contributors)
         self._connect_gauges()
-
-    def _build_stages(self, seq: int) -> list[Stage]:
-        options = self._config.pipeline
-        # A stage that skips keeps an activity for longer than any ring lasts: the stage before does not wait for it.
-        buffers = 0 if options.overflow == "skip" else options.queue_depth + 2
-        recipe, placement = self._config.network, Placement(self.device, self.product_dtype, buffers)
-        input, layers = build(recipe, placement)
-        readout = recipe.readout.build(recipe, placement)
-        sizes = options.stages or (1,) * len(layers)
-        # The feeder's own channel always blocks: skipping there would leave samples unlearned by every layer.
-        channels = [
-            Channel(options.queue_depth, options.overflow if index else "block") for index in range(len(sizes))
-        ]
-        rest = iter(layers)
-        return [
-            Stage(
-                index,
-                [next(rest) for _ in range(size)],
-                inbox=channels[index],
-                outbox=channels[index + 1] if index + 1 < len(sizes) else None,
-                stream=make_stream(self.device, options.queue_depth),
-                metrics=self._metrics,
-                on_failure=self._listener.on_failure,
-                input=None if index else input,
-                readout=readout if index == len(sizes) - 1 else None,
-                live=self.live if index == len(sizes) - 1 else None,
-                seq=seq,
-            )
-            for index, size in enumerate(sizes)
-        ]
-
-    def _restore(self, resume: ResumeState) -> None:
-        if resume.is_fresh:
-            return
-        resume.check_network(self._members)
-        for name, member in self._members.items():
-            member.load_state_dict(below(name, resume.tensors))
-
-    @property
-    def _members(self) -> dict[str, Member]:
-        return {name: member for stage in self.stages for name, member in stage.members.items()}
 
     def _build_feeder(self, journal: Journal, resume: ResumeState, save_contributors: Sequence[str]) -> Feeder:
         recipe, progress = self._config.network, resume.progress
@@ -124,8 +74,8 @@ class Pipeline:
             head=journal.head,
             replay=replay,
             quiet=QuietSleep(journal.path, self._reader.sleeps, self._config.learning),
-            out=self.stages[0].inbox,
-            stages=[stage.name for stage in self.stages],
+            out=self.stages.inbox,
+            stages=[stage.name for stage in self.stages.gauges],
             save_contributors=save_contributors,
             listener=self._listener,
         )
@@ -133,44 +83,47 @@ class Pipeline:
     def _connect_gauges(self) -> None:
         metrics = self._metrics
         metrics.applied_seq.set_function(lambda: self.applied_seq)
-        metrics.live_error.set_function(lambda: self.live.record.recent)
+        metrics.live_error.set_function(lambda: self.live_error)
         for phase in get_args(Phase):
             metrics.phase.labels(phase).set_function(partial(self._is_phase, phase))
-        for stage in self.stages:
-            stage.connect_gauges()
+        for stage in self.stages.gauges:
+            stage.connect()
 
     def _is_phase(self, phase: str) -> float:
         return float(self.phase == phase)
 
     def weights(self) -> dict[str, Tensor]:
-        """The EMA weights, by name. Only before `start`: afterwards the stages' threads own them."""
-        return joined((name, member.weights()) for name, member in self._members.items())
+        """The EMA weights, by name. Only before `start`."""
+        return self.stages.weights()
 
     def start(self) -> None:
-        """Starts every thread, the last stage first, and returns once they run."""
-        for stage in reversed(self.stages):
-            stage.start()
+        """Starts every stage, then the feeder; returns once they run. Raises StagesLost."""
+        self.stages.start()
         self._feeder.start()
 
     def stop(self, timeout_s: float, *, save: bool = True) -> bool:
         """Feeds no more, lets the stages learn what was fed, sends a last barrier. False if the deadline passed."""
         deadline = time.monotonic() + timeout_s
         self._feeder.stop(save=save)
-        ended = [thread.join(max(0.0, deadline - time.monotonic())) for thread in reversed(self.threads)]
+        ended = [self.stages.join(timeout_s), self._feeder.thread.join(max(0.0, deadline - time.monotonic()))]
         if all(ended):
             self._reader.close()
         return all(ended)
 
     def abort(self, timeout_s: float) -> bool:
         """Drops what is in the queues and ends each thread after its current item."""
-        for stage in self.stages:
-            stage.inbox.close(drop=True)
+        self.stages.abort()
         return self.stop(timeout_s, save=False)
 
     @property
     def applied_seq(self) -> int:
         """Sequence number up to which every layer has learned, or has skipped."""
-        return self.stages[-1].last_seq
+        return self.stages.gauges[-1].last_seq
+
+    @property
+    def live_error(self) -> float | None:
+        """The recent prequential error of the weights that learn; None if it is not known."""
+        return self.stages.gauges[-1].live_error
 
     @property
     def fed_seq(self) -> int:
@@ -204,13 +157,13 @@ class Pipeline:
 
     @property
     def threads(self) -> list[Worker]:
-        """The last stage's thread comes first: when it is stuck, those before it only wait for it."""
-        return [*(stage.thread for stage in reversed(self.stages)), self._feeder.thread]
+        """The one that others wait for comes first."""
+        return [*self.stages.threads, self._feeder.thread]
 
     def describe_layers(self) -> list[dict[str, Any]]:
         """Each layer for the status reply."""
         recipe = self._config.network
-        layers = [layer for stage in self.stages for layer in stage.describe_layers()]
+        layers = [layer for stage in self.stages.gauges for layer in stage.describe_layers()]
         shapes = recipe.output_shapes()
         for layer, compares, options, shape in zip(layers, recipe.compares, recipe.layers, shapes, strict=True):
             layer["connection"], layer["shape"], layer["compares"] = options.connection.kind, list(shape), compares
@@ -220,4 +173,4 @@ class Pipeline:
 
     def describe(self) -> list[dict[str, Any]]:
         """Each stage for the status reply."""
-        return [stage.describe() for stage in self.stages]
+        return [stage.describe() for stage in self.stages.gauges]

@@ -15,6 +15,7 @@ from torch import Tensor
 from ffstream.errors import CheckpointIncompatible
 from ffstream.ff.member import Member, joined
 from ffstream.ff.network import Network
+from ffstream.pipeline.members import StageMembers
 from ffstream.util.labels import UNLABELLED
 
 _POSITIONS = ("step", "version", "phase_position")
@@ -50,6 +51,14 @@ class ResumeState(NamedTuple):
     def is_fresh(self) -> bool:
         """Whether nothing is learned yet."""
         return not (self.seq or self.tensors or self.progress)
+
+    def restore(self, stages: Sequence[StageMembers]) -> None:
+        """Makes the members of all stages continue from this state. Raises CheckpointIncompatible."""
+        if self.is_fresh:
+            return
+        self.check_network({name: member for stage in stages for name, member in stage.by_name.items()})
+        for stage in stages:
+            stage.load_state_dict(self.tensors)
 
     def check_network(self, members: Mapping[str, Member]) -> None:
         """Raises CheckpointIncompatible unless the tensors, those of the replay buffer aside, are the members'

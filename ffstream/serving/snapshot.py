@@ -27,6 +27,7 @@ class Snapshots:
         self._published = threading.Condition()
         self._closed = False
         self._recedes = False
+        self._kept_until = 0  # the sample up to which the next one must have learned
         metrics.snapshot_age.set_function(lambda: time.monotonic() - self.current.published)
         metrics.snapshot_seq.set_function(lambda: self.current.seq)
         metrics.snapshot_version.set_function(lambda: self.current.version)
@@ -40,6 +41,8 @@ class Snapshots:
     def publish(self, snapshot: Snapshot) -> None:
         """Replaces the current snapshot, unless that is a later one: barriers may complete out of order."""
         with self._published:
+            if snapshot.seq < self._kept_until:
+                return
             if self._current is None or snapshot.version > self._current.version:
                 self._current = snapshot
                 self._recedes = False
@@ -55,6 +58,12 @@ class Snapshots:
         """A rollback begins: what the current one has learned no longer counts, and the next may know less."""
         with self._published:
             self._recedes = True
+            self._kept_until = 0
+
+    def keep(self) -> None:
+        """Learning begins again at an earlier sample: the current one predicts until another has learned as much."""
+        with self._published:
+            self._kept_until = self.current.seq
 
     def wait_for(self, seq: int, timeout_s: float, *, unless: Callable[[], bool] = lambda: False) -> bool:
         """True once a snapshot has learned every sample up to `seq`. False after the timeout, once closed, or when

@@ -23,6 +23,8 @@ from ffstream.errors import FFStreamError, JournalDamaged
 from ffstream.journal.journal import Journal
 from ffstream.learning.learner import Learner
 from ffstream.metrics import Metrics
+from ffstream.pipeline.engine import make_engine
+from ffstream.pipeline.threads import ThreadStages
 from tests.in_process import Running, config, images, labels
 from tests.support import wait_until
 
@@ -79,7 +81,8 @@ class Disk:
         except FFStreamError:
             return None
         try:
-            learner = Learner(options, journal, Metrics(), lambda error: None)  # recovers, and is never started
+            # It recovers, and is never started.
+            learner = Learner(options, make_engine(options, Metrics()), journal, Metrics(), lambda error: None)
         except FFStreamError:
             return None
         finally:
@@ -95,7 +98,9 @@ class Disk:
     def _compare(self, learner: Learner, seq: int) -> None:
         """Every layer has the state of the checkpoint."""
         wanted = load_file(folder_of(self.state / "checkpoints", seq) / STATE)
-        for stage in learner.run.pipeline.stages:
+        stages = learner.run.pipeline.stages
+        assert isinstance(stages, ThreadStages)
+        for stage in stages.stages:
             for layer in stage.layers:
                 for name, value in layer.state_dict().items():
                     assert torch.equal(value.nan_to_num(), wanted[f"layers.{layer.index}.{name}"].nan_to_num())

@@ -169,7 +169,7 @@ def test_with_skip_the_first_stage_does_not_wait_for_the_second(
 ) -> None:
     """What it learns is the reference's; what the second one skips is counted."""
     run = Run(store, smooth, replace(options(device), overflow="skip", queue_depth=10, publish_every=10_000))
-    first, second, third = run.pipeline.stages
+    first, second, _ = run.stages
     gate = Gated(second.layers[0])
     samples = write(store, digits, size.steps, size)
     run.start()
@@ -178,11 +178,11 @@ def test_with_skip_the_first_stage_does_not_wait_for_the_second(
     gate.open()
     learned(run, samples)
     state = run.stop().tensors
-    skipped = second.inbox.skipped
+    skipped = run.inboxes[1].skipped
     assert skipped > 0
     assert float(state["layers.0.samples"]) == samples
     assert float(state["layers.1.samples"]) == samples - skipped * size.batch
-    assert run.learned == samples - (skipped + third.inbox.skipped) * size.batch
+    assert run.learned == samples - (skipped + run.inboxes[2].skipped) * size.batch
     own = {name: value for name, value in state.items() if name.startswith(("input.", "layers.0."))}
     serial = learned_serially(smooth, digits, size.steps, "cpu").state_dict()
     assert_close(own, {name: serial[name] for name in own}, 1e-4)

@@ -20,6 +20,7 @@ from ffstream.errors import (
     StartBlocked,
 )
 from ffstream.metrics import Gauge
+from ffstream.pipeline.threads import ThreadStages
 from ffstream.server.http import HttpServer
 from tests.in_process import INPUTS, WAIT_S, Running, Start, config, feed, images
 from tests.support import Watch, hold_at, wait_until
@@ -131,7 +132,9 @@ def test_a_daemon_with_a_dead_thread_is_unhealthy_and_stops_with_its_error(daemo
     def fail(*arguments: object) -> None:
         raise RuntimeError("an unexpected error")
 
-    daemon.daemon.learner.run.pipeline.stages[0].layers[0].update = fail  # type: ignore[method-assign]
+    stages = daemon.daemon.learner.run.pipeline.stages
+    assert isinstance(stages, ThreadStages)
+    stages.stages[0].layers[0].update = fail  # type: ignore[method-assign]
     peer.samples(2)
     wait_until(lambda: get(daemon, "/healthz").status_code == 503, WAIT_S, "it is unhealthy")
     for path in ("/readyz", "/readyz/learn"):

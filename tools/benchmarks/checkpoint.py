@@ -17,6 +17,7 @@ from ffstream.config import Config
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learning.learner import Learner
 from ffstream.metrics import Metrics
+from ffstream.pipeline.engine import make_engine
 from tools.benchmarks.report import Report
 
 _DEADLINE_S = 120.0
@@ -36,7 +37,8 @@ def run(report: Report, rounds: int, *, widths: tuple[int, ...] = (2000,) * 4, s
         journal = Journal(Path(folder) / "journal.sqlite", inputs=784, labels=10)
         _fill(journal, samples)
         failures: list[Exception] = []
-        learner = Learner(config, journal, Metrics(), failures.append)
+        metrics = Metrics()
+        learner = Learner(config, make_engine(config, metrics), journal, metrics, failures.append)
         learner.start()
         try:
             _measure(report, learner, rounds, "-".join(map(str, (784, *widths))))

@@ -32,8 +32,10 @@ from ffstream.ff.recipe import Recipe
 from ffstream.metrics import Metrics
 from ffstream.pipeline.channel import Channel
 from ffstream.pipeline.device import choose_product_dtype, make_stream
+from ffstream.pipeline.members import StageMembers
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.stage import Stage
+from ffstream.pipeline.stage_gauges import StageGauges
 from tools.benchmarks import peers, roofline
 from tools.benchmarks.report import Report
 
@@ -202,17 +204,17 @@ class _Stages:
         self._done = threading.Event()
         input, layers = build(case.recipe, case.placement(_QUEUE_DEPTH + 2))
         channels = [Channel(_QUEUE_DEPTH) for _ in layers]
+        self._inbox = channels[0]
         metrics = Metrics()
         self.stages = [
             Stage(
-                index,
-                [layer],
+                f"ff-stage-{index}",
+                StageMembers([layer], None if index else input),
                 inbox=channels[index],
                 outbox=channels[index + 1] if index + 1 < len(layers) else None,
                 stream=make_stream(case.device, _QUEUE_DEPTH),
-                metrics=metrics,
+                observer=StageGauges(str(index), [index], 0, metrics, is_last=index + 1 == len(layers)),
                 on_failure=self._on_failure,
-                input=None if index else input,
             )
             for index, layer in enumerate(layers)
         ]
@@ -225,7 +227,7 @@ class _Stages:
 
     def run(self, steps: int) -> None:
         self._done.clear()
-        inbox, size = self.stages[0].inbox, len(self._case.labels)
+        inbox, size = self._inbox, len(self._case.labels)
         for step in range(steps):
             inbox.put(MicroBatch(step, step * size, "interleaved", self._case.images, self._case.labels, size))
         barrier = Barrier(
@@ -244,7 +246,7 @@ class _Stages:
 
     def end(self) -> None:
         """Returns when all threads have ended."""
-        self.stages[0].inbox.close()
+        self._inbox.close()
         for stage in self.stages:
             stage.thread.join(_DEADLINE_S)
 

@@ -25,6 +25,7 @@ from ffstream.metrics import Metrics
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.resume_state import ResumeState
+from ffstream.pipeline.threads import ThreadEngine
 from tools.benchmarks import peers, roofline
 from tools.benchmarks.report import Report, in_turn, rate
 
@@ -123,7 +124,8 @@ def _pipeline_rate(recipe: Recipe, precision: str, images: np.ndarray, labels: n
             "pipeline": {"device": "cpu", "precision": precision},
             "checkpoint": {"every_samples": 0, "every_s": 0},
         }
-        pipeline = Pipeline(Config.model_validate(config), journal, ResumeState(), listener, Metrics())
+        options, metrics = Config.model_validate(config), Metrics()
+        pipeline = Pipeline(options, ThreadEngine(options, metrics), journal, ResumeState(), listener, metrics)
 
         def work() -> None:
             pipeline.start()

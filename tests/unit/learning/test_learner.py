@@ -19,6 +19,7 @@ from ffstream.journal import events
 from ffstream.journal.journal import Entry, Journal
 from ffstream.learning.learner import Learner
 from ffstream.metrics import Metrics
+from ffstream.pipeline.engine import make_engine
 from ffstream.util.threads import find_stuck
 from tests.support import Watch, hold_at, wait_until
 
@@ -53,7 +54,10 @@ class Bench:
         )
         self.failures: list[Exception] = []
         self.journal = Journal(folder / "journal.sqlite", inputs=16, labels=4)
-        self.learner = Learner(self.config, self.journal, Metrics(), self.failures.append)
+        metrics = Metrics()
+        self.learner = Learner(
+            self.config, make_engine(self.config, metrics), self.journal, metrics, self.failures.append
+        )
 
     def __enter__(self) -> "Bench":
         self.learner.start()

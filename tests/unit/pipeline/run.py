@@ -1,7 +1,7 @@
 """A pipeline on a real journal, with what it reports kept; and the same stream learned serially."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,13 @@ from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
+from ffstream.pipeline.channel import Channel
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.replay_buffer import ReplayBuffer
 from ffstream.pipeline.resume_state import ResumeState
+from ffstream.pipeline.stage import Stage
+from ffstream.pipeline.threads import ThreadEngine, ThreadStages
 from ffstream.util.labels import UNLABELLED
 from tests.support import wait_until
 
@@ -155,8 +158,10 @@ class Run:
         self.saving: list[Barrier] = []
         self.events: list[tuple[str, int]] = []
         self.metrics = Metrics()
+        config = replace(options, **cut_options).config(recipe)
         self.pipeline = Pipeline(
-            replace(options, **cut_options).config(recipe),
+            config,
+            ThreadEngine(config, self.metrics),
             store.journal,
             resume or ResumeState(),
             self,
@@ -178,6 +183,18 @@ class Run:
 
     def on_failure(self, error: FFStreamError) -> None:
         self.failures.append(error)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages on threads of this process."""
+        assert isinstance(self.pipeline.stages, ThreadStages)
+        return self.pipeline.stages.stages
+
+    @property
+    def inboxes(self) -> Sequence[Channel]:
+        """What each of them reads from."""
+        assert isinstance(self.pipeline.stages, ThreadStages)
+        return self.pipeline.stages.channels
 
     @property
     def learned(self) -> int:

@@ -74,11 +74,11 @@ def test_stages_are_at_different_samples_and_the_cut_is_one(store: Store) -> Non
     serial = Serial(CONDITIONED, stream)
     store.write(stream.images, stream.labels)
     run = Run(store, CONDITIONED, replace(QUIET, queue_depth=3), publish_every=1000)
-    gate = Gated(run.pipeline.stages[2].layers[0])
+    gate = Gated(run.stages[2].layers[0])
     run.start()
     wait_until(gate.entered.is_set, DEADLINE_S, "the last stage waits")
     saved = run.pipeline.request_checkpoint()
-    wait_until(lambda: run.pipeline.stages[0].last_seq > 2 * BATCH, DEADLINE_S, "the first stage runs ahead")
+    wait_until(lambda: run.stages[0].last_seq > 2 * BATCH, DEADLINE_S, "the first stage runs ahead")
     assert run.pipeline.applied_seq == 0
     assert not saved.done()
     gate.open()
@@ -148,7 +148,7 @@ def test_microbatches_are_observed_before_they_are_learned_with_the_version_sent
     store.write(stream.images, stream.labels)
     recipe = CONDITIONED.change(replay=3)
     run = Run(store, recipe, replace(QUIET, wake=2, sleep=1), publish_every=3)
-    gate = Gated(run.pipeline.stages[0].layers[0])
+    gate = Gated(run.stages[0].layers[0])
     run.start()
     wait_until(gate.entered.is_set, DEADLINE_S, "the first microbatch is about to be learned")
     assert run.observed[0][0].seq == BATCH

@@ -54,7 +54,7 @@ def test_a_failing_stage_is_reported_once_by_name_and_everything_ends(store: Sto
     stream = Stream.random(STEPS * BATCH)
     store.write(stream.images, stream.labels)
     run = Run(store, RECIPE)
-    breaks_at(run.pipeline.stages[stage].layers[0], 3, method)
+    breaks_at(run.stages[stage].layers[0], 3, method)
     run.start()
     wait_until(lambda: not running(), DEADLINE_S, "all threads ended by themselves")
     (failure,) = run.failures
@@ -69,7 +69,7 @@ def test_weights_that_are_not_finite_are_never_saved(store: Store) -> None:
     """Checkpoints of such a state would replace all good ones, one after the other."""
     stream = Stream.random(STEPS * BATCH)
     run = Run(store, RECIPE)
-    layer, steps = run.pipeline.stages[1].layers[0], []
+    layer, steps = run.stages[1].layers[0], []
     update = layer.update
 
     def diverges() -> None:
@@ -93,7 +93,7 @@ def test_weights_that_are_not_finite_are_never_saved(store: Store) -> None:
 def test_after_a_failure_an_idle_learner_is_ended_by_abort(store: Store) -> None:
     stream = Stream.random(BATCH)
     run = Run(store, RECIPE)
-    breaks_at(run.pipeline.stages[1].layers[0], 1, "update")
+    breaks_at(run.stages[1].layers[0], 1, "update")
     run.start()
     store.write(stream.images, stream.labels)
     wait_until(lambda: run.failures, DEADLINE_S, "reported")
@@ -134,10 +134,10 @@ def test_abort_drops_what_is_queued(store: Store) -> None:
     stream = Stream.random(STEPS * BATCH)
     store.write(stream.images, stream.labels)
     run = Run(store, RECIPE)
-    gate = Gated(run.pipeline.stages[1].layers[0])
+    gate = Gated(run.stages[1].layers[0])
     run.start()
     wait_until(gate.entered.is_set, DEADLINE_S, "the second stage hangs")
-    wait_until(lambda: len(run.pipeline.stages[1].inbox), DEADLINE_S, "something is queued")
+    wait_until(lambda: len(run.inboxes[1]), DEADLINE_S, "something is queued")
     assert not run.pipeline.abort(0.05), "one stage still hangs"
     gate.open()
     assert run.pipeline.abort(DEADLINE_S)
@@ -150,7 +150,7 @@ def test_a_stop_that_is_not_in_time_says_so_and_can_be_repeated(store: Store) ->
     stream = Stream.random(STEPS * BATCH)
     store.write(stream.images, stream.labels)
     run = Run(store, RECIPE)
-    gate = Gated(run.pipeline.stages[2].layers[0])
+    gate = Gated(run.stages[2].layers[0])
     run.start()
     wait_until(gate.entered.is_set, DEADLINE_S, "the last stage hangs")
     assert not run.pipeline.stop(0.05)
@@ -192,10 +192,10 @@ def test_a_stuck_stage_is_named(store: Store) -> None:
     stream = Stream.random(STEPS * BATCH)
     store.write(stream.images, stream.labels)
     run = Run(store, RECIPE)
-    gate = Gated(run.pipeline.stages[1].layers[0])
+    gate = Gated(run.stages[1].layers[0])
     run.start()
-    first, second, third = run.pipeline.stages
-    wait_until(lambda: len(first.inbox) == len(second.inbox) == 2, DEADLINE_S, "all queues before it are full")
+    third = run.stages[2]
+    wait_until(lambda: len(run.inboxes[0]) == len(run.inboxes[1]) == 2, DEADLINE_S, "all queues before it are full")
     # It has handed on its first microbatch, which the stage after it may have in hand for a while.
     wait_until(lambda: third.steps and not third.thread.is_busy, DEADLINE_S, "the stage after it waits")
     # Waited for: the stage before it may be on its way to the full queue still.

@@ -53,7 +53,7 @@ def test_a_slow_stage_skips_and_the_fast_one_does_not_wait(store: Store, recipe:
     recipe = recipe.change(widths=[8, 7])
     stream = Stream.random(STEPS * BATCH)
     run = Run(store, recipe, SKIP, publish_every=1000)
-    first, second = run.pipeline.stages
+    first, second = run.stages
     spy = Spy(second.layers[0])
     gate = Gated(second.layers[0])
     start_with_the_first_in_hand(store, run, stream, gate)
@@ -93,11 +93,11 @@ def test_applied_seq_passes_microbatches_that_were_skipped_last(store: Store) ->
     """The barrier behind the last sample has passed every stage: nothing up to there is left to be learned."""
     stream = Stream.random(STEPS * BATCH)
     run = Run(store, RECIPE.change(widths=[8, 7]), replace(SKIP, queue_depth=6), publish_every=1000)
-    second = run.pipeline.stages[1]
+    second = run.stages[1]
     gate = Gated(second.layers[0])
     start_with_the_first_in_hand(store, run, stream, gate)
     # Six barriers (at 1, 2, 4, 8, 16 and the last, when idle) fill the queue, and all else gives way to them.
-    wait_until(lambda: second.inbox.skipped == STEPS - 1, DEADLINE_S, "all but the first is skipped")
+    wait_until(lambda: run.inboxes[1].skipped == STEPS - 1, DEADLINE_S, "all but the first is skipped")
     gate.open()
     wait_until(lambda: run.barriers and run.barriers[-1].seq == STEPS * BATCH, DEADLINE_S, "the last barrier")
     assert run.pipeline.applied_seq == STEPS * BATCH
@@ -107,26 +107,26 @@ def test_samples_are_never_skipped_before_the_first_stage(store: Store) -> None:
     stream = Stream.random(STEPS * BATCH)
     store.write(stream.images, stream.labels)
     run = Run(store, RECIPE, replace(SKIP, queue_depth=1))
-    gate = Gated(run.pipeline.stages[0].layers[0])
+    gate = Gated(run.stages[0].layers[0])
     run.start()
     wait_until(gate.entered.is_set, DEADLINE_S, "the first stage hangs")
-    wait_until(lambda: len(run.pipeline.stages[0].inbox), DEADLINE_S, "its inbox is full")
+    wait_until(lambda: len(run.inboxes[0]), DEADLINE_S, "its inbox is full")
     gate.open()
     wait_until(lambda: run.barriers and run.barriers[-1].seq == STEPS * BATCH, DEADLINE_S, "the last barrier")
     run.stop()
     assert run.pipeline.describe()[0]["skipped"] == 0
-    assert run.pipeline.stages[0].layers[0].state_dict()["samples"] == STEPS * BATCH
+    assert run.stages[0].layers[0].state_dict()["samples"] == STEPS * BATCH
 
 
 def test_with_block_the_fast_stage_waits_and_nothing_is_skipped(store: Store) -> None:
     stream = Stream.random(STEPS * BATCH)
     store.write(stream.images, stream.labels)
     run = Run(store, RECIPE, replace(QUIET, queue_depth=2), publish_every=1000)
-    first, second, _ = run.pipeline.stages
+    first, second, _ = run.stages
     gate = Gated(second.layers[0])
     run.start()
     wait_until(gate.entered.is_set, DEADLINE_S, "the second stage hangs")
-    wait_until(lambda: len(second.inbox) == 2 and len(first.inbox) == 2, DEADLINE_S, "all queues are full")
+    wait_until(lambda: len(run.inboxes[1]) == 2 and len(run.inboxes[0]) == 2, DEADLINE_S, "all queues are full")
     assert first.last_seq < 5 * BATCH
     gate.open()
     run.wait_applied(STEPS * BATCH)

@@ -105,7 +105,7 @@ def test_a_checkpoint_in_the_middle_of_the_sleep_knows_how_much_is_left(store: S
     wait_step(before, 6)
     resume = resume_state(before.stop())
     run = Run(store, RECIPE, options, resume=resume)
-    gate = Gated(run.pipeline.stages[0].layers[0])
+    gate = Gated(run.stages[0].layers[0])
     run.start()
     assert gate.entered.wait(DEADLINE_S), "it sleeps"
     request = run.pipeline.request_checkpoint()

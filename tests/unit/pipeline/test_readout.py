@@ -59,10 +59,10 @@ def test_what_it_reads_does_not_change_while_earlier_layers_run_ahead(
     serial = Serial(base, stream)
     store.write(stream.images, stream.labels)
     run = Run(store, base, QUIET, queue_depth=queue_depth, publish_every=1000)
-    stages = run.pipeline.stages
+    stages = run.stages
     gate = Gated(stages[-1].layers[0])
     run.start()
-    wait_until(lambda: all(len(stage.inbox) == queue_depth for stage in stages), DEADLINE_S, "all queues are full")
+    wait_until(lambda: all(len(inbox) == queue_depth for inbox in run.inboxes), DEADLINE_S, "all queues are full")
     gate.open()
     run.wait_applied(SAMPLES)
     last = run.stop()
