@@ -80,6 +80,10 @@ class Gauge:
         """`read` is called at each scrape of a gauge without labels. None or NaN: unknown."""
         self.labels().set_function(read)
 
+    def clear(self) -> None:
+        """No value is known from now on."""
+        self._readings = {}
+
     def describe(self) -> list[Metric]:
         """For the registry: its name and type, also while no value is known."""
         return [self._family(self._name, self._help, labels=self._label_names)]

@@ -27,6 +27,10 @@ def check(config: Config) -> None:
     _check_ipc_folders(config.listen)
     _check_state_folder(config.state)
     _check_stored(config)
+    if config.pipeline.engine == "ray":
+        from ffstream.pipeline.cluster.engine import check_installed  # imports torch
+
+        check_installed()
     if config.pipeline.device == "cuda":
         from ffstream.pipeline.device import choose_device  # imports torch
 

@@ -14,6 +14,8 @@ from ffstream.ff.activities import Activities
 class DeviceStream:
     """On the CPU: work is done when the call returns."""
 
+    device: torch.device | None = None  # where activities must be, if they are not in the host's memory
+
     def use(self) -> AbstractContextManager[Any]:
         """The context in which the stage's thread works."""
         return nullcontext()
@@ -36,6 +38,7 @@ class CudaStream(DeviceStream):
     """A CUDA stream. Events order it after the previous stage; the host runs at most `ahead` steps ahead."""
 
     def __init__(self, device: torch.device, ahead: int) -> None:
+        self.device = device
         self._stream = torch.cuda.Stream(device)
         self._ahead = ahead
         self._pending: deque[torch.cuda.Event] = deque()
@@ -50,6 +53,8 @@ class CudaStream(DeviceStream):
         return event
 
     def receive(self, activities: Activities, ready: Any) -> None:
+        if ready is None:  # they came over a socket, and were copied to the device on this stream
+            return
         self._stream.wait_event(ready)
         # The allocator must not reuse the sender's memory before this stream has read it.
         for tensor in (activities.h_NF, activities.labels_N, *activities.carried):

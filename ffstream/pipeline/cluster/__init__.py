@@ -1,0 +1,1 @@
+"""Stages in the processes of a cluster. Ray places and watches them; they talk over sockets of their own."""

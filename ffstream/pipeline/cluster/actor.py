@@ -1,0 +1,153 @@
+"""The process of a stage. Ray makes it an actor; this module does not know Ray.
+
+It serves one training run after the other: `listen`, then `run`, which returns when the run has ended.
+"""
+
+import os
+import socket as system
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+from ffstream import __version__
+from ffstream.errors import FFStreamError, StageFailed
+from ffstream.ff import kernels
+from ffstream.ff.placement import Placement
+from ffstream.ff.recipe import stored_recipe
+from ffstream.pipeline.channel import Closed
+from ffstream.pipeline.cluster.control import Control
+from ffstream.pipeline.cluster.frames import Message
+from ffstream.pipeline.cluster.hops import HopIn, HopOut
+from ffstream.pipeline.cluster.sockets import Allowed, Keys, Socket, authenticate, connected, is_loopback, listening
+from ffstream.pipeline.device import choose_device, choose_product_dtype, make_stream
+from ffstream.pipeline.members import members_of
+from ffstream.pipeline.messages import Barrier, Part
+from ffstream.pipeline.stage import Stage
+from ffstream.util.threads import use_one_core
+
+_START_S: Final = 120.0  # in which the daemon sends what the stage begins with
+
+
+class StageActor:
+    """One stage at a time."""
+
+    def __init__(self) -> None:
+        use_one_core()
+        kernels.prepare()
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._allowed = Allowed()
+        self._authenticator: ThreadAuthenticator | None = None
+        self._keys: Keys | None = None
+        self._control: Control
+        self._inlet: Socket
+
+    def describe(self) -> dict[str, Any]:
+        """What the keeper has to know of this process."""
+        return {"pid": os.getpid(), "host": system.gethostname(), "version": __version__}
+
+    def listen(self, token: str, host: str, client: str, encrypt: bool) -> dict[str, Any]:
+        """Listens for the daemon, whose public key is `client`, and for the stage before. Returns where."""
+        self._keys = Keys.new() if encrypt and not is_loopback(host) else None
+        if self._keys is not None and self._authenticator is None:
+            self._authenticator = authenticate(self._context, self._allowed)
+        self._allowed.only([client])
+        control, control_port = listening(self._context, host, self._keys)
+        self._inlet, inlet_port = listening(self._context, host, self._keys)
+        self._token = token
+        self._control = Control(control, token)
+        return {
+            "host": host,
+            "control": control_port,
+            "inlet": inlet_port,
+            "key": self._keys.public if self._keys else "",
+        }
+
+    def run(self) -> None:
+        """Runs one stage until the daemon ends it, or the stage before says that nothing follows."""
+        control = self._control
+        try:
+            start = control.expect("start", _START_S)
+            stage = _Hosted(self._context, control, self._inlet, self._token, self._keys, start)
+            self._allowed.only(start.fields["clients"])
+            control.send("ready", stage.describe())
+            stage.run(control.expect("go", _START_S).fields["next"])
+            control.finish()
+        except Closed:
+            pass
+        except FFStreamError as error:
+            control.fail(error)
+        except Exception as error:
+            control.fail(StageFailed(repr(error), hint="see the logs of Ray on that node"))
+            raise
+        finally:
+            self._inlet.close(linger=0)
+            control.socket.close()  # its last messages are still delivered
+
+
+class _Hosted:
+    """The stage of one run."""
+
+    def __init__(
+        self,
+        context: "zmq.Context[Any]",
+        control: Control,
+        inlet: Socket,
+        token: str,
+        keys: Keys | None,
+        start: Message,
+    ) -> None:
+        self._context, self._control, self._inlet, self._token, self._keys = context, control, inlet, token, keys
+        self._fields = fields = start.fields
+        self._depth: int = fields["queue_depth"]
+        device = choose_device(fields["device"])
+        dtype = choose_product_dtype(fields["precision"], device)
+        placement = Placement(device, dtype, self._depth + 2)
+        self._members = members_of(
+            stored_recipe(fields["recipe"]), placement, fields["sizes"], fields["index"], fields["live"]
+        )
+        self._members.load_state_dict(start.tensors)
+        self._stream = make_stream(device, self._depth)
+        self._device, self._precision = str(device), str(dtype).removeprefix("torch.")
+
+    def describe(self) -> dict[str, Any]:
+        """For the daemon."""
+        return {"device": self._device, "precision": self._precision}
+
+    def run(self, following: Mapping[str, Any] | None) -> None:
+        """Returns when the stage has ended."""
+        control, name = self._control, self._fields["name"]
+        also: Sequence[Socket] = [control.socket]
+        outbox = None
+        if following is not None:
+            socket = connected(
+                self._context, following["host"], following["inlet"], self._token, self._keys, following["key"]
+            )
+            outbox = HopOut(socket, self._depth, control.check, also)
+        inbox = HopIn(self._inlet, self._token, control.check, self._barrier, also, self._stream.device)
+        control.watch(inbox, outbox)
+        stage = Stage(
+            name,
+            self._members,
+            inbox=inbox,
+            outbox=outbox,
+            stream=self._stream,
+            observer=control,
+            on_failure=control.fail,
+            seq=self._fields["seq"],
+        )
+        stage.start()
+        while not stage.thread.join(60.0):
+            pass
+        if outbox is not None:
+            outbox.release()
+
+    def _barrier(self, message: Message) -> Barrier:
+        fields, name = message.fields, self._fields["name"]
+
+        def send(barrier: Barrier) -> None:
+            part = Part(barrier.weights, barrier.tensors, barrier.progress)
+            self._control.contributed(name, barrier, part)
+
+        return Barrier(**fields, contributors=[name], on_complete=send)

@@ -1,0 +1,143 @@
+"""Messages between the daemon and its stages, and between stages, as frames.
+
+A message is a header (msgpack: kind, fields, and name, dtype and shape of each tensor), then the bytes of the
+tensors.
+Both ends run the same version of ffstream, which is checked before anything else is sent.
+
+Valid if and only if the header unpacks, there is a frame for each tensor, and its size is that of the tensor.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgpack
+import numpy as np
+import torch
+import zmq
+from torch import Tensor
+
+from ffstream.checkpoint.tensors import bytes_of
+from ffstream.errors import BadSize
+from ffstream.ff.activities import Activities
+from ffstream.pipeline.messages import Barrier, MicroBatch, StageOutput
+
+Frames = list[bytes | memoryview]
+_DTYPES: Final = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+    )
+}
+_CARRIED: Final = "carried."
+
+
+class Message(NamedTuple):
+    """What was received."""
+
+    kind: str
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def pack(kind: str, fields: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None) -> Frames:
+    """The frames of a message. Contiguous tensors on the CPU are not copied."""
+    tensors = tensors or {}
+    meta = [(name, str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in tensors.items()]
+    return [msgpack.packb([kind, fields or {}, meta]), *map(bytes_of, tensors.values())]
+
+
+def unpack(frames: Sequence[zmq.Frame]) -> Message:
+    """The message, with tensors of its own. Raises BadSize."""
+    kind, fields, meta = msgpack.unpackb(frames[0].buffer)
+    if len(meta) != len(frames) - 1:
+        raise BadSize(f"{len(frames) - 1} frames for {len(meta)} tensors")
+    return Message(
+        kind,
+        fields,
+        {name: _tensor(frame, dtype, shape) for frame, (name, dtype, shape) in zip(frames[1:], meta, strict=True)},
+    )
+
+
+def _tensor(frame: zmq.Frame, dtype: str, shape: Sequence[int]) -> Tensor:
+    """A copy: it begins where matrix products are fastest, and their results may depend on that."""
+    value = torch.empty(shape, dtype=_DTYPES[dtype])
+    if value.nbytes != len(frame.buffer):
+        raise BadSize(f"{len(frame.buffer)} bytes for a tensor of {value.nbytes}")
+    if value.nbytes:
+        np.copyto(value.view(-1).view(torch.uint8).numpy(), np.frombuffer(frame.buffer, np.uint8))
+    return value
+
+
+# --- what travels from stage to stage -------------------------------------------------------------------------------
+
+
+def pack_item(item: MicroBatch | StageOutput | Barrier) -> Frames:
+    """The frames of an item."""
+    match item:
+        case MicroBatch():
+            tensors = {"images": item.images, "labels": item.labels}
+            if item.ages is not None:
+                tensors["ages"] = item.ages
+            return pack(
+                "microbatch", {"step": item.step, "seq": item.seq, "phase": item.phase, "fresh": item.fresh}, tensors
+            )
+        case StageOutput():
+            return _pack_output(item)
+        case Barrier():
+            fields = {"step": item.step, "seq": item.seq, "version": item.version, "saves": item.saves}
+            return pack("barrier", fields)
+
+
+def _pack_output(item: StageOutput) -> Frames:
+    activities = item.activities
+    tensors = {"h": activities.h_NF, "labels": activities.labels_N}
+    tensors |= {f"{_CARRIED}{index}": value for index, value in enumerate(activities.carried)}
+    for name, value in (("ages", activities.ages_R), ("score", activities.score_BL)):
+        if value is not None:
+            tensors[name] = value
+    fields = {
+        "step": item.step,
+        "seq": item.seq,
+        "fresh": item.fresh,
+        "phase": activities.phase,
+        "positives": activities.positives,
+    }
+    return pack("output", fields, tensors)
+
+
+def microbatch_of(message: Message) -> MicroBatch:
+    """The reverse of `pack_item`."""
+    fields, tensors = message.fields, message.tensors
+    return MicroBatch(
+        fields["step"],
+        fields["seq"],
+        fields["phase"],
+        tensors["images"],
+        tensors["labels"],
+        fields["fresh"],
+        tensors.get("ages"),
+    )
+
+
+def output_of(message: Message) -> StageOutput:
+    """The reverse of `pack_item`."""
+    fields, tensors = message.fields, message.tensors
+    carried = tuple(value for name, value in tensors.items() if name.startswith(_CARRIED))
+    activities = Activities(
+        tensors["h"],
+        tensors["labels"],
+        fields["positives"],
+        fields["step"],
+        fields["phase"],
+        carried,
+        tensors.get("ages"),
+        tensors.get("score"),
+    )
+    return StageOutput(fields["step"], fields["seq"], fields["fresh"], activities)

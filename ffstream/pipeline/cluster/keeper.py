@@ -1,0 +1,265 @@
+"""The keeper: the process that holds Ray. It places the actors of stages, replaces lost ones, and says what is lost.
+
+A process that uses Ray exits when the node's part of Ray or the head of the cluster dies. So the daemon never does:
+this child of it does, and the daemon starts another one. It ends when its connection to the daemon ends.
+
+    python -m ffstream.pipeline.cluster.keeper DESCRIPTOR
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+
+from ffstream import __version__
+from ffstream.pipeline.cluster.actor import StageActor
+from ffstream.pipeline.cluster.requests import Connect, Connected, Failed, Kill, Lost, Place, Placed, Slot, Spot
+
+_END_S: Final = 5.0  # in which an actor must end a run that is over
+_LOCAL: Final = "local"
+
+
+@dataclass
+class _Held:
+    """An actor. `running` is set while it runs a stage."""
+
+    number: int
+    kind: Slot
+    handle: ActorHandle[Any]
+    node: str
+    pid: int
+    idle: threading.Event = field(default_factory=threading.Event)
+    lost: bool = False
+
+
+class Keeper:
+    """Answers the daemon's requests one after the other."""
+
+    def __init__(self, connection: "Connection[Any, Any]") -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._lock = threading.Lock()
+        self._actors: list[_Held] = []
+        self._numbers = 0
+        self._host = ""  # on which actors listen, if the cluster is local
+        self._folder = ""
+        self._spares = 0
+
+    def serve(self) -> None:
+        """Returns when the daemon closes the connection, or is gone."""
+        try:
+            while True:
+                request = self._connection.recv()
+                match request:
+                    case Connect():
+                        self._answer(self._connect, request)
+                    case Place():
+                        self._answer(self._place, request)
+                        self._make_spares(request.slots)
+                    case Kill():
+                        self._kill(request.numbers)
+        except (EOFError, OSError):
+            pass
+
+    def _answer(self, work: Any, request: Any) -> None:
+        try:
+            reply = work(request)
+        except (RayError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            reply = Failed(f"{type(error).__name__}: {error}".splitlines()[0])
+        self._say(reply)
+
+    def _say(self, message: Any) -> None:
+        with self._sending, contextlib.suppress(OSError):
+            self._connection.send(message)
+
+    # --- Ray --------------------------------------------------------------------------------------------------------
+
+    def _connect(self, request: Connect) -> Connected:
+        self._spares = request.spares
+        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "namespace": "ffstream"}
+        if request.address == _LOCAL:
+            self._host = "127.0.0.1"
+            self._folder = tempfile.mkdtemp(prefix="ffs-ray-")
+            options |= {
+                "address": "local",
+                "num_cpus": request.cpus,
+                "resources": dict(request.resources),
+                "include_dashboard": False,
+                "object_store_memory": 80 << 20,  # activities do not pass through it
+                "_node_ip_address": self._host,
+                "_temp_dir": self._folder,
+            }
+        else:
+            options["address"] = request.address
+        ray.init(**options)
+        return Connected(len(ray.nodes()))  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
+        """Ends all actors, and a local cluster."""
+        ray.shutdown()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # --- placing ----------------------------------------------------------------------------------------------------
+
+    def _place(self, request: Place) -> Placed | Failed:
+        deadline = time.monotonic() + request.timeout_s
+        chosen = self._choose(request.slots, deadline)
+        host = self._host
+        listening = [
+            held.handle.listen.remote(request.token, host or "", request.client, request.encrypt) for held in chosen
+        ]
+        try:
+            replies: list[dict[str, Any]] = ray.get(listening, timeout=max(0.1, deadline - time.monotonic()))
+        except GetTimeoutError:
+            self._kill([held.number for held in chosen])
+            return Failed("actors do not answer")
+        for held in chosen:
+            held.idle.clear()
+            threading.Thread(target=self._watch, args=(held, held.handle.run.remote()), daemon=True).start()
+        return Placed(
+            [
+                Spot(held.number, held.node, held.pid, reply["host"], reply["control"], reply["inlet"], reply["key"])
+                for held, reply in zip(chosen, replies, strict=True)
+            ]
+        )
+
+    def _choose(self, slots: Sequence[Slot], deadline: float) -> list[_Held]:
+        """An idle actor for each slot. Those that are there are used again, so that stages stay in place."""
+        with self._lock:
+            there = [held for held in self._actors if not held.lost]
+        end = time.monotonic() + _END_S
+        chosen: list[_Held | None] = []
+        for slot in slots:
+            held = next((each for each in there if each.kind == slot and self._is_idle(each, end)), None)
+            if held is not None:
+                there.remove(held)
+            chosen.append(held)
+        made = iter(self._make([slot for slot, held in zip(slots, chosen, strict=True) if held is None], deadline))
+        return [held if held is not None else next(made) for held in chosen]
+
+    def _is_idle(self, held: _Held, end: float) -> bool:
+        if not held.idle.wait(max(0.0, end - time.monotonic())):
+            self._kill([held.number])
+            return False
+        return not held.lost
+
+    def _make(self, slots: Sequence[Slot], deadline: float) -> list[_Held]:
+        """New actors, started at the same time. Raises RayError, TimeoutError, RuntimeError."""
+        handles = [_start(slot) for slot in slots]
+        try:
+            described: list[dict[str, Any]] = ray.get(
+                [handle.describe.remote() for handle in handles], timeout=max(0.1, deadline - time.monotonic())
+            )
+        except GetTimeoutError:
+            for handle in handles:
+                ray.kill(handle)
+            raise TimeoutError(f"no node has room for {', '.join(map(str, slots))}") from None
+        made = []
+        for slot, handle, reply in zip(slots, handles, described, strict=True):
+            if reply["version"] != __version__:
+                raise RuntimeError(f"{reply['host']} has ffstream {reply['version']}, and this node {__version__}")
+            with self._lock:
+                self._numbers += 1
+                held = _Held(self._numbers, slot, handle, reply["node"], reply["pid"])
+                held.idle.set()
+                self._actors.append(held)
+            made.append(held)
+        return made
+
+    def _make_spares(self, slots: Sequence[Slot]) -> None:
+        """Some for each kind of slot, if there is room for them now."""
+        for kind in dict.fromkeys(slots):
+            with self._lock:
+                idle = [held for held in self._actors if held.kind == kind and held.idle.is_set() and not held.lost]
+            missing = self._spares - len(idle)
+            if missing > 0:
+                with contextlib.suppress(RayError, TimeoutError, RuntimeError):
+                    self._make([kind] * missing, time.monotonic() + 30.0)
+
+    def _watch(self, held: _Held, run: Any) -> None:
+        """Thread of one run of one actor: says when it is lost."""
+        reason = ""
+        while True:
+            try:
+                ray.get(run)
+            except ActorUnavailableError:
+                reason = "the connection to it is lost"
+            except RayActorError as error:
+                reason = str(error).splitlines()[0]
+            except RayError:
+                pass  # an exception in the stage, which it has reported itself
+            break
+        if not reason:
+            held.idle.set()
+            return
+        self._forget(held)
+        self._say(Lost(held.number, reason))
+
+    def _forget(self, held: _Held) -> None:
+        with self._lock:
+            held.lost = True
+            held.idle.set()
+            if held in self._actors:
+                self._actors.remove(held)
+
+    def _kill(self, numbers: Sequence[int]) -> None:
+        with self._lock:
+            held = [each for each in self._actors if each.number in numbers]
+        for each in held:
+            self._forget(each)
+            with contextlib.suppress(RayError, ValueError):
+                ray.kill(each.handle)
+
+
+class _RayStage(StageActor):
+    """With what Ray knows of it."""
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"node": ray.get_runtime_context().get_node_id()[:12]}
+
+    def listen(self, token: str, host: str, client: str, encrypt: bool) -> dict[str, Any]:
+        if not host:
+            host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return super().listen(token, host, client, encrypt)
+
+
+def _start(slot: Slot) -> ActorHandle[Any]:
+    options: dict[str, Any] = {
+        "num_cpus": slot.cpus,
+        "num_gpus": slot.gpus,
+        "resources": dict(slot.resources),
+        "max_restarts": 0,  # another run begins instead, from a state that fits
+        "scheduling_strategy": "SPREAD" if slot.placement == "spread" else "DEFAULT",
+    }
+    actor: Any = ray.remote(_RayStage)
+    handle: ActorHandle[Any] = actor.options(**options).remote()
+    return handle
+
+
+def main() -> None:
+    """The descriptor of the connection to the daemon is the only argument."""
+    keeper = Keeper(Connection(int(sys.argv[1])))
+    watchdog = threading.Timer(20.0, os._exit, (1,))
+    try:
+        keeper.serve()
+    finally:
+        watchdog.daemon = True
+        watchdog.start()  # Ray's own shutdown may hang when its other processes are gone
+        keeper.end()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

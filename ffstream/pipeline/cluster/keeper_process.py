@@ -1,0 +1,149 @@
+"""The daemon's side of its keeper."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+from ffstream.errors import StagesLost
+from ffstream.pipeline.cluster.requests import Connect, Connected, Failed, Kill, Lost, Place, Placed
+from ffstream.util.threads import OnFailure, Worker
+
+log = logging.getLogger(__name__)
+
+# Settings of Ray that must be in the environment before it is imported. What the user has set is kept.
+_ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+_LOCAL: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # a cluster on this machine listens on loopback only
+
+
+class KeeperProcess:
+    """A running keeper. `on_lost` is called on the thread `ff-keeper`, with the reason, when an actor is lost; with
+    no number when the keeper itself is."""
+
+    def __init__(self, address: str, on_lost: Callable[[int | None, str], None], on_failure: OnFailure) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ffstream.pipeline.cluster.keeper", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**_ENVIRONMENT, **(_LOCAL if address == "local" else {}), **os.environ},
+                start_new_session=True,  # a Ctrl-C in the terminal is for the daemon, which ends its keeper last
+            )
+        self._connection: Connection[Any, Any] = Connection(ours.detach())
+        self._on_lost = on_lost
+        self._replies: SimpleQueue[Any] = SimpleQueue()
+        self._asking = threading.Lock()
+        self._ending = False
+        self._gone = threading.Event()
+        self.thread = Worker("ff-keeper", self._read, on_failure)
+        self.thread.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended, or is about to."""
+        return self._gone.is_set()
+
+    def connect(self, request: Connect, timeout_s: float) -> Connected:
+        """Raises StagesLost."""
+        reply = self._ask(request, timeout_s)
+        if isinstance(reply, Failed):
+            raise StagesLost(
+                f"the Ray cluster at {request.address} cannot be used: {reply.reason}",
+                hint="ray status; cluster.address names its head",
+            )
+        assert isinstance(reply, Connected)
+        return reply
+
+    def place(self, request: Place) -> Placed:
+        """Raises StagesLost."""
+        reply = self._ask(request, request.timeout_s + 5.0)
+        if isinstance(reply, Failed):
+            raise StagesLost(
+                f"stages cannot be placed: {reply.reason}",
+                hint="ray status shows free resources; cluster.cpus, gpus and resources say what stages need",
+            )
+        assert isinstance(reply, Placed)
+        return reply
+
+    def kill(self, numbers: list[int]) -> None:
+        """Ends these actors, soon."""
+        self._send(Kill(numbers))
+
+    def _ask(self, request: Any, timeout_s: float) -> Any:
+        with self._asking:
+            self._send(request)
+            deadline = time.monotonic() + timeout_s
+            while True:
+                try:
+                    return self._replies.get(timeout=0.1)
+                except Empty:
+                    if self.is_gone:
+                        raise StagesLost(
+                            f"the keeper has ended, exit code {self._process.poll()}",
+                            hint="its cluster is gone, or Ray could not be started",
+                        ) from None
+                    if time.monotonic() > deadline:
+                        self._process.kill()
+                        raise StagesLost(
+                            f"the keeper did not answer within {timeout_s:g} s", hint="it is started again"
+                        ) from None
+
+    def _send(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            self._gone.set()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                with self.thread.waiting():
+                    message = self._connection.recv()
+                if isinstance(message, Lost):
+                    self._on_lost(message.number, message.reason)
+                else:
+                    self._replies.put(message)
+        except (EOFError, OSError):
+            pass
+        self._gone.set()
+        if not self._ending:
+            self._on_lost(None, "the keeper has ended: its node's Ray, or the head of the cluster, is gone")
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ends the process, with all actors and a local cluster. False if it had to be killed."""
+        self._ending = True
+        # Reading goes on until the keeper closes its end.
+        with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as end:
+            end.shutdown(socket.SHUT_WR)
+        try:
+            self._process.wait(timeout_s)
+            ended = True
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(5.0)
+            ended = False
+        self.thread.join(5.0)
+        self._connection.close()
+        return ended

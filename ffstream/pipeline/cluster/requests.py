@@ -1,0 +1,80 @@
+"""What the daemon and its keeper say to each other. The daemon made the keeper, so both run the same code."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Slot(NamedTuple):
+    """What the actor of a stage needs."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    resources: tuple[tuple[str, float], ...] = ()
+    placement: str = "default"
+
+    def __str__(self) -> str:
+        extra = [f"{amount:g} {name}" for name, amount in self.resources]
+        return " + ".join([f"{self.cpus:g} CPU", *([f"{self.gpus:g} GPU"] if self.gpus else []), *extra])
+
+
+class Connect(NamedTuple):
+    """Connect to a cluster, or start one. Answered by Connected or Failed."""
+
+    address: str
+    cpus: int  # of a cluster on this machine
+    resources: tuple[tuple[str, float], ...]
+    spares: int
+
+
+class Connected(NamedTuple):
+    """Ray is there."""
+
+    nodes: int
+
+
+class Place(NamedTuple):
+    """Find an actor for each slot, and let all listen. Answered by Placed or Failed. `client` is the daemon's public
+    key."""
+
+    slots: Sequence[Slot]
+    token: str
+    client: str
+    encrypt: bool
+    timeout_s: float
+
+
+class Spot(NamedTuple):
+    """Where an actor listens."""
+
+    number: int
+    node: str
+    pid: int
+    host: str
+    control: int
+    inlet: int
+    key: str
+
+
+class Placed(NamedTuple):
+    """In the order of the slots."""
+
+    spots: Sequence[Spot]
+
+
+class Failed(NamedTuple):
+    """It is not possible at present."""
+
+    reason: str
+
+
+class Kill(NamedTuple):
+    """End these actors. Not answered."""
+
+    numbers: Sequence[int]
+
+
+class Lost(NamedTuple):
+    """An actor is gone, while it ran a stage. Not a reply."""
+
+    number: int
+    reason: str

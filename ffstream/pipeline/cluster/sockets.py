@@ -1,0 +1,100 @@
+"""Sockets between the daemon and its stages.
+
+Only stages listen, on ports that the system chooses. The first message of a connection is the token of the run; what
+does not begin with it is dropped. Beyond loopback CURVE encrypts and authenticates: each stage makes keys of its own
+for each run, and only public keys pass through Ray.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+HEARTBEAT_MS: Final = 1_000
+LINGER_MS: Final = 5_000  # for the last messages of a run
+
+Socket = zmq.Socket[bytes]
+
+
+class Keys(NamedTuple):
+    """A CURVE key pair, in Z85."""
+
+    public: str
+    secret: str
+
+    @classmethod
+    def new(cls) -> "Keys":
+        """A fresh one."""
+        public, secret = zmq.curve_keypair()
+        return cls(public.decode(), secret.decode())
+
+
+class Allowed:
+    """The public keys that may connect to the stages of this process."""
+
+    def __init__(self) -> None:
+        self._keys: frozenset[str] = frozenset()
+
+    def only(self, keys: Iterable[str]) -> None:
+        """These, and no others."""
+        self._keys = frozenset(keys)
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Asked by the authenticator."""
+        return key.decode() in self._keys
+
+
+def authenticate(context: "zmq.Context[Any]", allowed: Allowed) -> ThreadAuthenticator:
+    """Starts the authenticator of a process."""
+    authenticator = ThreadAuthenticator(context)
+    authenticator.start()
+    authenticator.configure_curve_callback("*", allowed)
+    return authenticator
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody on another machine can connect to that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listening(context: "zmq.Context[Any]", host: str, keys: Keys | None) -> tuple[Socket, int]:
+    """A bound socket for one peer, and its port."""
+    socket = _pair(context)
+    if keys is not None:
+        socket.curve_server = True
+        socket.curve_secretkey = keys.secret.encode()
+    return socket, socket.bind_to_random_port(f"tcp://{_bracketed(host)}")
+
+
+def connected(
+    context: "zmq.Context[Any]", host: str, port: int, token: str, keys: Keys | None, server_key: str
+) -> Socket:
+    """A socket that is connecting to a stage. It has sent the token."""
+    socket = _pair(context)
+    if keys is not None:
+        socket.curve_publickey = keys.public.encode()
+        socket.curve_secretkey = keys.secret.encode()
+        socket.curve_serverkey = server_key.encode()
+    socket.connect(f"tcp://{_bracketed(host)}:{port}")
+    socket.send(token.encode())
+    return socket
+
+
+def _pair(context: "zmq.Context[Any]") -> Socket:
+    socket: Socket = context.socket(zmq.PAIR)
+    socket.setsockopt(zmq.IPV6, 1)
+    for option in (zmq.SNDHWM, zmq.RCVHWM):
+        socket.setsockopt(option, 0)  # credits bound what is on its way
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+    return socket
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
