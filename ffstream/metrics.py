@@ -277,7 +277,7 @@ class Metrics:
         )
 
     def _define_cluster(self) -> None:
-        """They have values while stages run in a cluster."""
+        """Except for the first, they have values while stages run in a cluster."""
         self.learning_interrupted = self._gauge(
             "learning_interrupted", "1 while no stage learns, because stages in the cluster are being placed."
         )

@@ -30,7 +30,6 @@ class Restarts:
 
     def __init__(self, place: Callable[[], None], metrics: Metrics, on_failure: OnFailure) -> None:
         self._place = place
-        self._metrics = metrics
         self._reasons: SimpleQueue[StagesLost | None] = SimpleQueue()
         self._ending = threading.Event()
         self._trouble: FFStreamError | None = None
@@ -38,6 +37,7 @@ class Restarts:
         self._failures = 0
         self._placed_at = 0.0
         self.thread = Worker(self.name, self._work, on_failure)
+        metrics.learning_interrupted.set_function(lambda: float(self.interrupted))
 
     @property
     def interrupted(self) -> bool:
@@ -47,7 +47,6 @@ class Restarts:
     def start(self) -> None:
         """Places the stages of the first run, soon."""
         self._since = time.monotonic()
-        self._metrics.learning_interrupted.set_function(lambda: float(self.interrupted))
         self.thread.start()
 
     def request(self, reason: StagesLost | None = None) -> None:

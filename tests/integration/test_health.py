@@ -44,6 +44,10 @@ def test_every_metric_has_its_type_a_value_and_base_units(daemon: Running) -> No
     elsewhere = {  # set by a replica, `ffstream serve`, a drift detector, another objective, or after more samples
         metrics.output_dropped,
         *replica_gauges,
+        metrics.stage_replacements,  # those of a cluster
+        metrics.stage_place,
+        metrics.hop_bytes,
+        metrics.hop_seconds,
         metrics.drift_seq,
         metrics.running_goodness,
         metrics.threshold,
