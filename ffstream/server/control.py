@@ -85,7 +85,7 @@ class ControlLoop(RouterLoop):
                 codec.expect_payload(payload, 0)
                 self._check_right(message.command, received.key)
                 if message.command == followers.COMMAND and self._followers is not None:
-                    self._followers.add(peer, message, received.sender())
+                    self._followers.add(peer, message, received.sender(), received.key)
                     continue
                 work = self._work(message)
             except Exception as error:  # unforeseen arguments must not end the daemon
@@ -136,6 +136,11 @@ class ControlLoop(RouterLoop):
     def _answer_follower(self, queue: Followers, answer: Answer | Rejection) -> None:
         if isinstance(answer, Rejection):
             self._reject(*answer)
+            return
+        if self._guard is not None and not self._guard.admits(answer.key):  # removed while the request waited
+            self._reject(
+                answer.peer, answer.id, answer.sender, self._key_removed(self._guard, answer.peer, answer.key)
+            )
             return
         reply = Reply(id=answer.id, result=answer.result)
         queue.sent(answer, self.reply_tracked(answer.peer, reply, answer.encoded.frames if answer.encoded else ()))

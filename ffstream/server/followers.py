@@ -38,6 +38,8 @@ class Answer(NamedTuple):
 
     peer: bytes
     id: int
+    sender: str
+    key: str
     result: dict[str, Any]
     encoded: Encoded | None
 
@@ -55,6 +57,7 @@ class _Waiting(NamedTuple):
     peer: bytes
     id: int
     sender: str
+    key: str
     request: SnapshotRequest
     since: float
 
@@ -96,15 +99,15 @@ class Followers:
         """Whether requests wait."""
         return bool(self._waiting)
 
-    def add(self, peer: bytes, request: Request, sender: str) -> None:
-        """Takes a request. Raises BadHeader, Busy."""
+    def add(self, peer: bytes, request: Request, sender: str, key: str = "") -> None:
+        """Takes a request. `key`: of the client, empty without one. Raises BadHeader, Busy."""
         arguments = snapshot_request(request.arguments)
         self._forget_read()
         if peer in self._waiting:
             raise Busy("this connection has a request for a snapshot already", hint="wait for the answer")
         if peer not in self._sent and len(self._waiting.keys() | self._sent.keys()) >= self._limits.followers_max:
             raise Busy(f"{self._limits.followers_max} replicas follow this daemon", hint="raise limits.followers_max")
-        self._waiting[peer] = _Waiting(peer, request.id, sender, arguments, time.monotonic())
+        self._waiting[peer] = _Waiting(peer, request.id, sender, key, arguments, time.monotonic())
 
     def poll(self) -> Iterator[Answer | Rejection]:
         """What can be answered now. The caller sends it, and passes an answer's tracker to `sent`."""
@@ -174,7 +177,7 @@ class Followers:
             checksum=encoded.checksum if encoded else "",
             recipe=self._source.recipe() if waiting.request.recipe else None,
         )
-        return Answer(waiting.peer, waiting.id, info.model_dump(), encoded)
+        return Answer(waiting.peer, waiting.id, waiting.sender, waiting.key, info.model_dump(), encoded)
 
     def _wants(self, waiting: _Waiting, newest: Snapshot) -> bool:
         """Whether that snapshot is newer than what the follower has, and the follower reads. Another start of the

@@ -177,12 +177,16 @@ class RouterLoop(ABC):
             key = ""
         if guard.admits(key):
             return key
+        raise self._key_removed(guard, peer, key)
+
+    def _key_removed(self, guard: Guard, peer: bytes, key: str) -> Unauthorized:
+        """The error for a client whose key was removed. It is counted and logged once for each connection."""
         if peer not in self._removed:
             if len(self._removed) >= _REMOVED_MAX:
                 self._removed.clear()
             self._removed.add(peer)
             self._rejected_connections.add("key_removed", f"key={key}")
-        raise Unauthorized(
+        return Unauthorized(
             "this client's key is no longer accepted", hint=f"it was removed from {' or '.join(guard.keyrings)}"
         )
 

@@ -492,6 +492,21 @@ def test_the_right_of_a_connected_client_follows_the_folders(secured: SecuredDae
     assert refusal(control, "stop").remote_code == "unauthorized"
 
 
+def test_a_request_that_waits_gets_no_weights_once_its_key_is_removed(secured: SecuredDaemon) -> None:
+    control = secured.running.control(keys=secured.keys("rita"))
+    info, _ = control.snapshot(after=None, wait_s=1.0, timeout_s=SOON_S)
+    peer = secured.running.peer("control", keys=secured.keys("rita"))
+    after = {"boot": info.boot, "after": info.version, "timeout_s": 30}
+    peer.send("request", id=1, command="snapshot", arguments=after)
+    wait_until(lambda: secured.running.metric("followers") == 1, SOON_S, "it waits")
+    secured.revoke("rita", "follow")
+    secured.running.daemon._access.reload()
+    secured.running.producer(keys=secured.keys("anna")).send(images(32), labels(32))
+    answer, payload = peer.answer_and_payload()
+    assert (answer["type"], answer["code"], answer["id"], payload) == ("error", "unauthorized", 1, [])
+    wait_until(lambda: secured.running.metric("followers") == 0, SOON_S, "its place is free")
+
+
 def test_without_a_folder_for_replicas_control_clients_may_follow(tmp_path: Path) -> None:
     secured = SecuredDaemon(tmp_path, "security.follow_clients=")
     with secured.running:
