@@ -79,8 +79,13 @@ def test_the_dashboard_fits_the_schema() -> None:
 
 
 @promtool
-def test_prometheus_takes_its_configuration() -> None:
-    check = ["promtool", "check", "config", str(DEPLOY / "prometheus" / "prometheus.yml")]
+@pytest.mark.parametrize("comments", ["#", ""], ids=["as it is", "with the jobs in comments"])
+def test_prometheus_takes_its_configuration(tmp_path: Path, comments: str) -> None:
+    shutil.copytree(DEPLOY / "prometheus", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "prometheus.yml"
+    text = re.sub(r"^  # (?=[- ] )", f"  {comments}", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    path.write_text(text, encoding="utf-8")
+    check = ["promtool", "check", "config", str(path)]
     done = subprocess.run(check, capture_output=True, text=True, timeout=PROMTOOL_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
