@@ -26,6 +26,7 @@ from ffstream import __version__
 from ffstream.pipeline.cluster.actor import StageActor
 from ffstream.pipeline.cluster.requests import Connect, Connected, Failed, Kill, Lost, Place, Placed, Slot, Spot
 
+_WATCH_S: Final = 0.5  # between two looks at the node
 _END_S: Final = 5.0  # in which an actor must end a run that is over
 _LOCAL: Final = "local"
 
@@ -103,6 +104,7 @@ class Keeper:
         else:
             options["address"] = request.address
         ray.init(**options)
+        threading.Thread(target=_end_with_node, args=(ray.get_runtime_context().get_node_id(),), daemon=True).start()
         return Connected(len(ray.nodes()))  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
@@ -233,6 +235,17 @@ class _RayStage(StageActor):
         if not host:
             host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return super().listen(token, host, client, encrypt)
+
+
+def _end_with_node(node: str) -> None:
+    """Ends this process when the cluster says that its node is gone: nothing can be placed from here any more. Ray
+    itself may take long to notice."""
+    while True:
+        time.sleep(_WATCH_S)
+        with contextlib.suppress(RayError, RuntimeError, ValueError, OSError):  # the head may be busy, or back soon
+            nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+            if any(each["NodeID"] == node and not each["Alive"] for each in nodes):
+                os._exit(1)
 
 
 def _start(slot: Slot) -> ActorHandle[Any]:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import secrets
+import select
 import socket
 import subprocess
 import sys
@@ -28,7 +30,9 @@ _ENVIRONMENT: Final = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
-_LOCAL: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # a cluster on this machine listens on loopback only
+_LINES_MAX: Final = 200  # of what a keeper writes
+_LINE_MAX: Final = 1000
+_POLL_S: Final = 0.5
 
 
 class KeeperProcess:
@@ -43,7 +47,8 @@ class KeeperProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**_ENVIRONMENT, **(_LOCAL if address == "local" else {}), **os.environ},
+                stderr=subprocess.PIPE,
+                env={**_ENVIRONMENT, **(_local() if address == "local" else {}), **os.environ},
                 start_new_session=True,  # a Ctrl-C in the terminal is for the daemon, which ends its keeper last
             )
         self._connection: Connection[Any, Any] = Connection(ours.detach())
@@ -52,6 +57,8 @@ class KeeperProcess:
         self._asking = threading.Lock()
         self._ending = False
         self._gone = threading.Event()
+        self._output = Worker("ff-keeper-log", self._log_output, on_failure)
+        self._output.start()
         self.thread = Worker("ff-keeper", self._read, on_failure)
         self.thread.start()
 
@@ -129,7 +136,21 @@ class KeeperProcess:
             pass
         self._gone.set()
         if not self._ending:
+            log.warning("keeper ended keeper=%d", self.pid)
             self._on_lost(None, "the keeper has ended: its node's Ray, or the head of the cluster, is gone")
+
+    def _log_output(self) -> None:
+        """What Ray writes to stderr becomes events of the log."""
+        assert self._process.stderr is not None
+        count, output = 0, self._process.stderr
+        # Not until the end of the file: processes of Ray that outlive the keeper may hold it open.
+        while select.select([output], [], [], _POLL_S)[0] or self._process.poll() is None:
+            if not (line := output.readline(_LINE_MAX)):
+                break
+            count += 1
+            if count <= _LINES_MAX and line.strip():
+                log.warning("keeper says keeper=%d text=%r", self.pid, line.decode(errors="replace").strip())
+        output.close()
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the process, with all actors and a local cluster. False if it had to be killed."""
@@ -145,5 +166,15 @@ class KeeperProcess:
             self._process.wait(5.0)
             ended = False
         self.thread.join(5.0)
+        self._output.join(5.0)
         self._connection.close()
         return ended
+
+
+def _local() -> dict[str, str]:
+    """The environment of a cluster on this machine: it listens on loopback only, and has a token of its own."""
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }

@@ -8,12 +8,13 @@ A stage that is lost ends all of them: another run begins, from a checkpoint. A 
 fails the daemon, as a thread does.
 """
 
+import logging
 import secrets
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import zmq
 from torch import Tensor
@@ -32,6 +33,10 @@ from ffstream.pipeline.messages import Barrier, Part
 from ffstream.pipeline.stage_gauges import StageGauges
 from ffstream.util.threads import OnFailure, Worker
 
+log = logging.getLogger(__name__)
+
+# What a loss was noticed by: the keeper misses the actor, its connection is gone, it says nothing.
+LossReason = Literal["actor", "connection", "stalled"]
 _TICK_MS: Final = 100
 _PING_S: Final = 1.0
 _END_S: Final = 5.0  # in which stages must end when the run is over; then their actors are replaced
@@ -199,8 +204,13 @@ class ClusterStages:
     def _show_places(self) -> None:
         self._metrics.stage_place.clear()
         for index, line in enumerate(self._lines):
-            assert line.spot is not None
-            self._metrics.stage_place.labels(str(index), line.spot.node, line.device["device"]).set(1)
+            spot, device = line.spot, line.device["device"]
+            assert spot is not None
+            self._metrics.stage_place.labels(str(index), spot.node, device).set(1)
+            for reason in get_args(LossReason):
+                self._metrics.stage_replacements.labels(str(index), reason)  # 0 from now on
+            where = spot.node, spot.host, spot.pid, device
+            log.info("stage placed stage=%d node=%s host=%s pid=%d device=%s", index, *where)
 
     def _begin(self, keys: Keys, deadline: float) -> None:
         spots = [line.spot for line in self._lines if line.spot is not None]
@@ -355,9 +365,10 @@ class ClusterStages:
             with self._losing:
                 self._loss = self._loss or StagesLost(reason, hint="learning begins again when a cluster is there")
 
-    def _lose(self, line: _Line, kind: str, reason: str) -> None:
+    def _lose(self, line: _Line, kind: LossReason, reason: str) -> None:
         index, spot = self._lines.index(line), line.spot
-        where = "" if spot is None else f" (process {spot.pid} on node {spot.node})"
+        node, pid = ("", 0) if spot is None else (spot.node, spot.pid)
+        where = "" if spot is None else f" (process {pid} on node {node})"
         with self._losing:
             if self._loss is not None or self._aborting:
                 return
@@ -365,6 +376,7 @@ class ClusterStages:
                 f"{line.gauges.name} is lost{where}: {reason}", hint="learning begins again from a checkpoint"
             )
         self._metrics.stage_replacements.labels(str(index), kind).inc()
+        log.warning("stage lost stage=%d node=%s pid=%d reason=%s error=%r", index, node, pid, kind, reason)
         if self._keeper is not None and spot is not None:
             self._keeper.kill([spot.number])
 
