@@ -4,6 +4,7 @@ A code is part of the protocol: it travels in error replies and labels the `reas
 so it comes from the closed list below, never from input.
 """
 
+import re
 from typing import ClassVar, NamedTuple
 
 
@@ -273,9 +274,17 @@ class StageFailed(FFStreamError):
 
 
 class StagesLost(FFStreamError):
-    """Stages in other processes are gone, or cannot be placed now. Learning begins again when they are placed."""
+    """Stages in other processes are gone, or cannot be placed now. Learning begins again when they are placed.
+
+    The message begins with what anybody may read. Names of machines and details follow a colon, or are in brackets.
+    """
 
     code = "stages_lost"
+
+    @property
+    def summary(self) -> str:
+        """The message without details."""
+        return re.split(r" \(|: ", self.message, maxsplit=1)[0]
 
 
 class Reason(NamedTuple):

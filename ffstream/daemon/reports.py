@@ -9,7 +9,7 @@ from ffstream.config import Config
 from ffstream.ff.presets import preset_of
 from ffstream.learning.learner import Learner
 from ffstream.server.admission import Admission
-from ffstream.server.readiness import Readiness, of_predictions, of_samples
+from ffstream.server.readiness import Hindrances, Readiness, of_predictions, of_samples
 
 
 class Reports:
@@ -44,17 +44,19 @@ class Reports:
 
     def predict_readiness(self) -> Readiness:
         """Whether predictions are answered."""
-        return of_predictions(
-            self._state(), answers=self._predicts(), paused=self._learner.paused, refusing=self._refusing()
-        )
+        return of_predictions(self._state(), answers=self._predicts(), **self._hindrances())
 
     def learn_readiness(self) -> Readiness:
         """Whether samples are accepted."""
-        return of_samples(self._state(), paused=self._learner.paused, refusing=self._refusing())
+        return of_samples(self._state(), **self._hindrances())
 
-    def _refusing(self) -> str | None:
+    def _hindrances(self) -> Hindrances:
         reason = self._admission.rejection_reason()
-        return reason.code if reason else None
+        return {
+            "paused": self._learner.paused,
+            "refusing": reason.code if reason else None,
+            "interrupted": self._learner.restarts.summary(),
+        }
 
     def lag_s(self) -> float | None:
         """How long the samples that wait will take. None: not known."""

@@ -5,7 +5,19 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, get_args
 
-Kind = Literal["start", "gap", "checkpoint", "rollback", "drift", "pause", "resume", "wake", "sleep"]
+Kind = Literal[
+    "start",
+    "gap",
+    "checkpoint",
+    "rollback",
+    "drift",
+    "pause",
+    "resume",
+    "wake",
+    "sleep",
+    "interruption",
+    "continuation",
+]
 KINDS: Final = get_args(Kind)
 MARKS_MAX: Final = 256  # of each kind
 _TEXT_MAX = 200

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from ffstream.history.marks import Kind
 from ffstream.learning.learner import RolledBack
+from ffstream.learning.restarts import Interruption
 
 _STABLE = 5  # seconds that a phase must last to be marked: short ones alternate many times a second
 
@@ -19,6 +20,7 @@ class Seen(NamedTuple):
     restarts: tuple[int, ...]  # of each layer
     drift: int | None
     phase: str
+    interruption: Interruption | None  # the last one of this daemon
 
 
 class Found(NamedTuple):
@@ -43,7 +45,17 @@ class MarkFinder:
         if before is None:
             self._marked_phase = now.phase
             return []
-        return [*self._compared(before, now), *self._phases(before, now)]
+        return [*self._interruptions(before, now), *self._compared(before, now), *self._phases(before, now)]
+
+    def _interruptions(self, before: Seen, now: Seen) -> Iterator[Found]:
+        """An interruption may be shorter than a second."""
+        last, known = now.interruption, before.interruption
+        if last is None or last == known:
+            return
+        if known is None or last.number != known.number:
+            yield Found(now.seq, "interruption", f"learning is interrupted: {last.reason}")
+        if last.lasted_s is not None:
+            yield Found(now.seq, "continuation", f"learning goes on after {last.lasted_s:.1f} s")
 
     def _compared(self, before: Seen, now: Seen) -> Iterator[Found]:
         back = now.rolled_back

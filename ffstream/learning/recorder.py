@@ -198,6 +198,7 @@ class Recorder:
             restarts=tuple(layer["restarts"] or 0 for layer in status["layers"]),
             drift=self._learner.drift_seq,
             phase=status["phase"],
+            interruption=self._learner.restarts.interruption,
         )
 
 

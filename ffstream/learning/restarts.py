@@ -10,16 +10,25 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from ffstream.errors import FFStreamError, StagesLost
+from ffstream.errors import StagesLost
 from ffstream.metrics import Metrics
 from ffstream.util.threads import OnFailure, Worker
 
 log = logging.getLogger(__name__)
 
 _BACKOFF_S: Final = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)  # waits before the first try, after one loss, two losses, …
+_PLACING: Final = "stages are being placed"
 _SETTLED_S: Final = 30.0  # after so long without a loss, the next one is the first again
+
+
+class Interruption(NamedTuple):
+    """Learning was interrupted, because stages were lost or could not be placed. `number` counts from 1."""
+
+    number: int
+    reason: str
+    lasted_s: float | None = None  # None while it goes on
 
 
 class Restarts:
@@ -32,9 +41,11 @@ class Restarts:
         self._place = place
         self._reasons: SimpleQueue[StagesLost | None] = SimpleQueue()
         self._ending = threading.Event()
-        self._trouble: FFStreamError | None = None
+        self._trouble: StagesLost | None = None
         self._since: float | None = None
         self._failures = 0
+        self._tries = 0  # since then
+        self.interruption: Interruption | None = None  # the last one
         self._placed_at = 0.0
         self.thread = Worker(self.name, self._work, on_failure)
         metrics.learning_interrupted.set_function(lambda: float(self.interrupted))
@@ -64,12 +75,23 @@ class Restarts:
         return self.thread.join(timeout_s)
 
     def status(self) -> dict[str, Any] | None:
-        """Why learning is interrupted and for how long; None if it is not."""
+        """Why learning is interrupted, for how long, and how often stages could not be placed; None if it is not."""
         since, trouble = self._since, self._trouble
         if since is None:
             return None
-        reason = "stages are being placed" if trouble is None else str(trouble)
-        return {"reason": reason, "seconds": time.monotonic() - since, "failures": self._failures}
+        return {
+            "reason": _PLACING if trouble is None else trouble.message,
+            "hint": "" if trouble is None else trouble.hint,
+            "seconds": time.monotonic() - since,
+            "tries": self._tries,
+        }
+
+    def summary(self) -> str | None:
+        """Why learning is interrupted, without names of machines; None if it is not."""
+        if self._since is None:
+            return None
+        trouble = self._trouble
+        return _PLACING if trouble is None else trouble.summary
 
     def _work(self) -> None:
         self._place_until_it_works()
@@ -86,13 +108,22 @@ class Restarts:
                 if self._ending.wait(_BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]):
                     return
             try:
+                self._tries += 1
                 self._place()
             except StagesLost as error:
                 self._note(error)
             else:
-                self._since = self._trouble = None
-                self._placed_at = time.monotonic()
+                self._go_on()
                 return
+
+    def _go_on(self) -> None:
+        now, since, last = time.monotonic(), self._since, self.interruption
+        if last is not None and last.lasted_s is None and since is not None:
+            self.interruption = last._replace(lasted_s=now - since)
+            log.info("learning goes on seconds=%.1f tries=%d", now - since, self._tries)
+        self._since = self._trouble = None
+        self._placed_at = now
+        self._tries = 0
 
     def _note(self, error: StagesLost | None) -> None:
         now = time.monotonic()
@@ -102,7 +133,10 @@ class Restarts:
                 self._failures = 0
         if error is None:
             return
-        if self._trouble is None or str(self._trouble) != str(error):
-            log.warning("learning is interrupted reason=%r hint=%s", str(error), error.hint)
+        if self._trouble is None:
+            number = 0 if self.interruption is None else self.interruption.number
+            self.interruption = Interruption(number + 1, error.message)
+        if self._trouble is None or self._trouble.message != error.message:
+            log.warning("learning is interrupted reason=%r hint=%s", error.message, error.hint)
         self._trouble = error
         self._failures += 1

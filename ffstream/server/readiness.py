@@ -4,7 +4,7 @@ The text begins with `ready`, with the daemon's state (`starting`, `draining`, `
 error code that producers get. It is public, so it names no files and no clients.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 _STATES = {
     "starting": "it recovers its state and will be ready",
@@ -21,11 +21,20 @@ class Readiness(NamedTuple):
     text: str
 
 
-def of_predictions(state: str, *, answers: bool, paused: bool, refusing: str | None) -> Readiness:
-    """`answers`: whether the predict socket is served. `refusing` is only mentioned in the text."""
+class Hindrances(TypedDict):
+    """What keeps a daemon from learning. `refusing`: the error code with which all samples are rejected now.
+    `interrupted`: why stages that run elsewhere do not learn."""
+
+    paused: bool
+    refusing: str | None
+    interrupted: str | None
+
+
+def of_predictions(state: str, *, answers: bool, **hindrances: Unpack[Hindrances]) -> Readiness:
+    """`answers`: whether the predict socket is served. The others are only mentioned in the text."""
     if state == "failed" or not answers:
         return _not_ready(state)
-    mentioned = ["learning is paused"] if paused else []
+    mentioned, refusing = _mentioned(hindrances), hindrances["refusing"]
     if state in ("draining", "stopping"):
         mentioned.append(f"the daemon is {state}: no more samples are accepted")
     elif refusing is not None:
@@ -33,13 +42,21 @@ def of_predictions(state: str, *, answers: bool, paused: bool, refusing: str | N
     return Readiness(True, ", ".join(["ready", *mentioned]))
 
 
-def of_samples(state: str, *, paused: bool, refusing: str | None) -> Readiness:
-    """`refusing`: the error code with which all samples are rejected now."""
+def of_samples(state: str, **hindrances: Unpack[Hindrances]) -> Readiness:
+    """Samples are accepted while learning is paused or interrupted."""
     if state != "ready":
         return _not_ready(state)
-    if refusing is not None:
+    if (refusing := hindrances["refusing"]) is not None:
         return Readiness(False, f"{refusing}: no samples are accepted at present; see ffstream status")
-    return Readiness(True, "ready, learning is paused" if paused else "ready")
+    return Readiness(True, ", ".join(["ready", *_mentioned(hindrances)]))
+
+
+def _mentioned(hindrances: Hindrances) -> list[str]:
+    interrupted = hindrances["interrupted"]
+    return [
+        *(["learning is paused"] if hindrances["paused"] else []),
+        *([] if interrupted is None else [f"learning is interrupted: {interrupted}"]),
+    ]
 
 
 def _not_ready(state: str) -> Readiness:

@@ -2,8 +2,18 @@ import pytest
 
 from ffstream.learning.learner import RolledBack
 from ffstream.learning.mark_finder import Found, MarkFinder, Seen
+from ffstream.learning.restarts import Interruption
 
-QUIET = Seen(seq=100, checkpoint=50, rolled_back=None, paused=False, restarts=(0, 2), drift=None, phase="interleaved")
+QUIET = Seen(
+    seq=100,
+    checkpoint=50,
+    rolled_back=None,
+    paused=False,
+    restarts=(0, 2),
+    drift=None,
+    phase="interleaved",
+    interruption=None,
+)
 
 
 def finder(first: Seen = QUIET) -> MarkFinder:
@@ -73,3 +83,27 @@ def test_a_phase_is_marked_when_it_lasts_and_not_when_it_alternates() -> None:
     assert kinds(marks) == [("sleep", 100)]
     marks = [mark for _ in range(20) for mark in found.find(QUIET._replace(phase="wake"))]
     assert kinds(marks) == [("wake", 100)]
+
+
+def test_an_interruption_has_a_begin_and_an_end() -> None:
+    found = finder()
+    lost = Interruption(1, "ff-stage-0 is lost")
+    (mark,) = found.find(QUIET._replace(interruption=lost))
+    assert mark == Found(100, "interruption", "learning is interrupted: ff-stage-0 is lost")
+    assert found.find(QUIET._replace(interruption=lost)) == []
+    over = QUIET._replace(interruption=lost._replace(lasted_s=3.21))
+    assert found.find(over) == [Found(100, "continuation", "learning goes on after 3.2 s")]
+    assert found.find(over) == []
+
+
+def test_an_interruption_that_is_over_within_a_second_is_found() -> None:
+    short = Interruption(1, "ff-stage-0 is lost", 0.4)
+    found = finder()
+    assert kinds(found.find(QUIET._replace(interruption=short))) == [("interruption", 100), ("continuation", 100)]
+    second = QUIET._replace(interruption=short._replace(number=2))
+    assert kinds(found.find(second)) == [("interruption", 100), ("continuation", 100)]
+
+
+def test_an_interruption_before_the_first_second_is_not_found() -> None:
+    before = QUIET._replace(interruption=Interruption(1, "the cluster is gone", 2.0))
+    assert finder(before).find(before) == []

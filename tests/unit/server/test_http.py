@@ -18,7 +18,7 @@ from ffstream.errors import ConfigError, StartBlocked
 from ffstream.server import requests
 from ffstream.server.http import HttpServer
 from ffstream.server.http_app import make_app
-from ffstream.server.readiness import Readiness, of_predictions, of_samples
+from ffstream.server.readiness import Hindrances, Readiness, of_predictions, of_samples
 from tests.unit.server.site import STATUS, WAIT_S, Site
 
 
@@ -74,30 +74,43 @@ def test_each_readiness_has_its_own_path(site: Site) -> None:
 
 @pytest.mark.parametrize("state", ["starting", "draining", "stopping", "failed", "anything else"])
 def test_samples_are_accepted_only_when_ready(state: str) -> None:
-    assert of_samples("ready", paused=False, refusing=None) == (True, "ready")
-    readiness = of_samples(state, paused=True, refusing="draining")
+    assert of_samples("ready", paused=False, refusing=None, interrupted=None) == (True, "ready")
+    readiness = of_samples(state, paused=True, refusing="draining", interrupted=None)
     assert not readiness.ready
     assert readiness.text.startswith(f"{state}: ")
 
 
+def test_interrupted_learning_is_ready_and_the_text_says_so() -> None:
+    for paused, text in ((False, "ready"), (True, "ready, learning is paused")):
+        expected = (True, f"{text}, learning is interrupted: ff-stage-0 is lost")
+        hindrances: Hindrances = {"paused": paused, "refusing": None, "interrupted": "ff-stage-0 is lost"}
+        assert of_samples("ready", **hindrances) == expected
+        assert of_predictions("ready", answers=True, **hindrances) == expected
+    refusing: Hindrances = {"paused": False, "refusing": "backlog_full", "interrupted": "ff-stage-0 is lost"}
+    assert of_samples("ready", **refusing).text.startswith("backlog_full: ")
+
+
 def test_paused_learning_is_ready_and_the_text_says_so() -> None:
-    assert of_samples("ready", paused=True, refusing=None) == (True, "ready, learning is paused")
-    assert of_predictions("ready", answers=True, paused=True, refusing=None) == (True, "ready, learning is paused")
+    assert of_samples("ready", paused=True, refusing=None, interrupted=None) == (True, "ready, learning is paused")
+    assert of_predictions("ready", answers=True, paused=True, refusing=None, interrupted=None) == (
+        True,
+        "ready, learning is paused",
+    )
 
 
 def test_readiness_for_predictions_does_not_depend_on_samples() -> None:
-    refusing = of_predictions("ready", answers=True, paused=True, refusing="disk_full")
+    refusing = of_predictions("ready", answers=True, paused=True, refusing="disk_full", interrupted=None)
     assert refusing == (True, "ready, learning is paused, no samples are accepted: disk_full")
-    assert not of_samples("ready", paused=False, refusing="disk_full").ready
+    assert not of_samples("ready", paused=False, refusing="disk_full", interrupted=None).ready
     for state in ("draining", "stopping"):
-        ready, text = of_predictions(state, answers=True, paused=False, refusing="draining")
+        ready, text = of_predictions(state, answers=True, paused=False, refusing="draining", interrupted=None)
         assert ready
         assert text == f"ready, the daemon is {state}: no more samples are accepted"
 
 
 @pytest.mark.parametrize(("state", "answers"), [("failed", True), ("stopping", False), ("starting", False)])
 def test_without_a_predict_socket_the_daemon_is_not_ready(state: str, answers: bool) -> None:
-    readiness = of_predictions(state, answers=answers, paused=False, refusing=None)
+    readiness = of_predictions(state, answers=answers, paused=False, refusing=None, interrupted=None)
     assert not readiness.ready
     assert readiness.text.startswith(f"{state}: ")
 
