@@ -109,7 +109,8 @@ class Restarts:
                     return
             try:
                 self._tries += 1
-                self._place()
+                with self.thread.waiting():  # each of its steps has a deadline, and they may take longer than a stall
+                    self._place()
             except StagesLost as error:
                 self._note(error)
             else:

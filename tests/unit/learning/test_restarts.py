@@ -117,3 +117,9 @@ def test_a_rollback_places_stages_and_is_no_interruption(cluster: Cluster, said:
     assert cluster.restarts.summary() == "stages are being placed"
     cluster.answer()
     assert (said(), cluster.restarts.interruption) == ([], None)
+
+
+def test_placing_that_takes_long_is_no_stall(cluster: Cluster) -> None:
+    """A cluster without room is waited for as long as the options say. A stall would end the daemon."""
+    assert not cluster.restarts.thread.is_busy
+    cluster.answer()
