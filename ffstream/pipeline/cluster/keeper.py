@@ -8,9 +8,7 @@ this child of it does, and the daemon starts another one. It ends when its conne
 
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 
 from ffstream import __version__
+from ffstream.pipeline.cluster import folders
 from ffstream.pipeline.cluster.actor import StageActor
 from ffstream.pipeline.cluster.requests import Connect, Connected, Failed, Kill, Lost, Place, Placed, Slot, Spot
 
@@ -91,7 +90,7 @@ class Keeper:
         options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "namespace": "ffstream"}
         if request.address == _LOCAL:
             self._host = "127.0.0.1"
-            self._folder = tempfile.mkdtemp(prefix="ffs-ray-")
+            self._folder = folders.make()
             options |= {
                 "address": "local",
                 "num_cpus": request.cpus,
@@ -110,8 +109,16 @@ class Keeper:
     def end(self) -> None:
         """Ends all actors, and a local cluster."""
         ray.shutdown()
+        self._remove_folder()
+
+    def give_up(self) -> None:
+        """Ends this process at once."""
+        self._remove_folder()
+        os._exit(1)
+
+    def _remove_folder(self) -> None:
         if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            folders.remove(self._folder)
 
     # --- placing ----------------------------------------------------------------------------------------------------
 
@@ -264,7 +271,7 @@ def _start(slot: Slot) -> ActorHandle[Any]:
 def main() -> None:
     """The descriptor of the connection to the daemon is the only argument."""
     keeper = Keeper(Connection(int(sys.argv[1])))
-    watchdog = threading.Timer(20.0, os._exit, (1,))
+    watchdog = threading.Timer(20.0, keeper.give_up)
     try:
         keeper.serve()
     finally:

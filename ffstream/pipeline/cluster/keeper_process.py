@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from ffstream.errors import StagesLost
+from ffstream.pipeline.cluster import folders
 from ffstream.pipeline.cluster.requests import Connect, Connected, Failed, Kill, Lost, Place, Placed
 from ffstream.util.threads import OnFailure, Worker
 
@@ -168,6 +169,7 @@ class KeeperProcess:
         self.thread.join(5.0)
         self._output.join(5.0)
         self._connection.close()
+        folders.remove_unused()  # what a keeper that was killed has left
         return ended
 
 
@@ -175,6 +177,7 @@ def _local() -> dict[str, str]:
     """The environment of a cluster on this machine: it listens on loopback only, and has a token of its own."""
     return {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # a head on this machine that is killed never comes back
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
