@@ -20,6 +20,8 @@ class Activities(NamedTuple):
     The last R samples are replayed; `ages_R` says how many samples of the stream ago each one came. It is None if R
     is 0. The others are fresh. `score_BL` is the score of their labels so far: Σ score_weight · goodness over the
     layers passed, by the weights before the update. Label-conditioned activities have none.
+    `replicas` is how many replicas of the network learn different microbatches here, so that this one stands for as
+    many (`ff/merging.py`). It is 1 if there is one network, or if all replicas learn this microbatch.
     """
 
     h_NF: Tensor
@@ -30,6 +32,7 @@ class Activities(NamedTuple):
     carried: tuple[Tensor, ...] = ()
     ages_R: Tensor | None = None
     score_BL: Tensor | None = None
+    replicas: int = 1
 
     def carry(self) -> "Activities":
         """The same activities, with their positive rows carried on to the readout."""

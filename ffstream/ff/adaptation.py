@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ffstream.ff.activities import Activities
 from ffstream.ff.drift import NoDrift, Restart
 from ffstream.ff.parameters import Parameters
 
@@ -39,8 +40,9 @@ class DriftTest(Protocol):
 
     restarts: int  # how many drifts were found
 
-    def rows_due(self, step: int, fresh: int) -> int:
-        """How many of the `fresh` samples of the microbatch `step` to compare. 0: none."""
+    def rows_due(self, step: int, fresh: int, replicas: int = 1) -> int:
+        """How many of the `fresh` samples of the microbatch `step` to compare. 0: none. Only the first one of several
+        replicas compares, because its state is the one that a merge keeps."""
         ...
 
     def needs_ema(self, step: int, newest_wrong: int, rows: int) -> bool:
@@ -79,7 +81,7 @@ class NoTest:
     def __init__(self, options: NoDrift, replay_buffer: int) -> None:
         self.restarts = 0
 
-    def rows_due(self, step: int, fresh: int) -> int:
+    def rows_due(self, step: int, fresh: int, replicas: int = 1) -> int:
         """None."""
         return 0
 
@@ -125,9 +127,10 @@ class CumulativeSum:
         self._since_low = 0  # fresh samples since the sum was last low
         self._since_change = self._replay_buffer  # fresh samples since the last change, counted this far
 
-    def rows_due(self, step: int, fresh: int) -> int:
-        """The first rows of every so many microbatches."""
-        return 0 if step % self._options.every else min(fresh, self._options.rows)
+    def rows_due(self, step: int, fresh: int, replicas: int = 1) -> int:
+        """The first rows of every so many microbatches. Replica 0 learns every `replicas`-th microbatch."""
+        every = replicas * max(1, self._options.every // replicas)
+        return 0 if step % every else min(fresh, self._options.rows)
 
     def needs_ema(self, step: int, newest_wrong: int, rows: int) -> bool:
         """If S is not 0, if more rows than usual are wrong, and on every fourth such microbatch."""
@@ -180,7 +183,7 @@ class CumulativeSum:
 def restart_if_changed(
     test: DriftTest,
     parameters: Parameters,
-    step: int,
+    input: Activities,
     fresh: int,
     newest_wrong: Callable[[int], int],
     ema_wrong: Callable[[int], int],
@@ -189,11 +192,11 @@ def restart_if_changed(
 
     `newest_wrong` and `ema_wrong` count the errors of these weights on the first so many of the `fresh` samples.
     """
-    rows = test.rows_due(step, fresh)
+    rows = test.rows_due(input.step, fresh, input.replicas)
     if not rows:
         return
     newest = newest_wrong(rows)
-    if test.needs_ema(step, newest, rows) and test.compare(ema_wrong(rows), newest, rows):
+    if test.needs_ema(input.step, newest, rows) and test.compare(ema_wrong(rows), newest, rows):
         parameters.restart()
 
 

@@ -79,7 +79,7 @@ class Head:
             return None
         read, labels_B, ages_R = self._labelled(input)
         if not len(labels_B):
-            self._drift.passed(input.fresh)
+            self._drift.passed(input.fresh * input.replicas)
             return None
         fresh = len(labels_B) - (0 if ages_R is None else len(ages_R))
         f_BF = features(read, self._buffers)
@@ -88,7 +88,7 @@ class Head:
             restart_if_changed(
                 self._drift,
                 self.parameters,
-                input.step,
+                input,
                 fresh,
                 lambda rows: _wrong(score_BL[:rows], labels_B),
                 lambda rows: _wrong(logits(f_BF[:rows], self.parameters.ema), labels_B),
@@ -99,8 +99,8 @@ class Head:
         gradient_BL = without_outdated(self._drift, loss.goodness_gradient, ages_R, len(labels_B))
         torch.mm(gradient_BL.t(), f_BF, out=gradients[WEIGHT])
         gradients["bias"].copy_(gradient_BL.sum(0))
-        self.parameters.update(len(labels_B))
-        self._drift.passed(input.fresh)
+        self.parameters.update(len(labels_B), replicas=input.replicas)
+        self._drift.passed(input.fresh * input.replicas)
         return Scored(score_BL[:fresh], labels_B[:fresh])
 
     def _labelled(self, input: Activities) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:

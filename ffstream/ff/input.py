@@ -23,8 +23,8 @@ from ffstream.ff.recipe import Recipe
 class Preprocessor(Protocol):
     """Computes a preprocessing, and holds the state that is fitted to the stream."""
 
-    def fit(self, pixels_BI: Tensor) -> None:
-        """Updates the state with a microbatch of the stream."""
+    def fit(self, pixels_BI: Tensor, replicas: int = 1) -> None:
+        """Updates the state with a microbatch of the stream, which stands for as many as there are `replicas`."""
         ...
 
     def apply(self, pixels_BI: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -58,7 +58,7 @@ class Unchanging:
     def __init__(self, options: Unchanged, image_shape: Shape, device: torch.device) -> None:
         pass
 
-    def fit(self, pixels_BI: Tensor) -> None:
+    def fit(self, pixels_BI: Tensor, replicas: int = 1) -> None:
         """Does nothing: there is no state."""
 
     def apply(self, pixels_BI: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -92,10 +92,11 @@ class Centering:
         self._mean_I = torch.zeros(size_of(image_shape), device=device)
         self._seen = 0
 
-    def fit(self, pixels_BI: Tensor) -> None:
+    def fit(self, pixels_BI: Tensor, replicas: int = 1) -> None:
         """Moves the mean toward that of the microbatch."""
-        self._seen += len(pixels_BI)
-        self._mean_I.lerp_(pixels_BI.mean(0), max(len(pixels_BI) / self._seen, self._min_weight))
+        seen = replicas * len(pixels_BI)
+        self._seen += seen
+        self._mean_I.lerp_(pixels_BI.mean(0), max(seen / self._seen, self._min_weight))
 
     def apply(self, pixels_BI: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Subtracts the mean in place."""
@@ -143,18 +144,24 @@ class Input:
         self._seed = recipe.seed
 
     def forward(
-        self, images_BI: Tensor, labels_B: Tensor, step: int, phase: Phase, ages_R: Tensor | None = None
+        self,
+        images_BI: Tensor,
+        labels_B: Tensor,
+        step: int,
+        phase: Phase,
+        ages_R: Tensor | None = None,
+        replicas: int = 1,
     ) -> Activities:
         """Label-free activities for the first layer, from images (B, I; uint8, or float32 between 0 and 1).
 
         `step` is the number of the microbatch: random choices depend on it and on the seed only. `ages_R` are the
-        ages of the last R samples, which are replayed: see `Activities`.
+        ages of the last R samples, which are replayed: see `Activities`, also for `replicas`.
         """
         pixels_BI = to_unit(images_BI, self._device, self._buffers)
-        self._preprocessor.fit(pixels_BI)
+        self._preprocessor.fit(pixels_BI, replicas)
         x_BI = self._preprocessor.apply(pixels_BI, self._preprocessor.weights())
         ages_R = None if ages_R is None else ages_R.to(self._device)
-        activities = Activities(x_BI, labels_B.to(self._device), None, step, phase, ages_R=ages_R)
+        activities = Activities(x_BI, labels_B.to(self._device), None, step, phase, ages_R=ages_R, replicas=replicas)
         return activities if self._negatives is None else self._with_negatives(activities, self._negatives)
 
     def _with_negatives(self, given: Activities, negatives: ImageNegatives) -> Activities:

@@ -107,7 +107,7 @@ class Layer:
         for rows, labels_B in zip(h_NF.split(size), labels, strict=True):
             self.formulas.activities(self.formulas.conditioned(self._result, self._weights, labels_B), rows)
         positives = 0 if input.phase == "sleep" else size
-        return Activities(h_NF, torch.cat(labels), positives, input.step, input.phase, ages_R=input.ages_R)
+        return input._replace(h_NF=h_NF, labels_N=torch.cat(labels), positives=positives)
 
     def _out(self, rows: int) -> Tensor:
         """Memory for the activities that the next layer will read."""
@@ -139,9 +139,7 @@ class Layer:
         """Learns from the rows of the last forward pass."""
         input, result, formulas = self._input, self._result, self.formulas
         if self._recipe.ema_samples and input.phase == "interleaved":
-            restart_if_changed(
-                self._drift, self.parameters, input.step, input.fresh, self._newest_wrong, self._ema_wrong
-            )
+            restart_if_changed(self._drift, self.parameters, input, input.fresh, self._newest_wrong, self._ema_wrong)
         loss = self._loss(input, result)
         self._monitor.add(loss.statistics)
         # In separate phases, samples are never compared and never outdated.
@@ -160,8 +158,8 @@ class Layer:
         )
         for name, gradient in gradients.items():
             into[name].copy_(gradient)
-        self.parameters.update(input.samples, input.phase)
-        self._drift.passed(input.fresh)
+        self.parameters.update(input.samples, input.phase, input.replicas)
+        self._drift.passed(input.fresh * input.replicas)
         self._refresh()
 
     def _loss(self, input: Activities, result: ForwardResult) -> LossResult:

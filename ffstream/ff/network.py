@@ -43,17 +43,20 @@ class Network:
         step: int,
         phase: Phase = "interleaved",
         ages_R: Tensor | None = None,
+        replicas: int = 1,
     ) -> Scored | None:
         """Learns one microbatch: images (B, I; uint8, or float32 between 0 and 1), labels (B; int64).
 
         `step` is the number of the microbatch. `ages_R` are the ages of the last R samples, if these are replayed:
-        how many samples of the stream ago each came. Returns the scores of the fresh samples by the weights before
-        this update, or None if there are none: layers pass on label-conditioned activities. Raises ValueError if B is
-        not between 1 and `recipe.rows`.
+        how many samples of the stream ago each came. `replicas`: how many networks, this one among them, learn
+        different microbatches until they are merged (`ff/merging.py`).
+
+        Returns the scores of the fresh samples by the weights before this update, or None if there are none: layers
+        pass on label-conditioned activities. Raises ValueError if B is not between 1 and `recipe.rows`.
         """
         if not 0 < len(images_BI) <= self.recipe.rows:
             raise ValueError(f"{len(images_BI)} samples in a microbatch: this recipe takes 1 to {self.recipe.rows}")
-        activities = self.input.forward(images_BI, labels_B, step, phase, ages_R)
+        activities = self.input.forward(images_BI, labels_B, step, phase, ages_R, replicas)
         for layer in self.layers:
             activities = layer.forward(activities)
             layer.update()

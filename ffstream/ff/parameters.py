@@ -75,15 +75,16 @@ class Parameters:
         parts = zip(self._shapes.items(), flat.split(sizes), strict=True)
         return {name: part.view(shape) for (name, shape), part in parts}
 
-    def update(self, rows: int, phase: Phase = "interleaved") -> None:
-        """One optimiser step along `gradients`, which are means over `rows` rows."""
+    def update(self, rows: int, phase: Phase = "interleaved", replicas: int = 1) -> None:
+        """One optimiser step along `gradients`, which are means over `rows` rows. One of several replicas counts the
+        samples of all (`ff/merging.py`)."""
         recipe = self._recipe
         share = rows / recipe.rows
         # The mean of fewer rows is noisier, so the step size is proportional to the square root of their number.
         gradient = self._opponent.apply(self.gradient, phase)
         self._stepper.step(self.flat, gradient, self.learning_rate * math.sqrt(share))
         self._constraint.apply_(self.views)
-        fresh = share * recipe.batch_size
+        fresh = replicas * share * recipe.batch_size
         self.samples += fresh
         if recipe.ema_samples:
             # At first the EMA reaches back over a fifth of the samples, so that the random initialisation does not

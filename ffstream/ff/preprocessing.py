@@ -22,6 +22,12 @@ class Preprocessing(Part):
         """The shape of the first layer's input rows. Raises ValueError if it cannot take such images."""
         return image_shape
 
+    @property
+    def fitted_samples(self) -> int:
+        """How many samples at the start of the stream every replica of a network has to see, so that all of them are
+        fitted to the same."""
+        return 0
+
     def build(self, image_shape: Shape, device: Any) -> Any:
         """An `ff.input.Preprocessor` for images of this shape."""
         return resolve(self.implementation)(self, image_shape, device)
@@ -67,3 +73,8 @@ class Whitening(RunningMean):
                 f"{self.patch} and network.image_shape = {[*image_shape]}"
             )
         return *image_shape[:2], self.patch**2 * channels_of(image_shape)
+
+    @property
+    def fitted_samples(self) -> int:
+        """The images that the filters are fitted to."""
+        return self.images

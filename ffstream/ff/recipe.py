@@ -211,6 +211,11 @@ class Recipe(Options):
         """The largest number of samples in a microbatch, including replayed ones."""
         return self.batch_size + self.replay
 
+    def replicas_after(self, seq: int, replicas: int) -> int:
+        """How many of the replicas of a network learn different microbatches after sample `seq`: 1 if every one
+        learns the microbatch that contains sample `seq` + 1. See `ff/merging.py`."""
+        return 1 if seq < max(self.warmup_samples, self.preprocessing.fitted_samples) else replicas
+
     def whole_up_to(self, seq: int) -> int:
         """The last `seq` at or before `seq` at which a whole microbatch ends. Microbatches lie on a fixed grid."""
         return seq - seq % self.batch_size_after(seq)

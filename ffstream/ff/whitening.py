@@ -36,9 +36,9 @@ class PatchWhitening:
         self._fitted = 0
         self._filters_KK = torch.eye(size, device=device)
 
-    def fit(self, pixels_BI: Tensor) -> None:
+    def fit(self, pixels_BI: Tensor, replicas: int = 1) -> None:
         """Moves the mean, and fits the filters unless they are final."""
-        self._centering.fit(pixels_BI)
+        self._centering.fit(pixels_BI, replicas)
         missing = self._options.images - self._fitted
         if missing <= 0:
             return

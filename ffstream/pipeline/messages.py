@@ -21,6 +21,7 @@ class MicroBatch(NamedTuple):
 
     `images` (B, inputs) uint8 or float32; `labels` (B) int64. `fresh` of them, the first, come from the stream. The
     other R are replayed; `ages` (R) int64 says how many samples of the stream ago each came, and is None if R is 0.
+    `replicas` is as in `Activities`: 1 if every replica of the network learns this microbatch.
     """
 
     step: int
@@ -30,6 +31,7 @@ class MicroBatch(NamedTuple):
     labels: Tensor
     fresh: int
     ages: Tensor | None = None
+    replicas: int = 1
 
 
 class StageOutput(NamedTuple):

@@ -105,7 +105,9 @@ class Stage:
     def _forward(self, item: MicroBatch | StageOutput) -> StageOutput:
         if isinstance(item, MicroBatch):
             assert self.members.input is not None, "only the first stage gets images"
-            activities = self.members.input.forward(item.images, item.labels, item.step, item.phase, item.ages)
+            activities = self.members.input.forward(
+                item.images, item.labels, item.step, item.phase, item.ages, item.replicas
+            )
         else:
             self._stream.receive(item.activities, item.ready)
             activities = item.activities

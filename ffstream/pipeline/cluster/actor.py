@@ -73,6 +73,7 @@ class StageActor:
             self._allowed.only(start.fields["clients"])
             control.send("ready", stage.describe())
             stage.run(control.expect("go", _START_S).fields["next"])
+            control.finish()
         except Closed:
             pass
         except FFStreamError as error:
@@ -81,8 +82,8 @@ class StageActor:
             control.fail(StageFailed(repr(error), hint="see the logs of Ray on that node"))
             raise
         finally:
-            self._inlet.close()
-            control.finish()
+            self._inlet.close(linger=0)
+            control.socket.close()  # its last messages are still delivered
 
 
 class _Hosted:
@@ -141,7 +142,6 @@ class _Hosted:
             pass
         if outbox is not None:
             outbox.release()
-            outbox.monitor.close()
 
     def _barrier(self, message: Message) -> Barrier:
         fields, name = message.fields, self._fields["name"]

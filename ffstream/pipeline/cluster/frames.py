@@ -85,9 +85,8 @@ def pack_item(item: MicroBatch | StageOutput | Barrier) -> Frames:
             tensors = {"images": item.images, "labels": item.labels}
             if item.ages is not None:
                 tensors["ages"] = item.ages
-            return pack(
-                "microbatch", {"step": item.step, "seq": item.seq, "phase": item.phase, "fresh": item.fresh}, tensors
-            )
+            names = ("step", "seq", "phase", "fresh", "replicas")
+            return pack("microbatch", {name: getattr(item, name) for name in names}, tensors)
         case StageOutput():
             return _pack_output(item)
         case Barrier():
@@ -108,6 +107,7 @@ def _pack_output(item: StageOutput) -> Frames:
         "fresh": item.fresh,
         "phase": activities.phase,
         "positives": activities.positives,
+        "replicas": activities.replicas,
     }
     return pack("output", fields, tensors)
 
@@ -123,6 +123,7 @@ def microbatch_of(message: Message) -> MicroBatch:
         tensors["labels"],
         fields["fresh"],
         tensors.get("ages"),
+        fields["replicas"],
     )
 
 
@@ -139,5 +140,6 @@ def output_of(message: Message) -> StageOutput:
         carried,
         tensors.get("ages"),
         tensors.get("score"),
+        fields["replicas"],
     )
     return StageOutput(fields["step"], fields["seq"], fields["fresh"], activities)

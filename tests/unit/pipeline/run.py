@@ -1,7 +1,7 @@
 """A pipeline on a real journal, with what it reports kept; and the same stream learned serially."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,6 @@ from ffstream.ff.recipe import Recipe
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.channel import Channel
-from ffstream.pipeline.engine import Engine
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.replay_buffer import ReplayBuffer
@@ -73,7 +72,6 @@ class Options:
     checkpoint_every_samples: int = 0
     checkpoint_every_s: float = 0.0
     device: str = "cpu"
-    stall_timeout_s: float = 60.0
 
     def config(self, recipe: Recipe) -> Config:
         """All options."""
@@ -85,10 +83,7 @@ class Options:
         return Config.model_validate(
             {
                 "network": recipe.change(**named("wake", "sleep")),
-                "pipeline": {
-                    "precision": "fp32",
-                    **named("device", "queue_depth", "overflow", "stages", "stall_timeout_s"),
-                },
+                "pipeline": {"precision": "fp32", **named("device", "queue_depth", "overflow", "stages")},
                 "learning": named(
                     "publish_every",
                     "partial",
@@ -154,7 +149,6 @@ class Run:
         *,
         resume: ResumeState | None = None,
         contributors: tuple[str, ...] = (),
-        engine: Callable[[Config, Metrics], Engine] = ThreadEngine,
         **cut_options: Any,
     ) -> None:
         self._started = False
@@ -167,7 +161,7 @@ class Run:
         config = replace(options, **cut_options).config(recipe)
         self.pipeline = Pipeline(
             config,
-            engine(config, self.metrics),
+            ThreadEngine(config, self.metrics),
             store.journal,
             resume or ResumeState(),
             self,
@@ -219,7 +213,7 @@ class Run:
 
     def wait_applied(self, seq: int) -> None:
         wait_until(lambda: self.pipeline.applied_seq >= seq or self.failures, DEADLINE_S, f"applied {seq}")
-        assert not self.failures, self.failures
+        assert not self.failures
 
     def save(self) -> Barrier:
         """A saving barrier, complete."""
@@ -229,7 +223,7 @@ class Run:
     def stop(self) -> Barrier:
         """Stops; the last barrier, which saves."""
         assert self.pipeline.stop(DEADLINE_S)
-        assert not self.failures, self.failures
+        assert not self.failures
         assert self.barriers[-1].saves
         return self.barriers[-1]
 
@@ -257,7 +251,7 @@ class Serial:
         torch.set_num_threads(1)
         self.recipe = recipe
         self.network = Network(recipe)
-        self.states = [_copy(self.network.state_dict())]
+        self.states = [self.state()]
         self.phases: list[Phase] = []
         self.seqs = [0]
         self._replay = ReplayBuffer(recipe)
@@ -278,16 +272,25 @@ class Serial:
                 position += 1
             fresh = recipe.warmup_batch_size if seq < recipe.warmup_samples else recipe.batch_size
             if phase == "sleep":
+                fresh = 0
                 images, labels, ages = self._replay.draw(recipe.rows, step)
             elif seq + fresh > len(stream.images):
                 break
             else:
                 images, labels, ages = self._wake(seq, fresh, step)
                 seq += fresh
-            self.network.learn(images, labels, step, phase, ages)
-            self.states.append(_copy(self.network.state_dict()))
+            self.learn(MicroBatch(step, seq, phase, images, labels, fresh, ages))
+            self.states.append(self.state())
             self.phases.append(phase)
             self.seqs.append(seq)
+
+    def learn(self, micro: MicroBatch) -> None:
+        """One step."""
+        self.network.learn(micro.images, micro.labels, micro.step, micro.phase, micro.ages)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the state."""
+        return _copy(self.network.state_dict())
 
     def _wake(self, seq: int, count: int, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         recipe, fresh = self.recipe, slice(seq, seq + count)
