@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ffstream.errors import FFStreamError
 from ffstream.ff.presets import PRESETS
 from tests.harness.crashing import power, presets, trace
+from tests.harness.crashing.cluster_killing import ClusterKillRun
 from tests.harness.crashing.fork_server import ForkServer
 from tests.harness.crashing.killing import KillResult, KillRun
 from tests.harness.crashing.stream import Stream
@@ -35,12 +36,25 @@ Report = Callable[[str], None]
     type=click.IntRange(0),
     help="Number of power losses; needs strace.  [default: kills / 10, at least 8]",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["threads", "ray"]),
+    default="threads",
+    show_default=True,
+    help="Where stages run. With ray, processes of a cluster on this machine are killed, too.",
+)
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="A small network with the parts of this preset.")
 @click.option("--seed", default=1, show_default=True, help="Random seed of the stream and of the kills.")
 @click.option("--set", "settings", multiple=True, help="An option of the daemons, as in `ffstream serve`.")
 @click.option("--json", "as_json", is_flag=True, help="Show no progress and print one line of JSON at the end.")
 def main(
-    kills: int, power_losses: int | None, preset: str | None, seed: int, settings: tuple[str, ...], as_json: bool
+    kills: int,
+    power_losses: int | None,
+    engine: str,
+    preset: str | None,
+    seed: int,
+    settings: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Kill a daemon again and again, simulate power loss, and check that no promise was broken.
 
@@ -55,6 +69,13 @@ def main(
     folders as a disk may hold them after power loss: data that was not fsynced is absent, torn, there as length only,
     or complete.
 
+    With --engine ray the victims are drawn among the daemon, an actor (killed, or stopped for a while), the keeper,
+    the raylet and the head (`gcs`) of a cluster on this machine. Learning must go on by itself; `recovery_s` says how
+    long it took until a microbatch was learned again. While a daemon serves, samples must be acked and predictions
+    answered: `acks_gap_s` and `predictions_gap_s` are the longest times without. The run without kills learns on
+    threads. `left` names processes and files that are still there at the end. Power loss is not simulated, because
+    what is written to disk does not depend on where stages run.
+
     Not covered: disks that acknowledge an fsync without doing it, bit rot, a sector that is lost while its neighbour
     is written, and file systems that reorder the names in one folder; failpoints that the run did not reach; several
     producers, a GPU, `partial = flush` and `overflow = skip`, where equal weights are not promised, and
@@ -64,7 +85,9 @@ def main(
     Exit code 1: a promise is broken, or something failed. The folders are then kept and their path is printed.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so the daemons are stopped
-    losses = max(8, kills // 10) if power_losses is None else power_losses
+    if engine == "ray" and power_losses:
+        raise click.UsageError("--power-losses needs --engine threads")
+    losses = (max(8, kills // 10) if engine == "threads" else 0) if power_losses is None else power_losses
     stream = presets.small_stream(preset, seed) if preset else Stream(seed)
     stream = replace(stream, settings=(*stream.settings, *settings))
     folder = Path(tempfile.mkdtemp(prefix="ffstream-crash-"))
@@ -75,13 +98,17 @@ def main(
         console=screen, disable=as_json,
     )  # fmt: skip
     try:
-        with progress, ForkServer() as forks:
-            task = progress.add_task("starting", total=kills + losses)
+        task = progress.add_task("starting", total=kills + losses)
 
-            def report(what: str) -> None:
-                progress.update(task, advance=1, description=what)
+        def report(what: str) -> None:
+            progress.update(task, advance=1, description=what)
 
-            crash(folder, kills, losses, stream, forks, result, report)
+        with progress:
+            if engine == "ray":
+                crash_cluster(folder, kills, stream, result, report)
+            else:
+                with ForkServer() as forks:
+                    crash(folder, kills, losses, stream, forks, result, report)
     except (FFStreamError, DaemonFailed, trace.TraceError) as error:
         result["failure"] = str(error)
     except KeyboardInterrupt:
@@ -103,7 +130,7 @@ def main(
 
 def all_promises_kept(result: dict[str, Any]) -> bool:
     """Whether the run succeeded and no promise is broken."""
-    if "failure" in result or result.get("not_durable"):
+    if any(result.get(each) for each in ("failure", "not_durable", "without_acks", "unanswered", "left")):
         return False
     return bool(result["lost"] == 0 and result["twice"] == 0 and result["weights_equal"] and result["in_order"])
 
@@ -143,6 +170,33 @@ def crash(
     result["power_seconds"] = round(time.monotonic() - start, 1)
 
 
+def crash_cluster(folder: Path, kills: int, stream: Stream, result: dict[str, Any], report: Report) -> None:
+    """Kills processes of clusters, and fills `result`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ffc-") as temporary,
+        ForkServer(environment={"TMPDIR": temporary}) as forks,
+    ):  # its name is short, because it is part of the addresses of Ray's sockets
+        killed = ClusterKillRun(folder, Path(temporary), stream, forks).run(kills, report)
+    result |= {
+        "kills": killed.by_victim.total(),
+        "acked": killed.audit.acked,
+        "lost": killed.audit.lost,
+        "twice": killed.audit.twice,
+        "weights_equal": not killed.different,
+        "in_order": killed.audit.in_order,
+        "different": killed.different,
+        "resent": killed.resent,
+        "by_victim": dict(sorted(killed.by_victim.items())),
+        "recovery_s": killed.recovery(),
+        "acks_gap_s": round(killed.acks_gap_s, 3),
+        "without_acks": killed.without_acks,
+        "predictions": killed.predictions,
+        "predictions_gap_s": round(killed.predictions_gap_s, 3),
+        "unanswered": killed.unanswered,
+        "left": killed.left,
+    }
+
+
 def add_kills(killed: KillResult, result: dict[str, Any]) -> None:
     """Adds the outcome of the kills to the result."""
     result |= {
@@ -166,17 +220,23 @@ def show(result: dict[str, Any], *, good: bool) -> None:
     if "failure" in result:
         screen.print(f"tools/crash: {result['failure']}\nThe folders are kept in {result['folder']}.", markup=False)
         return
-    for failpoint, times in result["by_failpoint"].items():
-        screen.print(f"  {times:6}  {failpoint}", highlight=False)
-    for failpoint, why in result["not_reached"].items():
+    recovery = result.get("recovery_s", {})
+    for place, times in result.get("by_failpoint", result.get("by_victim", {})).items():
+        again = f": learning again after {recovery[place]} s" if place in recovery else ""
+        screen.print(f"  {times:6}  {place}{again}", highlight=False)
+    for failpoint, why in result.get("not_reached", {}).items():
         screen.print(f"       –  {failpoint}: {why}", highlight=False)
+    losses = result.get("power_losses")
     equal = "bit-equal to" if result["weights_equal"] else "DIFFERENT from"
     lines = [
-        f"{result['kills']} kills and {result['power_losses'] or 'no'} power losses in {result['seconds']:.0f} s: "
+        f"{result['kills']} kills and {losses or 'no'} power losses in {result['seconds']:.0f} s: "
         f"{result['acked']:,} samples acked, {result['lost']} lost, {result['twice']} learned or stored twice.",
         f"Weights are {equal} those of a run without kills.",
         result.get("power_note", ""),
         *(f"Not durable {each}." for each in result.get("not_durable", [])),
+        *(f"Left behind: {each}." for each in result.get("left", [])),
+        *(f"No prediction: {each}." for each in result.get("unanswered", [])),
+        *(f"No ack while learning was interrupted: {each}." for each in result.get("without_acks", [])),
         "" if good else f"A promise is broken. The folders are kept in {result['folder']}.",
     ]
     screen.print("\n".join(filter(None, lines)), markup=False, highlight=False)

@@ -6,7 +6,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -61,22 +61,29 @@ def start_as_user(
 class ForkServer:
     """Starts daemons by a fork, one at a time. Kills the one that runs when its block ends.
 
-    `wrapper` is a command line that runs the fork server, such as that of strace.
+    `wrapper` is a command line that runs the fork server, such as that of strace; `environment` is added to that of
+    this process.
     """
 
-    def __init__(self, wrapper: Sequence[str] = ()) -> None:
+    def __init__(self, wrapper: Sequence[str] = (), environment: Mapping[str, str] = {}) -> None:
         self._wrapper = wrapper
+        self._environment = environment
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
             [*self._wrapper, *_INSTRUMENTED],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **_ENVIRONMENT, **self._environment},
             start_new_session=True,  # this process handles Ctrl-C
         )
         self._read()
         return self
+
+    @property
+    def pid(self) -> int:
+        """All processes that its daemons leave behind become its children."""
+        return self._process.pid
 
     def _read(self) -> dict[str, int]:
         assert self._process.stdout is not None

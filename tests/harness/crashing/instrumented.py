@@ -7,23 +7,26 @@ Importing torch takes seconds, a fork takes milliseconds. The fork server has im
 and no socket; each daemon is a fork of it. It reads one JSON object a line. An order to start a daemon holds
 `arguments`, `log` and the fields of `Instrumentation`; the answer holds its `pid`. A `null` asks for the `code` with
 which the daemon ended, and waits for the end. When standard input ends, the fork server kills the daemon that still
-runs, and ends.
+runs, and ends. What a killed daemon leaves running becomes a child of the fork server, where it can be found.
 
 In the first form the environment variable FFSTREAM_INSTRUMENTATION, a JSON object, holds the fields of
 `Instrumentation`.
 """
 
+import ctypes
 import json
 import os
 import signal
 import sqlite3
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "FFSTREAM_INSTRUMENTATION"
+_PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -82,24 +85,42 @@ def fork_server() -> None:
 
     torch.set_num_threads(1)
     kernels.prepare()
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:
         raise SystemExit(f"the fork server has {threads} threads; a fork would have only one of them")
+    ended: dict[int, int] = {}  # the status of each child, by pid
+    signal.signal(signal.SIGCHLD, lambda *_: _reap(ended))
     child = 0
     _answer({"pid": os.getpid()})
     for line in sys.stdin:
         order = json.loads(line)
         if order is None:
-            _answer({"code": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])})
+            _answer({"code": os.waitstatus_to_exitcode(_wait(child, ended))})
             child = 0
             continue
         child = os.fork()
         if child == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _run_daemon(order)
             return
         _answer({"pid": child})
     if child:
         os.kill(child, signal.SIGKILL)
+
+
+def _reap(ended: dict[int, int]) -> None:
+    """Waits for every child that has ended, as init does: other processes must not find it as a zombie."""
+    with suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[found[0]] = found[1]
+
+
+def _wait(child: int, ended: dict[int, int]) -> int:
+    try:
+        return os.waitpid(child, 0)[1]
+    except ChildProcessError:  # the signal handler was first
+        return ended.pop(child)
 
 
 def _answer(fields: dict[str, Any]) -> None:

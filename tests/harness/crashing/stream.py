@@ -117,6 +117,7 @@ class RecordingProducer(Producer):
 
     def __init__(self, endpoint: str) -> None:
         self.acks: list[StoredMessage] = []
+        self.acked_s: list[float] = []  # when they came, on the monotonic clock
         super().__init__(endpoint, client=CLIENT, ack_timeout_s=5.0, connect_timeout_s=_CONNECT_S)
         self._handle = self._delivery.handle
         self._delivery.handle = self._record  # type: ignore[method-assign]
@@ -135,6 +136,7 @@ class RecordingProducer(Producer):
     def _record(self, answer: Any) -> None:
         if isinstance(answer, Ack):
             self.acks += (StoredMessage(*each) for each in answer.acks)
+            self.acked_s.append(time.monotonic())
         self._handle(answer)
 
 
@@ -171,6 +173,7 @@ class Sender:
     def __init__(self, endpoint: str, stream: Stream, messages_per_s: float) -> None:
         self.sizes: list[int] = []
         self.acks: list[StoredMessage] = []
+        self.acked_s: list[float] = []
         self.resent = 0
         self._endpoint = endpoint
         self._stream = stream
@@ -183,7 +186,7 @@ class Sender:
     def _run(self) -> None:
         try:
             producer = connect(self._endpoint)
-            self.acks = producer.acks
+            self.acks, self.acked_s = producer.acks, producer.acked_s
             for at in self._messages():
                 producer.send(*self._stream.message(at, self.sizes[at]), timeout_s=_ANSWER_S)
                 producer.receive(self._pause_s)

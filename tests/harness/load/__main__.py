@@ -1,4 +1,4 @@
-"""The command `tools/soak`, with the subcommands `flood` and `clients`."""
+"""The command `tools/soak`, with the subcommands `flood`, `clients` and `cluster`."""
 
 import signal
 import sys
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tests.harness.load import clients, flood, soak
+from tests.harness.load import clients, cluster, flood, soak
 from tests.harness.load.report import publish
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON and nothing else on stdout.")
@@ -49,6 +49,16 @@ def flood_command(messages: int, settings: tuple[str, ...], as_json: bool) -> No
 def clients_command(count: int, rounds: int, settings: tuple[str, ...], as_json: bool) -> None:
     """Connect very many clients at the same time, round after round."""
     _finish("clients", clients.run(count, rounds, settings=settings), as_json=as_json)
+
+
+@main.command("cluster")
+@click.option("--samples", type=click.IntRange(min=1000), default=200_000, show_default=True, help="After warm-up.")
+@_settings
+@_json
+def cluster_command(samples: int, settings: tuple[str, ...], as_json: bool) -> None:
+    """Learn in a Ray cluster on this machine, and read the memory of each process: daemon, keeper, the actor of each
+    stage, spare actors, and the rest of Ray together. Exit code 1: one of them grew."""
+    _finish("cluster", cluster.run(samples, settings=settings), as_json=as_json)
 
 
 def _finish(title: str, result: dict[str, Any], *, as_json: bool) -> None:
