@@ -73,7 +73,6 @@ class StageActor:
             self._allowed.only(start.fields["clients"])
             control.send("ready", stage.describe())
             stage.run(control.expect("go", _START_S).fields["next"])
-            control.finish()
         except Closed:
             pass
         except FFStreamError as error:
@@ -82,8 +81,8 @@ class StageActor:
             control.fail(StageFailed(repr(error), hint="see the logs of Ray on that node"))
             raise
         finally:
-            self._inlet.close(linger=0)
-            control.socket.close()  # its last messages are still delivered
+            self._inlet.close()
+            control.finish()
 
 
 class _Hosted:
@@ -142,6 +141,7 @@ class _Hosted:
             pass
         if outbox is not None:
             outbox.release()
+            outbox.monitor.close()
 
     def _barrier(self, message: Message) -> Barrier:
         fields, name = message.fields, self._fields["name"]

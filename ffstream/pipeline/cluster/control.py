@@ -5,21 +5,24 @@ Used by one thread at a time: by the one that starts the stage, then by the stag
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import zmq
 from torch import Tensor
 
-from ffstream.errors import DeadlineExceeded, FFStreamError
+from ffstream.errors import FFStreamError, StagesLost
 from ffstream.pipeline.channel import Closed
 from ffstream.pipeline.cluster.figures import packed
 from ffstream.pipeline.cluster.frames import Message, pack, unpack
 from ffstream.pipeline.cluster.hops import HopIn, HopOut
-from ffstream.pipeline.cluster.sockets import Socket
+from ffstream.pipeline.cluster.sockets import Socket, monitor_of
 from ffstream.pipeline.messages import Barrier, Part
 from ffstream.pipeline.stage_gauges import BarrierFigures
 
 SILENT_S: Final = 30.0  # the daemon says something each second; after such a silence it is gone
+_FINISH_S: Final = 3.0  # in which the daemon hears that the stage has ended
+_POLL_MS: Final = 100
 _REPORT_S: Final = 0.2  # between two reports of a stage that learns
 _IDLE_REPORT_S: Final = 1.0  # … that waits
 
@@ -29,6 +32,7 @@ class Control:
 
     def __init__(self, socket: Socket, token: str) -> None:
         self.socket = socket
+        self._monitor = monitor_of(socket)
         self._token = token.encode()
         self._is_open = False
         self._heard_at = self._reported_at = time.monotonic()
@@ -37,26 +41,29 @@ class Control:
         self._reported: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
 
     def expect(self, kind: str, timeout_s: float) -> Message:
-        """The next message. Raises DeadlineExceeded, and Closed if the daemon ends the run instead."""
+        """The next message. Raises StagesLost if none comes, and Closed if the daemon ends the run instead."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            self.socket.poll(100)
+            self.socket.poll(_POLL_MS)
             while (message := self._receive()) is not None:
                 if message.kind == kind:
                     return message
                 if message.kind == "end":
                     raise Closed
-        raise DeadlineExceeded(f"no {kind!r} from the daemon", hint="see its log")
+        raise StagesLost(f"no {kind!r} from the daemon", hint="see its log")
 
     def watch(self, inbox: HopIn, outbox: HopOut | None) -> None:
         """Reports what these hops carry, too."""
         self._hops = inbox, outbox
 
     def check(self) -> None:
-        """Called before and while the stage waits. Raises Closed when the daemon ends the run, or is gone."""
+        """Called before and while the stage waits. Raises Closed when the daemon ends the run, or is gone; StagesLost
+        when the connection to the next stage is."""
         while (message := self._receive()) is not None:
             if message.kind == "end":
                 raise Closed
+        if self._hops is not None and self._hops[1] is not None and self._hops[1].is_cut:
+            raise StagesLost("its connection to the next stage is gone", hint="see the network")
         now = time.monotonic()
         if now - self._heard_at > SILENT_S:
             raise Closed
@@ -75,21 +82,38 @@ class Control:
             self._is_open = len(frames) == 1 and frames[0].bytes == self._token
 
     def send(self, kind: str, fields: Mapping[str, Any], part: Part | None = None) -> None:
-        """Sends a message. The tensors of a part are copies, so nobody writes to them while they are sent."""
+        """Sends a message. The tensors of a part are copies, so nobody writes to them while they are sent.
+
+        Raises Closed if the daemon is not connected: it will not connect again.
+        """
         tensors: dict[str, Tensor] = {}
         if part is not None:
             tensors |= {f"weights/{name}": value for name, value in part.weights.items()}
             tensors |= {f"tensors/{name}": value for name, value in part.tensors.items()}
-        self.socket.send_multipart(pack(kind, fields, tensors), copy=False)
+        try:
+            self.socket.send_multipart(pack(kind, fields, tensors), zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            raise Closed from None
 
     def fail(self, error: FFStreamError) -> None:
         """Reports why the stage has ended."""
-        self.send("failed", {"code": error.code, "message": error.message, "hint": error.hint})
+        with suppress(Closed):
+            self.send("failed", {"code": error.code, "message": error.message, "hint": error.hint})
 
     def finish(self) -> None:
-        """The last report: the stage has ended."""
-        self._report()
-        self.send("ended", {})
+        """The last report: the stage has ended. Closes the socket when the daemon has read it: what it has not read
+        when the connection ends may be lost."""
+        deadline = time.monotonic() + _FINISH_S
+        with suppress(Closed):
+            self._report()
+            self.send("ended", {})
+            while time.monotonic() < deadline and not self._monitor.poll(0):
+                self.socket.poll(_POLL_MS)
+                while (message := self._receive()) is not None:
+                    if message.kind == "bye":
+                        raise Closed
+        self.socket.close(linger=0)
+        self._monitor.close()
 
     # --- Observer ---------------------------------------------------------------------------------------------------
 

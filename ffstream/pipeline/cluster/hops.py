@@ -2,22 +2,34 @@
 
 The receiver returns a credit for each item that it takes, and the sender has at most `depth` items without one. So at
 most `depth` items wait, as in a queue in memory, and a slow stage slows down the one before it.
+
+A connection that ends may lose what is on its way, and ZeroMQ connects again without saying so. So items are
+numbered: each is taken once and in order, or StagesLost is raised. The sender, which may wait for a credit that is
+lost, hears of the end of the connection. It closes its socket once everything is taken.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import torch
 import zmq
 
+from ffstream.errors import StagesLost
 from ffstream.pipeline.channel import Closed, Item
 from ffstream.pipeline.cluster.frames import Message, microbatch_of, output_of, pack, pack_item, unpack
-from ffstream.pipeline.cluster.sockets import Socket
+from ffstream.pipeline.cluster.sockets import Socket, monitor_of
 from ffstream.pipeline.messages import Barrier
 
 _POLL_MS: Final = 100  # after which `check` is called again
 _CLOSE: Final = "close"
+
+
+def _number(items: int) -> bytes:
+    """The first frame of what follows so many items."""
+    return items.to_bytes(8, "little")
 
 
 class HopOut:
@@ -34,13 +46,17 @@ class HopOut:
         also: Sequence[Socket] = (),
     ) -> None:
         self._socket = socket
+        self.monitor = monitor_of(socket)  # has a message if the connection has ended
         self._check = check
         self._poller = zmq.Poller()
         for each in (socket, *also):
             self._poller.register(each, zmq.POLLIN)
         self._closed = False
         self.sent = 0  # items
-        self._credits = depth
+        self._taken = 0  # items, and the end, for which there is a credit
+        self._depth = depth
+        self._ends = False  # the end was sent
+        self.released = threading.Event()  # after which the owner of `monitor` closes it
         self.bytes = 0
         self.send_s = 0.0
         self.wait_s = 0.0
@@ -51,19 +67,18 @@ class HopOut:
         if self._closed:
             raise Closed
         start = time.perf_counter()
-        frames = pack_item(item)
+        frames = [_number(self.sent), *pack_item(item)]
         self._socket.send_multipart(frames)  # copied: the sender's buffers are used again
         self.sent += 1
-        self._credits -= 1
         self.bytes += sum(map(len, frames))
         self.send_s += time.perf_counter() - start
 
     def _wait_for_credit(self) -> None:
         self._take_credits()
-        if self._credits > 0:
+        if self.sent - self._taken < self._depth:
             return
         start = time.perf_counter()
-        while self._credits < 1 and not self._closed:
+        while self.sent - self._taken >= self._depth and not self._closed:
             self._check()
             self._poller.poll(_POLL_MS)
             self._take_credits()
@@ -75,7 +90,12 @@ class HopOut:
                 self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            self._credits += 1
+            self._taken += 1
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the connection has ended, so that items may be lost. For the thread that owns the socket."""
+        return bool(self.monitor.poll(0))
 
     def close(self, *, drop: bool = False) -> None:
         """Nothing follows what was sent. With `drop`, from any thread: `put` raises Closed from now on."""
@@ -83,11 +103,19 @@ class HopOut:
             self._closed = True
         elif not self._closed:
             self._closed = True
-            self._socket.send_multipart(pack(_CLOSE))
+            self._ends = True
+            self._socket.send_multipart([_number(self.sent), *pack(_CLOSE)])
 
     def release(self) -> None:
-        """Closes the socket, after `put` has returned for the last time. What was sent is still delivered."""
-        self._socket.close()
+        """Closes the socket, after `put` has returned for the last time. Waits until what was sent before `close` is
+        taken, or `check` raises: what the receiver has not read when the connection ends may be lost."""
+        with suppress(Closed, StagesLost):
+            while self._ends and self._taken <= self.sent:
+                self._check()
+                self._poller.poll(_POLL_MS)
+                self._take_credits()
+        self._socket.close(linger=0)
+        self.released.set()
 
 
 class HopIn:
@@ -128,15 +156,18 @@ class HopIn:
                 self._poller.poll(_POLL_MS)
                 continue
             start = time.perf_counter()
-            message = unpack(frames)
+            if frames[0].bytes != _number(self.taken):
+                raise StagesLost("what the stage before has sent is lost on its way", hint="see the network")
+            message = unpack(frames[1:])
             if message.kind == _CLOSE:
                 self._closed = True
+                self._give_credit()
                 raise Closed
             if self._device is not None:
                 tensors = {name: value.to(self._device) for name, value in message.tensors.items()}
                 message = message._replace(tensors=tensors)
             item = self._make[message.kind](message)
-            self._socket.send(b"")
+            self._give_credit()
             self.taken += 1
             self.receive_s += time.perf_counter() - start
             return item
@@ -152,6 +183,10 @@ class HopIn:
             if self._is_open:
                 return frames
             self._is_open = len(frames) == 1 and frames[0].bytes == self._token
+
+    def _give_credit(self) -> None:
+        with suppress(zmq.Again):  # the connection has ended: the sender knows
+            self._socket.send(b"", zmq.NOBLOCK)
 
     def close(self, *, drop: bool = False) -> None:
         """Takes no more."""

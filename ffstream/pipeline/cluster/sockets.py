@@ -6,6 +6,7 @@ for each run, and only public keys pass through Ray.
 """
 
 import ipaddress
+import secrets
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
@@ -83,6 +84,12 @@ def connected(
     socket.connect(f"tcp://{_bracketed(host)}:{port}")
     socket.send(token.encode())
     return socket
+
+
+def monitor_of(socket: Socket) -> Socket:
+    """Gets a message when the connection of `socket` ends. To be closed after `socket`."""
+    # An address of its own: the default names a descriptor, which may have belonged to another socket just now.
+    return socket.get_monitor_socket(zmq.EVENT_DISCONNECTED, f"inproc://monitor-{secrets.token_hex(8)}")
 
 
 def _pair(context: "zmq.Context[Any]") -> Socket:

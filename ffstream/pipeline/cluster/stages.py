@@ -28,7 +28,7 @@ from ffstream.pipeline.cluster.frames import Message, pack, unpack
 from ffstream.pipeline.cluster.hops import HopOut
 from ffstream.pipeline.cluster.keeper_process import KeeperProcess
 from ffstream.pipeline.cluster.requests import Place, Slot, Spot
-from ffstream.pipeline.cluster.sockets import LINGER_MS, Keys, Socket, connected
+from ffstream.pipeline.cluster.sockets import LINGER_MS, Keys, Socket, connected, monitor_of
 from ffstream.pipeline.messages import Barrier, Part
 from ffstream.pipeline.stage_gauges import StageGauges
 from ffstream.util.threads import OnFailure, Worker
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 LossReason = Literal["actor", "connection", "stalled"]
 _TICK_MS: Final = 100
 _PING_S: Final = 1.0
+_EXPLAIN_S: Final = 1.0  # in which the cause of what a stage noticed arrives: another one has failed, or is gone
 _END_S: Final = 5.0  # in which stages must end when the run is over; then their actors are replaced
 
 
@@ -55,7 +56,7 @@ class Inbox:
     def __init__(self) -> None:
         self.hop: HopOut | None = None
         self.barriers: dict[int, Barrier] = {}  # on their way, by version
-        self._closed = False
+        self._closed = self._dropped = False
 
     def put(self, item: Item) -> None:
         """For the feeder's thread. Raises Closed."""
@@ -70,9 +71,10 @@ class Inbox:
 
         The feeder closes it at its end in any case, on the thread to which the socket belongs.
         """
-        was_closed, self._closed = self._closed, True
+        self._closed = True
+        self._dropped |= drop
         if self.hop is not None and not drop:
-            self.hop.close(drop=was_closed)
+            self.hop.close(drop=self._dropped)
             self.hop.release()
 
     @property
@@ -82,7 +84,7 @@ class Inbox:
 
     def check(self) -> None:
         """For the hop, while it waits."""
-        if self._closed:
+        if self._dropped:
             raise Closed
 
 
@@ -145,6 +147,7 @@ class ClusterStages:
         self._aborting = False
         self._failed = False
         self._losing = threading.Lock()
+        self._suspicion: tuple[float, _Line, str] | None = None  # when which stage noticed what
         self._loss: StagesLost | None = None
         self._parts: Counter[int] = Counter()  # that have arrived, by the version of their barrier
         self._pinged_at = 0.0
@@ -189,7 +192,7 @@ class ClusterStages:
         for line, spot in zip(self._lines, placed.spots, strict=True):
             line.spot = spot
             line.socket = connected(context, spot.host, spot.control, token, keys if spot.key else None, spot.key)
-            line.monitor = line.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            line.monitor = monitor_of(line.socket)
         try:
             self._begin(keys, deadline)
         except FFStreamError:
@@ -238,6 +241,9 @@ class ClusterStages:
                     return message
                 if message.kind == "failed":
                     raise self._failure(line, message)
+                if message.kind == "ended":
+                    line.ended = True
+                    raise StagesLost(f"{line.gauges.name} has ended", hint="stages are placed again")
             if self._loss is not None:
                 raise self._loss
             if left <= 0:
@@ -254,6 +260,10 @@ class ClusterStages:
             poller.register(line.monitor, zmq.POLLIN)
         lines = {line.socket: line for line in self._lines}
         monitors = {line.monitor: line for line in self._lines}
+        hop = self.inbox.hop
+        assert hop is not None
+        fed = hop.monitor
+        poller.register(fed, zmq.POLLIN)
         try:
             while not self._is_over():
                 with self.thread.waiting():
@@ -267,18 +277,30 @@ class ClusterStages:
                         self._hear(monitors[socket])  # what it said last
                         if not monitors[socket].ended:
                             self._lose(monitors[socket], "connection", "its connection is gone")
+                if fed in ready:
+                    recv_monitor_message(fed)
+                    if not self.inbox.is_closed:
+                        self._suspect(self._lines[0], "the connection over which it is fed is gone")
                 self._tick()
         finally:
             self.inbox.close(drop=True)
+            self._count_hop(0, hop)
             self._end_lines()
         if self._loss is not None and not self._aborting:
             self._on_failure(self._loss)
+        if hop.released.wait(_END_S):
+            fed.close()
 
     def _is_over(self) -> bool:
-        return self._aborting or self._loss is not None or all(line.ended for line in self._lines)
+        if self._aborting or self._loss is not None:
+            return True
+        explained = self._suspicion is None or self._failed
+        return explained and all(line.ended for line in self._lines)
 
     def _tick(self) -> None:
         now = time.monotonic()
+        if self._suspicion is not None and now - self._suspicion[0] > _EXPLAIN_S:
+            self._lose(self._suspicion[1], "connection", self._suspicion[2])
         if now - self._pinged_at < _PING_S:
             return
         self._pinged_at = now
@@ -302,13 +324,16 @@ class ClusterStages:
                     self._report(line, message.fields)
                 case "part":
                     self._contribute(line, message)
+                case "failed" if message.fields["code"] == StagesLost.code:
+                    self._suspect(line, message.fields["message"])
                 case "failed":
                     self._failed = True
                     self._on_failure(self._failure(line, message))
                 case "ended":
                     line.ended = True
-                    if not (self.inbox.is_closed or self._failed):
-                        self._lose(line, "connection", "it has not heard from the daemon")
+                    line.socket.send_multipart(pack("bye"))
+                    if not self.inbox.is_closed:
+                        self._suspect(line, "it has ended, because it heard nothing from the daemon")
 
     def _report(self, line: _Line, fields: Mapping[str, Any]) -> None:
         for seconds, seq, fresh in fields["steps"]:
@@ -352,6 +377,8 @@ class ClusterStages:
     def _failure(self, line: _Line, message: Message) -> FFStreamError:
         fields, spot = message.fields, line.spot
         where = "" if spot is None else f" on node {spot.node}"
+        if fields["code"] == StagesLost.code:
+            return StagesLost(f"{line.gauges.name}{where}: {fields['message']}", hint=fields["hint"])
         return StageFailed(f"{line.gauges.name}{where}: {fields['message']}", hint=fields["hint"])
 
     # --- end --------------------------------------------------------------------------------------------------------
@@ -361,16 +388,21 @@ class ClusterStages:
         for line in self._lines:
             if line.spot is not None and line.spot.number == number and not line.ended:
                 self._lose(line, "actor", reason)
-        if number is None:
+        if number is None and self._keeper is not None:
             with self._losing:
                 self._loss = self._loss or StagesLost(reason, hint="learning begins again when a cluster is there")
+
+    def _suspect(self, line: _Line, what: str) -> None:
+        """A stage noticed that others are gone. If nothing says why, its run is lost."""
+        if self._suspicion is None:
+            self._suspicion = time.monotonic(), line, what
 
     def _lose(self, line: _Line, kind: LossReason, reason: str) -> None:
         index, spot = self._lines.index(line), line.spot
         node, pid = ("", 0) if spot is None else (spot.node, spot.pid)
         where = "" if spot is None else f" (process {pid} on node {node})"
         with self._losing:
-            if self._loss is not None or self._aborting:
+            if self._loss is not None or self._aborting or self._failed:
                 return
             self._loss = StagesLost(
                 f"{line.gauges.name} is lost{where}: {reason}", hint="learning begins again from a checkpoint"
@@ -389,11 +421,12 @@ class ClusterStages:
         gone = self._loss is not None
         while not all(line.ended for line in self._lines) and time.monotonic() < deadline and not gone:
             for line in self._lines:
-                if line.socket.poll(_TICK_MS):
+                if not line.ended and line.socket.poll(_TICK_MS):
                     self._hear(line)
         for line in self._lines:
             line.socket.disable_monitor()
             line.socket.close(linger=0 if line.ended else LINGER_MS)
+            line.monitor.close()
         late = [line.spot.number for line in self._lines if not line.ended and line.spot is not None]
         if late and self._keeper is not None and not gone:
             self._keeper.kill(late)

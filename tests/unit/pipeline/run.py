@@ -1,7 +1,7 @@
 """A pipeline on a real journal, with what it reports kept; and the same stream learned serially."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from ffstream.ff.recipe import Recipe
 from ffstream.journal.journal import Entry, Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.channel import Channel
+from ffstream.pipeline.engine import Engine
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.replay_buffer import ReplayBuffer
@@ -72,6 +73,7 @@ class Options:
     checkpoint_every_samples: int = 0
     checkpoint_every_s: float = 0.0
     device: str = "cpu"
+    stall_timeout_s: float = 60.0
 
     def config(self, recipe: Recipe) -> Config:
         """All options."""
@@ -83,7 +85,10 @@ class Options:
         return Config.model_validate(
             {
                 "network": recipe.change(**named("wake", "sleep")),
-                "pipeline": {"precision": "fp32", **named("device", "queue_depth", "overflow", "stages")},
+                "pipeline": {
+                    "precision": "fp32",
+                    **named("device", "queue_depth", "overflow", "stages", "stall_timeout_s"),
+                },
                 "learning": named(
                     "publish_every",
                     "partial",
@@ -149,6 +154,7 @@ class Run:
         *,
         resume: ResumeState | None = None,
         contributors: tuple[str, ...] = (),
+        engine: Callable[[Config, Metrics], Engine] = ThreadEngine,
         **cut_options: Any,
     ) -> None:
         self._started = False
@@ -161,7 +167,7 @@ class Run:
         config = replace(options, **cut_options).config(recipe)
         self.pipeline = Pipeline(
             config,
-            ThreadEngine(config, self.metrics),
+            engine(config, self.metrics),
             store.journal,
             resume or ResumeState(),
             self,
@@ -213,7 +219,7 @@ class Run:
 
     def wait_applied(self, seq: int) -> None:
         wait_until(lambda: self.pipeline.applied_seq >= seq or self.failures, DEADLINE_S, f"applied {seq}")
-        assert not self.failures
+        assert not self.failures, self.failures
 
     def save(self) -> Barrier:
         """A saving barrier, complete."""
@@ -223,7 +229,7 @@ class Run:
     def stop(self) -> Barrier:
         """Stops; the last barrier, which saves."""
         assert self.pipeline.stop(DEADLINE_S)
-        assert not self.failures
+        assert not self.failures, self.failures
         assert self.barriers[-1].saves
         return self.barriers[-1]
 

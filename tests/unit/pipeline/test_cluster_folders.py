@@ -10,7 +10,9 @@ import pytest
 
 from ffstream.pipeline.cluster import folders
 
-MAKE = "import sys; from ffstream.pipeline.cluster import folders; print(folders.make(), flush=True); sys.stdin.read()"
+MAKE = (
+    "import sys; from ffstream.pipeline.cluster import folders; print(folders.make(), flush=True); sys.stdin.read()"
+)
 DEADLINE_S = 60.0
 
 
