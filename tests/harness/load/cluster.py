@@ -29,14 +29,16 @@ _LEARN_S: Final = 600.0
 _POLL_S: Final = 0.1
 
 
-def run(samples: int, *, settings: Sequence[str] = (), warm_samples: int = WARM_SAMPLES) -> dict[str, Any]:
-    """Learns so many samples, and reads the memory again and again. `broken` in the result names what grew."""
+def run(
+    samples: int, *, settings: Sequence[str] = (), warm_samples: int = WARM_SAMPLES, times: int = _READINGS
+) -> dict[str, Any]:
+    """Learns so many samples, and reads the memory so many times. `broken` in the result names what grew."""
     with temporary_daemon(*SETTINGS, *settings) as daemon:
         learning = _await_cluster(daemon)
         _learn(daemon, warm_samples, seed=0)
         begun_s, readings = time.monotonic(), []
-        for seed in range(1, _READINGS + 1):
-            _learn(daemon, samples // _READINGS, seed)
+        for seed in range(1, times + 1):
+            _learn(daemon, samples // times, seed)
             readings.append(resident_mb(daemon, learning.actors))
         seconds = time.monotonic() - begun_s
         replaced = read_learning(daemon).actors != learning.actors
