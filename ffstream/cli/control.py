@@ -4,8 +4,9 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
-from ffstream.cli import options, states
+from ffstream.cli import options, states, view
 from ffstream.cli.output import console, prequential_error, print_json
 from ffstream.client import Control, CurveKeys
 
@@ -33,7 +34,9 @@ def status(endpoint: str, idle_s: float | None, timeout_s: float, as_json: bool,
     if as_json:
         print_json(result)
     else:
-        console().print(_facts(result), _stages(result["stages"]))
+        interrupted = view.interruption(result)
+        warnings = [] if interrupted is None else [Text(interrupted, "yellow")]
+        console().print(*warnings, _facts(result), _stages(result["stages"]), *view.places_of(result["stages"]))
 
 
 def _facts(result: dict[str, Any]) -> Table:

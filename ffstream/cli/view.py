@@ -79,6 +79,8 @@ def state_of(status: Status, rate: float | None = None) -> State:
         return State("REFUSING", f"new samples: {status['refusing']}" + (f"; {hint}" if hint else ""), "bold red")
     state = status["state"]
     if state == "ready":
+        if status.get("interrupted"):
+            return State("INTERRUPTED", "samples are stored, not learned; predictions go on", "bold yellow")
         if status["phase"] == "sleep":
             return State("READY", "asleep: learns from replayed samples only", "bold green")
         return State("READY", "learning" if status["backlog"] or rate else "waiting for samples", "bold green")
@@ -97,11 +99,24 @@ def lost(age_s: float, reason: str = "") -> State:
     return State("LOST", f"no answer for {_age(age_s)}; these figures are old{reason and f': {reason}'}", "bold red")
 
 
+def interruption(status: Status) -> str | None:
+    """Why no stage learns, for how long, and how often stages were to be placed since; None if they learn."""
+    now = status.get("interrupted")
+    if not now:
+        return None
+    tries = f"{now['tries']:,} {'try' if now['tries'] == 1 else 'tries'}"
+    hint = f"; {now['hint']}" if now["hint"] else ""
+    return f"learning is interrupted for {_age(now['seconds'])}, {tries}: {now['reason']}{hint}"
+
+
 def draw(status: Status, trend: Trend, *, width: int, gone: State | None = None) -> Group:
     """One frame of at least 60 columns. `gone`: the daemon is lost, and `status` is its last one."""
     state = gone or state_of(status, trend.rate)
     warnings = [Text(f"warning: {text}", "yellow") for text in (status.get("warnings") or {}).values()]
-    body: RenderableType = Group(*warnings, _facts(status, trend, width), "", _layers(status.get("layers") or []))
+    if (text := interruption(status)) is not None:
+        warnings.insert(0, Text(text, "yellow"))
+    layers, places = _layers(status.get("layers") or []), places_of(status.get("stages") or [])
+    body: RenderableType = Group(*warnings, _facts(status, trend, width), "", layers, *places)
     if gone is not None:
         body = Styled(body, "dim")
     return Group(Text.assemble((state.word, state.style), "  ", state.meaning), _name(status), "", body)
@@ -198,6 +213,19 @@ def _layers(layers: list[dict[str, Any]]) -> Table:
             _UNKNOWN if layer.get("step_s") is None else f"{layer['step_s'] * 1e3:.2f} ms",
         )
     return table
+
+
+def places_of(stages: list[dict[str, Any]]) -> list[RenderableType]:
+    """Where stages of a cluster run; nothing if they are threads of the daemon, or not placed yet."""
+    placed = [stage for stage in stages if stage.get("node")]
+    if not placed:
+        return []
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for head in ("stage", "node", "host", "process", "device"):
+        table.add_column(head, justify="right" if head == "process" else "left", overflow="fold")
+    for stage in placed:
+        table.add_row(*(str(stage.get(key, _UNKNOWN)) for key in ("name", "node", "host", "pid", "device")))
+    return ["", table]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -50,6 +50,10 @@ NEW: dict[str, Any] = OLD | {
     "layers": [LAYER, LAYER | {"index": 1}],
 }
 
+LOST: dict[str, Any] = {"reason": "ff-stage-0 is lost", "hint": "it begins again", "seconds": 12.3, "tries": 3}
+STAGE: dict[str, Any] = {"name": "ff-stage-0", "layers": [0], "queue_depth": 0, "last_seq": 7, "skipped": 0}
+PLACE: dict[str, Any] = {"node": "52cadf4ec2a4", "host": "10.20.30.40", "pid": 4370, "device": "cuda:0"}
+
 
 def drawn(status: dict[str, Any], trend: view.Trend | None = None, *, gone: view.State | None = None) -> str:
     """A frame as plain text, 80 columns wide."""
@@ -135,10 +139,25 @@ def test_the_two_figures_of_a_layer_are_named_for_what_it_compares(kinds: list[s
         ),
         ({"warnings": {"log_pinned": "end the program"}}, "warning: end the program"),
         ({"drift_seq": 31_200}, "drift detected at sample 31,200"),
+        ({"interrupted": LOST}, "INTERRUPTED samples are stored, not learned; predictions go on"),
+        ({"interrupted": LOST, "state": "paused"}, "PAUSED"),
+        (
+            {"interrupted": LOST, "state": "paused"},
+            "learning is interrupted for 12 s, 3 tries: ff-stage-0 is lost; it begins again",
+        ),
+        ({"interrupted": LOST | {"hint": "", "tries": 1}}, "for 12 s, 1 try: ff-stage-0 is lost samples"),
     ],
 )
 def test_the_state_is_said_in_words(change: dict[str, Any], expected: str) -> None:
     assert expected in drawn(NEW | change)
+
+
+def test_stages_of_a_cluster_have_a_place() -> None:
+    stages = [STAGE | PLACE, STAGE | PLACE | {"name": "ff-stage-1", "device": "cpu"}]
+    text = drawn(NEW | {"stages": stages})
+    assert "stage node host process device ff-stage-0 52cadf4ec2a4 10.20.30.40 4370 cuda:0 ff-stage-1" in text
+    for stages in ([STAGE], []):
+        assert "process" not in drawn(NEW | {"stages": stages}), "threads of the daemon have none"
 
 
 def test_a_daemon_that_learns_without_a_backlog_is_learning() -> None:
