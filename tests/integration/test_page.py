@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Locator, Response
 from ffstream.client import Control, Predictor
 from ffstream.data import load
 from tests.harness import browser as chromium
+from tests.harness import interruptions
 from tests.harness.browser import SECTIONS, Scheme, Tab
 from tests.harness.commands import run_json
 from tests.harness.daemon import DaemonProcess, Daemons
@@ -96,6 +97,7 @@ def test_numbers_and_curves_move_during_a_replay(daemon: DaemonProcess, visit: C
 def test_every_section_shows_what_the_daemon_has_learned(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
     tab = visit(daemon.http)
     tab.wait_for_charts("layers")
+    assert "Node" not in tab.text("#layer-cards"), "stages are threads of the daemon"
     tab.wait_for("document.querySelectorAll('#layer-cards .main-svg').length >= 2")
     assert tab.page.locator(".layer").count() == len(daemon.status()["layers"])
     tab.look_at("mistakes")
@@ -236,6 +238,58 @@ def test_every_state_has_words_of_its_own(daemon: DaemonProcess, visit: Callable
         assert "make room" in refusing["text"]
         assert ("paused" in refusing["text"]) == (state == "paused")
     assert describe("draining", "draining")["name"] == "draining"
+
+
+def test_interrupted_learning_has_words_of_its_own(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
+    tab = visit(daemon.http)
+
+    def describe(state: str, refusing: str | None = None, hint: str = "it begins again") -> dict[str, str]:
+        interrupted = {"reason": "ff-stage-0 is lost", "hint": hint, "seconds": 12.3, "tries": 2}
+        status = {"state": state, "refusing": refusing, "refusing_hint": "make room", "interrupted": interrupted}
+        return dict(tab.page.evaluate("status => import('/page/state.js').then(m => m.describe(status))", status))
+
+    shown = describe("ready")
+    assert (shown["name"], shown["word"]) == ("interrupted", "Learning is interrupted")
+    assert "Predictions are answered. Reason: ff-stage-0 is lost. Hint: it begins again." in shown["text"]
+    assert shown["note"] == "For 12 s, 2 tries to place the stages."
+    assert "Hint" not in describe("ready", hint="")["text"]
+    paused = describe("paused")
+    assert paused["name"] == "paused"
+    assert "Learning is interrupted, too: ff-stage-0 is lost." in paused["text"]
+    refusing = describe("ready", "backlog_full")
+    assert refusing["name"] == "refusing"
+    assert refusing["text"].endswith("Learning is interrupted, too.")
+    for state in ("draining", "stopping", "failed"):
+        assert describe(state)["name"] == state
+
+
+@pytest.fixture
+def spread(daemons: Daemons) -> Iterator[DaemonProcess]:
+    """A daemon whose stages run in a cluster, which ends with it."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    started = daemons.start("network.preset=fast", *interruptions.SETTINGS)
+    yield started
+    assert started.stop() == 0, started.log_text()
+
+
+def test_a_lost_stage_is_shown_and_marked_and_is_not_a_lost_daemon(
+    spread: DaemonProcess, visit: Callable[..., Tab]
+) -> None:
+    first = interruptions.await_stages(spread)[0]
+    tab = visit(spread.http)
+    tab.wait_for_state("ready")
+    facts = tab.page.locator(".layer").first.locator(".facts")
+    tab.wait_until(lambda: first["node"] in facts.inner_text(), "the place of the first layer is shown")
+    assert {"Node", "Host", "Device"} <= set(facts.inner_text().splitlines())
+    with interruptions.interrupted(spread):
+        tab.wait_for_state("interrupted")
+        assert tab.text("#pill") == "learning is interrupted"
+        assert "ff-stage-0 is lost" in tab.text("#state")
+        assert re.fullmatch(r"For \d+ (s|min), 1 try to place the stages\.", tab.text("#state-note"))
+    tab.wait_for_state("ready")
+    tab.look_at("learning")
+    tab.page.locator("#legend li").filter(has_text="learning is interrupted").wait_for()
+    tab.page.locator("#legend li").filter(has_text="learning goes on").wait_for()
 
 
 def test_a_pause_is_shown(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:

@@ -41,8 +41,9 @@ export class History {
   }
 
   /** When something has happened that gets a mark, the record is read soon: it has noticed that within a second. */
-  #expectMark({ checkpoint, paused, drift_seq, layers }) {
-    const seen = JSON.stringify([checkpoint?.seq, paused, drift_seq, layers?.map(layer => layer.restarts)]);
+  #expectMark({ checkpoint, paused, drift_seq, layers, interrupted, stages }) {
+    const places = stages?.map(stage => stage.pid); // an interruption may be too short to be in a status
+    const seen = JSON.stringify([checkpoint?.seq, paused, drift_seq, layers?.map(layer => layer.restarts), interrupted?.reason, places]);
     if (this.#seen !== null && this.#seen !== seen) this.#asked = performance.now() - REFRESH_MS[this.span] + MARKED_MS;
     this.#seen = seen;
   }

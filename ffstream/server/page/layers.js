@@ -36,6 +36,10 @@ const FACTS = [
   ["Queue before it", layer => count(layer.queue_depth)],
   ["Learned up to", layer => count(layer.last_seq)],
   ["Restarts", layer => count(layer.restarts)],
+  // Of stages that run in a cluster; null if they are threads of the daemon.
+  ["Node", (_, stage) => stage?.node ?? null],
+  ["Host", (_, stage) => stage?.host ?? null],
+  ["Device", (_, stage) => stage?.device ?? null],
 ];
 
 let measure = "goodness";
@@ -80,7 +84,7 @@ export function showLayers(status) {
     byId("layer-cards").replaceChildren(...cards.map(card => card.node));
     cards.forEach(drawTime);
   }
-  cards.forEach((card, index) => card.show(layers[index]));
+  cards.forEach((card, index) => card.show(layers[index], status.stages?.find(stage => stage.layers.includes(index))));
 }
 
 /** Its connection and the shape of what it passes on. */
@@ -110,9 +114,13 @@ class Card {
     this.#histogram = new Chart(histogram);
   }
 
-  show(layer) {
+  show(layer, stage) {
     this.layer = layer;
-    FACTS.forEach(([, text], at) => setText(this.#facts[at].value, text(layer)));
+    FACTS.forEach(([, text], at) => {
+      const { value } = this.#facts[at], shown = text(layer, stage);
+      value.parentElement.hidden = shown === null;
+      setText(value, shown ?? "");
+    });
   }
 
   showTime(time, columns) {

@@ -11,6 +11,8 @@ export const KINDS = {
   drift: ["diamond", "◆", "drift detected", "sleep"],
   pause: ["square", "■", "pause", "warn"],
   resume: ["triangle-right-open", "▷", "resume", "good"],
+  interruption: ["cross", "✚", "learning is interrupted", "warn"],
+  continuation: ["cross-open", "✢", "learning goes on", "good"],
   gap: ["x", "✕", "gap: the daemon was not running", "muted"],
   wake: ["arrow-up", "↑", "wake phase", "warn"],
   sleep: ["arrow-down", "↓", "sleep phase", "sleep"],

@@ -14,17 +14,28 @@ const WORDS = {
 
 /** {name, word, text}: the name chooses the colour. What matters most comes first. */
 export function describe(status) {
-  const { state, refusing } = status;
+  const { state, refusing, interrupted } = status;
   if (refusing && (state === "ready" || state === "paused")) {
     const hint = status.refusing_hint ? ` What to do: ${status.refusing_hint}.` : "";
-    const paused = state === "paused" ? " Learning is paused, too." : "";
+    const paused = state === "paused" ? " Learning is paused, too." : interrupted ? " Learning is interrupted, too." : "";
     return {
       name: "refusing", word: "Refusing samples",
       text: `Reason: ${refusing.replaceAll("_", " ")}.${hint} Predictions are answered.${paused}`.replace("..", "."),
     };
   }
+  if (interrupted && state === "ready") return { name: "interrupted", word: "Learning is interrupted", ...describeInterruption(interrupted) };
   const [word, text] = WORDS[state] ?? [state, ""];
+  if (interrupted && state === "paused") return { name: state, word, text: `${text} Learning is interrupted, too: ${interrupted.reason}.` };
   return { name: state, word, text };
+}
+
+/** The stages of a cluster are gone: the note changes all the time, so it is not read out. */
+function describeInterruption({ reason, hint, seconds, tries }) {
+  const todo = hint ? ` Hint: ${hint}.` : "";
+  return {
+    text: `Samples are stored, and learned when stages are placed again. Predictions are answered. Reason: ${reason}.${todo}`.replace("..", "."),
+    note: `For ${duration(Math.round(seconds))}, ${tries} ${tries === 1 ? "try" : "tries"} to place the stages.`,
+  };
 }
 
 /** The state when no figures come. `since`: seconds since the last ones, or null if there were none. The note changes
