@@ -15,6 +15,7 @@ import yaml
 
 from ffstream.config import load
 from ffstream.daemon.replica import Replica
+from tests.harness.daemon import START_S
 from tests.harness.daemon_directory import FREE_PORTS, free_port
 from tests.in_process import WAIT_S, Running, feed, images, labels
 from tests.support import wait_until
@@ -25,6 +26,8 @@ DASHBOARD = DEPLOY / "grafana" / "provisioning" / "dashboards" / "ffstream.json"
 UNKNOWN_AT_FIRST = (
     "ffstream_((prequential|live)_error_ratio|checkpoint_(last_seq|timestamp_seconds|bytes)|layer_(loss|margin))"
 )
+# They have values while stages run in a cluster.
+OF_CLUSTERS = re.compile(r"ffstream_(stage_place_info|stage_replacements_total|hop_\w+)")
 # With a threshold, so that every panel has something to show.
 ROUNDS = 20
 SETTINGS = (
@@ -235,21 +238,24 @@ def test_alerts_about_replicas_fire_and_end(tmp_path: Path) -> None:
         soon(lambda: "FfstreamReplicaDown" in prometheus.firing(), "the replica does not answer")
 
 
+def dashboard_queries() -> set[tuple[str, str]]:
+    """The title of a panel and a query of it, for all instances."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return {(panel["title"], of_all(target["expr"])) for panel in panels for target in panel.get("targets", [])}
+
+
+def of_all(expression: str) -> str:
+    return str(expression).replace("$instance", ".+")
+
+
 def test_every_query_of_the_dashboard_finds_something(watched_with_replicas: tuple[Running, Prometheus]) -> None:
     running, prometheus = watched_with_replicas
     dashboard = json.loads(DASHBOARD.read_text())
     (variable,) = dashboard["templating"]["list"]
     values = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
     assert values is not None
-
-    def of_all(expression: str) -> str:
-        return str(expression).replace(f"${variable['name']}", ".+")
-
-    waiting = {
-        (panel["title"], of_all(target["expr"]))
-        for panel in dashboard["panels"]
-        for target in panel.get("targets", [])
-    }
+    assert variable["name"] == "instance"
+    waiting = {each for each in dashboard_queries() if not OF_CLUSTERS.search(each[1])}
     assert len(waiting) > 40
     http = f"http://{running.daemon.http.address}"
     control, predictor, peer = running.control(), running.predictor(), running.peer()
@@ -282,6 +288,37 @@ def test_every_query_of_the_dashboard_finds_something(watched_with_replicas: tup
     assert prometheus.query(f"count by ({values[2]}) ({values[1]})")
     for annotation in dashboard["annotations"]["list"]:
         prometheus.query(of_all(annotation["expr"]))
+
+
+def test_every_query_about_a_cluster_finds_something_with_that_engine(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    target = f"127.0.0.1:{free_port()}"
+    with (
+        Running(tmp_path / "state", f"listen.http={target}", *SETTINGS, "pipeline.engine=ray") as running,
+        Prometheus(tmp_path, target) as prometheus,
+    ):
+        waiting = {each for each in dashboard_queries() if OF_CLUSTERS.search(each[1])}
+        assert len(waiting) == 5
+        producer, control = running.producer(), running.control()
+
+        def found() -> bool:
+            # Something for each hop between two scrapes.
+            producer.send(images(8), labels(8))
+            producer.flush(WAIT_S)
+            waiting.difference_update({each for each in waiting if prometheus.query(each[1])})
+            return not waiting
+
+        wait_until(lambda: control.status()["interrupted"] is None, START_S, "stages are placed")
+        soon(found, f"these find something: {waiting}")
+        places = prometheus.query("ffstream_stage_place_info")
+        stages = running.control().status()["stages"]
+        assert [(each["metric"]["node"], each["metric"]["device"]) for each in places] == [
+            (stage["node"], stage["device"]) for stage in stages
+        ]
+        hops = prometheus.query("ffstream_hop_seconds_total")
+        assert {(each["metric"]["stage"], each["metric"]["part"]) for each in hops} == {
+            (stage, part) for stage in ("0", "1") for part in ("send", "wait", "receive")
+        }
 
 
 def test_promtool_finds_no_fault_in_a_scrape(watched: tuple[Running, Prometheus]) -> None:

@@ -37,6 +37,7 @@ LEARNED, WRITTEN = of("samples_learned_total"), of("checkpoint_timestamp_seconds
 BACKLOG, PAUSED = of("journal_backlog_samples"), of("learning_paused")
 ERROR, WINDOW = of("prequential_error_ratio"), of("prequential_window_samples")
 CONNECTED, STALENESS = of("replica_connected"), of("replica_staleness_seconds")
+INTERRUPTED, REPLACED = of("learning_interrupted"), of("stage_replacements_total", stage="1", reason="actor")
 RESTARTS = of("layer_restarts_total", layer="0")
 
 
@@ -87,6 +88,24 @@ FIRES = [
         (20,),
         (8,),
         ("a", "100"),
+    ),
+    Fires("FfstreamLearningInterrupted", {INTERRUPTED: "1 0x9 1x10 0x5"}, (17, 20), (1, 5, 13, 23)),
+    Fires(
+        "FfstreamStageReplacedOften",
+        {REPLACED: "0x5 0+1x10 10x40", of("stage_replacements_total", stage="0", reason="actor"): "0x5 1x50"},
+        (15,),
+        (5, 35),
+        ("1", "a", "9"),
+        {"instance": "a", "stage": "1"},
+    ),
+    # Different reasons count as one.
+    Fires(
+        "FfstreamStageReplacedOften",
+        {of("stage_replacements_total", stage="1", reason=reason): "0x5 3x20" for reason in ("actor", "connection")},
+        (10,),
+        (5, 23),
+        ("1", "a", "6"),
+        {"instance": "a", "stage": "1"},
     ),
     Fires(
         "FfstreamFallsBehind",
@@ -222,6 +241,10 @@ FOLLOWS_RESTART = {
     of("replica_failures_total", reason="deadline_exceeded"): "_x68 3+30x2 63x48",
 }
 
+# Stages in a cluster. A stage is lost at times, and placed again at once.
+CLUSTER_FIRST = {INTERRUPTED: "1x1 0x58", REPLACED: "_x1 0x30 1x27"}
+CLUSTER_RESTART = {INTERRUPTED: "0x64 stale 1x1 0x52", REPLACED: "2x64 stale _x1 0x30 1x21"}
+
 # A daemon that does well, for an hour: every series that an alert reads. At first nothing is known, then comes its
 # first stream, which is faster than it learns; checkpoints are written, and it ends.
 FIRST_STREAM = {
@@ -250,6 +273,7 @@ FIRST_STREAM = {
     of("journal_commit_seconds_bucket", le="1"): "0x10 0+100x20 2000x29",
     of("journal_commit_seconds_bucket", le="+Inf"): "0x10 0+100x20 2000x29",
     **FOLLOWS_FIRST_STREAM,
+    **CLUSTER_FIRST,
 }
 # It has learned for an hour, drains for five minutes, ends, and is back within the next minute with what it knew. The
 # process is a new one, so its counters begin at 0.
@@ -279,6 +303,7 @@ DRAIN_AND_RESTART = {
     of("journal_commit_seconds_bucket", le="1"): "9000+100x64 stale 0+100x54",
     of("journal_commit_seconds_bucket", le="+Inf"): "9000+100x64 stale 0+100x54",
     **FOLLOWS_RESTART,
+    **CLUSTER_RESTART,
 }
 
 
@@ -370,3 +395,10 @@ def test_checkpoints_that_are_not_due_raise_no_alert(tmp_path: Path, learned: st
 def test_learning_that_is_paused_does_not_stand(tmp_path: Path) -> None:
     series = {BACKLOG: "100x60", LEARNED: "500x60", PAUSED: "1x60"}
     promtool(tmp_path, (series, silent("FfstreamLearningStands", range(0, 60, 2))))
+
+
+def test_learning_that_is_interrupted_is_not_said_to_stand(tmp_path: Path) -> None:
+    stands = next(each for each in FIRES if each.alert == "FfstreamLearningStands")
+    promtool(
+        tmp_path, ({**stands.series, INTERRUPTED: "0x5 1x60"}, silent("FfstreamLearningStands", range(0, 60, 2)))
+    )
