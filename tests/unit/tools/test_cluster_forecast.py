@@ -19,6 +19,7 @@ def layer(inputs: int, units: int, batch: int) -> LayerTime:
         seconds=inputs * units * (1e-8 + 1e-11 * batch),
         activity_bytes=4 * units * batch,
         state_bytes=16 * inputs * units,
+        weight_bytes=4 * inputs * units,
     )
 
 
@@ -81,9 +82,9 @@ def test_each_limit_appears_where_it_must(given: Measured) -> None:
 
     assert limit("784-512x16", "pipeline", 64, GIGABIT * 100) == "bubble"
     assert limit("784-2000x4", "replicas", 64, GIGABIT) == "merge"
-    free = given.model_copy(update={"merge_s_per_byte": 0.0, "feed_s_per_sample": 0.0, "journal_samples_per_s": 1e4})
+    free = given.model_copy(update={"merge_s_per_byte": 0.0, "feed_s_per_sample": 0.0, "journal_samples_per_s": 3e3})
     found = forecast.forecast(free, "784-2000x4", "replicas", 64, GIGABIT * 1e6, 256)
-    assert (found.limit, found.samples_per_s) == ("journal", 1e4)
+    assert (found.limit, found.samples_per_s) == ("journal", 3e3)
     with pytest.raises(ValueError, match="ring: expected one of pipeline, replicas, best"):
         limit("784-2000x4", "ring", 4, GIGABIT)
 

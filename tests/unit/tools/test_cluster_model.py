@@ -13,8 +13,8 @@ FREE = Costs(hop_s=0, hop_s_per_byte=0, merge_s_per_byte=0, journal_samples_per_
 FAST = Cluster(nodes=4, link_bytes_per_s=math.inf, latency_s=0)
 
 
-def network(*seconds: float, activity: float = 1e6, state: float = 1e8) -> Network:
-    return Network(tuple(Layer(each, activity, state) for each in seconds), batch=100, input_bytes=1e5)
+def network(*seconds: float, activity: float = 1e6, state: float = 1e8, weights: float = 0.0) -> Network:
+    return Network(tuple(Layer(each, activity, state, weights) for each in seconds), batch=100, input_bytes=1e5)
 
 
 def on(nodes: int, cluster: Cluster = FAST) -> Cluster:
@@ -129,6 +129,31 @@ def test_many_replicas_do_nothing_but_merge() -> None:
     assert more.samples_per_s < 1.1 * found.samples_per_s, "twice the replicas merge for twice as long"
 
 
+def test_snapshots_take_the_link_of_their_stage_and_of_the_daemon() -> None:
+    """40 MB of weights every four microbatches: 10 MB at 10 MB/s for one stage, twice that for the daemon of two."""
+    costs, cluster = replace(FREE, hop_s_per_byte=1e-9), replace(on(2), link_bytes_per_s=1e7)
+    alone = network(0.1, activity=0, weights=4e7)
+    found = model.forecast(alone, Layout(1, (1,)), costs, on(1, cluster))
+    assert found.samples_per_s == pytest.approx(100 / 1.0)
+    assert found.limit == "publish"
+    both = network(0.1, 0.1, activity=0, weights=4e7)
+    found = model.forecast(both, Layout(1, (1, 1)), costs, cluster)
+    assert found.samples_per_s == pytest.approx(100 / 2.0)
+    assert found.limit == "publish"
+    rarely = model.forecast(both, Layout(1, (1, 1)), costs, replace(cluster, publish_every=10**9))
+    assert rarely.samples_per_s == pytest.approx(100 / 0.1, rel=0.01)
+    quick = model.forecast(both, Layout(1, (1, 1)), costs, replace(cluster, link_bytes_per_s=math.inf))
+    assert quick.samples_per_s == pytest.approx(100 / (0.1 + 1e-9 * 1e7), rel=0.01), "and its processor"
+
+
+def test_one_replica_sends_the_snapshots_of_all() -> None:
+    """Four replicas: 80 MB every 16 microbatches of the stream, for the daemon's link of 100 MB/s."""
+    cluster = replace(on(4), link_bytes_per_s=1e8, merge_every=10**9)
+    found = model.forecast(network(0.04, 0.04, weights=4e7), Layout(4, (2,)), FREE, cluster)
+    assert found.samples_per_s == pytest.approx(100 / (8e7 / 16 / 1e8))
+    assert found.limit == "publish"
+
+
 def test_one_journal_and_one_feeder_limit_all_replicas_and_are_named() -> None:
     shape = network(0.1, state=0)
     for costs, name in (
@@ -154,7 +179,7 @@ COSTS = Costs(hop_s=1e-4, hop_s_per_byte=1e-9, merge_s_per_byte=3e-10, journal_s
 @pytest.mark.parametrize("nodes", [1, 2, 3, 7, 16, 64])
 @pytest.mark.parametrize("link", [1e8, 1e9, 1e10])
 def test_the_shares_of_the_time_add_up(nodes: int, link: float) -> None:
-    shape, cluster = network(0.02, 0.05, 0.03, 0.05), replace(on(nodes), link_bytes_per_s=link)
+    shape, cluster = network(0.02, 0.05, 0.03, 0.05, weights=1e7), replace(on(nodes), link_bytes_per_s=link)
     for layout in (model.pipeline(shape, nodes), model.replicas(shape, nodes)):
         shares = model.forecast(shape, layout, COSTS, cluster).shares
         assert sum(shares.values()) == pytest.approx(1)
@@ -163,7 +188,7 @@ def test_the_shares_of_the_time_add_up(nodes: int, link: float) -> None:
 
 
 def test_better_machines_are_never_slower() -> None:
-    shape = network(0.02, 0.05, 0.03, 0.05)
+    shape = network(0.02, 0.05, 0.03, 0.05, weights=1e7)
     layouts = [model.pipeline(shape, 4), model.replicas(shape, 4), Layout(2, (2, 2))]
     cluster = replace(on(4), link_bytes_per_s=1e9, latency_s=1e-4)
     better = [
@@ -171,6 +196,7 @@ def test_better_machines_are_never_slower() -> None:
         (COSTS, replace(cluster, latency_s=0)),
         (COSTS, replace(cluster, queue_depth=8)),
         (COSTS, replace(cluster, merge_every=16)),
+        (COSTS, replace(cluster, publish_every=16)),
         *(
             (replace(COSTS, **{name: 0}), cluster)
             for name in ("hop_s", "hop_s_per_byte", "merge_s_per_byte", "feed_s")

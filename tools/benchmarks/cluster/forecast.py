@@ -16,6 +16,7 @@ _WORDS = {
     "overhead": "receiving and handing on",
     "bubble": "unequal or missing stages (a layer is not divided)",
     "link": "the link",
+    "publish": "snapshots on their way to the daemon",
     "merge": "merging",
     "journal": "the journal's one writer",
     "feeder": "the daemon, which feeds all replicas",

@@ -33,6 +33,7 @@ class LayerTime(_Record):
     seconds: float
     activity_bytes: float
     state_bytes: float
+    weight_bytes: float
 
 
 class HopCosts(_Record):
@@ -91,6 +92,7 @@ class Measured(_Record):
             seconds=line([(each.batch, each.seconds) for each in found], batch),
             activity_bytes=found[0].activity_bytes / found[0].batch * batch,
             state_bytes=found[0].state_bytes,
+            weight_bytes=found[0].weight_bytes,
         )
 
 

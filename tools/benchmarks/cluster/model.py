@@ -6,25 +6,28 @@ which learn disjoint microbatches and merge their states after every m microbatc
     T_i = c_i + o_i                                 processor time of a microbatch
     c_i = Σ c_l over its layers l                   learning
     o_i = h·(ends) + b·(bytes in + bytes out)       receiving and handing on; the last stage hands nothing on
-    N_i = max(bytes in, bytes out) / link           the link, both ways at once, beside the processor
+    p_i = w_i / P                                   bytes of its weights for snapshots, one in P microbatches
+    N_i = max(bytes in, bytes out + p_i) / link     the link, both ways at once, beside the processor
     W_i = (bytes in / link + 2·latency) / q         at most q microbatches are on their way (credits)
     G_i = 2·(R − 1)·s_i / link + 2·latency + g·R·s_i         a merge: R − 1 states of s_i bytes to one node, which
                                                     averages R, and the average back; 0 with one replica
 
-A stage that waits for nothing else takes max(T_i, N_i, W_i) a microbatch. The slowest stage sets the pace:
+A stage that waits for nothing else takes max(T_i + b·p_i, N_i, W_i) a microbatch. The slowest stage sets the pace:
 
-    cycle = max_i(m·max(T_i, N_i, W_i) + G_i)       m microbatches and a merge
-    rate  = min(R·m·B / cycle, J, B/f, link·B/bytes)         B samples a microbatch
+    cycle = max_i(m·max(T_i + b·p_i, N_i, W_i) + G_i)        m microbatches and a merge
+    rate  = min(R·m·B / cycle, J, B/f, link·B/bytes, R·link·B/Σp_i)      B samples a microbatch
 
-J: samples a second that one journal commits. f: time of the daemon to feed a microbatch. The last term is the link of
-the daemon, which sends every sample to the first stages.
+J: samples a second that one journal commits. f: time of the daemon to feed a microbatch. The last two are the link of
+the daemon, which sends every sample to the first stages and receives the snapshots. One replica sends these. P counts
+its microbatches: `learning.publish_every`, which counts those of the stream, is P·R.
 
 Filling: the first microbatch is through after Σ_i(T_i + bytes in/link + latency), so n of them take that plus n − 1
 periods. A stream pays it once, and after each failure: no merge and no barrier empties a pipeline.
 
 What the time of the nodes goes to adds up to 1. `compute` is useful. `overhead`: o_i. `bubble`: nodes that wait
-because stages are unequal, or are fewer than nodes. `merge`, `link`, `processors`: what the cycle would be shorter by
-without them. `journal`, `feeder`: what the rate would be higher by without these limits.
+because stages are unequal, or are fewer than nodes. `merge`, `link`, `publish`, `processors`: what the cycle would be
+shorter by without them, one after the other. `journal`, `feeder`, and `link` and `publish` of the daemon: what the
+rate would be higher by without these limits.
 
 The model leaves out: a slow node among equal ones, other traffic, that a layer may be faster in a larger cache, and
 what merging does to accuracy. `processors` is a limit only where stages share a machine, as in the measurements.
@@ -45,6 +48,7 @@ class Layer:
     seconds: float  # c_l, on one processor
     activity_bytes: float  # that it hands on
     state_bytes: float  # that replicas merge
+    weight_bytes: float  # of a snapshot
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Cluster:
     latency_s: float = 50e-6
     queue_depth: int = 4  # q
     merge_every: int = 8  # m
+    publish_every: int = 4  # P
     processors: float = math.inf  # of all nodes together, where they share a machine
 
 
@@ -106,7 +111,7 @@ class Forecast:
         return self.fill_s + (microbatches - 1) * self.period_s
 
 
-LOSSES = ("overhead", "bubble", "processors", "link", "merge", "journal", "feeder")
+LOSSES = ("overhead", "bubble", "processors", "link", "publish", "merge", "journal", "feeder")
 
 
 @cache
@@ -158,15 +163,28 @@ def _layouts(network: Network, nodes: int) -> Iterator[Layout]:
 
 
 class _Stage(NamedTuple):
+    """Seconds for a microbatch; `merge` for a merge."""
+
     compute: float
     overhead: float
-    wait: float  # max(N, W)
+    wait: float  # for activities, if the processor does not take longer
+    publish: float  # of the processor
+    published: float  # for activities and weights, as `wait`
     merge: float
     arrival: float  # from the stage before
 
     @property
     def busy(self) -> float:
         return self.compute + self.overhead
+
+    @property
+    def learning(self) -> float:
+        """Without snapshots."""
+        return max(self.busy, self.wait)
+
+    @property
+    def period(self) -> float:
+        return max(self.busy + self.publish, self.wait, self.published)
 
 
 def forecast(network: Network, layout: Layout, costs: Costs, cluster: Cluster) -> Forecast:
@@ -177,35 +195,42 @@ def forecast(network: Network, layout: Layout, costs: Costs, cluster: Cluster) -
     every, count = cluster.merge_every, layout.replicas
     busy = max(stage.busy for stage in stages) * every
     merging = max(stage.busy * every + stage.merge for stage in stages)
-    alone = max(max(stage.busy, stage.wait) * every + stage.merge for stage in stages)
-    work = sum(stage.busy * every + stage.merge for stage in stages) * count / cluster.processors
+    sending = max(stage.learning * every + stage.merge for stage in stages)
+    alone = max(stage.period * every + stage.merge for stage in stages)
+    work = sum((stage.busy + stage.publish) * every + stage.merge for stage in stages) * count / cluster.processors
     cycle = max(alone, work)
     learned = count * every * network.batch / cycle
-    caps = {
-        "journal": costs.journal_samples_per_s,
-        "feeder": network.batch / costs.feed_s if costs.feed_s else math.inf,
-        "link": cluster.link_bytes_per_s * network.batch / network.input_bytes,
-    }
+    caps = _caps(network, count, costs, cluster)
     rate = min(learned, *caps.values())
     nodes = cluster.nodes / count  # of a replica
-    compute, overhead = (
-        sum(each) * every / nodes for each in ([s.compute for s in stages], [s.overhead for s in stages])
-    )
-    shares = {
-        "compute": compute / cycle,
-        "overhead": overhead / cycle,
-        "bubble": (busy - compute - overhead) / cycle,
-        "processors": (cycle - alone) / cycle,
-        "link": (alone - merging) / cycle,
-        "merge": (merging - busy) / cycle,
-        "journal": 0.0,
-        "feeder": 0.0,
+    compute = sum(stage.compute for stage in stages) * every / nodes
+    overhead = sum(stage.overhead for stage in stages) * every / nodes
+    parts = {
+        "compute": compute,
+        "overhead": overhead,
+        "bubble": busy - compute - overhead,
+        "merge": merging - busy,
+        "link": sending - merging,
+        "publish": alone - sending,
+        "processors": cycle - alone,
     }
-    shares = {name: share * rate / learned for name, share in shares.items()}
+    shares = {name: parts.get(name, 0.0) / cycle * rate / learned for name in ("compute", *LOSSES)}
     shares[min(caps, key=lambda name: caps[name])] += 1 - rate / learned
-    period = max(*(max(stage.busy, stage.wait) for stage in stages), work / every if work > alone else 0.0)
+    period = max(*(stage.period for stage in stages), work / every if work > alone else 0.0)
     fill = sum(stage.busy + stage.arrival for stage in stages)
     return Forecast(layout, rate, shares, period, fill)
+
+
+def _caps(network: Network, count: int, costs: Costs, cluster: Cluster) -> dict[str, float]:
+    """Samples a second that the daemon allows."""
+    snapshot = sum(layer.weight_bytes for layer in network.layers) / cluster.publish_every / count
+    seconds = {
+        "journal": network.batch / costs.journal_samples_per_s,
+        "feeder": costs.feed_s,
+        "link": network.input_bytes / cluster.link_bytes_per_s,
+        "publish": snapshot / cluster.link_bytes_per_s,
+    }
+    return {name: network.batch / each if each else math.inf for name, each in seconds.items()}
 
 
 def _stages(network: Network, layout: Layout, costs: Costs, cluster: Cluster) -> Iterator[_Stage]:
@@ -215,11 +240,14 @@ def _stages(network: Network, layout: Layout, costs: Costs, cluster: Cluster) ->
         own, rest = rest[:size], rest[size:]
         outgoing = own[-1].activity_bytes if rest else 0.0
         state = sum(layer.state_bytes for layer in own)
+        weights = sum(layer.weight_bytes for layer in own) / cluster.publish_every
         transfer = incoming / link
         yield _Stage(
             compute=sum(layer.seconds for layer in own),
             overhead=costs.hop_s * (2 if rest else 1) + costs.hop_s_per_byte * (incoming + outgoing),
             wait=max(transfer, outgoing / link, (transfer + 2 * cluster.latency_s) / cluster.queue_depth),
+            publish=costs.hop_s_per_byte * weights,
+            published=(outgoing + weights) / link,
             merge=_merge_s(state, count, costs, cluster) if count > 1 else 0.0,
             arrival=transfer + cluster.latency_s,
         )
