@@ -95,14 +95,15 @@ def test_the_daemon_joins_the_head_that_there_is(
     assert "--address=ray-head:6379" in services["ray-worker"]["entrypoint"]
 
 
-def test_the_daemon_has_the_arguments_of_the_image(pods: dict[str, dict[str, Any]]) -> None:
-    (command,) = re.findall(
-        r"^CMD (\[.*?\])", (DEPLOY / "Containerfile").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
-    of_image = " ".join(json.loads(command.replace("\\\n", "")))
-    arguments = pods["daemon"]["containers"][0]["args"]
-    given = " ".join(each.replace("--set=", "--set ").replace("--state=", "--state ") for each in arguments)
-    assert given == of_image
+def test_the_daemon_has_the_arguments_of_the_image(
+    pods: dict[str, dict[str, Any]], services: dict[str, dict[str, Any]]
+) -> None:
+    text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^CMD (\[.*?\])", text, re.DOTALL | re.MULTILINE)
+    of_image = json.loads(command.replace("\\\n", ""))
+    for arguments in (pods["daemon"]["containers"][0]["args"], services["ffstream"]["command"]):
+        split = [part for each in arguments for part in each.split("=", 1 if each.startswith("--") else 0)]
+        assert split == of_image
 
 
 def test_the_versions_of_ray_agree(cluster: dict[str, Any]) -> None:
