@@ -4,8 +4,11 @@ Not those that need a daemon which learns for as long as they measure: `checkpoi
 """
 
 import json
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,8 @@ from tests.harness.daemon import temporary_daemon
 from tools.benchmarks import combinations, drift, ingest, learn, page, phases, predict, recovery, security, viewers
 from tools.benchmarks.accuracy import figures as accuracy
 from tools.benchmarks.accuracy.backprop import PeerSettings
-from tools.benchmarks.report import Report, Row
+from tools.benchmarks.cluster import measured
+from tools.benchmarks.report import ROOT, Report, Row
 
 
 def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, Row]:
@@ -207,3 +211,36 @@ def test_page(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     page.run(report, 1)
     found = {name.removeprefix("page/") for name in rows(capsys)}
     assert found == {"first_paint", "first_data", "first_chart", "frozen_daemon_is_lost", "killed_daemon_is_lost"}
+
+
+def test_cluster(tmp_path: Path) -> None:
+    """In a process of its own: Ray reads its environment when it is imported."""
+    if find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    network, file = "784-512-512", tmp_path / "measured.json"
+    size = ["--network", network, "--batch", "64", "--rounds", "1", "--kills", "1", "--share", "0.01"]
+    command = [sys.executable, "-m", "tools.benchmarks", "cluster", *size, "--measured", str(file), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    pair = found[f"cluster/{network}/64/ray_over_threads"]
+    assert pair["peer"] == "threads"
+    assert pair["ratio"] == pair["value"] / pair["peer_value"]
+    lost = {
+        f"{what}/{figure}" for what in ("actor", "raylet") for figure in ("noticed", "learning_again", "longest_ack")
+    }
+    assert found.keys() == {
+        *(f"cluster/recovery/{name}" for name in lost),
+        *(f"cluster/{network}/64/{name}" for name in ("ray_over_threads", "overhead_per_hop")),
+        *(f"cluster/layer/{shape}/64" for shape in ("784-512", "512-512")),
+        *(f"cluster/hop/{kind}/{cost}" for kind in ("plain", "encrypted") for cost in ("fixed", "per_megabyte")),
+        *(f"cluster/{name}" for name in ("merge", "journal", "feed")),
+    }
+    for what in ("actor", "raylet"):
+        assert (
+            found[f"cluster/recovery/{what}/learning_again"]["value"]
+            > found[f"cluster/recovery/{what}/noticed"]["value"]
+        )
+    kept = measured.load(file)
+    assert [each.samples_per_s for each in kept.rates] == [pair["peer_value"], pair["value"]]
+    assert kept.network(network, 64).layers[0].seconds > 0

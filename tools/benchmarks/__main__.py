@@ -33,9 +33,11 @@ from tools.benchmarks import (
 from tools.benchmarks.accuracy import figures as accuracy
 from tools.benchmarks.accuracy.through_daemon import SETTINGS as PROOF_SETTINGS
 from tools.benchmarks.accuracy.tuning import settings_of
+from tools.benchmarks.cluster import forecast
+from tools.benchmarks.cluster import measured as cluster_measured
 from tools.benchmarks.report import Report
 
-_NO_INFLUENCE = ("runs", "plot")  # options that only name files
+_NO_INFLUENCE = ("runs", "plot", "measured")  # options that only name files
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 _rounds = click.option("--rounds", default=3, show_default=True, help="Number of repetitions.")
 
@@ -339,6 +341,62 @@ def security_command(as_json: bool, rounds: int) -> None:
 def viewers_command(as_json: bool, rounds: int) -> None:
     """What ten readers of the live feed cost; latency of /metrics while learning; size of a history of 30 days."""
     viewers.run(_report(settings=viewers.SETTINGS), rounds)
+
+
+@main.command("cluster")
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    type=click.Choice(["784-512-512", "784-2000x4"]),
+    help="Network; default: both.",
+)
+@click.option(
+    "--batch", "batches", multiple=True, type=click.IntRange(1), help="Microbatch size; default: 256 and 1024."
+)
+@_rounds
+@click.option("--kills", default=3, show_default=True, help="Actors and raylets that are killed; 0: none.")
+@click.option(
+    "--share", default=1.0, show_default=True, help="Share of the work of each measurement, for a quick look."
+)
+@click.option("--measured", type=click.Path(path_type=Path), metavar="FILE", help="Write what the model needs.")
+@_json
+def cluster_command(
+    networks: tuple[str, ...],
+    batches: tuple[int, ...],
+    rounds: int,
+    kills: int,
+    share: float,
+    measured: Path | None,
+    as_json: bool,
+) -> None:
+    """Stages in a Ray cluster of several nodes on this machine, beside threads: speed, costs, recovery.
+
+    `tools/bench forecast` says from these costs what more machines would give.
+    """
+    from tools.benchmarks.cluster import figures  # needs Ray
+
+    options = figures.Options(rounds=rounds, kills=kills, share=share, write=measured)
+    options = replace(options, networks=networks or options.networks, batches=batches or options.batches)
+    figures.run(_report(), options)
+
+
+@main.command("forecast")
+@click.option("--batch", default=forecast.BATCH, show_default=True, help="Microbatch size.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it into this PNG.")
+@click.option(
+    "--measured",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="FILE",
+    default=cluster_measured.FILE,
+    help="What `tools/bench cluster --measured` wrote; default: the numbers that are kept.",
+)
+def forecast_command(batch: int, plot: Path | None, measured: Path) -> None:
+    """What stages on 1 to 64 nodes would learn, predicted from measured costs: a table and what limits it."""
+    found = cluster_measured.load(measured)
+    click.echo(forecast.table(found, batch))
+    if plot is not None:
+        forecast.draw(plot, found, batch)
 
 
 @main.command("device")

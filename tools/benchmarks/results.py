@@ -6,8 +6,8 @@ range, and `peer peer_value ratio` if there is a peer. A `result` is the JSON th
 origin of a figure is unknown, its keys are "not recorded", and `entered` is the commit that added the figure to the
 documentation. `note` is a remark for readers.
 
-Each table is between `<!-- results NAME -->` and `<!-- end -->`. NAME is a section, `machines`, or `family` (see
-family.py).
+Each table is between `<!-- results NAME -->` and `<!-- end -->`. NAME is a section, `machines`, `family` (see
+family.py), or `forecast` (see cluster/forecast.py).
 """
 
 import json
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.benchmarks import family
+from tools.benchmarks.cluster import forecast, measured
 from tools.benchmarks.report import NOT_RECORDED, ROOT, Row, origin, today
 
 ROWS = ROOT / "tools" / "benchmarks" / "results.jsonl"
@@ -35,6 +36,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "serving": ("ingest", "predict"),
     "operation": ("checkpoint", "recovery", "security", "viewers", "page"),
     "faults": ("crash", "soak", "fuzz"),
+    "cluster": ("cluster",),
     "cuda": ("gpu",),
 }
 _VERSIONS = ("python", "torch", "numpy", "pyzmq")
@@ -108,6 +110,8 @@ def render(text: str, rows: Sequence[Row]) -> str:
             return f"{begin}{machines.table()}\n{end}"
         if name == "family":
             return f"{begin}{family.table(rows)}\n{end}"
+        if name == "forecast":
+            return f"{begin}\n{forecast.table(measured.load())}\n\n{end}"
         if name not in SECTIONS:
             raise ValueError(f"{name}: not a section of results; these are {', '.join(SECTIONS)}")
         own = [row for row in rows if row["name"].partition("/")[0] in SECTIONS[name]]

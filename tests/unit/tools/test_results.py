@@ -55,7 +55,7 @@ def test_every_row_has_a_table_and_an_origin() -> None:
         assert each["name"].partition("/")[0] in known
         assert each.keys() >= ORIGIN.keys()
         assert "result" in each or f"`{each['name']}`" in text
-    for section in (*results.SECTIONS, "machines", "family"):
+    for section in (*results.SECTIONS, "machines", "family", "forecast"):
         assert f"<!-- results {section} -->" in text
 
 

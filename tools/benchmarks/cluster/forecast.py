@@ -22,13 +22,6 @@ _WORDS = {
     "feeder": "the daemon, which feeds all replicas",
     "processors": "shared processors",
 }
-BEYOND = """\
-Past one journal, the next design is partitioned journals: P daemons, each with a journal, a feeder and some of the
-replicas. A producer's name decides which daemon acks it, so exactly-once stays a matter of one journal. A merge goes
-through all partitions, a checkpoint has a sequence number of each, and samples have an order within a partition only.
-Past the merge: a ring in place of the one node that averages (2·s/link for any number of replicas), a smaller state,
-or merging less often. Past a pipeline whose slowest stage is one layer: a layer divided by units, whose goodness is a
-sum over nodes, 4 bytes for each sample and label."""
 
 
 def forecast(
@@ -61,7 +54,8 @@ def table(measured: Measured, batch: int = BATCH) -> str:
         f"| {network}, {layout}, {link} | {' | '.join(map(_cell, found.values()))} |"
         for network, layout, link, found in rows(measured, batch)
     ]
-    return "\n".join([*lines, "", *(f"- {each}" for each in reading(measured, batch))])
+    origin = f"Costs: commit `{measured.origin.get('commit')}`, {measured.origin.get('measured')}. What limits:"
+    return "\n".join([*lines, "", origin, "", *(f"- {each}" for each in reading(measured, batch))])
 
 
 def _cell(found: Forecast) -> str:
@@ -75,15 +69,17 @@ def _cell(found: Forecast) -> str:
 
 
 def reading(measured: Measured, batch: int = BATCH) -> Iterator[str]:
-    """Where each limit begins, in words."""
+    """Where each limit begins, in words. Links for which that is the same are together."""
+    said: dict[tuple[str, str, str], list[str]] = {}
     for network, layout, link, found in rows(measured, batch):
         begins: dict[str, int] = {}
         for nodes, each in found.items():
             begins.setdefault(each.limit, nodes)
         begins.pop("compute", None)
-        if begins:
-            limits = ", ".join(f"{_WORDS[limit]} from {nodes} nodes" for limit, nodes in begins.items())
-            yield f"{network}, {layout}, {link} Gb/s: {limits}"
+        limits = ", ".join(f"{_WORDS[limit]} from {nodes} nodes" for limit, nodes in begins.items())
+        said.setdefault((network, layout, limits or "none"), []).append(link)
+    for (network, layout, limits), links in said.items():
+        yield f"{network}, {layout}, {', '.join(links)} Gb/s: {limits}"
 
 
 def draw(path: Path, measured: Measured, batch: int = BATCH) -> None:
@@ -91,7 +87,7 @@ def draw(path: Path, measured: Measured, batch: int = BATCH) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"Predicted from measurements on one machine; microbatches of {batch}")
     styles: Mapping[str, str] = {"1": ":", "10": "--", "100": "-"}
@@ -105,5 +101,5 @@ def draw(path: Path, measured: Measured, batch: int = BATCH) -> None:
         axes.set(title=f"{kind}: {network}", xlabel="nodes", ylabel="samples/s", xscale="log", yscale="log")
         axes.set_xticks(NODES, map(str, NODES))
         axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.savefig(path, format="png", dpi=120)

@@ -30,7 +30,8 @@ shorter by without them, one after the other. `journal`, `feeder`, and `link` an
 rate would be higher by without these limits.
 
 The model leaves out: a slow node among equal ones, other traffic, that a layer may be faster in a larger cache, and
-what merging does to accuracy. `processors` is a limit only where stages share a machine, as in the measurements.
+what merging does to accuracy. `processors` is a limit only where stages share a machine, as in the measurements; then
+the daemon shares it, too: it takes f, and the other ends of its hops.
 """
 
 import math
@@ -100,10 +101,13 @@ class Forecast:
     shares: dict[str, float]  # what the nodes' time goes to; sums to 1
     period_s: float  # between two microbatches of a replica, merges left out
     fill_s: float  # until the first microbatch is through
+    cap: str | None  # what of the daemon keeps the rate below that of the stages
 
     @property
     def limit(self) -> str:
-        """What takes the largest share of the time, or `compute` where that has at least half."""
+        """`cap`, or what takes the largest share of the time, or `compute` where that has at least half."""
+        if self.cap is not None:
+            return self.cap
         return "compute" if self.shares["compute"] >= 0.5 else max(LOSSES, key=lambda name: self.shares[name])
 
     def seconds(self, microbatches: int) -> float:
@@ -197,7 +201,8 @@ def forecast(network: Network, layout: Layout, costs: Costs, cluster: Cluster) -
     merging = max(stage.busy * every + stage.merge for stage in stages)
     sending = max(stage.learning * every + stage.merge for stage in stages)
     alone = max(stage.period * every + stage.merge for stage in stages)
-    work = sum((stage.busy + stage.publish) * every + stage.merge for stage in stages) * count / cluster.processors
+    work = sum((stage.busy + stage.publish) * every + stage.merge for stage in stages) * count
+    work = (work + _daemon_s(network, costs, cluster) * every * count) / cluster.processors
     cycle = max(alone, work)
     learned = count * every * network.batch / cycle
     caps = _caps(network, count, costs, cluster)
@@ -215,10 +220,18 @@ def forecast(network: Network, layout: Layout, costs: Costs, cluster: Cluster) -
         "processors": cycle - alone,
     }
     shares = {name: parts.get(name, 0.0) / cycle * rate / learned for name in ("compute", *LOSSES)}
-    shares[min(caps, key=lambda name: caps[name])] += 1 - rate / learned
+    cap = min(caps, key=lambda name: caps[name]) if rate < learned else None
+    if cap is not None:
+        shares[cap] += 1 - rate / learned
     period = max(*(stage.period for stage in stages), work / every if work > alone else 0.0)
     fill = sum(stage.busy + stage.arrival for stage in stages)
-    return Forecast(layout, rate, shares, period, fill)
+    return Forecast(layout, rate, shares, period, fill, cap)
+
+
+def _daemon_s(network: Network, costs: Costs, cluster: Cluster) -> float:
+    """Processor time of the daemon for a microbatch: it feeds and sends it, and receives snapshots."""
+    snapshot = sum(layer.weight_bytes for layer in network.layers) / cluster.publish_every
+    return costs.feed_s + costs.hop_s + costs.hop_s_per_byte * (network.input_bytes + snapshot)
 
 
 def _caps(network: Network, count: int, costs: Costs, cluster: Cluster) -> dict[str, float]:

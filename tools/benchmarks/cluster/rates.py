@@ -1,0 +1,172 @@
+"""Measures samples a second of an engine: the pipeline of a daemon, on a journal that holds all samples."""
+
+import atexit
+import contextlib
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import pytest
+
+from ffstream.config import Config
+from ffstream.journal.journal import Entry, Journal
+from ffstream.metrics import Metrics
+from ffstream.pipeline.engine import Engine, make_engine
+from ffstream.pipeline.messages import Barrier, MicroBatch
+from ffstream.pipeline.pipeline import Pipeline
+from ffstream.pipeline.resume_state import ResumeState
+from tools.benchmarks.cluster.measured import INPUTS, recipe_of
+
+_DEADLINE_S = 600.0
+_STOP_S = 60.0
+TUNED = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+}
+NODE = {"object_store_memory": 100_000_000, "include_dashboard": False}  # options of a node
+
+
+@contextmanager
+def ray_nodes(nodes: int, cpus: int) -> Iterator[Any]:
+    """A head without processors and so many nodes on this machine, each with its own raylet: a ray Cluster.
+
+    In the block the environment has what makes processes belong to it.
+    """
+    with tempfile.TemporaryDirectory(prefix="ray") as folder, pytest.MonkeyPatch.context() as patch:
+        Path(folder, "ray").mkdir()
+        for name, value in {**TUNED, "RAY_AUTH_TOKEN_PATH": str(_token()), "RAY_TMPDIR": folder}.items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster  # reads the environment when it is imported
+
+        cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE})
+        try:
+            for _ in range(nodes):
+                cluster.add_node(num_cpus=cpus, **NODE)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+@cache
+def _token() -> Path:
+    """A file with a token. Ray reads it once in a process."""
+    folder = Path(tempfile.mkdtemp(prefix="ray"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    return token
+
+
+def config_of(name: str, batch: int, engine: Mapping[str, Any]) -> Config:
+    """`engine` has the sections `pipeline` and `cluster`."""
+    return Config.model_validate(
+        {
+            "network": recipe_of(name, batch),
+            "pipeline": {"device": "cpu", **engine.get("pipeline", {})},
+            "cluster": engine.get("cluster", {}),
+            "checkpoint": {"every_samples": 0, "every_s": 0},
+        }
+    )
+
+
+@contextmanager
+def started(config: Config) -> Iterator[Engine]:
+    """The engine, which serves one measurement after the other."""
+    engine = make_engine(config, Metrics())
+    try:
+        engine.connect()
+        yield engine
+    finally:
+        engine.stop(_STOP_S)
+
+
+class Speed(NamedTuple):
+    """Of a pipeline. `processors`: how many it used, together with all processes below this one."""
+
+    samples_per_s: float
+    processors: float
+
+
+def speed(config: Config, engine: Engine, batches: int) -> Speed:
+    """Without the first quarter of the microbatches: the pipeline fills, kernels are loaded."""
+    batch, every = config.network.batch_size, config.learning.publish_every
+    warm = max(1, batches // 4 // every) * every
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "journal.sqlite")
+        journal = Journal(path, inputs=INPUTS, labels=config.network.labels)
+        _fill(journal, batch, batches)
+        listener = _Timed(warm * batch, batches * batch)
+        pipeline = Pipeline(config, engine, journal, ResumeState(), listener, Metrics())
+        pipeline.start()
+        try:
+            seconds, processor_s = listener.wait()
+        finally:
+            if not pipeline.stop(_STOP_S, save=False):
+                pipeline.abort(_STOP_S)
+            journal.close()
+        return Speed((batches - warm) * batch / seconds, processor_s / seconds)
+
+
+def _fill(journal: Journal, batch: int, batches: int) -> None:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (batch, INPUTS), dtype=np.uint8).tobytes()
+    labels = draw.integers(0, 10, batch).astype("<u2").tobytes()
+    for number in range(1, batches + 1):
+        journal.append([Entry("bench", number, number, batch, "uint8", labels, images)])
+
+
+class _Timed:
+    """The listener of a pipeline: times at two sequence numbers at which there are snapshots."""
+
+    def __init__(self, begin: int, end: int) -> None:
+        self._times: dict[int, tuple[float, float]] = {}
+        self._begin, self._end = begin, end
+        self._done = threading.Event()
+        self._failures: list[Exception] = []
+
+    def on_microbatch(self, microbatch: MicroBatch, version: int) -> None:
+        """Nothing is predicted."""
+
+    def on_saving(self, barrier: Barrier) -> None:
+        """Nothing is saved."""
+
+    def on_barrier(self, barrier: Barrier) -> None:
+        """Notes the time."""
+        if barrier.seq in (self._begin, self._end):
+            self._times.setdefault(barrier.seq, (time.perf_counter(), _processor_s()))
+        if barrier.seq == self._end:
+            self._done.set()
+
+    def on_failure(self, error: Exception) -> None:
+        """Ends the measurement."""
+        self._failures.append(error)
+        self._done.set()
+
+    def wait(self) -> tuple[float, float]:
+        """Seconds between them, and processor time. Raises RuntimeError."""
+        if not self._done.wait(_DEADLINE_S) or self._failures:
+            raise RuntimeError(f"the pipeline did not learn its samples: {self._failures}")
+        (begin, used), (end, used_then) = self._times[self._begin], self._times[self._end]
+        return end - begin, used_then - used
+
+
+def _processor_s() -> float:
+    """Of this process and all below it: keeper, nodes, actors."""
+    used = time.process_time()
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used += sum(each.cpu_times()[:2])
+    return used
