@@ -10,8 +10,10 @@ import pytest
 
 from ffstream.client import Predictor
 from tests.harness.commands import COMMAND_S, run_cli, run_json
-from tests.harness.daemon import DaemonProcess, Daemons
+from tests.harness.daemon import START_S, DaemonProcess, Daemons
+from tests.harness.daemon_directory import free_port
 from tests.harness.interruptions import SETTINGS, await_stages, interrupted
+from tests.support import wait_until
 
 pytest.importorskip("ray", reason="ray is not installed")
 
@@ -76,3 +78,17 @@ def test_a_lost_stage_is_named_and_learning_goes_on(daemon: DaemonProcess) -> No
     assert end["seconds"] > 0
     assert [each["stage"] for each in events(daemon, "stage placed")] == [0, 1, 0, 1]
     assert "oken authentication" not in daemon.log_text()
+
+
+def test_without_a_cluster_samples_are_acked_and_threads_learn_them_later(daemons: Daemons) -> None:
+    nowhere = f"cluster.address=127.0.0.1:{free_port()}"
+    waits = daemons.start("network.widths=[20,20]", "pipeline.engine=ray", nowhere, "cluster.start_timeout_s=2")
+    assert run_json("replay", "embedded", "--limit", "300", "--to", waits.learn)["acked"] == 300
+    wait_until(lambda: waits.status()["interrupted"]["tries"] > 1, START_S, "it is tried again")
+    assert get(waits, "/readyz/learn")[0] == 200
+    reasons = r"(the Ray cluster (does not answer|cannot be used)|the keeper has ended.*)"
+    assert re.fullmatch(rf"ready, learning is interrupted: {reasons}\n", get(waits, "/readyz")[1])
+    assert waits.status()["learned"] == 0
+    assert waits.stop() == 0
+    threads = daemons.start("network.widths=[20,20]", "pipeline.engine=threads", nowhere)
+    assert threads.status(idle=True)["learned"] == 300

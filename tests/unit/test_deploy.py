@@ -57,6 +57,20 @@ def test_the_guide_says_what_to_do_about_each_alert_and_each_reason() -> None:
     assert refusing <= set(rows)
 
 
+def test_the_events_that_the_guide_names_are_logged() -> None:
+    guide = (DEPLOY / "README.md").read_text()
+    section = guide.partition("\n### When something is lost\n")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| `([a-z ]+)` \| ((?:`\w+`(?:, )?)+) \|", section, re.MULTILINE)
+    assert len(rows) > 6
+    package = DEPLOY.parent / "ffstream"
+    sources = " ".join(
+        file.read_text() for part in ("learning", "pipeline") for file in (package / part).rglob("*.py")
+    )
+    templates = dict(re.findall(r'"([a-z ]+)((?: \w+=%[\w.]+)+)"', sources))
+    for event, fields in rows:
+        assert re.findall(r"(\w+)=", templates[event]) == re.findall(r"\w+", fields), event
+
+
 def test_the_dashboard_shows_metrics_that_there_are(exposed: set[str]) -> None:
     dashboard: dict[str, Any] = json.loads(DASHBOARD.read_text())
     targets = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]

@@ -75,18 +75,19 @@ class KeeperProcess:
 
     def connect(self, request: Connect, timeout_s: float) -> Connected:
         """Raises StagesLost."""
-        reply = self._ask(request, timeout_s)
+        hint, address = "ray status; cluster.address names its head", request.address
+        late = StagesLost(f"the Ray cluster does not answer: {address}: not within {timeout_s:g} s", hint=hint)
+        reply = self._ask(request, timeout_s, late)
         if isinstance(reply, Failed):
-            raise StagesLost(
-                f"the Ray cluster at {request.address} cannot be used: {reply.reason}",
-                hint="ray status; cluster.address names its head",
-            )
+            raise StagesLost(f"the Ray cluster cannot be used: {address}: {reply.reason}", hint=hint)
         assert isinstance(reply, Connected)
         return reply
 
     def place(self, request: Place) -> Placed:
         """Raises StagesLost."""
-        reply = self._ask(request, request.timeout_s + 5.0)
+        timeout_s = request.timeout_s + 5.0
+        late = StagesLost(f"the keeper did not answer within {timeout_s:g} s", hint="it is started again")
+        reply = self._ask(request, timeout_s, late)
         if isinstance(reply, Failed):
             raise StagesLost(
                 f"stages cannot be placed: {reply.reason}",
@@ -99,7 +100,8 @@ class KeeperProcess:
         """Ends these actors, soon."""
         self._send(Kill(numbers))
 
-    def _ask(self, request: Any, timeout_s: float) -> Any:
+    def _ask(self, request: Any, timeout_s: float, late: StagesLost) -> Any:
+        """The reply. Raises StagesLost: `late`, when the keeper has not answered in time and is killed."""
         with self._asking:
             self._send(request)
             deadline = time.monotonic() + timeout_s
@@ -114,9 +116,7 @@ class KeeperProcess:
                         ) from None
                     if time.monotonic() > deadline:
                         self._process.kill()
-                        raise StagesLost(
-                            f"the keeper did not answer within {timeout_s:g} s", hint="it is started again"
-                        ) from None
+                        raise late from None
 
     def _send(self, message: Any) -> None:
         try:
