@@ -134,6 +134,9 @@ class Keeper:
         except GetTimeoutError:
             self._kill([held.number for held in chosen])
             return Failed("actors do not answer")
+        except RayActorError as error:
+            self._forget_dead(chosen, listening)  # it was idle, so nobody has noticed
+            return Failed(str(error).splitlines()[0])
         for held in chosen:
             held.idle.clear()
             threading.Thread(target=self._watch, args=(held, held.handle.run.remote()), daemon=True).start()
@@ -215,6 +218,13 @@ class Keeper:
             return
         self._forget(held)
         self._say(Lost(held.number, reason))
+
+    def _forget_dead(self, chosen: Sequence[_Held], answers: Sequence[Any]) -> None:
+        for held, answer in zip(chosen, answers, strict=True):
+            try:
+                ray.get(answer, timeout=_END_S)
+            except RayError:
+                self._kill([held.number])
 
     def _forget(self, held: _Held) -> None:
         with self._lock:
