@@ -8,6 +8,7 @@ this child of it does, and the daemon starts another one. It ends when its conne
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from ffstream.pipeline.cluster.actor import StageActor
 from ffstream.pipeline.cluster.requests import Connect, Connected, Failed, Kill, Lost, Place, Placed, Slot, Spot
 
 _WATCH_S: Final = 0.5  # between two looks at the node
+_HEAD_S: Final = 5.0  # in which a head accepts a connection
 _END_S: Final = 5.0  # in which an actor must end a run that is over
 _LOCAL: Final = "local"
 
@@ -75,7 +77,7 @@ class Keeper:
     def _answer(self, work: Any, request: Any) -> None:
         try:
             reply = work(request)
-        except (RayError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (RayError, OSError, RuntimeError, ValueError) as error:
             reply = Failed(f"{type(error).__name__}: {error}".splitlines()[0])
         self._say(reply)
 
@@ -101,6 +103,7 @@ class Keeper:
                 "_temp_dir": self._folder,
             }
         else:
+            _expect_head(request.address)
             options["address"] = request.address
         ray.init(**options)
         threading.Thread(target=_end_with_node, args=(ray.get_runtime_context().get_node_id(),), daemon=True).start()
@@ -252,6 +255,13 @@ class _RayStage(StageActor):
         if not host:
             host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return super().listen(token, host, client, encrypt)
+
+
+def _expect_head(address: str) -> None:
+    """Raises OSError when nothing listens there. Ray itself would try for two minutes, and not say why."""
+    host, separator, port = address.rpartition(":")
+    if separator:  # not `auto`
+        socket.create_connection((host.strip("[]"), int(port)), _HEAD_S).close()
 
 
 def _end_with_node(node: str) -> None:

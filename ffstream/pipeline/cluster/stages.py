@@ -409,7 +409,7 @@ class ClusterStages:
             )
         self._metrics.stage_replacements.labels(str(index), kind).inc()
         log.warning("stage lost stage=%d node=%s pid=%d reason=%s error=%r", index, node, pid, kind, reason)
-        if self._keeper is not None and spot is not None:
+        if self._keeper is not None and spot is not None and not line.ended:
             self._keeper.kill([spot.number])
 
     def _end_lines(self) -> None:

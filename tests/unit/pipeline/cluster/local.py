@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -18,6 +18,8 @@ from ffstream.pipeline.cluster.engine import ClusterEngine
 from ffstream.pipeline.cluster.requests import Place, Placed, Spot
 from tests.unit.pipeline.run import DEADLINE_S
 
+Connection = Literal["control", "inlet"]
+
 
 class Wire:
     """Forwards the TCP connections to a port, until they are cut."""
@@ -26,6 +28,7 @@ class Wire:
         self._target = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self.recorded = bytearray()  # what was sent, in both directions
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -43,6 +46,7 @@ class Wire:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
+                self.recorded += data
                 sink.sendall(data)
         for each in (source, sink):
             with suppress(OSError):
@@ -82,7 +86,7 @@ class _Held:
 class LocalKeeper:
     """Places actors as the keeper does: those that are idle are used again.
 
-    With `wired`, a wire leads to each socket of an actor: first to its control socket, then to its inlet.
+    With `wired`, a wire leads to each socket of an actor.
     """
 
     def __init__(self, *, wired: bool = False) -> None:
@@ -94,6 +98,7 @@ class LocalKeeper:
         self._wired = wired
         self._held: dict[int, _Held] = {}
         self._numbers = count(1)
+        self._wires: list[Wire] = []
 
     def place(self, request: Place) -> Placed:
         """Raises StagesLost if that was asked for."""
@@ -118,14 +123,20 @@ class LocalKeeper:
         control, inlet = reply["control"], reply["inlet"]
         if self._wired:
             held.wires = [Wire(control), Wire(inlet)]
+            self._wires += held.wires
             control, inlet = (wire.port for wire in held.wires)
         held.thread = threading.Thread(target=held.actor.run, name=f"actor-{number}", daemon=True)
         held.thread.start()
         return Spot(number, "node", 0, reply["host"], control, inlet, reply["key"])
 
-    def wires(self, stage: int) -> Sequence[Wire]:
-        """Those to the actor that runs this stage."""
-        return self._held[self.placed[-1][stage]].wires
+    def wire(self, stage: int, to: Connection) -> Wire:
+        """The one to the actor that runs this stage."""
+        return self._held[self.placed[-1][stage]].wires[("control", "inlet").index(to)]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an actor is in a run."""
+        return any(held.thread.is_alive() for held in self._held.values())
 
     def kill(self, numbers: Sequence[int]) -> None:
         """Their actors are not used again."""
@@ -138,11 +149,11 @@ class LocalKeeper:
         for held in self._held.values():
             held.thread.join(timeout_s)
             assert not held.thread.is_alive(), f"{held.thread.name} has not ended"
-            for wire in held.wires:
-                wire.close()
             if held.actor._authenticator is not None:
                 held.actor._authenticator.stop()
             held.actor._context.destroy(linger=0)
+        for wire in self._wires:
+            wire.close()
         return True
 
 
