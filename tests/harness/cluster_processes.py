@@ -54,27 +54,26 @@ def child_of(parent: psutil.Process | None, name: str) -> psutil.Process | None:
 
 
 def parts_of(daemon: DaemonProcess, actors: Sequence[int] = ()) -> dict[str, psutil.Process]:
-    """The processes that are there, by part: `keeper`, `gcs`, `raylet`, and `actor 0` … for the pids in `actors`."""
+    """The processes that are there, by part: `keeper`, `gcs`, `raylet`, `actor 0` … for the pids in `actors`, and if
+    there are any, `spare 0` … for the other actors."""
     keeper = keeper_of(daemon)
-    found = {"keeper": keeper, "gcs": child_of(keeper, "gcs_server"), "raylet": child_of(keeper, "raylet")}
+    raylet = child_of(keeper, "raylet")
+    found = {"keeper": keeper, "gcs": child_of(keeper, "gcs_server"), "raylet": raylet}
     for number, pid in enumerate(actors):
         found[f"actor {number}"] = _process(pid)
+    if actors and raylet is not None:
+        spares = [each for each in _children(raylet.pid) if each.pid not in actors and _name(each).startswith(_ACTOR)]
+        found |= {f"spare {number}": each for number, each in enumerate(spares)}
     return {part: process for part, process in found.items() if process is not None}
 
 
 def resident_mb(daemon: DaemonProcess, actors: Sequence[int]) -> dict[str, float]:
     """Resident memory in units of 10⁶ bytes: of the daemon, its keeper, the actor of each stage, each spare actor
     and the rest of Ray."""
-    memory = {"daemon": daemon.resident_mb()}
-    known = parts_of(daemon, actors)
-    for part, process in known.items():
-        if part == "keeper" or part.startswith("actor"):
-            memory[part] = _resident_mb(process)
-    others = [each for each in descendants(daemon.pid) if each.pid not in {known["keeper"].pid, *actors}]
-    spares = [each for each in others if _name(each).startswith(_ACTOR)]
-    memory |= {f"spare {number}": _resident_mb(each) for number, each in enumerate(spares)}
-    memory["ray"] = sum(_resident_mb(each) for each in others if each not in spares)
-    return memory
+    own = {part: each for part, each in parts_of(daemon, actors).items() if part not in ("gcs", "raylet")}
+    rest = [each for each in descendants(daemon.pid) if each not in own.values()]
+    memory = {"daemon": daemon.resident_mb()} | {part: _resident_mb(each) for part, each in own.items()}
+    return memory | {"ray": sum(map(_resident_mb, rest))}
 
 
 def descendants(pid: int) -> list[psutil.Process]:

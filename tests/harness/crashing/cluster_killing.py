@@ -10,13 +10,14 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import psutil
 
-from tests.harness.cluster_processes import Learning, descendants, is_running, left_after, parts_of, read_learning
+from tests.harness.cluster_processes import Learning, descendants, left_after, parts_of, read_learning
 from tests.harness.crashing.audit import Audit, FinalState, audit
 from tests.harness.crashing.fork_server import CrashDirectory, ForkServer, stop_cleanly
 from tests.harness.crashing.killing import run_without_kills
@@ -27,8 +28,18 @@ from tests.harness.daemon_directory import free_port
 
 SETTINGS: Final = ("pipeline.engine=ray", "cluster.spares=1")
 # `stopped actor` stands still for so long that it must be replaced, and goes on after that; `slow actor` does not.
-VICTIMS: Final = ("daemon", "actor", "stopped actor", "slow actor", "keeper", "raylet", "gcs")
-_DECK: Final = (*VICTIMS, "actor")
+# `actor and spare`: the spare actor, too, about whose end nobody hears until it is needed.
+_DECK: Final = (
+    "daemon",
+    "actor",
+    "actor",
+    "actor and spare",
+    "stopped actor",
+    "slow actor",
+    "keeper",
+    "raylet",
+    "gcs",
+)
 
 _MESSAGES_PER_S: Final = 10.0  # so few that learning, which stands still most of the time, keeps up
 _OVERLAP_EVERY: Final = 6
@@ -109,14 +120,19 @@ class ClusterKillRun:
             self._await_learning(_Strike("start", time.monotonic(), frozenset(), 0))
             victims = self._victims()
             for number in range(1, kills + 1):
-                self._kill(next(victims), overlap=number % _OVERLAP_EVERY == 0 and number < kills)
+                victim = next(victims)
+                self._kill(victim, overlap=number % _OVERLAP_EVERY == 0 and number < kills)
                 sender.check()
-                report(self._recoveries[-1][0].victim if self._recoveries else "")
+                report(victim)
             sender.finish()
             asker.finish()
             stop_cleanly(self._daemon)
-        finally:
-            self._daemon.kill()
+        except BaseException:
+            left_after(lambda: descendants(self._forks.pid), 0.0)
+            raise
+        return self._result(sender, asker)
+
+    def _result(self, sender: Sender, asker: Asker) -> ClusterKillResult:
         final = FinalState.read(self._directory.state)
         expected = run_without_kills(self._folder / "without-kills", self._stream, sender.sizes, self._forks)
         left = left_after(lambda: descendants(self._forks.pid), _LEFT_S)
@@ -160,8 +176,8 @@ class ClusterKillRun:
             ended_s = self._await_learning(strike)
             self._recoveries.append((strike, ended_s))
             self._idle(_BETWEEN_S)
-        if stopped is not None and is_running(stopped):
-            stopped.resume()  # it must not disturb those that have taken its place
+        if stopped is not None:
+            _signal(stopped.resume)  # it must not disturb those that have taken its place
 
     def _idle(self, at_most_s: float) -> None:
         if self._daemon.exits_within(self._random.uniform(0, at_most_s)):
@@ -171,20 +187,24 @@ class ClusterKillRun:
         """Kills it. Returns the process that is stopped instead, if any."""
         if victim == "daemon":
             return self._kill_daemon(), None
-        process, learning, keeper = self._find(victim)
+        process, parts, learning = self._find(victim)
         at_s = time.monotonic()
         if victim == "slow actor":
-            process.suspend()
+            _signal(process.suspend)
             self._daemon.exits_within(self._random.uniform(*_SLOW_S))
-            process.resume()
+            _signal(process.resume)
             return _Strike(victim, at_s, frozenset(), 0), None
         if victim == "stopped actor":
-            process.suspend()
+            _signal(process.suspend)
             return _Strike(victim, at_s, frozenset({process.pid}), 0), process
-        process.kill()
-        if victim == "actor":
+        if victim == "actor and spare":
+            for part, spare in parts.items():
+                if part.startswith("spare"):
+                    _signal(spare.kill)
+        _signal(process.kill)
+        if victim.startswith("actor"):
             return _Strike(victim, at_s, frozenset({process.pid}), 0), None
-        return _Strike(victim, at_s, frozenset(learning.actors), keeper), None
+        return _Strike(victim, at_s, frozenset(learning.actors), parts["keeper"].pid), None
 
     def _kill_daemon(self) -> _Strike:
         at_s = time.monotonic()
@@ -194,8 +214,8 @@ class ClusterKillRun:
         self._outages.append(Outage(at_s, time.monotonic()))
         return _Strike("daemon", at_s, frozenset(), 0)
 
-    def _find(self, victim: str) -> tuple[psutil.Process, Learning, int]:
-        """The process, which may be about to start, what the daemon says, and the pid of its keeper."""
+    def _find(self, victim: str) -> tuple[psutil.Process, Mapping[str, psutil.Process], Learning]:
+        """The process, which may be about to start, all that there are, and what the daemon says."""
         deadline = time.monotonic() + _RECOVER_S
         while time.monotonic() < deadline:
             learning = read_learning(self._daemon)
@@ -204,7 +224,7 @@ class ClusterKillRun:
                 part for part in sorted(parts) if part == victim or (part.startswith("actor") and "actor" in victim)
             ]
             if found and "keeper" in parts:
-                return parts[self._random.choice(found)], learning, parts["keeper"].pid
+                return parts[self._random.choice(found)], parts, learning
             time.sleep(_POLL_S)
         raise self._daemon.failure(f"there is no {victim} after {_RECOVER_S:g} s")
 
@@ -223,3 +243,8 @@ class ClusterKillRun:
                 return time.monotonic()
             time.sleep(_POLL_S)
         raise self._daemon.failure(f"learning does not go on {_RECOVER_S:g} s after the kill of the {strike.victim}")
+
+
+def _signal(send: Callable[[], None]) -> None:
+    with suppress(psutil.NoSuchProcess):  # the kill before has ended it, too
+        send()
