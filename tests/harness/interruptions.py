@@ -6,6 +6,7 @@ from typing import Any
 
 import psutil
 
+from tests.harness.cluster_processes import keeper_of
 from tests.harness.daemon import START_S, DaemonProcess
 from tests.support import wait_until
 
@@ -23,9 +24,8 @@ def await_stages(daemon: DaemonProcess) -> list[dict[str, Any]]:
 @contextmanager
 def interrupted(daemon: DaemonProcess) -> Iterator[None]:
     """In the block the daemon has lost its first stage, and nothing is placed, because its keeper is stopped."""
-    (keeper,) = [
-        each for each in psutil.Process(daemon.pid).children() if "ffstream.pipeline.cluster.keeper" in each.cmdline()
-    ]
+    keeper = keeper_of(daemon)
+    assert keeper is not None
     lost = psutil.Process(await_stages(daemon)[0]["pid"])
     keeper.suspend()
     try:

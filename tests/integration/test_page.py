@@ -60,6 +60,12 @@ def visit(browser: Browser) -> Iterator[Callable[..., Tab]]:
     assert [tab.complaints for tab in opened if tab.complaints] == []
 
 
+def serious(tab: Tab) -> list[dict[str, Any]]:
+    """What keeps people with disabilities from using the page as it is now."""
+    violations: list[dict[str, Any]] = Axe().run(tab.page).response["violations"]
+    return [each for each in violations if each["impact"] in ("serious", "critical")]
+
+
 def replay(daemon: DaemonProcess, samples: int, *options: str) -> None:
     run_json("replay", "embedded", "--limit", str(samples), "--to", daemon.learn, *options)
     daemon.status(idle=True)
@@ -207,8 +213,7 @@ def test_the_page_is_accessible_and_fits_a_phone(
     for details in tab.page.locator("details").all():
         details.evaluate("node => { node.open = true }")
     assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-    violations = Axe().run(tab.page).response["violations"]
-    assert [each for each in violations if each["impact"] in ("serious", "critical")] == []
+    assert serious(tab) == []
 
 
 def test_a_finger_draws_and_does_not_scroll(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
@@ -286,6 +291,10 @@ def test_a_lost_stage_is_shown_and_marked_and_is_not_a_lost_daemon(
         assert tab.text("#pill") == "learning is interrupted"
         assert "ff-stage-0 is lost" in tab.text("#state")
         assert re.fullmatch(r"For \d+ (s|min), 1 try to place the stages\.", tab.text("#state-note"))
+        phone = visit(spread.http, width=390)
+        phone.wait_for_state("interrupted")
+        assert phone.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        assert serious(phone) == []
     tab.wait_for_state("ready")
     tab.look_at("learning")
     tab.page.locator("#legend li").filter(has_text="learning is interrupted").wait_for()

@@ -20,6 +20,7 @@ MARKS = {
     "rollback": ("rollback", VERMILLION, "--"),
     "drift": ("detected drift", PURPLE, "-."),
     "pause": ("paused", ORANGE, ":"),
+    "interruption": ("interrupted", ORANGE, "-."),
 }
 
 Curve = NDArray[np.float64]

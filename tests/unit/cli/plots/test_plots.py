@@ -147,6 +147,9 @@ def test_the_curve_names_the_true_size_of_its_window_and_its_marks() -> None:
     assert "learned, samples/s" in full
     assert {"start", "rollback", "detected drift", "checkpoint"} <= set(full.splitlines())
     assert "paused" not in full, "what has not happened is not in the legend"
+    lost = history()
+    lost["marks"].append(Mark(lost["columns"]["time"][-1], 5000, "interruption", "")._asdict())
+    assert "interrupted" in texts(curve.draw(lost)).splitlines()
     few = texts(curve.draw(history(1000)))
     assert "of all samples predicted so far (1,000 at the end)" in few
     assert "10,000" not in few
