@@ -9,9 +9,11 @@ The tensors of a readout are named like those of a layer: `readout.weight`, `rea
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from torch import Tensor
+
+_Value = TypeVar("_Value")
 
 INPUT: Final = "input"
 READOUT: Final = "readout"
@@ -48,7 +50,7 @@ def joined(parts: Iterable[tuple[str, Mapping[str, Tensor]]]) -> dict[str, Tenso
     return {f"{prefix}.{name}": value for prefix, tensors in parts for name, value in tensors.items()}
 
 
-def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix.`, without that prefix. The reverse of `joined`."""
+def below(prefix: str, tensors: Mapping[str, _Value]) -> dict[str, _Value]:
+    """The tensors, or other values, whose names begin with `prefix.`, without it. The reverse of `joined`."""
     start = f"{prefix}."
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}

@@ -137,6 +137,7 @@ class Learner:
         After a failure no state is saved, because it may be wrong: recovery begins at the last checkpoint.
         """
         deadline = time.monotonic() + timeout_s
+        self._engine.cancel()
         # Never released: no other run may begin.
         if not self.restarts.stop(timeout_s) or not self._replacing.acquire(timeout=timeout_s):
             return False

@@ -9,10 +9,10 @@ import threading
 from collections import deque
 from typing import Literal, Protocol
 
-from ffstream.pipeline.messages import Barrier, MicroBatch, StageOutput
+from ffstream.pipeline.messages import Barrier, Merge, MicroBatch, StageOutput
 
 Overflow = Literal["block", "skip"]
-Item = MicroBatch | StageOutput | Barrier
+Item = MicroBatch | StageOutput | Barrier | Merge
 
 
 class Closed(Exception):
@@ -68,7 +68,7 @@ class Channel:
 
     def _drop_oldest(self) -> bool:
         for position, item in enumerate(self._items):
-            if not isinstance(item, Barrier):
+            if not isinstance(item, Barrier | Merge):
                 del self._items[position]
                 self.skipped += 1
                 return True

@@ -74,6 +74,9 @@ class Engine(Protocol):
         `on_failure` is called at most once for a stage; with StagesLost if a stage that was lost may be replaced.
         """
 
+    def cancel(self) -> None:
+        """No stages are placed from now on: what waits for that raises StagesLost. Those that run go on."""
+
     def hardware(self) -> Hardware:
         """Of the stages that were started last."""
 

@@ -44,6 +44,12 @@ class StageOutput(NamedTuple):
     ready: Any = None
 
 
+class Merge(NamedTuple):
+    """After the microbatch `step` the replicas of each stage merge their states."""
+
+    step: int
+
+
 @dataclass(frozen=True)
 class Part:
     """One contributor's part of a barrier, by name: EMA weights and, if it saves, the tensors and JSON values of its

@@ -26,6 +26,7 @@ from ffstream.pipeline.phases import PhaseSchedule
 from ffstream.pipeline.quiet_sleep import QuietSleep
 from ffstream.pipeline.replay_buffer import ReplayBuffer
 from ffstream.pipeline.resume_state import ResumeState
+from ffstream.pipeline.stage_gauges import StageGauges
 from ffstream.util.threads import Worker
 
 
@@ -118,12 +119,18 @@ class Pipeline:
     @property
     def applied_seq(self) -> int:
         """Sequence number up to which every layer has learned, or has skipped."""
-        return self.stages.gauges[-1].last_seq
+        return min(gauges.last_seq for gauges in self._last_stages)
 
     @property
     def live_error(self) -> float | None:
         """The recent prequential error of the weights that learn; None if it is not known."""
-        return self.stages.gauges[-1].live_error
+        errors = [each.live_error for each in self._last_stages if each.live_error is not None]
+        return sum(errors) / len(errors) if errors else None
+
+    @property
+    def _last_stages(self) -> list[StageGauges]:
+        """One of each replica."""
+        return [gauges for gauges in self.stages.gauges if gauges.is_last]
 
     @property
     def fed_seq(self) -> int:
@@ -163,7 +170,8 @@ class Pipeline:
     def describe_layers(self) -> list[dict[str, Any]]:
         """Each layer for the status reply."""
         recipe = self._config.network
-        layers = [layer for stage in self.stages.gauges for layer in stage.describe_layers()]
+        shown = [stage for stage in self.stages.gauges if stage.shows_layers]
+        layers = [layer for stage in shown for layer in stage.describe_layers()]
         shapes = recipe.output_shapes()
         for layer, compares, options, shape in zip(layers, recipe.compares, recipe.layers, shapes, strict=True):
             layer["connection"], layer["shape"], layer["compares"] = options.connection.kind, list(shape), compares

@@ -6,23 +6,35 @@ its random initialisation, and nobody would notice.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeGuard
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any, Final, NamedTuple, Self, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 from ffstream.errors import CheckpointIncompatible
-from ffstream.ff.member import Member, joined
+from ffstream.ff.member import Member, below, joined
+from ffstream.ff.merging import averaged
 from ffstream.ff.network import Network
 from ffstream.pipeline.members import StageMembers
 from ffstream.util.labels import UNLABELLED
 
+MERGER: Final = "merger"  # before the names of what merges of replicas depend on
+_REPLICA: Final = "replica."  # before the names of the tensors and values of further replicas
 _POSITIONS = ("step", "version", "phase_position")
 _LATER_POSITIONS = ("slept",)  # absent from earlier checkpoints, where they mean 0
 _LARGEST = 2**62
 # Numbers of samples or errors, which step sizes and decisions depend on.
 _COUNTS = ("samples", "seen", "sum", "usual", "since_low", "since_change", "restarts")
+
+
+_Value = TypeVar("_Value")
+
+
+def of_replica(number: int, values: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Tensors or other values of a replica, as they are named in a checkpoint: those of the first have no prefix."""
+    return {f"{_REPLICA}{number}.{name}" if number else name: value for name, value in values.items()}
 
 
 class ResumeState(NamedTuple):
@@ -52,6 +64,28 @@ class ResumeState(NamedTuple):
         """Whether nothing is learned yet."""
         return not (self.seq or self.tensors or self.progress)
 
+    def replicas(self, wanted: int) -> "list[ResumeState]":
+        """The states of that many replicas. If they come from another number of replicas, all begin with the mean."""
+        states = list(self._stored_replicas())
+        if len(states) == wanted:
+            return states
+        first = states[0]
+        if len(states) > 1:
+            own = [{n: v for n, v in each.tensors.items() if not n.startswith(f"{MERGER}.")} for each in states]
+            first = first._replace(tensors=averaged(own))
+        return [first] * wanted
+
+    def _stored_replicas(self) -> "Iterator[ResumeState]":
+        own = {name: value for name, value in self.tensors.items() if not name.startswith((_REPLICA, "replay."))}
+        common = {name: value for name, value in self.progress.items() if not name.startswith(_REPLICA)}
+        yield self._replace(tensors=own, progress=common)
+        for number in count(1):
+            prefix = f"{_REPLICA}{number}"
+            tensors = below(prefix, self.tensors)
+            if not tensors:
+                return
+            yield self._replace(tensors=tensors, progress=common | below(prefix, self.progress))
+
     def restore(self, stages: Sequence[StageMembers]) -> None:
         """Makes the members of all stages continue from this state. Raises CheckpointIncompatible."""
         if self.is_fresh:
@@ -64,7 +98,7 @@ class ResumeState(NamedTuple):
         """Raises CheckpointIncompatible unless the tensors, those of the replay buffer aside, are the members'
         state, and the positions in the stream are counts."""
         expected = joined((name, member.state_dict()) for name, member in members.items())
-        found = {name for name in self.tensors if not name.startswith("replay.")}
+        found = {name for name in self.tensors if not name.startswith(("replay.", f"{MERGER}."))}
         odd = sorted(found ^ expected.keys())
         if odd:
             raise self._misfit(f"{odd[0]!r} is {'not expected' if odd[0] in found else 'missing'}")

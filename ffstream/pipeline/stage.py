@@ -8,17 +8,30 @@ stage and is reported once. Whether the queues lead to other threads or to other
 import math
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 from torch import Tensor
 
 from ffstream.errors import StageFailed
+from ffstream.ff.member import joined
 from ffstream.pipeline.channel import Closed, Inbox, Outbox
 from ffstream.pipeline.device import DeviceStream
 from ffstream.pipeline.members import StageMembers
-from ffstream.pipeline.messages import Barrier, MicroBatch, Part, StageOutput
+from ffstream.pipeline.messages import Barrier, Merge, MicroBatch, Part, StageOutput
+from ffstream.pipeline.resume_state import MERGER
 from ffstream.pipeline.stage_gauges import Observer
 from ffstream.util import failpoints
 from ffstream.util.threads import LEARNING_NICENESS, OnFailure, Worker
+
+
+class Merger(Protocol):
+    """Merges the state of a stage with those of the same stage in other replicas."""
+
+    def merge(self, members: StageMembers) -> None:
+        """The members continue from the merged state. Raises Closed."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of what later merges depend on."""
 
 
 class Stage:
@@ -34,6 +47,7 @@ class Stage:
         stream: DeviceStream,
         observer: Observer,
         on_failure: OnFailure,
+        merger: Merger | None = None,
         seq: int = 0,
     ) -> None:
         """The stage with the `input` gets microbatches; later ones get the output of the stage before.
@@ -49,6 +63,7 @@ class Stage:
         self._outbox = outbox
         self._stream = stream
         self._observer = observer
+        self._merger = merger
         self.thread = Worker(name, self._work, on_failure, niceness=LEARNING_NICENESS)
 
     def start(self) -> None:
@@ -75,6 +90,8 @@ class Stage:
                 item = self.inbox.get()
             if isinstance(item, Barrier):
                 self._pass(item)
+            elif isinstance(item, Merge):
+                self._merge(item)
             else:
                 self._learn(item)
             self.steps += 1
@@ -115,9 +132,19 @@ class Stage:
             activities = layer.forward(activities)
         return StageOutput(item.step, item.seq, item.fresh, activities, self._stream.record())
 
+    def _merge(self, item: Merge) -> None:
+        assert self._merger is not None, "only replicas merge"
+        if self._outbox is not None:
+            self._outbox.put(item)
+        self._merger.merge(self.members)
+
+    def _state_dict(self) -> dict[str, Tensor]:
+        state = self.members.state_dict()
+        return state if self._merger is None else state | joined([(MERGER, self._merger.state_dict())])
+
     def _pass(self, barrier: Barrier) -> None:
         weights = self.members.weights()
-        tensors = self.members.state_dict() if barrier.saves else {}
+        tensors = self._state_dict() if barrier.saves else {}
         self.last_seq = max(self.last_seq, barrier.seq)
         self._observer.on_barrier(self.members.figures(self.last_seq))
         self._stream.synchronize()  # the copies are read by other threads

@@ -86,8 +86,8 @@ class StageGauges:
         self.place: Callable[[], Mapping[str, Any]] = dict  # where it runs, if that is not this process
         self._label = label
         self._metrics = metrics
-        self._is_last = is_last
-        self._shows_layers = shows_layers
+        self.is_last = is_last
+        self.shows_layers = shows_layers
         self._learned = 0
         self._step_s: float | None = None  # a running mean
         self._step_seconds = metrics.step_seconds.labels(label)
@@ -99,7 +99,7 @@ class StageGauges:
         """Counts it."""
         self._step_seconds.observe(seconds)
         self._step_s = seconds if self._step_s is None else self._step_s + (seconds - self._step_s) / _STEPS_REACH
-        if self._is_last:
+        if self.is_last:
             self._metrics.samples_learned.inc(fresh)
         self.last_seq = seq
         self._learned += fresh
@@ -108,7 +108,7 @@ class StageGauges:
         """Sets all gauges of the layers."""
         self.last_seq = max(self.last_seq, figures.seq)
         self.live_error = figures.live_error
-        if self._shows_layers:
+        if self.shows_layers:
             self._layers.set(figures.layers, self.last_seq, self._learned)
             if figures.readout_loss is not None:
                 self._metrics.loss.labels(READOUT).set(figures.readout_loss)

@@ -42,6 +42,7 @@ class ThreadEngine:
         # A stage that skips keeps an activity for longer than any ring lasts: the stage before does not wait for it.
         buffers = 0 if options.overflow == "skip" else options.queue_depth + 2
         placement = Placement(self._device, self._product_dtype, buffers)
+        resume = resume.replicas(1)[0]
         sizes = stage_sizes(options.stages, len(recipe.layers))
         members = [
             members_of(recipe, placement, sizes, index, resume.progress.get(LIVE)) for index in range(len(sizes))
@@ -56,6 +57,9 @@ class ThreadEngine:
             on_failure,
             resume.seq,
         )
+
+    def cancel(self) -> None:
+        """Nothing waits."""
 
     def hardware(self) -> Hardware:
         """Of all stages."""

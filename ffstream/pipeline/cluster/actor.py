@@ -5,7 +5,7 @@ It serves one training run after the other: `listen`, then `run`, which returns 
 
 import os
 import socket as system
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import zmq
@@ -14,16 +14,29 @@ from zmq.auth.thread import ThreadAuthenticator
 from ffstream import __version__
 from ffstream.errors import FFStreamError, StageFailed
 from ffstream.ff import kernels
+from ffstream.ff.member import below
+from ffstream.ff.merging import Merger
 from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import stored_recipe
 from ffstream.pipeline.channel import Closed
 from ffstream.pipeline.cluster.control import Control
 from ffstream.pipeline.cluster.frames import Message
 from ffstream.pipeline.cluster.hops import HopIn, HopOut
-from ffstream.pipeline.cluster.sockets import Allowed, Keys, Socket, authenticate, connected, is_loopback, listening
+from ffstream.pipeline.cluster.merger import StateMerger, follow, lead
+from ffstream.pipeline.cluster.sockets import (
+    Allowed,
+    Keys,
+    Opened,
+    Socket,
+    authenticate,
+    connected,
+    is_loopback,
+    listening,
+)
 from ffstream.pipeline.device import choose_device, choose_product_dtype, make_stream
 from ffstream.pipeline.members import members_of
 from ffstream.pipeline.messages import Barrier, Part
+from ffstream.pipeline.resume_state import MERGER
 from ffstream.pipeline.stage import Stage
 from ffstream.util.threads import use_one_core
 
@@ -42,19 +55,23 @@ class StageActor:
         self._keys: Keys | None = None
         self._control: Control
         self._inlet: Socket
+        self._followers: list[Opened] = []
 
     def describe(self) -> dict[str, Any]:
         """What the keeper has to know of this process."""
         return {"pid": os.getpid(), "host": system.gethostname(), "version": __version__}
 
-    def listen(self, token: str, host: str, client: str, encrypt: bool) -> dict[str, Any]:
-        """Listens for the daemon, whose public key is `client`, and for the stage before. Returns where."""
+    def listen(self, token: str, host: str, client: str, *, encrypt: bool, followers: int = 0) -> dict[str, Any]:
+        """Listens for the daemon, whose public key is `client`, for the stage before, and for the same stage in that
+        many other replicas. Returns where."""
         self._keys = Keys.new() if encrypt and not is_loopback(host) else None
         if self._keys is not None and self._authenticator is None:
             self._authenticator = authenticate(self._context, self._allowed)
         self._allowed.only([client])
         control, control_port = listening(self._context, host, self._keys)
         self._inlet, inlet_port = listening(self._context, host, self._keys)
+        mergers = [listening(self._context, host, self._keys) for _ in range(followers)]
+        self._followers = [Opened(socket, token) for socket, _ in mergers]
         self._token = token
         self._control = Control(control, token)
         return {
@@ -62,6 +79,7 @@ class StageActor:
             "control": control_port,
             "inlet": inlet_port,
             "key": self._keys.public if self._keys else "",
+            "mergers": [port for _, port in mergers],
         }
 
     def run(self) -> None:
@@ -69,10 +87,10 @@ class StageActor:
         control = self._control
         try:
             start = control.expect("start", _START_S)
-            stage = _Hosted(self._context, control, self._inlet, self._token, self._keys, start)
+            stage = _Hosted(self._connect, control, self._inlet, self._followers, self._token, start)
             self._allowed.only(start.fields["clients"])
             control.send("ready", stage.describe())
-            stage.run(control.expect("go", _START_S).fields["next"])
+            stage.run(**control.expect("go", _START_S).fields)
         except Closed:
             pass
         except FFStreamError as error:
@@ -81,8 +99,13 @@ class StageActor:
             control.fail(StageFailed(repr(error), hint="see the logs of Ray on that node"))
             raise
         finally:
+            for line in self._followers:
+                line.close()
             self._inlet.close()
             control.finish()
+
+    def _connect(self, to: Mapping[str, Any], port: str) -> Socket:
+        return connected(self._context, to["host"], to[port], self._token, self._keys, to["key"])
 
 
 class _Hosted:
@@ -90,14 +113,15 @@ class _Hosted:
 
     def __init__(
         self,
-        context: "zmq.Context[Any]",
+        connect: Callable[[Mapping[str, Any], str], Socket],
         control: Control,
         inlet: Socket,
+        followers: Sequence[Opened],
         token: str,
-        keys: Keys | None,
         start: Message,
     ) -> None:
-        self._context, self._control, self._inlet, self._token, self._keys = context, control, inlet, token, keys
+        self._connect, self._control, self._inlet, self._token = connect, control, inlet, token
+        self._followers = followers
         self._fields = fields = start.fields
         self._depth: int = fields["queue_depth"]
         device = choose_device(fields["device"])
@@ -107,6 +131,8 @@ class _Hosted:
             stored_recipe(fields["recipe"]), placement, fields["sizes"], fields["index"], fields["live"]
         )
         self._members.load_state_dict(start.tensors)
+        self._merger = Merger()
+        self._merger.load_state_dict(below(MERGER, start.tensors))
         self._stream = make_stream(device, self._depth)
         self._device, self._precision = str(device), str(dtype).removeprefix("torch.")
 
@@ -114,18 +140,17 @@ class _Hosted:
         """For the daemon."""
         return {"device": self._device, "precision": self._precision}
 
-    def run(self, following: Mapping[str, Any] | None) -> None:
-        """Returns when the stage has ended."""
+    def run(self, *, next: Mapping[str, Any] | None, leader: Mapping[str, Any] | None) -> None:
+        """Returns when the stage has ended. `next` is the stage after it, `leader` the same one of the first replica,
+        unless it is that itself."""
         control, name = self._control, self._fields["name"]
         also: Sequence[Socket] = [control.socket]
-        outbox = None
-        if following is not None:
-            socket = connected(
-                self._context, following["host"], following["inlet"], self._token, self._keys, following["key"]
-            )
-            outbox = HopOut(socket, self._depth, control.check, also)
+        outbox = None if next is None else HopOut(self._connect(next, "inlet"), self._depth, control.check, also)
+        following = None if leader is None else Opened(self._connect(leader, "merger"), None)
+        exchange = lead(self._merger, self._followers) if following is None else follow(following)
+        merger = StateMerger(self._merger, exchange, control.check, also)
         inbox = HopIn(self._inlet, self._token, control.check, self._barrier, also, self._stream.device)
-        control.watch(inbox, outbox)
+        control.watch(inbox, outbox, merger)
         stage = Stage(
             name,
             self._members,
@@ -134,14 +159,18 @@ class _Hosted:
             stream=self._stream,
             observer=control,
             on_failure=control.fail,
+            merger=merger,
             seq=self._fields["seq"],
         )
         stage.start()
         while not stage.thread.join(60.0):
             pass
+        inbox.release()
         if outbox is not None:
             outbox.release()
             outbox.monitor.close()
+        if following is not None:
+            following.close()
 
     def _barrier(self, message: Message) -> Barrier:
         fields, name = message.fields, self._fields["name"]

@@ -16,7 +16,8 @@ from ffstream.pipeline.channel import Closed
 from ffstream.pipeline.cluster.figures import packed
 from ffstream.pipeline.cluster.frames import Message, pack, unpack
 from ffstream.pipeline.cluster.hops import HopIn, HopOut
-from ffstream.pipeline.cluster.sockets import Socket, monitor_of
+from ffstream.pipeline.cluster.merger import StateMerger
+from ffstream.pipeline.cluster.sockets import Opened, Socket
 from ffstream.pipeline.messages import Barrier, Part
 from ffstream.pipeline.stage_gauges import BarrierFigures
 
@@ -32,13 +33,11 @@ class Control:
 
     def __init__(self, socket: Socket, token: str) -> None:
         self.socket = socket
-        self._monitor = monitor_of(socket)
-        self._token = token.encode()
-        self._is_open = False
+        self._line = Opened(socket, token)
         self._heard_at = self._reported_at = time.monotonic()
         self._steps: list[tuple[float, int, int]] = []
-        self._hops: tuple[HopIn, HopOut | None] | None = None
-        self._reported: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+        self._hops: tuple[HopIn, HopOut | None, StateMerger] | None = None
+        self._reported: tuple[float, ...] = (0.0,) * 5
 
     def expect(self, kind: str, timeout_s: float) -> Message:
         """The next message. Raises StagesLost if none comes, and Closed if the daemon ends the run instead."""
@@ -52,9 +51,9 @@ class Control:
                     raise Closed
         raise StagesLost(f"no {kind!r} from the daemon", hint="see its log")
 
-    def watch(self, inbox: HopIn, outbox: HopOut | None) -> None:
-        """Reports what these hops carry, too."""
-        self._hops = inbox, outbox
+    def watch(self, inbox: HopIn, outbox: HopOut | None, merger: StateMerger) -> None:
+        """Reports what these carry, too."""
+        self._hops = inbox, outbox, merger
 
     def check(self) -> None:
         """Called before and while the stage waits. Raises Closed when the daemon ends the run, or is gone; StagesLost
@@ -71,15 +70,11 @@ class Control:
             self._report()
 
     def _receive(self) -> Message | None:
-        while True:
-            try:
-                frames: list[Any] = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return None
-            if self._is_open:
-                self._heard_at = time.monotonic()
-                return unpack(frames)
-            self._is_open = len(frames) == 1 and frames[0].bytes == self._token
+        frames = self._line.receive()
+        if frames is None:
+            return None
+        self._heard_at = time.monotonic()
+        return unpack(frames)
 
     def send(self, kind: str, fields: Mapping[str, Any], part: Part | None = None) -> None:
         """Sends a message. The tensors of a part are copies, so nobody writes to them while they are sent.
@@ -107,13 +102,12 @@ class Control:
         with suppress(Closed):
             self._report()
             self.send("ended", {})
-            while time.monotonic() < deadline and not self._monitor.poll(0):
+            while time.monotonic() < deadline and not self._line.is_cut:
                 self.socket.poll(_POLL_MS)
                 while (message := self._receive()) is not None:
                     if message.kind == "bye":
                         raise Closed
-        self.socket.close(linger=0)
-        self._monitor.close()
+        self._line.close()
 
     # --- Observer ---------------------------------------------------------------------------------------------------
 
@@ -134,9 +128,9 @@ class Control:
         if figures is not None:
             fields["figures"] = packed(figures)
         if self._hops is not None:
-            inbox, outbox = self._hops
+            inbox, outbox, merger = self._hops
             sent = (0, 0.0, 0.0) if outbox is None else (outbox.bytes, outbox.send_s, outbox.wait_s)
-            now = (inbox.receive_s, *sent)
+            now = (inbox.receive_s, merger.merge_s, *sent)
             fields["hops"] = [new - old for new, old in zip(now, self._reported, strict=True)]
             fields["taken"], fields["sent"] = inbox.taken, 0 if outbox is None else outbox.sent
             self._reported = now

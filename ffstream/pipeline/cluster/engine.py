@@ -16,15 +16,18 @@ from torch import Tensor
 
 from ffstream.config import Config, amounts
 from ffstream.errors import ConfigError, StagesLost
+from ffstream.ff.merging import averaged
 from ffstream.ff.placement import Placement as Memory
 from ffstream.metrics import Metrics
+from ffstream.pipeline.cluster.inbox import Inbox
 from ffstream.pipeline.cluster.keeper_process import KeeperProcess
+from ffstream.pipeline.cluster.line import Line, StageStart
 from ffstream.pipeline.cluster.requests import Connect, Slot
-from ffstream.pipeline.cluster.stages import ClusterStages, Placement, StageStart
+from ffstream.pipeline.cluster.stages import ClusterStages, Placement
 from ffstream.pipeline.engine import Hardware
 from ffstream.pipeline.live_error import LIVE
 from ffstream.pipeline.members import members_of, stage_sizes
-from ffstream.pipeline.resume_state import ResumeState
+from ffstream.pipeline.resume_state import MERGER, ResumeState
 from ffstream.pipeline.stage_gauges import StageGauges
 from ffstream.util.threads import OnFailure
 
@@ -53,7 +56,7 @@ class ClusterEngine:
         self._slots = _slots(config)
         self._keeper: KeeperProcess | None = None
         self._stages: ClusterStages | None = None
-        self._ending = False
+        self._cancelled = threading.Event()
         self._connecting = threading.Lock()
         self._nodes = 0
 
@@ -66,8 +69,8 @@ class ClusterEngine:
             if keeper is not None:
                 keeper.stop(1.0)
             self._keeper = None
-            if self._ending:
-                raise StagesLost("the daemon is stopping", hint="")
+            if self._cancelled.is_set():
+                raise StagesLost("the daemon is stopping", hint="learning goes on after its restart")
             self._keeper = self._start_keeper()
 
     def _start_keeper(self) -> KeeperProcess:
@@ -78,7 +81,7 @@ class ClusterEngine:
         for slot in wanted:
             total.update(dict(slot.resources))
         cpus = math.ceil(sum(slot.cpus for slot in wanted)) or 1
-        keeper = KeeperProcess(cluster.address, self._on_lost, self._on_keeper_failure)
+        keeper = KeeperProcess(cluster.address, self._cancelled, self._on_lost, self._on_keeper_failure)
         try:
             request = Connect(cluster.address, cpus, tuple(total.items()), cluster.spares)
             self._nodes = keeper.connect(request, cluster.start_timeout_s).nodes
@@ -110,26 +113,48 @@ class ClusterEngine:
 
     def stages(self, resume: ResumeState, on_failure: OnFailure) -> ClusterStages:
         """The stages, not placed yet. Their state is made here, and goes to them when they are."""
-        options, recipe, cluster = self._config.pipeline, self._config.network, self._config.cluster
+        options, cluster = self._config.pipeline, self._config.cluster
+        rows: list[list[Line]] = []
+        weights: list[dict[str, Tensor]] = []
+        for number, own in enumerate(resume.replicas(cluster.replicas)):
+            row, of_row = self._replica(number, own)
+            rows.append(row)
+            weights.append(of_row)
+        self._stages = ClusterStages(
+            rows,
+            averaged(weights),
+            placement=Placement(
+                self._running_keeper,
+                self._context,
+                self._slots,
+                not cluster.insecure,
+                cluster.start_timeout_s,
+                self._cancelled,
+            ),
+            inbox=Inbox(self._config.network, cluster.merge_every),
+            depth=options.queue_depth,
+            stall_s=options.stall_timeout_s,
+            metrics=self._metrics,
+            on_failure=on_failure,
+        )
+        return self._stages
+
+    def _replica(self, number: int, resume: ResumeState) -> tuple[list[Line], dict[str, Tensor]]:
+        """The stages of one replica and its EMA weights."""
+        options, recipe = self._config.pipeline, self._config.network
         sizes = stage_sizes(options.stages, len(recipe.layers))
         live = resume.progress.get(LIVE)
         members = [members_of(recipe, Memory(), sizes, index, live) for index in range(len(sizes))]
         resume.restore(members)
-        starts: list[StageStart] = []
-        gauges: list[StageGauges] = []
+        row: list[Line] = []
         weights: dict[str, Tensor] = {}
         for index, own in enumerate(members):
-            shown = StageGauges(
-                str(index),
-                [layer.index for layer in own.layers],
-                resume.seq,
-                self._metrics,
-                is_last=index + 1 == len(sizes),
-            )
-            shown.on_barrier(own.figures(resume.seq))
-            gauges.append(shown)
+            label = f"{number}.{index}" if number else str(index)
+            layers, is_last = [layer.index for layer in own.layers], index + 1 == len(sizes)
+            gauges = StageGauges(label, layers, resume.seq, self._metrics, is_last=is_last, shows_layers=not number)
+            gauges.on_barrier(own.figures(resume.seq))
             fields = {
-                "name": shown.name,
+                "name": gauges.name,
                 "index": index,
                 "sizes": list(sizes),
                 "seq": resume.seq,
@@ -139,22 +164,14 @@ class ClusterEngine:
                 "precision": options.precision,
                 "queue_depth": options.queue_depth,
             }
-            starts.append(StageStart(fields, own.state_dict()))
+            merges = {name: value for name, value in resume.tensors.items() if name.startswith(f"{MERGER}.")}
+            row.append(Line(label, StageStart(fields, own.state_dict() | merges), gauges))
             weights |= own.weights()
-        placement = Placement(
-            self._running_keeper, self._context, self._slots, not cluster.insecure, cluster.start_timeout_s
-        )
-        self._stages = ClusterStages(
-            starts,
-            gauges,
-            weights,
-            placement=placement,
-            depth=options.queue_depth,
-            stall_s=options.stall_timeout_s,
-            metrics=self._metrics,
-            on_failure=on_failure,
-        )
-        return self._stages
+        return row, weights
+
+    def cancel(self) -> None:
+        """What waits for the keeper, or for a stage to begin, ends."""
+        self._cancelled.set()
 
     def hardware(self) -> Hardware:
         """What the first stage said."""
@@ -167,14 +184,17 @@ class ClusterEngine:
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the keeper, with all actors, and a local cluster."""
-        self._ending = True
+        self.cancel()
         with self._connecting:
             ended = self._keeper is None or self._keeper.stop(timeout_s)
+        if self._stages is not None and self._stages.thread.is_alive():
+            return False  # its sockets are in use
         self._context.destroy(linger=0)
         return ended
 
 
 def _slots(config: Config) -> list[Slot]:
+    """What each stage of each replica needs, the first replica first."""
     cluster, count = config.cluster, len(config.pipeline.stages or config.network.layers)
     cpus = cluster.cpus or (1.0,) * count
     gpus = cluster.gpus or (0.0,) * count
@@ -183,4 +203,4 @@ def _slots(config: Config) -> list[Slot]:
     return [
         Slot(cpu, gpu, tuple(amounts(each).items()), where)
         for cpu, gpu, each, where in zip(cpus, gpus, resources, placement, strict=True)
-    ]
+    ] * cluster.replicas

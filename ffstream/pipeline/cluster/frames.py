@@ -19,7 +19,8 @@ from torch import Tensor
 from ffstream.checkpoint.tensors import bytes_of
 from ffstream.errors import BadSize
 from ffstream.ff.activities import Activities
-from ffstream.pipeline.messages import Barrier, MicroBatch, StageOutput
+from ffstream.pipeline.channel import Item
+from ffstream.pipeline.messages import Barrier, Merge, MicroBatch, StageOutput
 
 Frames = list[bytes | memoryview]
 _DTYPES: Final = {
@@ -78,7 +79,7 @@ def _tensor(frame: zmq.Frame, dtype: str, shape: Sequence[int]) -> Tensor:
 # --- what travels from stage to stage -------------------------------------------------------------------------------
 
 
-def pack_item(item: MicroBatch | StageOutput | Barrier) -> Frames:
+def pack_item(item: Item) -> Frames:
     """The frames of an item."""
     match item:
         case MicroBatch():
@@ -89,6 +90,8 @@ def pack_item(item: MicroBatch | StageOutput | Barrier) -> Frames:
             return pack("microbatch", {name: getattr(item, name) for name in names}, tensors)
         case StageOutput():
             return _pack_output(item)
+        case Merge():
+            return pack("merge", item._asdict())
         case Barrier():
             fields = {"step": item.step, "seq": item.seq, "version": item.version, "saves": item.saves}
             return pack("barrier", fields)

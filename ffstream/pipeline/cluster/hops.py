@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import torch
 import zmq
@@ -20,8 +20,8 @@ import zmq
 from ffstream.errors import StagesLost
 from ffstream.pipeline.channel import Closed, Item
 from ffstream.pipeline.cluster.frames import Message, microbatch_of, output_of, pack, pack_item, unpack
-from ffstream.pipeline.cluster.sockets import Socket, monitor_of
-from ffstream.pipeline.messages import Barrier
+from ffstream.pipeline.cluster.sockets import Opened, Socket, monitor_of
+from ffstream.pipeline.messages import Barrier, Merge
 
 _POLL_MS: Final = 100  # after which `check` is called again
 _CLOSE: Final = "close"
@@ -130,19 +130,18 @@ class HopIn:
         also: Sequence[Socket] = (),
         device: torch.device | None = None,
     ) -> None:
-        self._socket = socket
+        self._inlet = Opened(socket, token)
         self._device = device
-        self._token = token.encode()
         self._check = check
         self._make: dict[str, Callable[[Message], Item]] = {
             "microbatch": microbatch_of,
             "output": output_of,
             "barrier": barrier,
+            "merge": lambda message: Merge(message.fields["step"]),
         }
         self._poller = zmq.Poller()
         for each in (socket, *also):
             self._poller.register(each, zmq.POLLIN)
-        self._is_open = False
         self._closed = False
         self.taken = 0  # items
         self.receive_s = 0.0
@@ -151,7 +150,9 @@ class HopIn:
         """Takes the next item. Raises Closed when there will be none."""
         while True:
             self._check()
-            frames = self._receive()
+            if self._closed:
+                raise Closed
+            frames = self._inlet.receive()
             if frames is None:
                 self._poller.poll(_POLL_MS)
                 continue
@@ -172,21 +173,9 @@ class HopIn:
             self.receive_s += time.perf_counter() - start
             return item
 
-    def _receive(self) -> list[zmq.Frame] | None:
-        if self._closed:
-            raise Closed
-        while True:
-            try:
-                frames: list[Any] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return None
-            if self._is_open:
-                return frames
-            self._is_open = len(frames) == 1 and frames[0].bytes == self._token
-
     def _give_credit(self) -> None:
         with suppress(zmq.Again):  # the connection has ended: the sender knows
-            self._socket.send(b"", zmq.NOBLOCK)
+            self._inlet.socket.send(b"", zmq.NOBLOCK)
 
     def close(self, *, drop: bool = False) -> None:
         """Takes no more."""
@@ -194,4 +183,4 @@ class HopIn:
 
     def release(self) -> None:
         """Closes the socket."""
-        self._socket.close(linger=0)
+        self._inlet.close()

@@ -130,7 +130,14 @@ class Keeper:
         chosen = self._choose(request.slots, deadline)
         host = self._host
         listening = [
-            held.handle.listen.remote(request.token, host or "", request.client, request.encrypt) for held in chosen
+            held.handle.listen.remote(
+                request.token,
+                host,
+                request.client,
+                encrypt=request.encrypt,
+                followers=request.followers(index),
+            )
+            for index, held in enumerate(chosen)
         ]
         try:
             replies: list[dict[str, Any]] = ray.get(listening, timeout=max(0.1, deadline - time.monotonic()))
@@ -144,10 +151,7 @@ class Keeper:
             held.idle.clear()
             threading.Thread(target=self._watch, args=(held, held.handle.run.remote()), daemon=True).start()
         return Placed(
-            [
-                Spot(held.number, held.node, held.pid, reply["host"], reply["control"], reply["inlet"], reply["key"])
-                for held, reply in zip(chosen, replies, strict=True)
-            ]
+            [Spot(held.number, held.node, held.pid, **reply) for held, reply in zip(chosen, replies, strict=True)]
         )
 
     def _choose(self, slots: Sequence[Slot], deadline: float) -> list[_Held]:
@@ -205,17 +209,16 @@ class Keeper:
 
     def _watch(self, held: _Held, run: Any) -> None:
         """Thread of one run of one actor: says when it is lost."""
-        reason = ""
-        while True:
-            try:
-                ray.get(run)
-            except ActorUnavailableError:
-                reason = "the connection to it is lost"
-            except RayActorError as error:
-                reason = str(error).splitlines()[0]
-            except RayError:
-                pass  # an exception in the stage, which it has reported itself
-            break
+        try:
+            ray.get(run)
+        except ActorUnavailableError:
+            reason = "the connection to it is lost"
+        except RayActorError as error:
+            reason = str(error).splitlines()[0]
+        except RayError:
+            reason = ""  # an exception in the stage, which it has reported itself
+        else:
+            reason = ""
         if not reason:
             held.idle.set()
             return
@@ -251,10 +254,10 @@ class _RayStage(StageActor):
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"node": ray.get_runtime_context().get_node_id()[:12]}
 
-    def listen(self, token: str, host: str, client: str, encrypt: bool) -> dict[str, Any]:
+    def listen(self, token: str, host: str, client: str, *, encrypt: bool, followers: int = 0) -> dict[str, Any]:
         if not host:
             host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        return super().listen(token, host, client, encrypt)
+        return super().listen(token, host, client, encrypt=encrypt, followers=followers)
 
 
 def _expect_head(address: str) -> None:

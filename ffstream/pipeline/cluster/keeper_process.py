@@ -37,10 +37,19 @@ _POLL_S: Final = 0.5
 
 
 class KeeperProcess:
-    """A running keeper. `on_lost` is called on the thread `ff-keeper`, with the reason, when an actor is lost; with
-    no number when the keeper itself is."""
+    """A running keeper. When `cancelled` is set, nobody waits for it any more.
 
-    def __init__(self, address: str, on_lost: Callable[[int | None, str], None], on_failure: OnFailure) -> None:
+    `on_lost` is called on the thread `ff-keeper`, with the reason, when an actor is lost; with no number when the
+    keeper itself is.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        cancelled: threading.Event,
+        on_lost: Callable[[int | None, str], None],
+        on_failure: OnFailure,
+    ) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -53,6 +62,7 @@ class KeeperProcess:
                 start_new_session=True,  # a Ctrl-C in the terminal is for the daemon, which ends its keeper last
             )
         self._connection: Connection[Any, Any] = Connection(ours.detach())
+        self._cancelled = cancelled
         self._on_lost = on_lost
         self._replies: SimpleQueue[Any] = SimpleQueue()
         self._asking = threading.Lock()
@@ -109,6 +119,10 @@ class KeeperProcess:
                 try:
                     return self._replies.get(timeout=0.1)
                 except Empty:
+                    if self._cancelled.is_set():
+                        raise StagesLost(
+                            "the daemon is stopping", hint="learning goes on after its restart"
+                        ) from None
                     if self.is_gone:
                         raise StagesLost(
                             f"the keeper has ended, exit code {self._process.poll()}",

@@ -33,14 +33,23 @@ class Connected(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Find an actor for each slot, and let all listen. Answered by Placed or Failed. `client` is the daemon's public
-    key."""
+    """Find an actor for each slot, and let all listen. Answered by Placed or Failed.
+
+    There is a slot for each of the `stages` of each of the `replicas`, the first replica first. `client` is the
+    daemon's public key.
+    """
 
     slots: Sequence[Slot]
     token: str
     client: str
     encrypt: bool
     timeout_s: float
+    replicas: int
+    stages: int
+
+    def followers(self, index: int) -> int:
+        """From how many other replicas the actor of this slot gets states to merge."""
+        return self.replicas - 1 if index < self.stages else 0
 
 
 class Spot(NamedTuple):
@@ -53,6 +62,7 @@ class Spot(NamedTuple):
     control: int
     inlet: int
     key: str
+    mergers: Sequence[int]  # ports for the other replicas, of a stage of the first one
 
 
 class Placed(NamedTuple):

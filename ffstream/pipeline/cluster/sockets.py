@@ -92,6 +92,37 @@ def monitor_of(socket: Socket) -> Socket:
     return socket.get_monitor_socket(zmq.EVENT_DISCONNECTED, f"inproc://monitor-{secrets.token_hex(8)}")
 
 
+class Opened:
+    """The messages of a connection after the token with which it must begin; all of them if there is no token."""
+
+    def __init__(self, socket: Socket, token: str | None) -> None:
+        self.socket = socket
+        self._monitor = monitor_of(socket)
+        self._token = (token or "").encode()
+        self._is_open = token is None
+
+    def receive(self) -> list[zmq.Frame] | None:
+        """The frames of the next message, if there is one."""
+        while True:
+            try:
+                frames: list[Any] = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return None
+            if self._is_open:
+                return frames
+            self._is_open = len(frames) == 1 and frames[0].bytes == self._token
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the connection has ended, so that messages may be lost."""
+        return bool(self._monitor.poll(0))
+
+    def close(self) -> None:
+        """Closes the socket at once."""
+        self.socket.close(linger=0)
+        self._monitor.close()
+
+
 def _pair(context: "zmq.Context[Any]") -> Socket:
     socket: Socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.IPV6, 1)

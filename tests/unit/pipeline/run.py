@@ -74,6 +74,8 @@ class Options:
     checkpoint_every_s: float = 0.0
     device: str = "cpu"
     stall_timeout_s: float = 60.0
+    replicas: int = 1
+    merge_every: int = 8
 
     def config(self, recipe: Recipe) -> Config:
         """All options."""
@@ -86,6 +88,7 @@ class Options:
             {
                 "network": recipe.change(**named("wake", "sleep")),
                 "pipeline": {
+                    "engine": "threads" if self.replicas == 1 else "ray",
                     "precision": "fp32",
                     **named("device", "queue_depth", "overflow", "stages", "stall_timeout_s"),
                 },
@@ -96,6 +99,7 @@ class Options:
                     "sleep_when_quiet_s",
                     "sleep_when_quiet_max_microbatches",
                 ),
+                "cluster": named("replicas", "merge_every"),
                 "checkpoint": {
                     "every_samples": self.checkpoint_every_samples,
                     "every_s": self.checkpoint_every_s,

@@ -108,7 +108,10 @@ class LocalKeeper:
             if held.usable:  # the run that is over ends soon
                 held.thread.join(DEADLINE_S)
         idle = [number for number, held in self._held.items() if held.is_idle]
-        spots = [self._listen(idle.pop(0) if idle else self._new(), request) for _ in request.slots]
+        spots = [
+            self._listen(idle.pop(0) if idle else self._new(), request, request.followers(index))
+            for index in range(len(request.slots))
+        ]
         self.placed.append([spot.number for spot in spots])
         return Placed(spots)
 
@@ -117,9 +120,11 @@ class LocalKeeper:
         self._held[number] = _Held()
         return number
 
-    def _listen(self, number: int, request: Place) -> Spot:
+    def _listen(self, number: int, request: Place, followers: int) -> Spot:
         held = self._held[number]
-        reply = held.actor.listen(request.token, "127.0.0.1", request.client, request.encrypt)
+        reply = held.actor.listen(
+            request.token, "127.0.0.1", request.client, encrypt=request.encrypt, followers=followers
+        )
         control, inlet = reply["control"], reply["inlet"]
         if self._wired:
             held.wires = [Wire(control), Wire(inlet)]
@@ -127,7 +132,7 @@ class LocalKeeper:
             control, inlet = (wire.port for wire in held.wires)
         held.thread = threading.Thread(target=held.actor.run, name=f"actor-{number}", daemon=True)
         held.thread.start()
-        return Spot(number, "node", 0, reply["host"], control, inlet, reply["key"])
+        return Spot(number, "node", 0, reply["host"], control, inlet, reply["key"], reply["mergers"])
 
     def wire(self, stage: int, to: Connection) -> Wire:
         """The one to the actor that runs this stage."""
