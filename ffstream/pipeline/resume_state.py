@@ -71,8 +71,9 @@ class ResumeState(NamedTuple):
             return states
         first = states[0]
         if len(states) > 1:
-            own = [{n: v for n, v in each.tensors.items() if not n.startswith(f"{MERGER}.")} for each in states]
-            first = first._replace(tensors=averaged(own))
+            merges = below(MERGER, first.tensors)
+            own = {name: value for name, value in first.tensors.items() if not name.startswith(f"{MERGER}.")}
+            first = first._replace(tensors=averaged([own, *(each.tensors for each in states[1:])], merges))
         return [first] * wanted
 
     def _stored_replicas(self) -> "Iterator[ResumeState]":

@@ -164,8 +164,9 @@ class ClusterEngine:
                 "precision": options.precision,
                 "queue_depth": options.queue_depth,
             }
-            merges = {name: value for name, value in resume.tensors.items() if name.startswith(f"{MERGER}.")}
-            row.append(Line(label, StageStart(fields, own.state_dict() | merges), gauges))
+            merges = tuple(f"{MERGER}.{name}." for name in own.by_name)
+            merged = {name: value for name, value in resume.tensors.items() if name.startswith(merges)}
+            row.append(Line(label, StageStart(fields, own.state_dict() | merged), gauges))
             weights |= own.weights()
         return row, weights
 

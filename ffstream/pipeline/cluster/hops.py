@@ -114,6 +114,7 @@ class HopOut:
                 self._check()
                 self._poller.poll(_POLL_MS)
                 self._take_credits()
+        self._socket.disable_monitor()
         self._socket.close(linger=0)
         self.released.set()
 

@@ -87,7 +87,11 @@ def connected(
 
 
 def monitor_of(socket: Socket) -> Socket:
-    """Gets a message when the connection of `socket` ends. To be closed after `socket`."""
+    """Gets a message when the connection of `socket` ends.
+
+    `socket.disable_monitor()` comes before either of them is closed: a closed socket lives on while it delivers what
+    was sent, and its next event would block ZeroMQ's own thread for ever, if nobody could receive it.
+    """
     # An address of its own: the default names a descriptor, which may have belonged to another socket just now.
     return socket.get_monitor_socket(zmq.EVENT_DISCONNECTED, f"inproc://monitor-{secrets.token_hex(8)}")
 
@@ -118,9 +122,10 @@ class Opened:
         return bool(self._monitor.poll(0))
 
     def close(self) -> None:
-        """Closes the socket at once."""
-        self.socket.close(linger=0)
+        """Closes the socket. What was sent is still delivered."""
+        self.socket.disable_monitor()
         self._monitor.close()
+        self.socket.close()
 
 
 def _pair(context: "zmq.Context[Any]") -> Socket:

@@ -277,6 +277,8 @@ class ClusterStages:
             line.gauges.on_step(seconds, seq, fresh)
         if "figures" in fields:
             line.gauges.on_barrier(unpacked(fields["figures"]))
+        if "hops" not in fields:
+            return
         received_s, merged_s, *sent = fields["hops"]
         line.taken, line.sent = fields["taken"], fields["sent"]
         self._metrics.hop_seconds.labels(line.label, "receive").inc(received_s)

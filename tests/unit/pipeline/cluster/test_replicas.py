@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ffstream.ff.member import below
 from ffstream.ff.merging import averaged
 from ffstream.ff.recipe import Recipe
 from tests.unit.pipeline.cluster.local import Engines
@@ -108,7 +109,8 @@ def test_another_number_of_replicas_begins_with_the_mean(store: Store, engines: 
     first.wait_applied(STEPS * BATCH)
     resume = resume_state(first.stop())
     states = [each.tensors for each in resume.replicas(2)]
-    mean = averaged([{name: own for name, own in state.items() if "merger." not in name} for state in states])
+    own = [{name: value for name, value in state.items() if not name.startswith("merger.")} for state in states]
+    mean = averaged(own, below("merger", states[0]))
     second = Run(store, RECIPE, engine=engines, replicas=replicas, resume=resume).start()
     last = second.stop()
     for number in range(replicas):
