@@ -69,7 +69,7 @@ def test_a_lost_stage_is_named_and_learning_goes_on(daemon: DaemonProcess) -> No
     assert get(daemon, "/readyz/learn") == (200, "ready\n")
     assert daemon.stop() == 0
     (lost,) = events(daemon, "stage lost")
-    assert (lost["stage"], lost["pid"], lost["node"]) == (0, stages[0]["pid"], stages[0]["node"])
+    assert (lost["stage"], lost["pid"], lost["node"]) == ("0", stages[0]["pid"], stages[0]["node"])
     assert lost["reason"] in ("actor", "connection")
     (begin,) = events(daemon, "learning is interrupted")
     assert begin["reason"].startswith("ff-stage-0 is lost")

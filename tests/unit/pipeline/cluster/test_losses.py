@@ -223,7 +223,7 @@ def test_a_stage_that_diverges_fails_the_run(
     assert run.pipeline.abort(DEADLINE_S)
     (failure,) = run.failures
     assert isinstance(failure, StageFailed)
-    assert f"ff-stage-{stage} on node node: learning has diverged: layers.{stage}." in failure.message
+    assert f"ff-stage-{stage} (process 0 on node node): learning has diverged: layers.{stage}." in failure.message
     assert not any(barrier.saves for barrier in run.barriers)
 
 
@@ -246,7 +246,7 @@ def test_a_stage_that_cannot_be_made_fails_the_run(
 def test_a_daemon_that_never_comes_leaves_no_actor_waiting(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actor, "_START_S", 0.3)
     keeper = LocalKeeper()
-    request = Place([Slot()], "token", Keys.new().public, encrypt=False, timeout_s=1.0)
+    request = Place([Slot()], "token", Keys.new().public, encrypt=False, timeout_s=1.0, replicas=1, stages=1)
     keeper.place(request)
     wait_until(lambda: not keeper.is_busy, DEADLINE_S, "the actor is idle")
     assert keeper.stop(DEADLINE_S)
