@@ -76,7 +76,7 @@ def test_a_lost_stage_is_named_and_learning_goes_on(daemon: DaemonProcess) -> No
     (end,) = events(daemon, "learning goes on")
     assert (end["tries"], end["level"]) == (1, "info")
     assert end["seconds"] > 0
-    assert [each["stage"] for each in events(daemon, "stage placed")] == [0, 1, 0, 1]
+    assert [each["stage"] for each in events(daemon, "stage placed")] == ["0", "1", "0", "1"]
     assert "oken authentication" not in daemon.log_text()
 
 
