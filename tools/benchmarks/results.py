@@ -173,7 +173,8 @@ def _source(row: Row, machines: _Machines) -> str:
         commit += f", entered by `{row['entered']}`"
     dirty = " with changes" if row["dirty"] is True else ""
     date = f"; {row['measured']}" if row["measured"] != NOT_RECORDED else ""
-    seeds = f"; seeds {', '.join(map(str, row['seeds']))}" if isinstance(row["seeds"], list) and row["seeds"] else ""
+    given = row.get("seeds")
+    seeds = f"; seeds {', '.join(map(str, given))}" if isinstance(given, list) and given else ""
     return f"{commit}{dirty}; machine {machines.letter(row)}{date}{seeds}"
 
 
