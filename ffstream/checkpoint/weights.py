@@ -27,8 +27,10 @@ from torch import Tensor
 from ffstream import __version__
 from ffstream.checkpoint import formats, manifest
 from ffstream.checkpoint.manifest import CHECKPOINTS, MANIFEST, STATE
+from ffstream.checkpoint.replicas import further_replicas
 from ffstream.checkpoint.tensors import bytes_of, save
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, ConfigError, Unavailable
+from ffstream.ff.merging import averaged
 from ffstream.ff.network import Network
 from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe, stored_recipe
@@ -109,7 +111,7 @@ def of_newest(checkpoints: Path) -> Weights:
 
 
 def of_checkpoint(here: Path) -> Weights:
-    """The EMA weights in the checkpoint of that folder. Every byte of the checkpoint is verified.
+    """The EMA weights in the checkpoint of that folder; of replicas, their mean. Every byte of it is verified.
 
     Raises CheckpointDamaged, CheckpointIncompatible.
     """
@@ -117,15 +119,19 @@ def of_checkpoint(here: Path) -> Weights:
     seq = found["seq"]
     recipe = _recipe(found["recipe"], f"checkpoint {seq}")
     network = Network(recipe)
+    weights = []
     try:
         with safe_open(here / STATE, framework="pt") as file:
             keys = [key for key in file.keys() if not key.startswith(_REPLAY)]  # noqa: SIM118 - it is not a dict
-            network.load_state_dict({key: file.get_tensor(key) for key in keys})
+            tensors = {key: file.get_tensor(key) for key in keys}
+        for own in (tensors, *(own for _, own in further_replicas(tensors))):
+            network.load_state_dict(own)
+            weights.append(network.weights())
     except (OSError, SafetensorError) as error:
         raise manifest.damaged(seq, f"cannot be read: {error}") from error
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointIncompatible(f"checkpoint {seq} does not hold the state of its network: {error}") from error
-    return of_network(network, seq)
+    return Weights(recipe, {name: tensor.float() for name, tensor in averaged(weights).items()}, seq)
 
 
 def _of_file(path: Path) -> Weights:

@@ -7,12 +7,12 @@ its random initialisation, and nobody would notice.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
-from typing import Any, Final, NamedTuple, Self, TypeGuard, TypeVar
+from typing import Any, NamedTuple, Self, TypeGuard
 
 import torch
 from torch import Tensor
 
+from ffstream.checkpoint.replicas import MERGER, further_replicas, is_of_first
 from ffstream.errors import CheckpointIncompatible
 from ffstream.ff.member import Member, below, joined
 from ffstream.ff.merging import averaged
@@ -20,21 +20,11 @@ from ffstream.ff.network import Network
 from ffstream.pipeline.members import StageMembers
 from ffstream.util.labels import UNLABELLED
 
-MERGER: Final = "merger"  # before the names of what merges of replicas depend on
-_REPLICA: Final = "replica."  # before the names of the tensors and values of further replicas
 _POSITIONS = ("step", "version", "phase_position")
 _LATER_POSITIONS = ("slept",)  # absent from earlier checkpoints, where they mean 0
 _LARGEST = 2**62
 # Numbers of samples or errors, which step sizes and decisions depend on.
 _COUNTS = ("samples", "seen", "sum", "usual", "since_low", "since_change", "restarts")
-
-
-_Value = TypeVar("_Value")
-
-
-def of_replica(number: int, values: Mapping[str, _Value]) -> dict[str, _Value]:
-    """Tensors or other values of a replica, as they are named in a checkpoint: those of the first have no prefix."""
-    return {f"{_REPLICA}{number}.{name}" if number else name: value for name, value in values.items()}
 
 
 class ResumeState(NamedTuple):
@@ -77,14 +67,10 @@ class ResumeState(NamedTuple):
         return [first] * wanted
 
     def _stored_replicas(self) -> "Iterator[ResumeState]":
-        own = {name: value for name, value in self.tensors.items() if not name.startswith((_REPLICA, "replay."))}
-        common = {name: value for name, value in self.progress.items() if not name.startswith(_REPLICA)}
+        own = {name: value for name, value in self.tensors.items() if is_of_first(name) and not _is_replay(name)}
+        common = {name: value for name, value in self.progress.items() if is_of_first(name)}
         yield self._replace(tensors=own, progress=common)
-        for number in count(1):
-            prefix = f"{_REPLICA}{number}"
-            tensors = below(prefix, self.tensors)
-            if not tensors:
-                return
+        for prefix, tensors in further_replicas(self.tensors):
             yield self._replace(tensors=tensors, progress=common | below(prefix, self.progress))
 
     def restore(self, stages: Sequence[StageMembers]) -> None:
@@ -99,7 +85,7 @@ class ResumeState(NamedTuple):
         """Raises CheckpointIncompatible unless the tensors, those of the replay buffer aside, are the members'
         state, and the positions in the stream are counts."""
         expected = joined((name, member.state_dict()) for name, member in members.items())
-        found = {name for name in self.tensors if not name.startswith(("replay.", f"{MERGER}."))}
+        found = {name for name in self.tensors if not (_is_replay(name) or name.startswith(f"{MERGER}."))}
         odd = sorted(found ^ expected.keys())
         if odd:
             raise self._misfit(f"{odd[0]!r} is {'not expected' if odd[0] in found else 'missing'}")
@@ -144,6 +130,10 @@ class ResumeState(NamedTuple):
             f"checkpoint {self.seq} does not hold this network's state: {what}",
             hint="move its folder away: then the one before is used; or use another --state folder",
         )
+
+
+def _is_replay(name: str) -> bool:
+    return name.startswith("replay.")
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

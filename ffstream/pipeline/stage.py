@@ -12,13 +12,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ffstream.checkpoint.replicas import MERGER
 from ffstream.errors import StageFailed
 from ffstream.ff.member import joined
 from ffstream.pipeline.channel import Closed, Inbox, Outbox
 from ffstream.pipeline.device import DeviceStream
 from ffstream.pipeline.members import StageMembers
 from ffstream.pipeline.messages import Barrier, Merge, MicroBatch, Part, StageOutput
-from ffstream.pipeline.resume_state import MERGER
 from ffstream.pipeline.stage_gauges import Observer
 from ffstream.util import failpoints
 from ffstream.util.threads import LEARNING_NICENESS, OnFailure, Worker

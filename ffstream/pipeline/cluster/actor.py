@@ -12,6 +12,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from ffstream import __version__
+from ffstream.checkpoint.replicas import MERGER
 from ffstream.errors import FFStreamError, StageFailed
 from ffstream.ff import kernels
 from ffstream.ff.member import below
@@ -36,7 +37,6 @@ from ffstream.pipeline.cluster.sockets import (
 from ffstream.pipeline.device import choose_device, choose_product_dtype, make_stream
 from ffstream.pipeline.members import members_of
 from ffstream.pipeline.messages import Barrier, Part
-from ffstream.pipeline.resume_state import MERGER
 from ffstream.pipeline.stage import Stage
 from ffstream.util.threads import use_one_core
 

@@ -14,6 +14,7 @@ from typing import Any
 import zmq
 from torch import Tensor
 
+from ffstream.checkpoint.replicas import MERGER
 from ffstream.config import Config, amounts
 from ffstream.errors import ConfigError, StagesLost
 from ffstream.ff.merging import averaged
@@ -27,7 +28,7 @@ from ffstream.pipeline.cluster.stages import ClusterStages, Placement
 from ffstream.pipeline.engine import Hardware
 from ffstream.pipeline.live_error import LIVE
 from ffstream.pipeline.members import members_of, stage_sizes
-from ffstream.pipeline.resume_state import MERGER, ResumeState
+from ffstream.pipeline.resume_state import ResumeState
 from ffstream.pipeline.stage_gauges import StageGauges
 from ffstream.util.threads import OnFailure
 

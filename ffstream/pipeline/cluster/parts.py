@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ffstream.checkpoint.replicas import of_replica
 from ffstream.ff.merging import averaged
 from ffstream.pipeline.cluster.frames import Message
 from ffstream.pipeline.messages import Barrier, Part
-from ffstream.pipeline.resume_state import of_replica
 
 
 class Parts:

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from ffstream import __version__
 from ffstream.checkpoint import formats, weights
+from ffstream.checkpoint.replicas import of_replica
 from ffstream.checkpoint.store import Checkpoint, CheckpointStore
 from ffstream.checkpoint.weights import Weights, export, load, of_network
 from ffstream.errors import CheckpointDamaged, CheckpointIncompatible, ConfigError, FFStreamError, Unavailable
+from ffstream.ff.merging import averaged
 from ffstream.ff.network import Network
 from tests.battery import assert_equal
 from tests.unit.ff import formulas
@@ -88,6 +90,18 @@ def test_a_checkpoint_holds_the_same_weights(tmp_path: Path, which: str) -> None
     assert found.seq == 35
     assert_equal(found.tensors, network.weights())
     assert found.checksum() == of_network(network, 35).checksum()
+
+
+def test_of_replicas_the_mean_is_read(tmp_path: Path) -> None:
+    """It is what their daemon predicts with."""
+    networks = [trained(), Network(SMALL), trained(SMALL.change(seed=3))]
+    state: dict[str, torch.Tensor] = {}
+    for number, network in enumerate(networks):
+        state |= of_replica(number, network.state_dict())
+    store = CheckpointStore(tmp_path, keep=3, recipe=SMALL.model_dump(mode="json"))
+    store.write(Checkpoint(35, state | {"merger.layers.0.last": torch.zeros(3)}, {"step": 5}))
+    found = load(tmp_path / f"{35:020d}")
+    assert_equal(found.tensors, averaged([network.weights() for network in networks]))
 
 
 def test_a_network_with_loaded_weights_is_otherwise_new() -> None:

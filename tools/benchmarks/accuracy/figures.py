@@ -15,12 +15,11 @@ import torch
 
 from ffstream.config import Config, load
 from ffstream.data import Dataset, Split
-from ffstream.ff.network import Network
 from ffstream.pipeline.device import choose_product_dtype
 from tools.benchmarks import peers
 from tools.benchmarks.accuracy import plot, through_daemon, tuning
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
-from tools.benchmarks.accuracy.learners import ForwardForward, Learner, Splits, splits_of
+from tools.benchmarks.accuracy.learners import ForwardForward, Learner, Replicas, Splits, splits_of
 from tools.benchmarks.accuracy.rows import PEER, Learned, Rows, error_of, prequential_of
 from tools.benchmarks.accuracy.run import Files, Plan, Point, Run
 from tools.benchmarks.accuracy.stream import Microbatches
@@ -146,7 +145,7 @@ def _run(
     config = config_of(dataset, options, seed)
     dtype = choose_product_dtype(config.pipeline.precision, torch.device("cpu"))
     if name == OURS:
-        learner: Learner = ForwardForward(config.network, dtype)
+        learner = _ours(config, dtype)
     else:
         assert options.peer is not None
         learner = Backprop(config.network, options.peer, dtype)
@@ -156,6 +155,7 @@ def _run(
     if options.runs:
         stem = f"{options.preset}-{dataset.name}-{splits.name}-{name}-seed{seed}"
         depends_on = [config.network.model_dump_json(), config.learning.model_dump_json(), str(dtype), str(plan)]
+        depends_on += [str(config.cluster)] if config.cluster.replicas > 1 else []
         depends_on += [str(options.label_fraction)] if options.label_fraction < 1 else []
         files = Files(options.runs, stem, *depends_on, str(options.peer) if name == PEER else "")
     microbatches = Microbatches(config, splits.train, seed, options.label_fraction)
@@ -165,14 +165,21 @@ def _run(
     return Learned(learner, found.points, next(point for point in found.points if point.samples >= total))
 
 
+def _ours(config: Config, dtype: torch.dtype) -> Learner:
+    cluster = config.cluster
+    if cluster.replicas == 1:
+        return ForwardForward(config.network, dtype)
+    return Replicas(config.network, dtype, cluster.replicas, cluster.merge_every)
+
+
 def _prove(report: Report, prefix: str, dataset: Dataset, splits: Splits, options: Options, ours: Learned) -> None:
     """One pass through a daemon must lead to the same weights, and to the same errors. Raises Failed."""
-    assert isinstance(ours.learner, ForwardForward)
     if ours.points[-1] != ours.end:
         raise Failed("the runs in that folder are longer than one pass, so there is nothing to compare a daemon with")
     settings = _settings(dataset, options, 0)
     found = through_daemon.one_pass(splits.train, splits.held_out, 0, settings, options.label_fraction)
-    unrounded = Network(ours.learner.network.recipe)  # products in float32, so its weights are not rounded
+    config, exact = config_of(dataset, options, 0), torch.float32  # its products, so its weights are not rounded
+    unrounded = _ours(config, exact)
     unrounded.load_state_dict(ours.learner.state_dict())
     serial = unrounded.weights()
     equal = serial.keys() == found.weights.keys() and all(

@@ -6,8 +6,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ffstream.checkpoint.replicas import MERGER, further_replicas, of_replica
 from ffstream.data import Dataset, Split
 from ffstream.ff.classifier import Classifier
+from ffstream.ff.member import below, joined
+from ffstream.ff.merging import Merger, averaged
 from ffstream.ff.network import Network
 from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe
@@ -64,6 +67,47 @@ class Learner(Protocol):
 def predictor(classifier: Classifier) -> Predict:
     """The labels that a classifier predicts."""
     return lambda images_BI: classifier.predict(images_BI).labels_B
+
+
+class Replicas:
+    """The serial reference of replicas, which take turns and are merged (`ffstream/ff/merging.py`)."""
+
+    def __init__(self, recipe: Recipe, dtype: torch.dtype, replicas: int, merge_every: int) -> None:
+        self.networks = [Network(recipe, Placement(product_dtype=dtype)) for _ in range(replicas)]
+        self._merger = Merger()
+        self._merge_steps = replicas * merge_every
+
+    def learn(self, batch: MicroBatch) -> None:
+        """One update of the replica whose turn it is, or at the start of all, and a merge if one is due."""
+        count = len(self.networks)
+        replicas = self.networks[0].recipe.replicas_after(batch.seq - batch.fresh, count)
+        for network in self.networks if replicas == 1 else [self.networks[batch.step % count]]:
+            network.learn(batch.images, batch.labels, batch.step, batch.phase, batch.ages, replicas)
+        if (batch.step + 1) % self._merge_steps == 0:
+            merged = self._merger.merge([network.state_dict() for network in self.networks])
+            for network in self.networks:
+                network.load_state_dict(merged)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The mean of the replicas' EMA weights."""
+        return averaged([network.weights() for network in self.networks])
+
+    def predictor(self, weights: Mapping[str, Tensor]) -> Predict:
+        """Predicts as a daemon does."""
+        return predictor(Classifier(self.networks[0].recipe, weights))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The states of all replicas and of the merger, with their names in a checkpoint."""
+        state = joined([(MERGER, self._merger.state_dict())])
+        for number, network in enumerate(self.networks):
+            state |= of_replica(number, network.state_dict())
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from such a state."""
+        self._merger.load_state_dict(below(MERGER, state))
+        for network, own in zip(self.networks, (state, *(own for _, own in further_replicas(state))), strict=True):
+            network.load_state_dict(own)
 
 
 class ForwardForward:
