@@ -78,7 +78,15 @@ def parse(output: str, command: str) -> list[Row]:
     return [
         each
         if "name" in each and "command" in each
-        else {"name": name, "result": each, "command": command, **origin(), "measured": today()}
+        else {
+            "name": name,
+            "result": each,
+            "command": command,
+            "options": {},
+            "seeds": [],
+            **origin(),
+            "measured": today(),
+        }
         for each in found
     ]
 
@@ -173,8 +181,7 @@ def _source(row: Row, machines: _Machines) -> str:
         commit += f", entered by `{row['entered']}`"
     dirty = " with changes" if row["dirty"] is True else ""
     date = f"; {row['measured']}" if row["measured"] != NOT_RECORDED else ""
-    given = row.get("seeds")
-    seeds = f"; seeds {', '.join(map(str, given))}" if isinstance(given, list) and given else ""
+    seeds = f"; seeds {', '.join(map(str, row['seeds']))}" if isinstance(row["seeds"], list) and row["seeds"] else ""
     return f"{commit}{dirty}; machine {machines.letter(row)}{date}{seeds}"
 
 
