@@ -91,7 +91,8 @@ class TrainingRun:
     def abort(self, timeout_s: float) -> bool:
         """Ends each thread after its current item. What is not saved is still in the journal. False if late."""
         deadline = time.monotonic() + timeout_s
-        return self.pipeline.abort(timeout_s) and self.prequential.stop(max(0.1, deadline - time.monotonic()))
+        ended = self.pipeline.abort(timeout_s)
+        return ended and self.prequential.stop(max(0.1, deadline - time.monotonic()), drop=True)
 
     @property
     def threads(self) -> list[Worker]:

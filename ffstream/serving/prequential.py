@@ -81,10 +81,13 @@ class Prequential:
         """Returns once the thread runs."""
         self.thread.start()
 
-    def stop(self, timeout_s: float) -> bool:
-        """Ends the thread after what is queued, marks included. False if the deadline passed."""
+    def stop(self, timeout_s: float, *, drop: bool = False) -> bool:
+        """Ends the thread after what is queued, marks included; with `drop`, after its current microbatch. False if the
+        deadline passed."""
         with self._changed:
             self._stopping = True
+            if drop:
+                self._inbox.clear()
             self._changed.notify_all()
         return self.thread.join(timeout_s)
 

@@ -66,6 +66,7 @@ class KeeperProcess:
         self._on_lost = on_lost
         self._replies: SimpleQueue[Any] = SimpleQueue()
         self._asking = threading.Lock()
+        self._sending = threading.Lock()
         self._ending = False
         self._gone = threading.Event()
         self._output = Worker("ff-keeper-log", self._log_output, on_failure)
@@ -134,7 +135,8 @@ class KeeperProcess:
 
     def _send(self, message: Any) -> None:
         try:
-            self._connection.send(message)
+            with self._sending:
+                self._connection.send(message)
         except OSError:
             self._gone.set()
 
