@@ -29,6 +29,8 @@ class Wire:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.recorded = bytearray()  # what was sent, in both directions
+        self.holds = False  # swallows what is sent
+        self.swallowed = 0  # bytes
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -47,6 +49,9 @@ class Wire:
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 self.recorded += data
+                if self.holds:
+                    self.swallowed += len(data)
+                    continue
                 sink.sendall(data)
         for each in (source, sink):
             with suppress(OSError):
