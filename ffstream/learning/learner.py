@@ -286,7 +286,7 @@ class Learner:
 
         A new run begins at the newest checkpoint at or before `to` and learns the samples up to `to` again. Later
         samples that have been acked are then learned again, or with `skip` never. Returns once the new run has
-        started; raises SequenceUnknown, Busy, DiskFull, StageFailed.
+        started, or its stages are being placed in a cluster; raises SequenceUnknown, Busy, DiskFull, StageFailed.
 
         If the process dies: with `skip`, `recovery` says why it is atomic. Without, checkpoints are removed oldest
         first, so the newest one is still there after a crash, and nothing was rolled back.

@@ -53,7 +53,8 @@ class Restarts:
     @property
     def interrupted(self) -> bool:
         """Whether no stage learns now, because none is placed."""
-        return self._since is not None
+        is_requested = not (self._reasons.empty() or self._ending.is_set())
+        return self._since is not None or is_requested
 
     def start(self) -> None:
         """Places the stages of the first run, soon."""

@@ -82,8 +82,8 @@ class Prequential:
         self.thread.start()
 
     def stop(self, timeout_s: float, *, drop: bool = False) -> bool:
-        """Ends the thread after what is queued, marks included; with `drop`, after its current microbatch. False if the
-        deadline passed."""
+        """Ends the thread after what is queued, marks included; with `drop`, after its current microbatch. False if
+        the deadline passed."""
         with self._changed:
             self._stopping = True
             if drop:

@@ -198,7 +198,8 @@ def test_stages_end_when_the_daemon_is_silent_for_long(
     run = Silent(store, engines, watched)
     wait_until(lambda: run.barriers and not engines.keeper.is_busy, DEADLINE_S, "the actors are idle")
     run.go_on.set()
-    assert "heard nothing from the daemon" in lost(run).message
+    # The first stage that ends is noticed by the one before it, too.
+    assert lost(run).message.endswith(("it heard nothing from the daemon", "connection to the next stage is gone"))
     monkeypatch.undo()
     goes_on(store, engines)
     assert engines.keeper.killed == []
