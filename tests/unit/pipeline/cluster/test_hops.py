@@ -49,7 +49,8 @@ class Hop:
 
     def end(self) -> None:
         self.error = self.error or Closed()
-        self.out.release()
+        if not self.out.released.is_set():
+            self.out.release()
         self.out.monitor.close()
         self.into.release()
         self.wire.close()
