@@ -185,10 +185,12 @@ class ClusterEngine:
         return {"name": "ray", "address": self._config.cluster.address, "nodes": self._nodes}
 
     def stop(self, timeout_s: float) -> bool:
-        """Ends the keeper, with all actors, and a local cluster."""
+        """Ends the keeper, with all actors, and a local cluster. False if the deadline passed."""
+        deadline = time.monotonic() + timeout_s
         self.cancel()
-        with self._connecting:
-            ended = self._keeper is None or self._keeper.stop(timeout_s)
+        if not self._connecting.acquire(timeout=timeout_s):  # never released: no other keeper may be started
+            return False
+        ended = self._keeper is None or self._keeper.stop(max(0.1, deadline - time.monotonic()))
         if self._stages is not None and self._stages.thread.is_alive():
             return False  # its sockets are in use
         self._context.destroy(linger=0)
