@@ -14,8 +14,9 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -75,9 +76,17 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -
     return memoryview(len(text).to_bytes(8, "little") + text)
 
 
+class _Bytes(np.ndarray[Any, np.dtype[np.uint8]]):
+    """Holds the tensor itself, because memory of a `BufferPool` is reused once that is gone."""
+
+    tensor: Tensor
+
+
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, as they are in a file."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    """The bytes of a tensor, as they are in a file. The tensor lives as long as they do."""
+    held = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().view(_Bytes)
+    held.tensor = tensor
+    return held.data
 
 
 class _File:

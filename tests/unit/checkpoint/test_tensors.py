@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ffstream.checkpoint import tensors
-from ffstream.checkpoint.tensors import save
+from ffstream.checkpoint.tensors import bytes_of, save
+from ffstream.ff.buffers import BufferPool
 
 DTYPES = list(tensors._NAMES)
 few = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,3 +81,14 @@ def test_a_partial_direct_write_is_completed_through_the_page_cache(
     monkeypatch.undo()
     assert equal(load_file(tmp_path / "x"), large)
     assert saved.xxh3_128 == xxhash.xxh3_128((tmp_path / "x").read_bytes()).hexdigest()
+
+
+def test_bytes_that_are_still_needed_are_not_overwritten_by_later_copies() -> None:
+    """As those of a part of a checkpoint that is being sent while its stage learns on."""
+    pool, before, after = BufferPool(), torch.zeros(1 << 16), torch.ones(1 << 16)
+    sending = bytes_of(pool.copy("parameters", before))
+    kept = pool.copy("parameters", after)
+    assert bytes(sending) == before.numpy().tobytes()
+    address = kept.data_ptr()
+    del kept
+    assert pool.copy("parameters", after).data_ptr() == address, "memory that nobody needs is used again"
