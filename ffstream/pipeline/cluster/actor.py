@@ -13,12 +13,12 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from ffstream import __version__
 from ffstream.checkpoint.replicas import MERGER
-from ffstream.errors import FFStreamError, StageFailed
+from ffstream.errors import ConfigError, FFStreamError, StageFailed
 from ffstream.ff import kernels
 from ffstream.ff.member import below
 from ffstream.ff.merging import Merger
 from ffstream.ff.placement import Placement
-from ffstream.ff.recipe import stored_recipe
+from ffstream.ff.recipe import Recipe, load_parts, stored_recipe
 from ffstream.pipeline.channel import Closed
 from ffstream.pipeline.cluster.control import Control
 from ffstream.pipeline.cluster.frames import Message
@@ -38,6 +38,7 @@ from ffstream.pipeline.device import choose_device, choose_product_dtype, make_s
 from ffstream.pipeline.members import members_of
 from ffstream.pipeline.messages import Barrier, Part
 from ffstream.pipeline.stage import Stage
+from ffstream.util.option_errors import OptionError
 from ffstream.util.threads import use_one_core
 
 _START_S: Final = 120.0  # in which the daemon sends what the stage begins with
@@ -127,9 +128,8 @@ class _Hosted:
         device = choose_device(fields["device"])
         dtype = choose_product_dtype(fields["precision"], device)
         placement = Placement(device, dtype, self._depth + 2)
-        self._members = members_of(
-            stored_recipe(fields["recipe"]), placement, fields["sizes"], fields["index"], fields["live"]
-        )
+        recipe = _recipe(fields["recipe"])
+        self._members = members_of(recipe, placement, fields["sizes"], fields["index"], fields["live"])
         self._members.load_state_dict(start.tensors)
         self._merger = Merger()
         self._merger.load_state_dict(below(MERGER, start.tensors))
@@ -180,3 +180,12 @@ class _Hosted:
             self._control.contributed(name, barrier, part)
 
         return Barrier(**fields, contributors=[name], on_complete=send)
+
+
+def _recipe(stored: Mapping[str, Any]) -> Recipe:
+    """The daemon's. Imports its parts from outside, which the daemon has imported, too. Raises ConfigError."""
+    try:
+        load_parts(stored["parts"])
+        return stored_recipe(stored)
+    except OptionError as error:
+        raise ConfigError(f"network.{error}", hint="every node needs the same packages as the daemon") from error

@@ -1,11 +1,15 @@
 """A pipeline whose stages are actors learns what the serial reference learns, bit for bit."""
 
+import importlib
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ffstream.errors import StageFailed
 from ffstream.ff.presets import PRESETS
 from ffstream.ff.recipe import Recipe
 from tests.harness.crashing.presets import small_recipe
@@ -13,6 +17,7 @@ from tests.unit.pipeline.cluster.local import Engines
 from tests.unit.pipeline.run import (
     BATCH,
     CONDITIONED,
+    DEADLINE_S,
     EVOKED,
     QUIET,
     RECIPE,
@@ -149,3 +154,30 @@ def test_the_metrics_and_the_status_show_the_stages(store: Store, engines: Engin
     for layer in run.pipeline.describe_layers():
         assert layer["loss"] is not None
         assert layer["step_s"] > 0
+
+
+def test_an_actor_imports_parts_from_outside(
+    store: Store, engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "parts_of_my_own.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = Run(store, RECIPE.change(parts=["parts_of_my_own"]), engine=engines)
+    monkeypatch.delitem(sys.modules, "parts_of_my_own", raising=False)
+    run.start().stop()
+    assert "parts_of_my_own" in sys.modules
+
+
+def test_a_part_that_a_node_does_not_have_is_named(
+    store: Store, engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "parts_of_the_daemon.py"
+    path.write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = Run(store, RECIPE.change(parts=["parts_of_the_daemon"]), engine=engines)
+    monkeypatch.delitem(sys.modules, "parts_of_the_daemon", raising=False)
+    path.unlink()
+    importlib.invalidate_caches()
+    with pytest.raises(StageFailed, match=r"network.parts = .*cannot import parts_of_the_daemon") as failure:
+        run.start()
+    assert failure.value.hint == "every node needs the same packages as the daemon"
+    assert run.pipeline.abort(DEADLINE_S)
