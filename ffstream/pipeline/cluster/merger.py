@@ -77,7 +77,8 @@ class StateMerger:
     def merge(self, members: StageMembers) -> None:
         """Returns when the members have the merged state. Raises Closed, StagesLost."""
         start = time.perf_counter()
-        members.load_state_dict(self._exchange(members.state_dict(), self._wait))
+        own = {name: value.cpu() for name, value in members.state_dict().items()}
+        members.load_state_dict(self._exchange(own, self._wait))
         self.merge_s += time.perf_counter() - start
 
     def state_dict(self) -> dict[str, Tensor]:
