@@ -53,8 +53,10 @@ class ClusterEngine:
         check_installed()
         self._config = config
         self._metrics = metrics
-        self._context: zmq.Context[Any] = zmq.Context()
         self._slots = _slots(config)
+        self._context: zmq.Context[Any] = zmq.Context()
+        # At most three for each stage, with its monitor, and for each replica; as many of a run that is ending.
+        self._context.set(zmq.MAX_SOCKETS, 1023 + 12 * len(self._slots))
         self._keeper: KeeperProcess | None = None
         self._stages: ClusterStages | None = None
         self._cancelled = threading.Event()

@@ -8,6 +8,9 @@ import torch
 from ffstream.ff.member import below
 from ffstream.ff.merging import averaged
 from ffstream.ff.recipe import Recipe
+from ffstream.metrics import Metrics
+from ffstream.pipeline.cluster.sockets import Opened, connected
+from ffstream.server.resources import raise_file_limit
 from tests.unit.pipeline.cluster.local import Engines
 from tests.unit.pipeline.replicated import Replicated
 from tests.unit.pipeline.run import (
@@ -127,3 +130,13 @@ def test_threads_go_on_with_the_mean_of_replicas(store: Store, engines: Engines)
     last = Run(store, RECIPE, resume=resume).start().stop()
     (mean,) = resume.replicas(1)
     assert all(torch.equal(last.tensors[name], value) for name, value in mean.tensors.items())
+
+
+def test_there_are_sockets_for_as_many_replicas_as_are_allowed(engines: Engines) -> None:
+    raise_file_limit()
+    config = replace(QUIET, replicas=64).config(RECIPE.change(widths=[8] * 7))
+    context = engines(config, Metrics())._context
+    opened = [Opened(connected(context, "127.0.0.1", 9, "token", None, ""), None) for _ in range(64 * (7 + 1))]
+    for each in opened:
+        each.socket.linger = 0
+        each.close()
