@@ -116,6 +116,10 @@ def test_a_replica_may_wait_for_its_daemon_however_long() -> None:
     assert {"TimeoutStartSec=infinity", "StartLimitIntervalSec=0"} <= set(lines)
 
 
+def test_a_stop_is_for_the_daemon_which_still_needs_the_processes_of_its_stages() -> None:
+    assert "KillMode=mixed" in (DEPLOY / "ffstream@.service").read_text().splitlines()
+
+
 def test_the_unit_refuses_a_lost_state() -> None:
     lines = (DEPLOY / "ffstream@.service").read_text().splitlines()
     assert "EnvironmentFile=-/etc/default/ffstream.existing" in lines
