@@ -1,8 +1,7 @@
 """The daemon's connection to one stage."""
 
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import zmq
@@ -79,9 +78,9 @@ class Line:
         self.socket.send_multipart(frames, copy=False)
         self._start = StageStart(self._start.fields, {})
 
-    def expect(self, kind: str, deadline: float, cancelled: threading.Event) -> Message:
-        """The next message of this kind. Raises StagesLost at the deadline, when the stage is gone or when that is
-        `cancelled`; StageFailed."""
+    def expect(self, kind: str, deadline: float, check: Callable[[], None]) -> Message:
+        """The next message of this kind. `check` is called while it waits. Raises StagesLost at the deadline, or when
+        the stage is gone; StageFailed."""
         while True:
             left = deadline - time.monotonic()
             self.socket.poll(max(0, min(TICK_MS, int(left * 1000))))
@@ -93,8 +92,7 @@ class Line:
                 if message.kind == "ended":
                     self.ended = True
                     raise StagesLost(f"{self.gauges.name} has ended ({self.where})", hint="it is placed again")
-            if cancelled.is_set():
-                raise StagesLost("the daemon is stopping", hint="learning goes on after its restart")
+            check()
             if self.monitor.poll(0):
                 raise StagesLost(f"{self.gauges.name} is gone ({self.where})", hint="it is placed again")
             if left <= 0:

@@ -84,6 +84,7 @@ class ClusterStages:
         self._losing = threading.Lock()
         self._suspicion: tuple[float, Line, str] | None = None  # when which stage noticed what
         self._loss: StagesLost | None = None
+        self._missed: dict[int, str] = {}  # actors that the keeper misses, and why
         self._pinged_at = 0.0
         self._counted = [(0.0, 0.0, 0.0) for _ in rows]  # of the hops from the feeder
         self.thread = Worker("ff-cluster", self._listen, on_failure)
@@ -129,6 +130,7 @@ class ClusterStages:
         deadline = time.monotonic() + placement.timeout_s
         token, keys = secrets.token_hex(16), Keys.new()
         self._keeper = keeper = placement.keeper()
+        self._missed.clear()  # each keeper numbers its actors
         request = Place(
             placement.slots,
             token,
@@ -140,6 +142,8 @@ class ClusterStages:
         )
         for line, spot in zip(self._lines, keeper.place(request).spots, strict=True):
             line.connect(placement.context, spot, token, keys)
+        for number, reason in list(self._missed.items()):
+            self.lost(number, reason)  # before it was connected
         try:
             self._begin(keys, deadline)
         except FFStreamError:
@@ -166,7 +170,8 @@ class ClusterStages:
                     clients += (other[index].spot.key for other in self._rows[1:])
                 line.send_start({"clients": clients})
         for line in self._lines:
-            line.device = line.expect("ready", deadline, self._placement.cancelled).fields
+            line.device = line.expect("ready", deadline, self._check).fields
+        self._check()
         for number, row in enumerate(self._rows):
             for index, line in enumerate(row):
                 leader = self._rows[0][index].spot
@@ -177,6 +182,13 @@ class ClusterStages:
                         "leader": {**leader._asdict(), "merger": leader.mergers[number - 1]} if number else None,
                     },
                 )
+
+    def _check(self) -> None:
+        """While stages start. Raises StagesLost when that is of no use."""
+        if self._loss is not None:
+            raise self._loss
+        if self._placement.cancelled.is_set():
+            raise StagesLost("the daemon is stopping", hint="learning goes on after its restart")
 
     def _show_places(self) -> None:
         self._metrics.stage_place.clear()
@@ -312,6 +324,8 @@ class ClusterStages:
         if number is None and self._keeper is not None:
             with self._losing:
                 self._loss = self._loss or StagesLost(reason, hint="learning begins again when a cluster is there")
+        if number is not None:
+            self._missed[number] = reason  # before the stages are looked at: it may be connected just now
         for line in self._lines:
             if line.is_placed and line.spot.number == number and not line.ended:
                 self._lose(line, "actor", reason)

@@ -10,7 +10,7 @@ from ffstream.errors import StageFailed, StagesLost
 from ffstream.ff.layer import Layer
 from ffstream.metrics import Metrics
 from ffstream.pipeline.cluster import actor, control
-from ffstream.pipeline.cluster.requests import Place, Slot
+from ffstream.pipeline.cluster.requests import Place, Placed, Slot
 from ffstream.pipeline.cluster.sockets import Keys
 from ffstream.pipeline.engine import Engine
 from ffstream.pipeline.messages import Barrier
@@ -140,6 +140,25 @@ def test_a_keeper_that_ended_before_the_stages_were_placed_does_not_end_them(sto
     engines.made[-1]._on_lost(None, "the keeper has ended")
     run.start().wait_applied(STEPS * BATCH)
     run.stop()
+
+
+def test_an_actor_that_is_gone_before_it_is_connected(
+    store: Store, engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(store, CONDITIONED, engine=engines)
+    place = engines.keeper.place
+
+    def place_and_lose(request: Place) -> Placed:
+        placed = place(request)
+        engines.made[-1]._on_lost(placed.spots[1].number, "its process was killed")
+        return placed
+
+    monkeypatch.setattr(engines.keeper, "place", place_and_lose)
+    with pytest.raises(StagesLost, match="ff-stage-1 is lost .*: its process was killed"):
+        run.start()
+    assert run.pipeline.abort(DEADLINE_S)
+    monkeypatch.undo()
+    goes_on(store, engines)
 
 
 def test_a_place_that_cannot_be_found_is_asked_for_again(store: Store, engines: Engines) -> None:
