@@ -154,7 +154,7 @@ def test_an_actor_that_is_gone_before_it_is_connected(
         return placed
 
     monkeypatch.setattr(engines.keeper, "place", place_and_lose)
-    with pytest.raises(StagesLost, match="ff-stage-1 is lost .*: its process was killed"):
+    with pytest.raises(StagesLost, match=r"ff-stage-1 is lost .*: its process was killed"):
         run.start()
     assert run.pipeline.abort(DEADLINE_S)
     monkeypatch.undo()
