@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,9 @@ import pytest
 
 from ffstream.checkpoint.store import CheckpointStore
 from ffstream.client import Predictor, Producer
+from ffstream.pipeline.cluster.keeper_process import KeeperProcess
+from ffstream.pipeline.cluster.requests import Connect, Place, Slot
+from ffstream.pipeline.cluster.sockets import Keys
 from tests.harness.commands import COMMAND_S, run_json
 from tests.harness.daemon import DaemonProcess, start_daemon
 from tests.harness.daemon_directory import FREE_PORTS, DaemonDirectory, free_port
@@ -45,13 +50,13 @@ class Machine:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._mark = uuid4().hex
+        self.mark = uuid4().hex
         self.temporary = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))  # part of the addresses of sockets
 
     def start(self, *settings: str) -> DaemonProcess:
         """A daemon on the state folder of this test. It serves."""
         directory = DaemonDirectory(self._root / "state", [*NETWORK, *settings])
-        environment = {"FFSTREAM_TEST_MARK": self._mark, "TMPDIR": str(self.temporary)}
+        environment = {"FFSTREAM_TEST_MARK": self.mark, "TMPDIR": str(self.temporary)}
         daemon = start_daemon(directory, environment=environment)
         daemon.await_ready()
         return daemon
@@ -61,7 +66,7 @@ class Machine:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("FFSTREAM_TEST_MARK") == self._mark:
+                if process.environ().get("FFSTREAM_TEST_MARK") == self.mark:
                     found.append(process)
         return found
 
@@ -293,6 +298,29 @@ def two_nodes() -> Iterator[Any]:
             yield cluster, cluster.add_node(**NODE, resources={"two": 1})
         finally:
             cluster.shutdown()
+
+
+@needs_ray
+def test_a_keeper_that_finds_no_room_for_spares_answers_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FFSTREAM_TEST_MARK", machine.mark)
+    monkeypatch.setenv("TMPDIR", str(machine.temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    lost: list[object] = []
+    keeper = KeeperProcess("local", threading.Event(), lambda *loss: lost.append(loss), lost.append)
+    try:
+        keeper.connect(Connect("local", cpus=1, resources=(), spares=1), DEADLINE_S)
+        place = Place([Slot()], "token", Keys.new().public, False, 3 * DEADLINE_S, replicas=1, stages=1)
+        (first,) = keeper.place(place).spots
+        start = time.monotonic()
+        keeper.kill([first.number])
+        (second,) = keeper.place(place).spots
+        assert time.monotonic() - start < 2 * DEADLINE_S
+        assert second.pid != first.pid
+    finally:
+        assert keeper.stop(DEADLINE_S)
+    machine.expect_nothing_left()
 
 
 @needs_ray

@@ -12,10 +12,11 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
@@ -45,6 +46,14 @@ class _Held:
     lost: bool = False
 
 
+class _Begun(NamedTuple):
+    """An actor that may not have a process yet. `described` is its answer, once it is ready."""
+
+    kind: Slot
+    handle: ActorHandle[Any]
+    described: Any
+
+
 class Keeper:
     """Answers the daemon's requests one after the other."""
 
@@ -57,6 +66,7 @@ class Keeper:
         self._host = ""  # on which actors listen, if the cluster is local
         self._folder = ""
         self._spares = 0
+        self._unready: list[_Begun] = []  # spares
 
     def serve(self) -> None:
         """Returns when the daemon closes the connection, or is gone."""
@@ -68,7 +78,8 @@ class Keeper:
                         self._answer(self._connect, request)
                     case Place():
                         self._answer(self._place, request)
-                        self._make_spares(request.slots)
+                        with contextlib.suppress(RayError, RuntimeError):
+                            self._make_spares(request)
                     case Kill():
                         self._kill(request.numbers)
         except (EOFError, OSError):
@@ -176,36 +187,66 @@ class Keeper:
 
     def _make(self, slots: Sequence[Slot], deadline: float) -> list[_Held]:
         """New actors, started at the same time. Raises RayError, TimeoutError, RuntimeError."""
-        handles = [_start(slot) for slot in slots]
+        begun = [self._begin(slot) for slot in slots]
+        if begun:
+            self._give_up_spares()  # their room may be needed
         try:
-            described: list[dict[str, Any]] = ray.get(
-                [handle.describe.remote() for handle in handles], timeout=max(0.1, deadline - time.monotonic())
-            )
+            ray.get([each.described for each in begun], timeout=max(0.1, deadline - time.monotonic()))
         except GetTimeoutError:
-            for handle in handles:
-                ray.kill(handle)
+            for each in begun:
+                ray.kill(each.handle)
             raise TimeoutError(f"no node has room for {', '.join(map(str, slots))}") from None
-        made = []
-        for slot, handle, reply in zip(slots, handles, described, strict=True):
-            if reply["version"] != __version__:
-                raise RuntimeError(f"{reply['host']} has ffstream {reply['version']}, and this node {__version__}")
-            with self._lock:
-                self._numbers += 1
-                held = _Held(self._numbers, slot, handle, reply["node"], reply["pid"])
-                held.idle.set()
-                self._actors.append(held)
-            made.append(held)
-        return made
+        return [self._hold(each) for each in begun]
 
-    def _make_spares(self, slots: Sequence[Slot]) -> None:
-        """Some for each kind of slot, if there is room for them now."""
-        for kind in dict.fromkeys(slots):
-            with self._lock:
-                idle = [held for held in self._actors if held.kind == kind and held.idle.is_set() and not held.lost]
-            missing = self._spares - len(idle)
-            if missing > 0:
-                with contextlib.suppress(RayError, TimeoutError, RuntimeError):
-                    self._make([kind] * missing, time.monotonic() + 30.0)
+    def _begin(self, slot: Slot) -> _Begun:
+        """A spare that is not ready yet, or a new actor."""
+        found = next((each for each in self._unready if each.kind == slot), None)
+        if found is not None:
+            self._unready.remove(found)
+            return found
+        handle = _start(slot)
+        return _Begun(slot, handle, handle.describe.remote())
+
+    def _hold(self, begun: _Begun) -> _Held:
+        """An actor that is ready. Raises RayError, RuntimeError."""
+        reply: dict[str, Any] = ray.get(begun.described)
+        if reply["version"] != __version__:
+            raise RuntimeError(f"{reply['host']} has ffstream {reply['version']}, and this node {__version__}")
+        with self._lock:
+            self._numbers += 1
+            held = _Held(self._numbers, begun.kind, begun.handle, reply["node"], reply["pid"])
+            held.idle.set()
+            self._actors.append(held)
+        return held
+
+    def _make_spares(self, request: Place) -> None:
+        """Some for each kind of slot, if there is room. Ends when another request comes: it may need those that are
+        not ready yet."""
+        deadline = time.monotonic() + request.timeout_s
+        with self._lock:
+            idle = Counter(held.kind for held in self._actors if held.idle.is_set() and not held.lost)
+        wanted = [kind for kind in dict.fromkeys(request.slots) for _ in range(self._spares - idle[kind])]
+        begun = [self._begin(kind) for kind in wanted]
+        self._give_up_spares()
+        self._unready = begun
+        while self._unready and not self._connection.poll():
+            if time.monotonic() > deadline:
+                self._give_up_spares()
+            else:
+                self._hold_spares()
+
+    def _hold_spares(self) -> None:
+        asked = [each.described for each in self._unready]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_WATCH_S)
+        for each in [each for each in self._unready if each.described in ready]:
+            self._unready.remove(each)
+            with contextlib.suppress(RayError, RuntimeError):
+                self._hold(each)
+
+    def _give_up_spares(self) -> None:
+        for each in self._unready:
+            ray.kill(each.handle)
+        self._unready = []
 
     def _watch(self, held: _Held, run: Any) -> None:
         """Thread of one run of one actor: says when it is lost."""
