@@ -55,7 +55,9 @@ class ResumeState(NamedTuple):
         return not (self.seq or self.tensors or self.progress)
 
     def replicas(self, wanted: int) -> "list[ResumeState]":
-        """The states of that many replicas. If they come from another number of replicas, all begin with the mean."""
+        """The states of that many replicas. If they come from another number of replicas, all begin with the mean.
+
+        Raises CheckpointIncompatible."""
         states = list(self._stored_replicas())
         if len(states) == wanted:
             return states
@@ -63,7 +65,10 @@ class ResumeState(NamedTuple):
         if len(states) > 1:
             merges = below(MERGER, first.tensors)
             own = {name: value for name, value in first.tensors.items() if not name.startswith(f"{MERGER}.")}
-            first = first._replace(tensors=averaged([own, *(each.tensors for each in states[1:])], merges))
+            try:
+                first = first._replace(tensors=averaged([own, *(each.tensors for each in states[1:])], merges))
+            except (ValueError, RuntimeError) as error:  # other tensors, or other shapes
+                raise self._misfit(str(error)) from error
         return [first] * wanted
 
     def _stored_replicas(self) -> "Iterator[ResumeState]":

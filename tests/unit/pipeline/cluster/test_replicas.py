@@ -5,11 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ffstream.checkpoint.replicas import of_replica
+from ffstream.errors import CheckpointIncompatible
 from ffstream.ff.member import below
 from ffstream.ff.merging import averaged
+from ffstream.ff.network import Network
 from ffstream.ff.recipe import Recipe
 from ffstream.metrics import Metrics
 from ffstream.pipeline.cluster.sockets import Opened, connected
+from ffstream.pipeline.resume_state import ResumeState
 from ffstream.server.resources import raise_file_limit
 from tests.unit.pipeline.cluster.local import Engines
 from tests.unit.pipeline.replicated import Replicated
@@ -119,6 +123,15 @@ def test_another_number_of_replicas_begins_with_the_mean(store: Store, engines: 
     for number in range(replicas):
         prefix = f"replica.{number}." if number else ""
         assert all(torch.equal(last.tensors[prefix + name], value) for name, value in mean.items())
+
+
+@pytest.mark.parametrize("value", [None, torch.zeros(3)], ids=["missing", "another shape"])
+def test_replicas_that_do_not_belong_together_are_an_incompatible_checkpoint(value: torch.Tensor | None) -> None:
+    tensors = Network(RECIPE).state_dict()
+    odd = {name: tensor for name, tensor in tensors.items() if name != "layers.1.ema"}
+    odd |= {} if value is None else {"layers.1.ema": value}
+    with pytest.raises(CheckpointIncompatible, match="checkpoint 8 does not hold this network's state"):
+        ResumeState(8, tensors | of_replica(1, odd)).replicas(1)
 
 
 def test_threads_go_on_with_the_mean_of_replicas(store: Store, engines: Engines) -> None:
