@@ -84,7 +84,11 @@ class ClusterEngine:
         for slot in wanted:
             total.update(dict(slot.resources))
         cpus = math.ceil(sum(slot.cpus for slot in wanted)) or 1
-        keeper = KeeperProcess(cluster.address, self._cancelled, self._on_lost, self._on_keeper_failure)
+        try:
+            keeper = KeeperProcess(cluster.address, self._cancelled, self._on_lost, self._on_keeper_failure)
+        except OSError as error:  # no memory or no descriptor is free at present
+            hint = "it is tried again; memory, processes or files may be used up"
+            raise StagesLost(f"the keeper cannot be started: {error.strerror}", hint=hint) from error
         try:
             request = Connect(cluster.address, cpus, tuple(total.items()), cluster.spares)
             self._nodes = keeper.connect(request, cluster.start_timeout_s).nodes

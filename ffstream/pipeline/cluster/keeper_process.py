@@ -51,7 +51,7 @@ class KeeperProcess:
         on_failure: OnFailure,
     ) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ffstream.pipeline.cluster.keeper", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -61,7 +61,7 @@ class KeeperProcess:
                 env={**_ENVIRONMENT, **(_local() if address == "local" else {}), **os.environ},
                 start_new_session=True,  # a Ctrl-C in the terminal is for the daemon, which ends its keeper last
             )
-        self._connection: Connection[Any, Any] = Connection(ours.detach())
+            self._connection: Connection[Any, Any] = Connection(ours.detach())
         self._cancelled = cancelled
         self._on_lost = on_lost
         self._replies: SimpleQueue[Any] = SimpleQueue()

@@ -131,6 +131,7 @@ class ClusterStages:
         token, keys = secrets.token_hex(16), Keys.new()
         self._keeper = keeper = placement.keeper()
         self._missed.clear()  # each keeper numbers its actors
+        self._weights = {}  # the first snapshot has them
         request = Place(
             placement.slots,
             token,

@@ -1,5 +1,7 @@
 """A stage that is lost ends its run once, whatever is lost first. Another run goes on, with what is left."""
 
+import errno
+import subprocess
 import threading
 from typing import Final
 
@@ -10,6 +12,7 @@ from ffstream.errors import StageFailed, StagesLost
 from ffstream.ff.layer import Layer
 from ffstream.metrics import Metrics
 from ffstream.pipeline.cluster import actor, control
+from ffstream.pipeline.cluster.engine import ClusterEngine
 from ffstream.pipeline.cluster.requests import Place, Placed, Slot
 from ffstream.pipeline.cluster.sockets import Keys
 from ffstream.pipeline.engine import Engine
@@ -21,6 +24,7 @@ from tests.unit.pipeline.run import (
     BATCH,
     CONDITIONED,
     DEADLINE_S,
+    QUIET,
     RECIPE,
     Run,
     Serial,
@@ -159,6 +163,19 @@ def test_an_actor_that_is_gone_before_it_is_connected(
     assert run.pipeline.abort(DEADLINE_S)
     monkeypatch.undo()
     goes_on(store, engines)
+
+
+def test_a_keeper_for_which_there_is_no_memory_is_tried_again(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines(QUIET.config(RECIPE), Metrics())
+
+    def without_memory(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", without_memory)
+    with pytest.raises(StagesLost, match="the keeper cannot be started: Cannot allocate memory"):
+        ClusterEngine._start_keeper(engine)
 
 
 def test_a_place_that_cannot_be_found_is_asked_for_again(store: Store, engines: Engines) -> None:
