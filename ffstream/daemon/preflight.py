@@ -1,7 +1,7 @@
 """Finds what would prevent a daemon from starting: for `ffstream config check`, and for the start itself.
 
-It creates, changes and locks nothing, and imports neither torch nor numba unless `pipeline.device` is "cuda".
-Conditions that may pass by themselves, such as a port in use, are left to the start.
+It creates, changes and locks nothing, and imports neither torch nor numba unless `pipeline.device` is "cuda" or
+`pipeline.engine` is "ray". Conditions that may pass by themselves, such as a port in use, are left to the start.
 """
 
 import os
@@ -30,8 +30,8 @@ def check(config: Config) -> None:
     if config.pipeline.engine == "ray":
         from ffstream.pipeline.cluster.engine import check_installed  # imports torch
 
-        check_installed()
-    if config.pipeline.device == "cuda":
+        check_installed()  # the device is that of the nodes
+    elif config.pipeline.device == "cuda":
         from ffstream.pipeline.device import choose_device  # imports torch
 
         choose_device("cuda")

@@ -178,6 +178,14 @@ def test_a_device_that_is_not_there_is_refused(site: Site, monkeypatch: pytest.M
         site.check("pipeline.device=cuda")
 
 
+def test_nodes_of_a_cluster_may_have_a_device_that_this_machine_has_not(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    site.check("pipeline.engine=ray", "pipeline.device=cuda")
+
+
 def test_config_check_and_serve_say_the_same_with_code_2(site: Site) -> None:
     for changed in (
         {"security__server_key": str(site.public)},
