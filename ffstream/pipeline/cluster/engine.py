@@ -25,6 +25,7 @@ from ffstream.pipeline.cluster.keeper_process import KeeperProcess
 from ffstream.pipeline.cluster.line import Line, StageStart
 from ffstream.pipeline.cluster.requests import Connect, Slot
 from ffstream.pipeline.cluster.stages import ClusterStages, Placement
+from ffstream.pipeline.device import bound_compiled_products
 from ffstream.pipeline.engine import Hardware
 from ffstream.pipeline.live_error import LIVE
 from ffstream.pipeline.members import members_of, stage_sizes
@@ -51,6 +52,7 @@ class ClusterEngine:
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         check_installed()
+        bound_compiled_products()  # the weights that predict here have the precision of the stages
         self._config = config
         self._metrics = metrics
         self._slots = _slots(config)

@@ -1,6 +1,7 @@
 """A pipeline whose stages are actors learns what the serial reference learns, bit for bit."""
 
 import importlib
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from ffstream.errors import StageFailed
 from ffstream.ff.presets import PRESETS
 from ffstream.ff.recipe import Recipe
+from ffstream.metrics import Metrics
 from tests.harness.crashing.presets import small_recipe
 from tests.unit.pipeline.cluster.local import Engines
 from tests.unit.pipeline.run import (
@@ -181,3 +183,13 @@ def test_a_part_that_a_node_does_not_have_is_named(
         run.start()
     assert failure.value.hint == "every node needs the same packages as the daemon"
     assert run.pipeline.abort(DEADLINE_S)
+
+
+def test_the_daemon_bounds_the_products_that_are_compiled_for_its_predictions(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    engines(QUIET.config(RECIPE), Metrics())
+    assert {"LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"} <= os.environ.keys()
