@@ -58,6 +58,7 @@ class KeeperProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                bufsize=0,  # what is in a buffer, `select` does not see
                 env={**_ENVIRONMENT, **(_local() if address == "local" else {}), **os.environ},
                 start_new_session=True,  # a Ctrl-C in the terminal is for the daemon, which ends its keeper last
             )
