@@ -1,13 +1,15 @@
 """Messages between the daemon and its stages, and between stages, as frames.
 
 A message is a header (msgpack: kind, fields, and name, dtype and shape of each tensor), then the bytes of the
-tensors.
-Both ends run the same version of ffstream, which is checked before anything else is sent.
+tensors, each in pieces of 1 MiB: heartbeats pass between frames only, and without one for 3 s a connection counts as
+lost. Both ends run the same version of ffstream, which is checked before anything else is sent.
 
-Valid if and only if the header unpacks, there is a frame for each tensor, and its size is that of the tensor.
+Valid if and only if the header unpacks, there are as many frames as the tensors have pieces (at least one each), and
+their sizes add up to those of the tensors.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -37,6 +39,7 @@ _DTYPES: Final = {
     )
 }
 _CARRIED: Final = "carried."
+PIECE: Final = 1 << 20  # bytes
 
 
 class Message(NamedTuple):
@@ -51,29 +54,38 @@ def pack(kind: str, fields: Mapping[str, Any] | None = None, tensors: Mapping[st
     """The frames of a message. Contiguous tensors on the CPU are not copied."""
     tensors = tensors or {}
     meta = [(name, str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in tensors.items()]
-    return [msgpack.packb([kind, fields or {}, meta]), *map(bytes_of, tensors.values())]
+    header = msgpack.packb([kind, fields or {}, meta])
+    return [header, *(piece for value in tensors.values() for piece in _pieces(bytes_of(value)))]
+
+
+def _pieces(memory: memoryview) -> list[memoryview]:
+    return [memory[start : start + PIECE] for start in range(0, max(1, len(memory)), PIECE)]
 
 
 def unpack(frames: Sequence[zmq.Frame]) -> Message:
     """The message, with tensors of its own. Raises BadSize."""
     kind, fields, meta = msgpack.unpackb(frames[0].buffer)
-    if len(meta) != len(frames) - 1:
+    tensors = {name: torch.empty(shape, dtype=_DTYPES[dtype]) for name, dtype, shape in meta}
+    counts = [max(1, -(-value.nbytes // PIECE)) for value in tensors.values()]
+    if sum(counts) != len(frames) - 1:
         raise BadSize(f"{len(frames) - 1} frames for {len(meta)} tensors")
-    return Message(
-        kind,
-        fields,
-        {name: _tensor(frame, dtype, shape) for frame, (name, dtype, shape) in zip(frames[1:], meta, strict=True)},
-    )
+    pieces = iter(frames[1:])
+    for value, count in zip(tensors.values(), counts, strict=True):
+        _fill(value, [piece.buffer for piece in islice(pieces, count)])
+    return Message(kind, fields, tensors)
 
 
-def _tensor(frame: zmq.Frame, dtype: str, shape: Sequence[int]) -> Tensor:
-    """A copy: it begins where matrix products are fastest, and their results may depend on that."""
-    value = torch.empty(shape, dtype=_DTYPES[dtype])
-    if value.nbytes != len(frame.buffer):
-        raise BadSize(f"{len(frame.buffer)} bytes for a tensor of {value.nbytes}")
-    if value.nbytes:
-        np.copyto(value.view(-1).view(torch.uint8).numpy(), np.frombuffer(frame.buffer, np.uint8))
-    return value
+def _fill(value: Tensor, pieces: Sequence[memoryview]) -> None:
+    """Copies: a tensor of its own begins where matrix products are fastest, and their results may depend on that."""
+    size = sum(map(len, pieces))
+    if value.nbytes != size:
+        raise BadSize(f"{size} bytes for a tensor of {value.nbytes}")
+    if not size:
+        return
+    into, start = value.view(-1).view(torch.uint8).numpy(), 0
+    for piece in pieces:
+        np.copyto(into[start : start + len(piece)], np.frombuffer(piece, np.uint8))
+        start += len(piece)
 
 
 # --- what travels from stage to stage -------------------------------------------------------------------------------

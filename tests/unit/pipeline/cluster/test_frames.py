@@ -15,7 +15,7 @@ from ffstream.ff.health import HealthFigures
 from ffstream.ff.layer_monitor import LayerFigures
 from ffstream.ff.objective import Balance
 from ffstream.pipeline.cluster.figures import packed, unpacked
-from ffstream.pipeline.cluster.frames import microbatch_of, output_of, pack, pack_item, unpack
+from ffstream.pipeline.cluster.frames import PIECE, microbatch_of, output_of, pack, pack_item, unpack
 from ffstream.pipeline.messages import Barrier, MicroBatch, StageOutput
 from ffstream.pipeline.stage_gauges import BarrierFigures
 
@@ -64,6 +64,17 @@ def test_tensors_of_every_type_and_shape(dtype: torch.dtype, shape: Sequence[int
 def test_special_values_keep_their_bits() -> None:
     value = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])
     assert_equal(unpack(received(pack("kind", {}, {"value": value}))).tensors["value"], value)
+
+
+@pytest.mark.parametrize("values", [PIECE // 4, PIECE // 4 + 1, 3 * PIECE // 4 - 1])
+def test_no_frame_of_a_large_tensor_takes_long(values: int) -> None:
+    """Over a slow network, a connection counts as lost when a single frame takes longer than the heartbeat."""
+    sent = {"a": torch.arange(float(values)), "empty": torch.zeros(0, 3), "b": torch.arange(5)}
+    frames = received(pack("kind", {}, sent))
+    assert max(len(frame.buffer) for frame in frames) <= PIECE
+    found = unpack(frames).tensors
+    for name, value in sent.items():
+        assert_equal(found[name], value)
 
 
 def test_a_tensor_that_is_not_contiguous() -> None:
