@@ -8,11 +8,12 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Final
 
 _PREFIX: Final = "ffs-cluster-"  # short, because it is part of the addresses of sockets
-_TRIES: Final = 3  # a process that is about to end may write meanwhile
+_PATIENCE_S: Final = 3.0  # processes that are about to end may write meanwhile
 
 
 def make() -> str:
@@ -26,8 +27,12 @@ def make() -> str:
 
 def remove(folder: str | Path) -> None:
     """Removes a folder, as far as possible."""
-    for _ in range(_TRIES):
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
         shutil.rmtree(folder, ignore_errors=True)
+        if not Path(folder).exists() or time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
 
 
 def remove_unused() -> None:

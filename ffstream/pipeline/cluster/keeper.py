@@ -67,6 +67,7 @@ class Keeper:
         self._folder = ""
         self._spares = 0
         self._unready: list[_Begun] = []  # spares
+        self._ending = threading.Event()
 
     def serve(self) -> None:
         """Returns when the daemon closes the connection, or is gone."""
@@ -117,7 +118,9 @@ class Keeper:
             _expect_head(request.address)
             options["address"] = request.address
         ray.init(**options)
-        threading.Thread(target=_end_with_node, args=(ray.get_runtime_context().get_node_id(),), daemon=True).start()
+        threading.Thread(
+            target=self._end_with_node, args=(ray.get_runtime_context().get_node_id(),), daemon=True
+        ).start()
         return Connected(len(ray.nodes()))  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
@@ -129,6 +132,19 @@ class Keeper:
         """Ends this process at once."""
         self._remove_folder()
         os._exit(1)
+
+    def _end_with_node(self, node: str) -> None:
+        """Ends this process when the cluster says that its node is gone: nothing can be placed from here any more.
+        Ray itself may take long to notice."""
+        while not self._ending.wait(_WATCH_S):
+            with contextlib.suppress(
+                RayError, RuntimeError, ValueError, OSError
+            ):  # the head may be busy, or back soon
+                nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+                if any(each["NodeID"] == node and not each["Alive"] for each in nodes):
+                    break
+        if not self._ending.is_set():  # else its node ends with it
+            self.give_up()
 
     def _remove_folder(self) -> None:
         if self._folder:
@@ -306,17 +322,6 @@ def _expect_head(address: str) -> None:
     host, separator, port = address.rpartition(":")
     if separator:  # not `auto`
         socket.create_connection((host.strip("[]"), int(port)), _HEAD_S).close()
-
-
-def _end_with_node(node: str) -> None:
-    """Ends this process when the cluster says that its node is gone: nothing can be placed from here any more. Ray
-    itself may take long to notice."""
-    while True:
-        time.sleep(_WATCH_S)
-        with contextlib.suppress(RayError, RuntimeError, ValueError, OSError):  # the head may be busy, or back soon
-            nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-            if any(each["NodeID"] == node and not each["Alive"] for each in nodes):
-                os._exit(1)
 
 
 def _start(slot: Slot) -> ActorHandle[Any]:

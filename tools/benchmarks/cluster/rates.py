@@ -66,7 +66,7 @@ def _token() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="ray"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     token = folder / "token"
-    token.write_text(secrets.token_hex(32))
+    token.write_text(secrets.token_hex(32), encoding="utf-8")
     return token
 
 
