@@ -125,6 +125,7 @@ class Keeper:
 
     def end(self) -> None:
         """Ends all actors, and a local cluster."""
+        self._ending.set()
         ray.shutdown()
         self._remove_folder()
 
@@ -137,9 +138,8 @@ class Keeper:
         """Ends this process when the cluster says that its node is gone: nothing can be placed from here any more.
         Ray itself may take long to notice."""
         while not self._ending.wait(_WATCH_S):
-            with contextlib.suppress(
-                RayError, RuntimeError, ValueError, OSError
-            ):  # the head may be busy, or back soon
+            # The head may be busy, or back soon.
+            with contextlib.suppress(RayError, RuntimeError, ValueError, OSError):
                 nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
                 if any(each["NodeID"] == node and not each["Alive"] for each in nodes):
                     break
