@@ -36,7 +36,9 @@ class Parts:
         self._stages_left[version] -= 1
         if not self._stages_left[version]:
             del self._stages_left[version], self._barriers[version]
-        weights = averaged([arrived[each].weights for each in range(len(arrived))])
+        weights = arrived[0].weights  # of one replica they are the mean, and are not computed again at each barrier
+        if len(arrived) > 1:
+            weights = averaged([arrived[each].weights for each in range(len(arrived))])
         for each, names in enumerate(self._names):
             part = arrived[each]
             own = Part({} if each else weights, of_replica(each, part.tensors), of_replica(each, part.progress))
