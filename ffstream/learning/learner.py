@@ -344,14 +344,12 @@ class Learner:
         Calls `mark_snapshot` in between, because until its end the run may publish another one.
         """
         deadline = time.monotonic() + self._config.shutdown.drain_timeout_s
-        for end, then in ((self.run.abort, mark_snapshot), (self.checkpoints.writer.settle, None)):
-            ended = end(max(0.1, deadline - time.monotonic()))
-            if then is not None:
-                then()
-            if not ended:
-                failure = StageFailed("learning could not be ended to begin again", hint="restart; see the log")
-                self._on_failure(failure)
-                raise failure
+        ended = self.run.abort(max(0.1, deadline - time.monotonic()))
+        mark_snapshot()
+        if not ended or not self.checkpoints.writer.settle(max(0.1, deadline - time.monotonic())):
+            failure = StageFailed("learning could not be ended to begin again", hint="restart; see the log")
+            self._on_failure(failure)
+            raise failure
 
     def _begin_again(self) -> int:
         """Starts a run from the newest checkpoint, whose weights predict at once. Returns its sequence number."""

@@ -18,8 +18,6 @@ log = logging.getLogger(__name__)
 SEPARATES_AFTER_SAMPLES = 50_000  # a layer that has learned so many samples should separate right from wrong
 SEPARATION_MIN = 0.55  # share of samples with more goodness for the right label; by chance it is 0.5
 CONTRADICTIONS_MAX = 1e-3  # share of negative rows that equal a positive row
-
-
 _STEPS_REACH = 50  # steps that the running mean of their time reaches back
 
 

@@ -6,13 +6,13 @@ socket has access, so a socket that other machines can reach is an error unless 
 """
 
 from collections.abc import Collection
-from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
 from ffstream.config import Http, Listen, Security
 from ffstream.errors import ConfigError
 from ffstream.security.keys import KeyPair, check_folder, load_pair, load_token
+from ffstream.util import endpoints
 from ffstream.util.option_errors import about
 
 SOCKETS = ("learn", "predict", "control")
@@ -58,12 +58,7 @@ def is_local(endpoint: str) -> bool:
     scheme, _, rest = endpoint.partition("://")
     if scheme in ("inproc", "ipc"):
         return True
-    host = rest.rpartition(":")[0].removeprefix("[").removesuffix("]")
-    try:
-        address = ip_address("127.0.0.1" if host == "localhost" else host)
-        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-    except ValueError:  # a wildcard, or a name that may resolve to any address
-        return False
+    return endpoints.is_loopback(rest.rpartition(":")[0].removeprefix("[").removesuffix("]"))
 
 
 def load_credentials(security: Security, sockets: Collection[str] = SOCKETS) -> Credentials:

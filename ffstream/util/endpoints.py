@@ -108,3 +108,12 @@ def _canonical(host: str) -> str:
         return str(ip_address(host))
     except ValueError:  # a name, an interface or a wildcard
         return host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can connect to that host. A name may resolve to any address."""
+    try:
+        address = ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

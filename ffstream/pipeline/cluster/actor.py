@@ -31,13 +31,13 @@ from ffstream.pipeline.cluster.sockets import (
     Socket,
     authenticate,
     connected,
-    is_loopback,
     listening,
 )
 from ffstream.pipeline.device import choose_device, choose_product_dtype, make_stream
 from ffstream.pipeline.members import members_of
 from ffstream.pipeline.messages import Barrier, Part
 from ffstream.pipeline.stage import Stage
+from ffstream.util.endpoints import is_loopback
 from ffstream.util.option_errors import OptionError
 from ffstream.util.threads import use_one_core
 

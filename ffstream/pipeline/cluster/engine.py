@@ -23,7 +23,7 @@ from ffstream.metrics import Metrics
 from ffstream.pipeline.cluster.inbox import Inbox
 from ffstream.pipeline.cluster.keeper_process import KeeperProcess
 from ffstream.pipeline.cluster.line import Line, StageStart
-from ffstream.pipeline.cluster.requests import Connect, Slot
+from ffstream.pipeline.cluster.requests import Connect, Slot, is_stopping
 from ffstream.pipeline.cluster.stages import ClusterStages, Placement
 from ffstream.pipeline.device import bound_compiled_products
 from ffstream.pipeline.engine import Hardware
@@ -75,7 +75,7 @@ class ClusterEngine:
                 keeper.stop(1.0)
             self._keeper = None
             if self._cancelled.is_set():
-                raise StagesLost("the daemon is stopping", hint="learning goes on after its restart")
+                raise is_stopping()
             self._keeper = self._start_keeper()
 
     def _start_keeper(self) -> KeeperProcess:

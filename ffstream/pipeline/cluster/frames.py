@@ -18,26 +18,14 @@ import torch
 import zmq
 from torch import Tensor
 
-from ffstream.checkpoint.tensors import bytes_of
+from ffstream.checkpoint.tensors import DTYPE_NAMES, bytes_of
 from ffstream.errors import BadSize
 from ffstream.ff.activities import Activities
 from ffstream.pipeline.channel import Item
 from ffstream.pipeline.messages import Barrier, Merge, MicroBatch, StageOutput
 
 Frames = list[bytes | memoryview]
-_DTYPES: Final = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float64,
-        torch.float32,
-        torch.bfloat16,
-        torch.float16,
-        torch.int64,
-        torch.int32,
-        torch.uint8,
-        torch.bool,
-    )
-}
+_DTYPES: Final = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _CARRIED: Final = "carried."
 PIECE: Final = 1 << 20  # bytes
 
@@ -53,7 +41,7 @@ class Message(NamedTuple):
 def pack(kind: str, fields: Mapping[str, Any] | None = None, tensors: Mapping[str, Tensor] | None = None) -> Frames:
     """The frames of a message. Contiguous tensors on the CPU are not copied."""
     tensors = tensors or {}
-    meta = [(name, str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in tensors.items()]
+    meta = [(name, DTYPE_NAMES[value.dtype], list(value.shape)) for name, value in tensors.items()]
     header = msgpack.packb([kind, fields or {}, meta])
     return [header, *(piece for value in tensors.values() for piece in _pieces(bytes_of(value)))]
 

@@ -20,7 +20,7 @@ import zmq
 from ffstream.errors import StagesLost
 from ffstream.pipeline.channel import Closed, Item
 from ffstream.pipeline.cluster.frames import Message, microbatch_of, output_of, pack, pack_item, unpack
-from ffstream.pipeline.cluster.sockets import Opened, Socket, monitor_of
+from ffstream.pipeline.cluster.sockets import Opened, Socket, monitor_of, poller_of
 from ffstream.pipeline.messages import Barrier, Merge
 
 _POLL_MS: Final = 100  # after which `check` is called again
@@ -48,9 +48,7 @@ class HopOut:
         self._socket = socket
         self.monitor = monitor_of(socket)  # has a message if the connection has ended
         self._check = check
-        self._poller = zmq.Poller()
-        for each in (socket, *also):
-            self._poller.register(each, zmq.POLLIN)
+        self._poller = poller_of(socket, *also)
         self._closed = False
         self.sent = 0  # items
         self._taken = 0  # items, and the end, for which there is a credit
@@ -140,9 +138,7 @@ class HopIn:
             "barrier": barrier,
             "merge": lambda message: Merge(message.fields["step"]),
         }
-        self._poller = zmq.Poller()
-        for each in (socket, *also):
-            self._poller.register(each, zmq.POLLIN)
+        self._poller = poller_of(socket, *also)
         self._closed = False
         self.taken = 0  # items
         self.receive_s = 0.0

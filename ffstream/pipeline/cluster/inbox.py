@@ -14,7 +14,7 @@ from ffstream.pipeline.messages import Barrier, Merge, MicroBatch
 
 
 class Inbox:
-    """Made before the stages are placed, so that it can be closed at any time. `open` follows."""
+    """Made before the stages are placed, so that it can be closed at any time. Then it gets its `hops`."""
 
     def __init__(self, recipe: Recipe, merge_every: int = 1) -> None:
         self.hops: Sequence[HopOut] = ()

@@ -35,7 +35,7 @@ _LOCAL: Final = "local"
 
 @dataclass
 class _Held:
-    """An actor. `running` is set while it runs a stage."""
+    """An actor. `idle` is set while it runs no stage, and when it is lost."""
 
     number: int
     kind: Slot
@@ -155,11 +155,10 @@ class Keeper:
     def _place(self, request: Place) -> Placed | Failed:
         deadline = time.monotonic() + request.timeout_s
         chosen = self._choose(request.slots, deadline)
-        host = self._host
         listening = [
             held.handle.listen.remote(
                 request.token,
-                host,
+                self._host,
                 request.client,
                 encrypt=request.encrypt,
                 followers=request.followers(index),

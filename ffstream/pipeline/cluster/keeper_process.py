@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ffstream.errors import StagesLost
 from ffstream.pipeline.cluster import folders
-from ffstream.pipeline.cluster.requests import Connect, Connected, Failed, Kill, Lost, Place, Placed
+from ffstream.pipeline.cluster.requests import Connect, Connected, Failed, Kill, Lost, Place, Placed, is_stopping
 from ffstream.util.threads import OnFailure, Worker
 
 log = logging.getLogger(__name__)
@@ -122,9 +122,7 @@ class KeeperProcess:
                     return self._replies.get(timeout=0.1)
                 except Empty:
                     if self._cancelled.is_set():
-                        raise StagesLost(
-                            "the daemon is stopping", hint="learning goes on after its restart"
-                        ) from None
+                        raise is_stopping() from None
                     if self.is_gone:
                         raise StagesLost(
                             f"the keeper has ended, exit code {self._process.poll()}",

@@ -64,9 +64,12 @@ class Line:
     def connect(self, context: "zmq.Context[Any]", spot: Spot, token: str, keys: Keys) -> None:
         """To a stage that listens."""
         self._spot = spot
-        own = keys if spot.key else None
-        self.socket = connected(context, spot.host, spot.control, token, own, spot.key)
+        self.socket = _to(spot, spot.control, context, token, keys)
         self.monitor = monitor_of(self.socket)
+
+    def feeding_socket(self, context: "zmq.Context[Any]", token: str, keys: Keys) -> Socket:
+        """One that leads to the stage's inlet."""
+        return _to(self.spot, self.spot.inlet, context, token, keys)
 
     def send(self, kind: str, fields: Mapping[str, Any] | None = None) -> None:
         """A message without tensors."""
@@ -120,3 +123,7 @@ class Line:
         self.socket.disable_monitor()
         self.socket.close(linger=linger_ms)
         self.monitor.close()
+
+
+def _to(spot: Spot, port: int, context: "zmq.Context[Any]", token: str, keys: Keys) -> Socket:
+    return connected(context, spot.host, port, token, keys if spot.key else None, spot.key)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ffstream.errors import StagesLost
 from ffstream.ff.merging import Merger
 from ffstream.pipeline.cluster.frames import pack, unpack
-from ffstream.pipeline.cluster.sockets import Opened, Socket
+from ffstream.pipeline.cluster.sockets import Opened, Socket, poller_of
 from ffstream.pipeline.members import StageMembers
 
 _POLL_MS: Final = 100  # after which `check` is called again
@@ -86,9 +86,7 @@ class StateMerger:
         return self._merger.state_dict()
 
     def _wait(self, line: Opened) -> State:
-        poller = zmq.Poller()
-        for socket in (line.socket, *self._also):
-            poller.register(socket, zmq.POLLIN)
+        poller = poller_of(line.socket, *self._also)
         while (frames := line.receive()) is None:
             self._check()
             if line.is_cut:

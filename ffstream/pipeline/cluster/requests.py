@@ -3,6 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ffstream.errors import StagesLost
+
+
+def is_stopping() -> StagesLost:
+    """Why nothing more is placed, once the daemon stops."""
+    return StagesLost("the daemon is stopping", hint="learning goes on after its restart")
+
 
 class Slot(NamedTuple):
     """What the actor of a stage needs."""

@@ -5,7 +5,6 @@ does not begin with it is dropped. Beyond loopback CURVE encrypts and authentica
 for each run, and only public keys pass through Ray.
 """
 
-import ipaddress
 import secrets
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
@@ -53,14 +52,6 @@ def authenticate(context: "zmq.Context[Any]", allowed: Allowed) -> ThreadAuthent
     authenticator.start()
     authenticator.configure_curve_callback("*", allowed)
     return authenticator
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody on another machine can connect to that address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listening(context: "zmq.Context[Any]", host: str, keys: Keys | None) -> tuple[Socket, int]:
@@ -126,6 +117,14 @@ class Opened:
         self.socket.disable_monitor()
         self._monitor.close()
         self.socket.close()
+
+
+def poller_of(*sockets: Socket) -> zmq.Poller:
+    """Waits for a message from any of them."""
+    poller = zmq.Poller()
+    for socket in sockets:
+        poller.register(socket, zmq.POLLIN)
+    return poller
 
 
 def _pair(context: "zmq.Context[Any]") -> Socket:

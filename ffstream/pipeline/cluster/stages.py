@@ -28,8 +28,8 @@ from ffstream.pipeline.cluster.inbox import Inbox
 from ffstream.pipeline.cluster.keeper_process import KeeperProcess
 from ffstream.pipeline.cluster.line import TICK_MS, Line
 from ffstream.pipeline.cluster.parts import Parts
-from ffstream.pipeline.cluster.requests import Place, Slot
-from ffstream.pipeline.cluster.sockets import LINGER_MS, Keys, connected
+from ffstream.pipeline.cluster.requests import Place, Slot, is_stopping
+from ffstream.pipeline.cluster.sockets import LINGER_MS, Keys, poller_of
 from ffstream.pipeline.stage_gauges import StageGauges
 from ffstream.util.threads import OnFailure, Worker
 
@@ -150,13 +150,8 @@ class ClusterStages:
         except FFStreamError:
             self._end_lines()
             raise
-        hops = []
-        for row in self._rows:
-            spot = row[0].spot
-            own = keys if spot.key else None
-            socket = connected(placement.context, spot.host, spot.inlet, token, own, spot.key)
-            hops.append(HopOut(socket, self._depth, self.inbox.check))
-        self.inbox.hops = hops
+        feeding = [row[0].feeding_socket(placement.context, token, keys) for row in self._rows]
+        self.inbox.hops = [HopOut(socket, self._depth, self.inbox.check) for socket in feeding]
         self._show_places()
         self.thread.start()
 
@@ -189,7 +184,7 @@ class ClusterStages:
         if self._loss is not None:
             raise self._loss
         if self._placement.cancelled.is_set():
-            raise StagesLost("the daemon is stopping", hint="learning goes on after its restart")
+            raise is_stopping()
 
     def _show_places(self) -> None:
         self._metrics.stage_place.clear()
@@ -204,12 +199,8 @@ class ClusterStages:
     # --- the thread -------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        poller = zmq.Poller()
-        for line in self._lines:
-            poller.register(line.socket, zmq.POLLIN)
-            poller.register(line.monitor, zmq.POLLIN)
-        for hop in self.inbox.hops:
-            poller.register(hop.monitor, zmq.POLLIN)
+        watched = [socket for line in self._lines for socket in (line.socket, line.monitor)]
+        poller = poller_of(*watched, *(hop.monitor for hop in self.inbox.hops))
         try:
             while not self._is_over():
                 with self.thread.waiting():

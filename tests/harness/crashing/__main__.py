@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ffstream.errors import FFStreamError
 from ffstream.ff.presets import PRESETS
 from tests.harness.crashing import power, presets, trace
-from tests.harness.crashing.cluster_killing import ClusterKillRun
+from tests.harness.crashing.cluster_killing import ClusterKillResult, ClusterKillRun
 from tests.harness.crashing.fork_server import ForkServer
 from tests.harness.crashing.killing import KillResult, KillRun
 from tests.harness.crashing.stream import Stream
@@ -177,15 +178,7 @@ def crash_cluster(folder: Path, kills: int, stream: Stream, result: dict[str, An
         ForkServer(environment={"TMPDIR": temporary}) as forks,
     ):  # its name is short, because it is part of the addresses of Ray's sockets
         killed = ClusterKillRun(folder, Path(temporary), stream, forks).run(kills, report)
-    result |= {
-        "kills": killed.by_victim.total(),
-        "acked": killed.audit.acked,
-        "lost": killed.audit.lost,
-        "twice": killed.audit.twice,
-        "weights_equal": not killed.different,
-        "in_order": killed.audit.in_order,
-        "different": killed.different,
-        "resent": killed.resent,
+    result |= outcome(killed, killed.by_victim) | {
         "by_victim": dict(sorted(killed.by_victim.items())),
         "recovery_s": killed.recovery(),
         "acks_gap_s": round(killed.acks_gap_s, 3),
@@ -197,10 +190,10 @@ def crash_cluster(folder: Path, kills: int, stream: Stream, result: dict[str, An
     }
 
 
-def add_kills(killed: KillResult, result: dict[str, Any]) -> None:
-    """Adds the outcome of the kills to the result."""
-    result |= {
-        "kills": killed.by_failpoint.total(),
+def outcome(killed: KillResult | ClusterKillResult, kills: Counter[str]) -> dict[str, Any]:
+    """What both kinds of runs find."""
+    return {
+        "kills": kills.total(),
         "acked": killed.audit.acked,
         "lost": killed.audit.lost,
         "twice": killed.audit.twice,
@@ -208,6 +201,12 @@ def add_kills(killed: KillResult, result: dict[str, Any]) -> None:
         "in_order": killed.audit.in_order,
         "different": killed.different,
         "resent": killed.resent,
+    }
+
+
+def add_kills(killed: KillResult, result: dict[str, Any]) -> None:
+    """Adds the outcome of the kills to the result."""
+    result |= outcome(killed, killed.by_failpoint) | {
         "before_first_checkpoint": killed.before_first_checkpoint,
         "by_failpoint": dict(sorted(killed.by_failpoint.items())),
         "not_reached": killed.not_reached,

@@ -16,7 +16,7 @@ from ffstream.checkpoint import tensors
 from ffstream.checkpoint.tensors import bytes_of, save
 from ffstream.ff.buffers import BufferPool
 
-DTYPES = list(tensors._NAMES)
+DTYPES = list(tensors.DTYPE_NAMES)
 few = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -13,7 +13,6 @@ from ffstream.pipeline.cluster.sockets import (
     Socket,
     authenticate,
     connected,
-    is_loopback,
     listening,
     monitor_of,
 )
@@ -117,18 +116,3 @@ def test_the_monitor_tells_the_end_of_a_connection(context: "zmq.Context[Any]") 
     assert not monitor.poll(0)
     client.close()
     assert monitor.poll(int(DEADLINE_S * 1000))
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("127.8.8.8", True),
-        ("::1", True),
-        ("10.0.0.1", False),
-        ("0.0.0.0", False),
-        ("node", False),
-    ],
-)
-def test_loopback(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
