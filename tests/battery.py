@@ -5,7 +5,7 @@
     prediction     the goodness of a prediction is that of the training pass
     precision      bfloat16 products are close to float32 products
     pipeline       stages on threads equal the serial reference bit for bit
-    cuda           the results of a GPU are close to those of the CPU
+    device         the results of a GPU are close to those of the CPU
 
 A part from outside the package is tested with a recipe that names it.
 """
@@ -30,14 +30,14 @@ _ROWS = 7
 
 
 def check_layer(recipe: Recipe, folder: Path) -> None:
-    """Runs every check. The check of CUDA needs a device."""
+    """Runs every check; the last one only if there is a CUDA device."""
     check_gradients(recipe)
     check_state(recipe)
     check_prediction(recipe)
     check_precision(recipe)
     check_pipeline(recipe, folder)
     if torch.cuda.is_available():
-        check_cuda(recipe)
+        check_device(recipe, torch.device("cuda"))
 
 
 def phases_of(recipe: Recipe) -> list[Phase]:
@@ -214,11 +214,18 @@ def check_pipeline(recipe: Recipe, folder: Path, steps: int = 12) -> None:
         assert_same(last.tensors, serial.states[last.step])
 
 
-def check_cuda(recipe: Recipe, tolerance: float = 1e-3) -> None:
-    """After a few steps, the state on a GPU is close to that on the CPU."""
+def check_device(recipe: Recipe, device: torch.device, tolerance: float = 1e-3) -> None:
+    """After a few steps, the state on that device is close to that on the CPU.
+
+    With SGD, because Adam makes whole steps of rounding errors where a gradient is nothing else.
+    """
+    plain = {"optimizer": "sgd", "learning_rate": 0.01}
+    recipe = recipe.change(**plain)
+    if recipe.readout.kind != "none":
+        recipe = recipe.change(readout={"kind": recipe.readout.kind, **plain})
     states = []
-    for device in ("cpu", "cuda"):
-        network = Network(recipe, Placement(torch.device(device)))
+    for each in (torch.device("cpu"), device):
+        network = Network(recipe, Placement(each))
         formulas.learn(network, 1, 5)
         states.append(network.state_dict())
     for name, want in states[0].items():

@@ -148,10 +148,9 @@ class Softmax(Objective):
         """∂L/∂G (B, L) and L."""
         size, labels = G_BL.shape
         log_BL = (G_BL * self.alpha).log_softmax(1)
-        own_B1 = own_B[:, None]
-        loss = log_BL.gather(1, own_B1).mean() * (self.smoothing - 1) - self.smoothing * log_BL.mean()
+        loss = log_BL.gather(1, own_B[:, None]).mean() * (self.smoothing - 1) - self.smoothing * log_BL.mean()
         gradient_BL = log_BL.exp() - self.smoothing / labels
-        gradient_BL.scatter_add_(1, own_B1, gradient_BL.new_full((size, 1), self.smoothing - 1))
+        gradient_BL.add_(_is_label(own_B, G_BL), alpha=self.smoothing - 1)
         return gradient_BL.mul_(self.alpha / size), loss
 
 
@@ -275,16 +274,21 @@ Losses = Callable[["Tensor | None", "Tensor | None"], "tuple[Tensor | None, Tens
 
 def compare_labels(losses: Losses, G_BL: Tensor, own_B: Tensor, wrong_B: Tensor, phase: Phase) -> LossResult:
     """∂L/∂G (B, L), which is 0 except for the labels that `losses` (see `Contrast.losses`) compares."""
-    own_B1 = own_B[:, None] if phase != "sleep" else None
-    wrong_B1 = wrong_B[:, None] if phase != "wake" else None
-    positive_B = None if own_B1 is None else G_BL.gather(1, own_B1)[:, 0]
-    negative_B = None if wrong_B1 is None else G_BL.gather(1, wrong_B1)[:, 0]
+    positive_B = None if phase == "sleep" else G_BL.gather(1, own_B[:, None])[:, 0]
+    negative_B = None if phase == "wake" else G_BL.gather(1, wrong_B[:, None])[:, 0]
     *gradients, loss = losses(positive_B, negative_B)
     gradient_BL = G_BL.new_zeros(G_BL.shape)
-    for at_B1, gradient_B in zip((own_B1, wrong_B1), gradients, strict=True):
-        if at_B1 is not None and gradient_B is not None:
-            gradient_BL.scatter_(1, at_B1, gradient_B[:, None])
+    for labels_B, gradient_B in zip((own_B, wrong_B), gradients, strict=True):
+        if gradient_B is not None:
+            gradient_BL = gradient_B[:, None].where(_is_label(labels_B, G_BL), gradient_BL)
     return LossResult(gradient_BL, lambda: LossStatistics(positive_B, negative_B, loss))
+
+
+def _is_label(labels_B: Tensor, G_BL: Tensor) -> Tensor:
+    """Which columns are those labels (B, L). On CUDA a reproducible scatter sorts its indices; this is one kernel."""
+    from torch import arange
+
+    return labels_B[:, None] == arange(G_BL.shape[1], device=G_BL.device)
 
 
 def threshold_losses(

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, max_unpool2d
+from torch.nn.functional import max_pool2d
 
 from ffstream.ff.buffers import Buffers
 
@@ -61,16 +61,31 @@ class Pooling:
 
     def gradient(self, e_NF: Tensor, at: Tensor, inverse_norm_N: Tensor, like: Tensor, buffers: Buffers) -> Tensor:
         """∂L/∂c (N, H, W, O) in the dtype of `like`, from e = ∂L/∂z. It lies in a buffer."""
-        height, width, _ = self._places
         d_NHWO = buffers.get("map gradient", like, len(e_NF), *self._places)
         if not _compiles(d_NHWO):
-            scaled = (e_NF * inverse_norm_N[:, None]).view(-1, *self.pooled).permute(0, 3, 1, 2).contiguous()
-            d_NOHW = max_unpool2d(scaled, at.contiguous(), [self.pool] * 2, output_size=[height, width])
-            return d_NHWO.copy_(d_NOHW.permute(0, 2, 3, 1))
+            return self._gradient(e_NF * inverse_norm_N[:, None], at, d_NHWO)
         from ffstream.ff import loops
 
         e_NHWO = e_NF.view(-1, *self.pooled)
         loops.unpool(e_NHWO.numpy(), inverse_norm_N.numpy(), at.view(e_NHWO.shape).numpy(), self.pool, _bits(d_NHWO))
+        return self._clear_edges(d_NHWO)
+
+    def _gradient(self, scaled_NF: Tensor, at_NOhw: Tensor, d_NHWO: Tensor) -> Tensor:
+        """Compares each place with that of the maximum of its window. `max_unpool2d` scatters, which is not
+        reproducible on CUDA."""
+        _, width, _ = self._places
+        rows, columns = (torch.arange(size * self.pool, device=d_NHWO.device) for size in self.pooled[:2])
+        place_HW = rows[:, None] * width + columns
+        at_NHWO, scaled_NHWO = (
+            each.repeat_interleave(self.pool, 1).repeat_interleave(self.pool, 2)
+            for each in (at_NOhw.permute(0, 2, 3, 1), scaled_NF.view(-1, *self.pooled))
+        )
+        filled = d_NHWO[:, : len(rows), : len(columns)]
+        filled.copy_(scaled_NHWO.where(at_NHWO == place_HW[:, :, None], scaled_NHWO.new_zeros(())))
+        return self._clear_edges(d_NHWO)
+
+    def _clear_edges(self, d_NHWO: Tensor) -> Tensor:
+        """What fills no window."""
         d_NHWO[:, self.pooled[0] * self.pool :] = 0
         d_NHWO[:, :, self.pooled[1] * self.pool :] = 0
         return d_NHWO

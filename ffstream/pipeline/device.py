@@ -70,14 +70,32 @@ class CudaStream(DeviceStream):
 
 
 def choose_device(name: str) -> torch.device:
-    """`cpu`, `cuda`, or `auto`: CUDA if a device is available. Raises ConfigError."""
+    """`cpu`, `cuda`, or `auto`: CUDA if a device is available. This process then computes reproducibly on CUDA.
+
+    Raises ConfigError.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             'pipeline.device = "cuda": torch sees no CUDA device', hint="set pipeline.device to cpu or auto"
         )
+    if name == "cuda":
+        compute_reproducibly()
     return torch.device(name)
+
+
+def compute_reproducibly() -> None:
+    """From here on, the same numbers lead to the same bits on the same CUDA device: a resumed run equals one that was
+    never interrupted. An operation that cannot do this raises an error.
+
+    cuBLAS reads its workspace from the environment at the first product; with another one, the results of products on
+    several streams may differ.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Otherwise torch fills all new memory, so that reading it before writing is reproducible, too.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def choose_product_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -16,6 +16,7 @@ import torch
 from ffstream.data import load
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
+from ffstream.pipeline.device import compute_reproducibly
 from tests.unit.pipeline.run import Store, Stream
 
 DRY = bool(os.environ.get("FFSTREAM_GPU_DRY"))
@@ -38,6 +39,8 @@ def device() -> Iterator[str]:
     """`cuda`, or `cpu` in a dry run."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    if not DRY:
+        compute_reproducibly()  # as a daemon does before it learns
     yield "cpu" if DRY else "cuda"
     torch.set_num_threads(before)
 

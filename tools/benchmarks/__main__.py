@@ -160,7 +160,8 @@ def accuracy_command(
     if through_daemon and not one_pass:
         raise click.UsageError("--through-daemon needs one pass")
     proves = one_pass and not validation if through_daemon is None else through_daemon
-    report = _report(range(seeds), PROOF_SETTINGS if proves else ())
+    gpu = torch.cuda.get_device_name() if "pipeline.device=cuda" in settings else None
+    report = _report(range(seeds), PROOF_SETTINGS if proves else (), gpu)
     options = accuracy.Options(
         preset=preset,
         settings=settings,

@@ -15,6 +15,7 @@ from ffstream.config import Config
 from ffstream.errors import FFStreamError
 from ffstream.ff.network import Network
 from ffstream.ff.objective import Phase
+from ffstream.ff.placement import Placement
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.journal.journal import Entry, Journal
@@ -73,6 +74,7 @@ class Options:
     checkpoint_every_samples: int = 0
     checkpoint_every_s: float = 0.0
     device: str = "cpu"
+    precision: str = "fp32"
     stall_timeout_s: float = 60.0
     replicas: int = 1
     merge_every: int = 8
@@ -89,8 +91,7 @@ class Options:
                 "network": recipe.change(**named("wake", "sleep")),
                 "pipeline": {
                     "engine": "threads" if self.replicas == 1 else "ray",
-                    "precision": "fp32",
-                    **named("device", "queue_depth", "overflow", "stages", "stall_timeout_s"),
+                    **named("device", "precision", "queue_depth", "overflow", "stages", "stall_timeout_s"),
                 },
                 "learning": named(
                     "publish_every",
@@ -257,10 +258,11 @@ class Serial:
         wake: int = 0,
         sleep: int = 0,
         quiet: Mapping[int, int] | None = None,
+        placement: Placement = Placement(),  # noqa: B008 - it cannot change
     ) -> None:
         torch.set_num_threads(1)
         self.recipe = recipe
-        self.network = Network(recipe)
+        self.network = Network(recipe, placement)
         self.states = [self.state()]
         self.phases: list[Phase] = []
         self.seqs = [0]

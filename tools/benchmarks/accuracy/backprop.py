@@ -26,9 +26,8 @@ from ffstream.ff.recipe import Recipe
 from ffstream.ff.steps import AdamStepper
 from ffstream.pipeline.messages import MicroBatch
 from ffstream.util.labels import UNLABELLED
-from tools.benchmarks.accuracy.learners import Predict
+from tools.benchmarks.accuracy.learners import CPU, Predict
 
-_CPU = torch.device("cpu")
 _CHUNK = 256
 _MIN_RATIO = 0.1  # the learning rate never falls below this share, as in the recipes
 
@@ -71,9 +70,11 @@ def forward_of(connection: Connection, input_shape: Shape) -> Forward:
 class Backprop:
     """The network, its optimiser and its preprocessing. All its parameters lie in one vector, as a layer's do."""
 
-    def __init__(self, recipe: Recipe, settings: PeerSettings, dtype: torch.dtype) -> None:
-        self._recipe, self._settings, self._dtype = recipe, settings, dtype
-        self._preprocessor: Preprocessor = recipe.preprocessing.build(recipe.image_shape, _CPU)
+    def __init__(
+        self, recipe: Recipe, settings: PeerSettings, dtype: torch.dtype, device: torch.device = CPU
+    ) -> None:
+        self._recipe, self._settings, self._dtype, self._device = recipe, settings, dtype, device
+        self._preprocessor: Preprocessor = recipe.preprocessing.build(recipe.image_shape, device)
         self._buffers = ReusedBuffers()
         connections = [layer.connection for layer in recipe.layers]
         shapes = [*recipe.input_shapes()]
@@ -94,7 +95,7 @@ class Backprop:
         generator = torch.Generator().manual_seed(self._recipe.seed)
         for views, fan_in in zip(self._split(flat), fan_ins, strict=True):
             views[WEIGHT].uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
-        return flat
+        return flat.to(self._device)
 
     def _split(self, flat: Tensor) -> list[dict[str, Tensor]]:
         """The parameters of each layer, as views."""
@@ -103,9 +104,9 @@ class Backprop:
 
     def learn(self, batch: MicroBatch) -> None:
         """One update of all layers from the samples that have a label."""
-        pixels_BI = to_unit(batch.images, _CPU, self._buffers)
+        pixels_BI = to_unit(batch.images, self._device, self._buffers)
         self._preprocessor.fit(pixels_BI)
-        x_BI, labels_B = self._normalized(pixels_BI, self._preprocessor.weights()), batch.labels
+        x_BI, labels_B = self._normalized(pixels_BI, self._preprocessor.weights()), batch.labels.to(self._device)
         known_B = labels_B != UNLABELLED
         if not bool(known_B.all()):
             x_BI, labels_B = x_BI[known_B], labels_B[known_B]
@@ -130,7 +131,7 @@ class Backprop:
         return x_BI * normalization.inverse_norm(sum_squares(x_BI), x_BI.shape[1])[:, None]
 
     def _logits(self, x_NI: Tensor, layers: list[dict[str, Tensor]]) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._dtype is torch.bfloat16):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._dtype is torch.bfloat16):
             *hidden, head = zip(self._forwards, layers, strict=True)
             for forward, parameters in hidden:
                 x_NI = forward(x_NI, parameters).relu()
@@ -149,9 +150,9 @@ class Backprop:
             with torch.inference_mode():
                 found = []
                 for part in images_BI.split(_CHUNK):
-                    x_BI = self._normalized(to_unit(part, _CPU, buffers), weights)
+                    x_BI = self._normalized(to_unit(part, self._device, buffers), weights)
                     found.append(self._logits(x_BI, layers).argmax(1))
-                return torch.cat(found)
+                return torch.cat(found).cpu()
 
         return predict
 

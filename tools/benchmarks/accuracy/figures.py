@@ -15,7 +15,7 @@ import torch
 
 from ffstream.config import Config, load
 from ffstream.data import Dataset, Split
-from ffstream.pipeline.device import choose_product_dtype
+from ffstream.pipeline.device import choose_device, choose_product_dtype
 from tools.benchmarks import peers
 from tools.benchmarks.accuracy import plot, through_daemon, tuning
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
@@ -143,18 +143,20 @@ def _run(
 ) -> Learned:
     """A whole run, or the rest of one that was begun before."""
     config = config_of(dataset, options, seed)
-    dtype = choose_product_dtype(config.pipeline.precision, torch.device("cpu"))
+    device = choose_device(config.pipeline.device)
+    dtype = choose_product_dtype(config.pipeline.precision, device)
     if name == OURS:
-        learner = _ours(config, dtype)
+        learner = _ours(config, dtype, device)
     else:
         assert options.peer is not None
-        learner = Backprop(config.network, options.peer, dtype)
+        learner = Backprop(config.network, options.peer, dtype, device)
     size = len(splits.train)
     plan = Plan(size, options.every or -(-size // _POINTS), every_error=options.validation)
     files = None
     if options.runs:
         stem = f"{options.preset}-{dataset.name}-{splits.name}-{name}-seed{seed}"
         depends_on = [config.network.model_dump_json(), config.learning.model_dump_json(), str(dtype), str(plan)]
+        depends_on += [device.type] if device.type != "cpu" else []
         depends_on += [str(config.cluster)] if config.cluster.replicas > 1 else []
         depends_on += [str(options.label_fraction)] if options.label_fraction < 1 else []
         files = Files(options.runs, stem, *depends_on, str(options.peer) if name == PEER else "")
@@ -165,11 +167,11 @@ def _run(
     return Learned(learner, found.points, next(point for point in found.points if point.samples >= total))
 
 
-def _ours(config: Config, dtype: torch.dtype) -> Learner:
+def _ours(config: Config, dtype: torch.dtype, device: torch.device) -> Learner:
     cluster = config.cluster
     if cluster.replicas == 1:
-        return ForwardForward(config.network, dtype)
-    return Replicas(config.network, dtype, cluster.replicas, cluster.merge_every)
+        return ForwardForward(config.network, dtype, device)
+    return Replicas(config.network, dtype, cluster.replicas, cluster.merge_every, device)
 
 
 def _prove(report: Report, prefix: str, dataset: Dataset, splits: Splits, options: Options, ours: Learned) -> None:
@@ -179,11 +181,11 @@ def _prove(report: Report, prefix: str, dataset: Dataset, splits: Splits, option
     settings = _settings(dataset, options, 0)
     found = through_daemon.one_pass(splits.train, splits.held_out, 0, settings, options.label_fraction)
     config, exact = config_of(dataset, options, 0), torch.float32  # its products, so its weights are not rounded
-    unrounded = _ours(config, exact)
+    unrounded = _ours(config, exact, choose_device(config.pipeline.device))
     unrounded.load_state_dict(ours.learner.state_dict())
     serial = unrounded.weights()
     equal = serial.keys() == found.weights.keys() and all(
-        torch.equal(serial[name], found.weights[name]) for name in serial
+        torch.equal(serial[name].cpu(), found.weights[name]) for name in serial
     )
     end = ours.end
     held_out = f"{prefix}/through_daemon/{splits.name}"

@@ -16,6 +16,7 @@ from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe
 from ffstream.pipeline.messages import MicroBatch
 
+CPU = torch.device("cpu")
 Predict = Callable[[Tensor], Tensor]  # images (B, I; uint8) to labels (B)
 
 
@@ -72,8 +73,10 @@ def predictor(classifier: Classifier) -> Predict:
 class Replicas:
     """The serial reference of replicas, which take turns and are merged (`ffstream/ff/merging.py`)."""
 
-    def __init__(self, recipe: Recipe, dtype: torch.dtype, replicas: int, merge_every: int) -> None:
-        self.networks = [Network(recipe, Placement(product_dtype=dtype)) for _ in range(replicas)]
+    def __init__(
+        self, recipe: Recipe, dtype: torch.dtype, replicas: int, merge_every: int, device: torch.device = CPU
+    ) -> None:
+        self.networks = [Network(recipe, Placement(device, dtype)) for _ in range(replicas)]
         self._merger = Merger()
         self._merge_steps = replicas * merge_every
 
@@ -113,8 +116,8 @@ class Replicas:
 class ForwardForward:
     """The serial reference, which the pipeline of a daemon equals bit for bit."""
 
-    def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
-        self.network = Network(recipe, Placement(product_dtype=dtype))
+    def __init__(self, recipe: Recipe, dtype: torch.dtype, device: torch.device = CPU) -> None:
+        self.network = Network(recipe, Placement(device, dtype))
 
     def learn(self, batch: MicroBatch) -> None:
         """One update of every layer."""
