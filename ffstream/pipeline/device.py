@@ -93,6 +93,7 @@ def compute_reproducibly() -> None:
     several streams may differ.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.allow_tf32 = False  # pipeline.precision says how exact products are, and fp32 is fp32
     torch.use_deterministic_algorithms(True)
     # Otherwise torch fills all new memory, so that reading it before writing is reproducible, too.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
