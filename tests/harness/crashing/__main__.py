@@ -79,7 +79,7 @@ def main(
 
     Not covered: disks that acknowledge an fsync without doing it, bit rot, a sector that is lost while its neighbour
     is written, and file systems that reorder the names in one folder; failpoints that the run did not reach; several
-    producers, a GPU, `partial = flush` and `overflow = skip`, where equal weights are not promised, and
+    producers, `partial = flush` and `overflow = skip`, where equal weights are not promised, and
     `sleep_when_quiet_s`, where the clock decides when to sleep (tests/fault/test_sleep.py covers it). The power
     losses come between the system calls of one recorded run, in which SQLite checkpoints its WAL early.
 
