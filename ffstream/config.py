@@ -490,6 +490,14 @@ class Config(_Section):
             if value and len(value) != count:
                 reason = f"expected an entry for each of the {count} stages"
                 raise ValueError(wrong(f"cluster.{name}", as_written(value), reason))
+        if (
+            self.pipeline.engine == "ray"
+            and self.pipeline.device == "cuda"
+            and not (cluster.gpus and all(cluster.gpus))
+        ):
+            reason = 'with pipeline.device = "cuda" each stage needs a GPU, or a share of one: Ray hides all others'
+            hint = f"set cluster.gpus, for example to {[0.5] * count}"
+            raise OptionError(wrong("cluster.gpus", as_written(cluster.gpus), reason), hint=hint)
         if cluster.replicas > 1 and self.pipeline.engine != "ray":
             reason = 'replicas need pipeline.engine = "ray"'
             raise OptionError(wrong("cluster.replicas", cluster.replicas, reason), hint="set it, or use one replica")

@@ -270,6 +270,7 @@ def test_a_receive_queue_smaller_than_the_window_is_rejected() -> None:
 
 PARTITIONS = ("[1]", "[2,2]", "[3,0]", "[4,-1]")
 PHASES = ("network.preset=fast", "network.objective=threshold", "network.activities=label_conditioned")
+RAY = "pipeline.engine=ray"
 
 
 @pytest.mark.parametrize(
@@ -285,6 +286,11 @@ PHASES = ("network.preset=fast", "network.objective=threshold", "network.activit
         ),
         *((["network.widths=[10,10,10]", f"pipeline.stages={wrong}"], "number of layers, 3") for wrong in PARTITIONS),
         (["network.image_shape=[12]", "network.replay=1"], "network.image_shape = [12] has no rows and columns"),
+        (["cluster.replicas=2"], 'cluster.replicas = 2: replicas need pipeline.engine = "ray"'),
+        (["cluster.cpus=[1,2,3]", "network.widths=[10,10]"], "cluster.cpus = [1, 2, 3]: expected an entry for each of"),
+        (["pipeline.overflow=skip", RAY], 'pipeline.overflow = "skip": between processes a full queue always blocks'),
+        ([RAY, "pipeline.device=cuda"], "cluster.gpus = []: with pipeline.device"),
+        ([RAY, "pipeline.device=cuda", "network.widths=[10,10]", "cluster.gpus=[1,0]"], "cluster.gpus = [1, 0]: with"),
     ],
 )  # fmt: skip
 def test_conflicting_options_are_named(settings: list[str], named: str) -> None:
@@ -300,6 +306,7 @@ def test_conflicting_options_are_named(settings: list[str], named: str) -> None:
         ["network.wake=3", "learning.sleep_when_quiet_s=5", *PHASES],
         ["network.widths=[10,10,10]", "pipeline.stages=[1,2]"],
         ["network.image_shape=[12]", "network.replay=0", "network.replay_jitter=1"],
+        [RAY, "pipeline.device=cuda", "network.widths=[10,10]", "cluster.gpus=[0.5,1]"],
     ],
 )
 def test_compatible_options_are_accepted(settings: list[str]) -> None:

@@ -100,13 +100,17 @@ class Options:
                     "sleep_when_quiet_s",
                     "sleep_when_quiet_max_microbatches",
                 ),
-                "cluster": named("replicas", "merge_every"),
+                "cluster": named("replicas", "merge_every") | {"gpus": self._gpus(recipe)},
                 "checkpoint": {
                     "every_samples": self.checkpoint_every_samples,
                     "every_s": self.checkpoint_every_s,
                 },
             }
         )
+
+    def _gpus(self, recipe: Recipe) -> list[float]:
+        """What a stage needs of a device that Ray gives out."""
+        return [0.1] * len(self.stages or recipe.layers) if self.device == "cuda" else []
 
 
 QUIET = Options()
