@@ -22,7 +22,7 @@ from ffstream.ff.network import Network
 from ffstream.ff.objective import Phase
 from ffstream.ff.parameters import Parameters
 from ffstream.ff.placement import Placement
-from ffstream.ff.recipe import Recipe
+from ffstream.ff.recipe import LayerOptions, Recipe
 from tests.unit.ff import formulas
 from tests.unit.pipeline.run import QUIET, Run, Serial, Store, Stream, assert_same
 
@@ -69,13 +69,13 @@ def _check_layer_gradients(
 
     It may be 0 for one layer: a group whose units are all inactive has no gradient.
     """
-    options = recipe.layers[layer.index]
+    options = formulas.on_hardware(layer)
     own = formulas.leaves(layer.parameters.views)
     before = given._replace(h_NF=given.h_NF.clone())
     passed_on = layer.forward(given)
     wrong_B = None
     if given.positives is None and options.objective.needs_wrong_labels:
-        wrong_B = _wrong_labels(recipe, layer, passed_on, before, shape)
+        wrong_B = _wrong_labels(recipe, options, layer, passed_on, before, shape)
     loss = formulas.layer_loss(options, own, before, wrong_B, shape, recipe.labels)
     layer.update()
     largest = _compare_gradients(f"layer {layer.index}", loss, own, layer.parameters, tolerance)
@@ -105,7 +105,12 @@ def _compare_gradients(
 
 
 def _wrong_labels(
-    recipe: Recipe, layer: Layer, passed_on: Activities, before: Activities, shape: tuple[int, ...]
+    recipe: Recipe,
+    options: LayerOptions,
+    layer: Layer,
+    passed_on: Activities,
+    before: Activities,
+    shape: tuple[int, ...],
 ) -> Tensor:
     """The wrong labels of a batch: those in the activities of the first layer, or those that the part chooses.
 
@@ -113,7 +118,6 @@ def _wrong_labels(
     """
     if passed_on.positives is not None and before.phase != "wake":
         return passed_on.labels_N[-len(before.labels_N) :]
-    options = recipe.layers[layer.index]
     own = formulas.leaves(layer.parameters.views)
     if options.negatives.kind == "hardest":
         return formulas.hardest(
@@ -176,6 +180,11 @@ def check_prediction(recipe: Recipe) -> None:
     if network.readout is not None:
         want_BL = formulas.readout_logits(formulas.leaves(network.readout.weights()), given.carried)
         assert torch.allclose(classifier.logits(images_BI).double(), want_BL, rtol=1e-4, atol=1e-4)
+    if any(getattr(layer.hardware, "noise", 0) for layer in recipe.layers):
+        images_BI = images_BI[:1].repeat(_ROWS, 1)  # noise differs from row to row
+        alone = classifier.predict(images_BI[:1]).goodness_BL
+        assert torch.allclose(alone, classifier.predict(images_BI).goodness_BL[:1], rtol=1e-4, atol=1e-4)
+        return
     alone = torch.cat([classifier.predict(image[None]).goodness_BL for image in images_BI])
     assert torch.allclose(alone, classifier.predict(images_BI).goodness_BL, rtol=1e-4, atol=1e-4)
 

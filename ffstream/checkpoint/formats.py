@@ -21,7 +21,7 @@ from typing import Any
 
 from ffstream.errors import CheckpointIncompatible
 
-FORMAT = 3
+FORMAT = 4
 
 # By the format that added them: options of the recipe, and the values that files of older formats mean.
 ADDED: dict[int, dict[str, Any]] = {
@@ -36,6 +36,7 @@ ADDED: dict[int, dict[str, Any]] = {
         "layers.constraint": {"kind": "none"},
     },
     3: {"layers.goodness.areas": 1},
+    4: {"layers.hardware": {"kind": "ideal"}},
 }
 
 

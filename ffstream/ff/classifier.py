@@ -14,9 +14,10 @@ from ffstream.ff import head
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.formulas import Formulas
 from ffstream.ff.input import Preprocessor, to_unit
+from ffstream.ff.label_formulas import Weights
 from ffstream.ff.layer_pass import LayerPass
 from ffstream.ff.maps import WEIGHT
-from ffstream.ff.member import INPUT, READOUT, below, layer_name
+from ffstream.ff.member import HARDWARE, INPUT, READOUT, below, layer_name
 from ffstream.ff.recipe import Recipe
 
 _CHUNK = 256  # samples computed at a time, so that a large query needs no more memory than a microbatch
@@ -40,14 +41,15 @@ class Classifier:
     def __init__(self, recipe: Recipe, weights: Mapping[str, Tensor]) -> None:
         self.recipe = recipe
         self.weights = dict(weights)
-        self._layers = [below(layer_name(index), weights) for index in range(len(recipe.layers))]
-        first = self._layers[0]["weight"]
+        layers = [below(layer_name(index), weights) for index in range(len(recipe.layers))]
+        first = layers[0][WEIGHT]
         self._device, self._dtype = first.device, first.dtype
         self._preprocessor: Preprocessor = recipe.preprocessing.build(recipe.image_shape, self._device)
         self._input = below(INPUT, weights)
         self._readout = below(READOUT, weights)
-        shapes = zip(recipe.layers, recipe.input_shapes(), strict=True)
-        self._formulas = [Formulas(options, shape, recipe.labels, self._device) for options, shape in shapes]
+        shapes = enumerate(recipe.input_shapes())
+        self._formulas = [Formulas(recipe, index, shape, self._device) for index, shape in shapes]
+        self._layers = [_on_hardware(*pair) for pair in zip(self._formulas, layers, strict=True)]
         self._buffers = Buffers()
 
     def predict(self, images_BI: Tensor) -> Prediction:
@@ -135,6 +137,12 @@ class Classifier:
         for score_BL in scores[1:]:
             total_BL = total_BL + score_BL
         return total_BL
+
+
+def _on_hardware(formulas: Formulas, weights: Weights) -> Weights:
+    """What the device on which the layer has learned makes of its weights."""
+    formulas.hardware.load_weights(below(HARDWARE, weights))
+    return formulas.hardware.program(weights)
 
 
 def _padded_rows(count: int, device: torch.device) -> int:

@@ -18,9 +18,10 @@ from ffstream.ff import kernels
 from ffstream.ff.areas import AreaFormulas, area_shape
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.connection import Shape, size_of
+from ffstream.ff.hardware_model import Array, Device
 from ffstream.ff.label_formulas import LabelFormulas, RelativeLabelFormulas, Weights
-from ffstream.ff.maps import Map
-from ffstream.ff.recipe import LayerOptions
+from ffstream.ff.maps import WEIGHT, Map
+from ffstream.ff.recipe import LayerOptions, Recipe
 
 
 class ForwardResult(NamedTuple):
@@ -35,21 +36,25 @@ class ForwardResult(NamedTuple):
 
 
 class Formulas:
-    """The formulas of one layer with the given options: from its input to goodness and activities."""
+    """The formulas of the layer `index` of a recipe: from its input to goodness and activities."""
 
-    def __init__(self, options: LayerOptions, input_shape: Shape, labels: int, device: torch.device) -> None:
-        self.options = options
+    def __init__(self, recipe: Recipe, index: int, input_shape: Shape, device: torch.device) -> None:
+        self.options = options = recipe.layers[index]
         self.inputs = size_of(input_shape)
         outputs = options.connection.output_shape(input_shape)
         self.units = size_of(outputs)
-        self.labels = labels
+        self.labels = recipe.labels
         self.map: Map = options.connection.build(input_shape)
         self.scheme = options.label_scheme
-        self.label_formulas = _label_formulas(options, labels, outputs, device)
+        self.label_formulas = _label_formulas(options, recipe.labels, outputs, device)
+        connection, units = options.connection, self.units
+        shape = connection.parameters(input_shape)[WEIGHT]
+        array = Array(self.map, shape, connection.fan_in(input_shape), units, index, device)
+        self.hardware: Device = options.hardware.build(array)
 
     def forward(self, x_NI: Tensor, weights: Weights, dtype: torch.dtype, buffers: Buffers) -> ForwardResult:
         """x (N, I) is float32, or has the dtype of the products. If the label scheme clears inputs, x is changed in
-        place."""
+        place. `weights` are those that the hardware has (`Device.program`)."""
         if self.scheme.clears_inputs:
             x_NI[:, : self.labels] = 0
         squares_N = sum_squares(x_NI)
@@ -59,6 +64,7 @@ class Formulas:
         if x_NI.dtype != dtype:
             x_NI = buffers.get("input", torch.empty(0, dtype=dtype, device=x_NI.device), *x_NI.shape).copy_(x_NI)
         z_NF, saved = self.map.forward(x_NI, inverse_norm_N, weights, buffers)
+        z_NF = self.hardware.read(z_NF, x_NI, inverse_norm_N, weights)
         return ForwardResult(x_NI, inverse_norm_N, self.scheme.label_scale(inverse_norm_N), z_NF, saved)
 
     def activities(self, z_NF: Tensor, out_NF: Tensor) -> Tensor:

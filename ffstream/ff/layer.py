@@ -29,7 +29,7 @@ from ffstream.ff.formulas import Formulas, ForwardResult
 from ffstream.ff.health import SAMPLED_ROWS
 from ffstream.ff.layer_monitor import LastMicroBatch, LayerFigures, LayerMonitor
 from ffstream.ff.maps import WEIGHT
-from ffstream.ff.member import DRIFT, below, joined
+from ffstream.ff.member import DRIFT, HARDWARE, below, joined
 from ffstream.ff.objective import LossFunction, LossResult
 from ffstream.ff.parameters import parameters_of_layer
 from ffstream.ff.placement import Placement
@@ -44,7 +44,7 @@ class Layer:
         self.index = index
         self.device, self.product_dtype, buffers = placement
         self._recipe, options = recipe, recipe.layers[index]
-        self.formulas = Formulas(options, input_shape, recipe.labels, self.device)
+        self.formulas = Formulas(recipe, index, input_shape, self.device)
         self._needs_wrong_labels = options.objective.needs_wrong_labels
         self._objective: LossFunction = kernels.fastest_objective(options.objective, self.device).build(self.device)
         if options.goodness.areas > 1:
@@ -57,7 +57,8 @@ class Layer:
         self._monitor = LayerMonitor(counts_contradictions=index == 0)
         self._is_read = index in recipe.read_layers
         self._ring = self._make_ring(buffers)
-        self._weights = {name: self._as_product(name, view) for name, view in self.parameters.views.items()}
+        self._programmed = {name: self._as_product(name, view) for name, view in self.parameters.views.items()}
+        self._weights = self.formulas.hardware.program(self._programmed)
 
     def _make_ring(self, buffers: int) -> Any:
         if self.device.type != "cpu" or not buffers:
@@ -79,6 +80,8 @@ class Layer:
         """The activities to pass on. `input` must not change before the next `update` has returned."""
         self._input = input
         self._result = self.formulas.forward(input.h_NF, self._weights, self.product_dtype, self._buffers)
+        x_NI, inverse_norm_N, _, z_NF, _ = self._result
+        self._observation = self.formulas.hardware.observe(z_NF, x_NI, inverse_norm_N, self._programmed)
         self._goodness_BL: Tensor | None = None
         if input.positives is not None:
             result, scheme = self._result, self.formulas.scheme
@@ -152,6 +155,7 @@ class Layer:
             e_NF, gradients = formulas.label_formulas.row_errors(
                 result.z_NF, result.label_scale_N, input.labels_N, gradient
             )
+        e_NF = formulas.hardware.direct_(e_NF)
         into = self.parameters.gradients
         formulas.map.gradients(
             e_NF, result.saved, result.x_NI, result.inverse_norm_N, self._weights, into, self._buffers
@@ -160,6 +164,8 @@ class Layer:
             into[name].copy_(gradient)
         self.parameters.update(input.samples, input.phase, input.replicas)
         self._drift.passed(input.fresh * input.replicas)
+        if formulas.hardware.learned(self._observation, input.fresh * input.replicas):
+            self.parameters.restart()
         self._refresh()
 
     def _loss(self, input: Activities, result: ForwardResult) -> LossResult:
@@ -184,7 +190,8 @@ class Layer:
 
     def _ema_wrong(self, rows: int) -> int:
         compared, formulas = ComparedRows(self._input, rows), self.formulas
-        weights = {name: self._as_product(name, value) for name, value in self.parameters.ema.items()}
+        ema = {name: self._as_product(name, value) for name, value in self.parameters.ema.items()}
+        weights = formulas.hardware.program(ema)
         result = formulas.forward(compared.of(self._result.x_NI), weights, self.product_dtype, Buffers())
         if compared.label_free:
             goodness = formulas.label_formulas.by_label(result.z_NF, result.label_scale_N, weights)
@@ -193,10 +200,11 @@ class Layer:
         return compared.wrong(formulas.label_formulas.by_row(z_NF))
 
     def _refresh(self) -> None:
-        """Updates the copies of parameters in the dtype of the matrix products."""
+        """Updates the copies of parameters in the dtype of the matrix products, and programs the hardware."""
         for name, view in self.parameters.views.items():
-            if self._weights[name] is not view:
-                self._weights[name].copy_(view)
+            if self._programmed[name] is not view:
+                self._programmed[name].copy_(view)
+        self._weights = self.formulas.hardware.program(self._programmed)
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -216,11 +224,15 @@ class Layer:
         for name, value in self.parameters.ema.items():
             cast = self._as_product(name, value)
             copies[name] = cast.clone() if cast is value else cast
-        return copies
+        return copies | joined([(HARDWARE, self.formulas.hardware.weights())])
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that later updates depend on."""
-        parts = ((DRIFT, self._drift.state_dict()), ("objective", _copied(self._objective.state)))
+        parts = (
+            (DRIFT, self._drift.state_dict()),
+            ("objective", _copied(self._objective.state)),
+            (HARDWARE, self.formulas.hardware.state_dict()),
+        )
         return self.parameters.state_dict() | joined(parts)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -229,6 +241,7 @@ class Layer:
         self._drift.load_state_dict(below(DRIFT, state))
         for name, value in self._objective.state.items():
             value.copy_(state[f"objective.{name}"])
+        self.formulas.hardware.load_state_dict(below(HARDWARE, state))
         self._refresh()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -237,6 +250,7 @@ class Layer:
         self._drift.reset()
         for value in self._objective.state.values():
             value.zero_()
+        self.formulas.hardware.load_weights(below(HARDWARE, weights))
         self._refresh()
 
 

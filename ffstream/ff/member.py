@@ -18,6 +18,7 @@ _Value = TypeVar("_Value")
 INPUT: Final = "input"
 READOUT: Final = "readout"
 DRIFT: Final = "drift"
+HARDWARE: Final = "hardware"
 
 
 class Member(Protocol):

@@ -29,6 +29,7 @@ from ffstream.ff.connection import Connection, Shape, size_of
 from ffstream.ff.constraint import Constraint
 from ffstream.ff.drift import Drift
 from ffstream.ff.goodness import Goodness
+from ffstream.ff.hardware import Hardware
 from ffstream.ff.image_negatives import ImageNegatives
 from ffstream.ff.label_scheme import LabelScheme
 from ffstream.ff.negatives import Negatives
@@ -73,6 +74,9 @@ class LayerOptions(Options):
     )
     constraint: Annotated[Constraint, *field_of("constraint")] = Field(
         description="what is held after each step of the optimiser"
+    )
+    hardware: Annotated[Hardware, *field_of("hardware")] = Field(
+        description="the device that computes the products, in learning and in prediction"
     )
     learning_rate: float = Field(
         4e-3, ge=0, description="learning rate of a whole microbatch at the start of the stream"

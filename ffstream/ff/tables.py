@@ -18,6 +18,7 @@ LAYER_DEFAULTS: Mapping[str, Any] = {
     "schedule": "inverse_sqrt",
     "opponent": "none",
     "constraint": "none",
+    "hardware": "ideal",
 }
 # The same for the network.
 NETWORK_DEFAULTS: Mapping[str, Any] = {"drift": "restart", "readout": "none"}

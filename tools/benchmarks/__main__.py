@@ -21,6 +21,7 @@ from tools.benchmarks import (
     compare,
     device,
     drift,
+    hardware,
     ingest,
     learn,
     phases,
@@ -202,6 +203,34 @@ def drift_command(
 ) -> None:
     """Samples after a change of the concept until the error is below 10 %, beside a fresh learner."""
     drift.run(_report(range(seeds)), load(dataset, data), list(kinds or drift.DRIFTS), make_recipe(preset), seeds)
+
+
+@main.command("hardware")
+@_dataset
+@_data
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice([*hardware.SEVERITIES, *hardware.CHANGES]),
+    help="Device; default: all.",
+)
+@click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
+@_validation
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the errors into this PNG.")
+@_json
+def hardware_command(
+    dataset: str,
+    data: Path | None,
+    kinds: tuple[str, ...],
+    seeds: int,
+    validation: bool,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Error after one pass on unknown devices: learned through them, or moved there; beside backpropagation."""
+    chosen = list(kinds or [*hardware.SEVERITIES, *hardware.CHANGES])
+    hardware.run(_report(range(seeds)), load(dataset, data), chosen, seeds, validation=validation, plot=plot)
 
 
 @main.command("phases")

@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, gelu, leaky_relu, silu, softplus
 
 from ffstream.ff.activities import Activities
+from ffstream.ff.connection import Shape
+from ffstream.ff.layer import Layer
 from ffstream.ff.network import Network
 from ffstream.ff.objective import Phase
 from ffstream.ff.presets import recipe
+from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import LayerOptions, Recipe
 from ffstream.util.labels import UNLABELLED
 
@@ -52,7 +55,7 @@ def random_network(options: Recipe, seed: int = 1, scale: float = 0.6, **placeme
     generator = torch.Generator().manual_seed(seed)
     state = network.state_dict()
     for name, value in state.items():
-        if name.endswith((".parameters", ".ema")):
+        if name.endswith((".parameters", ".ema", ".hardware.response")):
             state[name] = torch.empty_like(value).normal_(0, scale, generator=generator)
     network.load_state_dict(state)
     return network
@@ -153,7 +156,8 @@ def with_label(
         weight_FI = torch.cat((own["label_vectors"].t(), own["weight"][:, labels:]), 1)
         return normalized(layer.normalization, x_NI) @ weight_FI.t() + own["bias"]
     z_NF = preactivation(layer, own, x_NI, shape, labels)
-    return z_NF + own["label_vectors"][labels_N] if scheme.kind == "vectors" else z_NF
+    alive_F = getattr(layer.connection, "alive_F", 1.0)
+    return z_NF + own["label_vectors"][labels_N] * alive_F if scheme.kind == "vectors" else z_NF
 
 
 def cut(layer: LayerOptions, h_BF: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
@@ -252,6 +256,63 @@ def hardest(G_BL: Tensor, own_B: Tensor) -> Tensor:
     """The wrong label with the highest goodness, found by trying all."""
     rows = zip(G_BL.tolist(), own_B.tolist(), strict=True)
     return torch.tensor([max((g, label) for label, g in enumerate(row) if label != own)[1] for row, own in rows])
+
+
+# --- hardware ----------------------------------------------------------------------------------------------------
+
+
+def on_hardware(layer: Layer) -> LayerOptions:
+    """The options of the layer, with a connection that is read from its device."""
+    options = layer.formulas.options
+    return options if options.hardware.kind == "ideal" else options.model_copy(update={"connection": Read(layer)})
+
+
+class Read:
+    """A connection as it is read from an analog device, with the gradient that its learner has."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._connection = layer.formulas.options.connection
+        self._device: Any = layer.formulas.options.hardware
+        self._index, self._state = layer.index, layer.state_dict()
+        self.output_shape = self._connection.output_shape
+        self._draw(layer.parameters.views["weight"].shape, layer.formulas.units)
+
+    def _draw(self, shape: Shape, units: int) -> None:
+        device = self._device
+        changes = len([at for at in device.changes_at if self._state["hardware.samples"] >= at])
+        draws = generator_for(f"device of layer {self._index}", device.seed, changes)
+        self._gain = 1 + device.mismatch * torch.randn(shape, generator=draws)
+        self._gain_F = 1 + device.mismatch * torch.randn(units, generator=draws)
+        self._is_stuck = torch.rand(shape, generator=draws) < device.stuck
+        self._stuck = (torch.rand(shape, generator=draws) - 0.5) * 5
+        self.alive_F = (torch.rand(units, generator=draws) >= device.dead).double()
+
+    def formula(self, x_NI: Tensor, own: Leaves, shape: Shape) -> Tensor:
+        """z (N, F): the value is what is read. The gradient is that of the programmed parameters, with the winners of
+        pooling on the device, and reversed for units that respond the wrong way round."""
+        weight, device = own["weight"], self._device
+        stuck = self._stuck / self._connection.fan_in(shape) ** 0.5
+        actual = torch.where(self._is_stuck, stuck, self._gain * weight).detach()
+        z_NF = self._connection.formula(x_NI, {**own, "weight": actual + weight - weight.detach()}, shape)
+        with torch.no_grad():
+            read_NF = self._read(z_NF, x_NI, actual, shape, own)
+        if device.finds_signs:
+            z_NF = torch.where(self._state["hardware.response"] < 0, -z_NF, z_NF)
+        return read_NF + z_NF - z_NF.detach()
+
+    def _read(self, z_NF: Tensor, x_NI: Tensor, actual: Tensor, shape: Shape, own: Leaves) -> Tensor:
+        device = self._device
+        # Var Σ x w ε = Σ x² w² for independent ε
+        none = {name: torch.zeros_like(value) for name, value in own.items()}
+        variance_NF = self._connection.formula(x_NI**2, {**none, "weight": actual**2}, shape)
+        draws = generator_for(f"noise of layer {self._index}", device.seed, int(self._state["hardware.reads"]))
+        normal_NF = torch.randn((len(x_NI) + 15) // 16 * 16, z_NF.shape[1], generator=draws)[: len(x_NI)]
+        z_NF = (z_NF + device.noise * variance_NF.clamp(min=0).sqrt() * normal_NF) * self._gain_F * self.alive_F
+        if not device.bits:
+            return z_NF
+        step = float(self._state["hardware.range"]) / (2**device.bits - 1)
+        read_NF: Tensor = (z_NF / step).round().clamp(1 - 2**device.bits, 2**device.bits - 1) * step
+        return read_NF
 
 
 # --- the readout -------------------------------------------------------------------------------------------------

@@ -24,11 +24,21 @@ OBJECTIVES: dict[str, Any] = {
     "threshold": PHASED,
     "evoked": {"kind": "evoked", "alpha": 0.02},
 }
+ANALOG: dict[str, Any] = {
+    "kind": "analog",
+    "mismatch": 0.3,
+    "noise": 0.1,
+    "stuck": 0.1,
+    "bits": 8,
+    "dead": 0.1,
+    "changes_at": [20, 60],  # in the check of the state, and in that of the pipeline
+}
 VARIANTS: dict[str, Any] = {  # members that need other options than their kind
     "dense": {"kind": "dense", "units": 12},
     "conv": {"kind": "conv", "channels": 4, "kernel": 3, "padding": 1, "pool": 2},
     "local": {"kind": "local", "channels": 4, "kernel": 2},
     "hybrid": {"kind": "hybrid", "blurs": 1},  # for images of 4×4 pixels
+    "analog": ANALOG,
     **OBJECTIVES,
 }
 
@@ -37,7 +47,7 @@ def base_for(family: str, kind: str) -> Recipe:
     """A small recipe in which that part has an effect."""
     if family == "label_scheme" and kind == "none":
         return CONDITIONED
-    if family == "connection" and kind != "dense":
+    if family == "hardware" or (family == "connection" and kind != "dense"):
         return SMALL.change(label_scheme="vectors")
     if family == "negatives":
         return CONTRASTED if kind in WRONG_LABELS else UNSUPERVISED

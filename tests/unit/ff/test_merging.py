@@ -55,6 +55,7 @@ def recipes() -> Iterator[tuple[str, Recipe]]:
         "preprocessing": SMALL,
         "readout": SMALL,
         "constraint": EVOKED,
+        "hardware": SMALL,
     }
     for family, base in bases.items():
         for kind in members(family):
