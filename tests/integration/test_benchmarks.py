@@ -20,7 +20,20 @@ from ffstream.ff.presets import recipe
 from ffstream.history.history import History
 from tests.harness.browser import find_chromium
 from tests.harness.daemon import temporary_daemon
-from tools.benchmarks import combinations, drift, ingest, learn, page, phases, predict, recovery, security, viewers
+from tools.benchmarks import (
+    combinations,
+    drift,
+    hardware,
+    ingest,
+    learn,
+    page,
+    phases,
+    predict,
+    questions,
+    recovery,
+    security,
+    viewers,
+)
 from tools.benchmarks.accuracy import figures as accuracy
 from tools.benchmarks.accuracy.backprop import PeerSettings
 from tools.benchmarks.cluster import measured
@@ -149,6 +162,24 @@ def test_drift(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
         assert found[f"drift/embedded/{kind}/restarts/seed0"]["value"] >= 0
         assert (f"drift/embedded/{kind}/served/reached/seed0" in found) == (kind != "stationary")
     assert 0 < found["drift/embedded/stationary/test/seed0"]["value"] < 50
+
+
+def test_hardware(report: Report, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = hardware.run(report, few_digits(), ["ideal", "hard", "change50"], 1, validation=False)
+    names = {name.removeprefix("hardware/embedded/") for name in rows(capsys)}
+    whens = ("before", "after", "8_later", "16_later", "end")
+    changes = {f"change50/{way}/{when}" for way in ("aware", "signs", "unaware") for when in whens}
+    assert names == {"ideal/through", "hard/through", "hard/moved", *changes}
+    compared = {kind: found[kind] for kind in ("ideal", "hard")}
+    hardware.draw(tmp_path / "errors.png", compared, "test")
+    assert (tmp_path / "errors.png").stat().st_size > 0
+    assert len(hardware.table(compared).splitlines()) == 4
+    assert hardware.table(compared).endswith(f"{found['hard']['backprop through'][0]:.2f} |")
+
+
+def test_questions(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    questions.run(report)
+    assert {name.partition("/")[0] for name in rows(capsys)} == questions.QUESTIONS.keys()
 
 
 def test_a_curve_says_when_the_last_thousand_were_good() -> None:

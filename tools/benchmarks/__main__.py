@@ -26,6 +26,7 @@ from tools.benchmarks import (
     learn,
     phases,
     predict,
+    questions,
     recovery,
     results,
     security,
@@ -212,7 +213,7 @@ def drift_command(
     "--kind",
     "kinds",
     multiple=True,
-    type=click.Choice([*hardware.SEVERITIES, *hardware.CHANGES]),
+    type=click.Choice([*hardware.DEVICES, *hardware.CHANGES]),
     help="Device; default: all.",
 )
 @click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
@@ -229,8 +230,21 @@ def hardware_command(
     as_json: bool,
 ) -> None:
     """Error after one pass on unknown devices: learned through them, or moved there; beside backpropagation."""
-    chosen = list(kinds or [*hardware.SEVERITIES, *hardware.CHANGES])
-    hardware.run(_report(range(seeds)), load(dataset, data), chosen, seeds, validation=validation, plot=plot)
+    chosen = kinds or (*hardware.DEVICES, *hardware.CHANGES)
+    found = hardware.run(_report(range(seeds)), load(dataset, data), chosen, seeds, validation=validation)
+    compared = {kind: errors for kind, errors in found.items() if kind in hardware.DEVICES}
+    if not as_json:
+        click.echo(hardware.table(compared))
+    if plot is not None:
+        hardware.draw(plot, compared, "validation" if validation else "test")
+
+
+@main.command("questions")
+@click.argument("names", nargs=-1, type=click.Choice(list(questions.QUESTIONS)))
+@_json
+def questions_command(names: tuple[str, ...], as_json: bool) -> None:
+    """The experiments about the reference article's open questions at a small size; default: all."""
+    questions.run(_report(), names or tuple(questions.QUESTIONS))
 
 
 @main.command("phases")

@@ -1,21 +1,25 @@
 """Learning through an unknown device, beside learning without it and moving there, and beside backpropagation.
 
-For each severity and seed, one pass over the training split, as a daemon would form its microbatches:
+For each kind of device and each seed, one pass over the training split, as a daemon would form its microbatches:
 
-    through      Forward-Forward learns on the device and predicts through it
-    moved        it learns on an ideal device, and its weights are moved to this one
-    peer moved   backpropagation learns on an ideal device, and its weights are moved
-    peer         the device computes the forward pass of backpropagation; the backward pass has the programmed weights
+    through             Forward-Forward learns on the device and predicts through it
+    moved               it learns on an ideal device, and its weights are moved to this one
+    backprop through    the device computes the forward pass; the backward pass has the programmed weights
+    backprop moved      backpropagation learns on an ideal device, and its weights are moved to this one
 
-The hidden layers of the peer run on devices drawn as those of the layers; its output layer is ideal, and so are the
-normalisation and the goodness of the layers. After a move, the range of the converters is set on 4,096 training
-images. With a change, the error is also measured right before it, right after it, and after some microbatches more.
+The hidden layers of the peer run on the same devices as the layers; its output layer is ideal, and so are
+normalisation and goodness of the layers. After a move, the range of the converters is set on 4,096 training images.
+
+Where the device is replaced by another one in the middle of the pass, the error is measured right before it, right
+after it, some microbatches later and at the end: of `aware` layers, which find negative gains and changes, of those
+that find only `signs`, and of `unaware` ones.
 
 Shapes: N rows, I inputs, F units.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -24,7 +28,7 @@ from torch import Tensor
 from ffstream.config import Config, load
 from ffstream.data import Dataset
 from ffstream.ff.buffers import Buffers
-from ffstream.ff.connection import size_of
+from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.hardware_model import Array, Device, Observation
 from ffstream.ff.maps import WEIGHT, Map
 from ffstream.ff.network import Network
@@ -36,8 +40,9 @@ from tools.benchmarks.accuracy.stream import Microbatches
 from tools.benchmarks.accuracy.tuning import settings_of
 from tools.benchmarks.report import Report
 
-Options = dict[str, Any]
-SEVERITIES: dict[str, Options] = {
+Options = Mapping[str, Any]
+Errors = Mapping[str, Sequence[float]]  # in percent, by way; one for each seed
+DEVICES: Mapping[str, Options] = {
     "ideal": {},
     "stuck10": {"stuck": 0.1},
     "dead30": {"dead": 0.3},
@@ -46,41 +51,38 @@ SEVERITIES: dict[str, Options] = {
     "mild": {"mismatch": 0.1, "noise": 0.05, "stuck": 0.05, "bits": 4, "dead": 0.1},
     "hard": {"mismatch": 0.2, "noise": 0.1, "stuck": 0.1, "bits": 3, "dead": 0.3},
 }
-CHANGES = {"change20": {"mismatch": 0.2}, "change50": {"mismatch": 0.5}}  # in the middle of the pass
-_CALIBRATION = 4096
-_AFTER = (8, 16, 32, 64)  # microbatches after a change
-_FLOAT = torch.float32
-LABELS = {
+CHANGES: Mapping[str, Options] = {"change20": {"mismatch": 0.2}, "change50": {"mismatch": 0.5}}
+FINDS: Mapping[str, Options] = {
+    "aware": {},
+    "signs": {"finds_changes": False},
+    "unaware": {"finds_changes": False, "finds_signs": False},
+}
+WAYS: Mapping[str, str] = {
     "through": "FF through the device",
     "moved": "FF moved to it",
-    "peer moved": "backprop moved to it",
-    "peer": "backprop with it in the forward pass",
+    "backprop moved": "backprop moved to it",
+    "backprop through": "backprop with it in the forward pass",
 }
+_PEERS = {way: f"backprop {way}" for way in ("through", "moved")}
+_CALIBRATION = 4096
+_LATER = (8, 16, 32, 64)  # microbatches after a change
+_FLOAT = torch.float32
 
 
 def run(
-    report: Report, dataset: Dataset, kinds: list[str], seeds: int, *, validation: bool, plot: Path | None
-) -> None:
-    """Every kind with every seed. A seed decides stream, weights and device."""
+    report: Report, dataset: Dataset, kinds: Sequence[str], seeds: int, *, validation: bool = False
+) -> dict[str, Errors]:
+    """Every kind with every seed, which decides stream, weights and device. Rows have the means over the seeds."""
     splits = splits_of(dataset, validation=validation)
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[float]]] = {kind: {} for kind in kinds}
     for seed in range(seeds):
-        config = _config(dataset, seed)
-        experiment = Experiment(config, splits, seed)
+        experiment = Experiment(_config(dataset, seed), splits, seed)
         for kind in kinds:
-            if kind in CHANGES:
-                _add_change(report, experiment, kind, dataset, seed)
-                continue
-            errors = experiment.errors(SEVERITIES[kind])
-            for way, value in errors.items():
-                found.setdefault(kind, {}).setdefault(way, []).append(value)
-            name = f"hardware/{dataset.name}/{kind}"
-            for way in ("through", "moved"):
-                if way in errors:
-                    peer = "peer" if way == "through" else "peer moved"
-                    report.add(f"{name}/{way}/seed{seed}", errors[way], "%", peer, errors[peer])
-    if plot is not None:
-        _draw(plot, found, splits.name)
+            for way, value in experiment.errors(kind).items():
+                found[kind].setdefault(way, []).append(value)
+    for kind, errors in found.items():
+        _add(report, f"hardware/{dataset.name}/{kind}", errors)
+    return dict(found)
 
 
 def _config(dataset: Dataset, seed: int) -> Config:
@@ -93,10 +95,25 @@ def _config(dataset: Dataset, seed: int) -> Config:
     return load(settings=own, environment={})
 
 
-def _add_change(report: Report, experiment: "Experiment", kind: str, dataset: Dataset, seed: int) -> None:
-    for way, finds in (("through", True), ("unaware", False)):
-        for when, value in experiment.change({**CHANGES[kind], "finds_changes": finds, "finds_signs": finds}).items():
-            report.add(f"hardware/{dataset.name}/{kind}/{way}/{when}/seed{seed}", value, "%")
+def _add(report: Report, name: str, errors: Errors) -> None:
+    """A row for each way, with what the peer does in the same way beside it."""
+    for way, values in errors.items():
+        if (peer := _PEERS.get(way, "")) in errors:
+            peers = errors[peer]
+            report.add(
+                f"{name}/{way}", mean(values), "%", peer, mean(peers), values=_text(values), peers=_text(peers)
+            )
+        elif way not in _PEERS.values():
+            report.add(f"{name}/{way}", mean(values), "%", values=_text(values))
+
+
+def _text(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values)
+
+
+def question(report: Report, digits: Dataset) -> None:
+    """The question at a small size, with few digits."""
+    run(report, digits, ["hard"], 1)
 
 
 class Experiment:
@@ -104,46 +121,51 @@ class Experiment:
 
     def __init__(self, config: Config, splits: Splits, seed: int) -> None:
         self._config, self._splits, self._seed = config, splits, seed
-        self._ideal: ForwardForward | None = None
-        self._ideal_peer: OnDevice | None = None
+        self._ideal: tuple[ForwardForward, OnDevice] | None = None
 
-    def errors(self, options: Options) -> dict[str, float]:
-        """The errors in percent of all ways."""
-        if self._ideal is None or self._ideal_peer is None:
-            self._ideal = ForwardForward(self._config.network, _FLOAT)
-            self._ideal_peer = OnDevice(self._config.network)
-            self._learn(self._ideal)
-            self._learn(self._ideal_peer)
+    def errors(self, kind: str) -> dict[str, float]:
+        """The errors in percent, by way."""
+        if kind in DEVICES:
+            return self._beside_peer(DEVICES[kind])
+        found: dict[str, float] = {}
+        for way, finds in FINDS.items():
+            errors = self._around_change({**CHANGES[kind], **finds})
+            found |= {f"{way}/{when}": value for when, value in errors.items()}
+        return found
+
+    def _beside_peer(self, options: Options) -> dict[str, float]:
+        if self._ideal is None:
+            self._ideal = ForwardForward(self._config.network, _FLOAT), OnDevice(self._config.network)
+            self._learn(*self._ideal)
+        ours, theirs = self._ideal
         if not options:
-            return {"through": self._error(self._ideal), "peer": self._error(self._ideal_peer)}
-        recipe = self._recipe(options)
+            return {"through": self._error(ours), "backprop through": self._error(theirs)}
+        recipe, images = self._recipe(options), self._calibration()
         through, peer = ForwardForward(recipe, _FLOAT), OnDevice(recipe)
-        self._learn(through)
-        self._learn(peer)
-        images = self._calibration()
-        on_device = through.predictor(moved(self._ideal.network, recipe, images))
+        self._learn(through, peer)
+        there = through.predictor(moved(ours.network, recipe, images))
         return {
             "through": self._error(through),
-            "moved": 100 * error(on_device, self._splits.held_out),
-            "peer moved": self._error(moved_peer(self._ideal_peer, recipe, images)),
-            "peer": self._error(peer),
+            "moved": 100 * error(there, self._splits.held_out),
+            "backprop moved": self._error(moved_peer(theirs, recipe, images)),
+            "backprop through": self._error(peer),
         }
 
-    def change(self, options: Options) -> dict[str, float]:
-        """The error in percent before and after the device has changed, and at the end."""
+    def _around_change(self, options: Options) -> dict[str, float]:
+        """Before and after the device has changed in the middle of the pass, and at the end."""
         at = self._config.network.whole_up_to(len(self._splits.train) // 2)
-        learner = ForwardForward(self._recipe(options | {"changes_at": (at,)}), _FLOAT)
-        found = {"before": 0.0}
-        since = None
+        learner = ForwardForward(self._recipe({**options, "changes_at": (at,)}), _FLOAT)
+        found: dict[str, float] = {}
+        later = 0
         for batch in self._stream():
-            before = self._error(learner) if batch.seq == at else None
+            if batch.seq == at:  # the device changes once this microbatch is learned
+                found["before"] = self._error(learner)
             learner.learn(batch)
-            if before is not None:
-                found["before"], found["after"], since = before, self._error(learner), 0
-            elif since is not None:
-                since += 1
-                if since in _AFTER:
-                    found[f"{since}_later"] = self._error(learner)
+            if batch.seq == at:
+                found["after"] = self._error(learner)
+            later += batch.seq > at
+            if later in _LATER:
+                found[f"{later}_later"] = self._error(learner)
         return found | {"end": self._error(learner)}
 
     def _recipe(self, options: Options) -> Recipe:
@@ -154,9 +176,10 @@ class Experiment:
         while stream.seq < len(self._splits.train):
             yield stream.next()
 
-    def _learn(self, learner: Learner) -> None:
+    def _learn(self, *learners: Learner) -> None:
         for batch in self._stream():
-            learner.learn(batch)
+            for learner in learners:
+                learner.learn(batch)
 
     def _error(self, learner: Learner) -> float:
         return 100 * error(learner.predictor(learner.weights()), self._splits.held_out)
@@ -189,7 +212,7 @@ class OnDevice(Backprop):
 class Hidden:
     """The device of a hidden layer of the peer."""
 
-    def __init__(self, recipe: Recipe, index: int, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, recipe: Recipe, index: int, input_shape: Shape) -> None:
         connection = recipe.layers[index].connection
         units = size_of(connection.output_shape(input_shape))
         self._map: Map = connection.build(input_shape)
@@ -234,26 +257,32 @@ def moved_peer(ideal: OnDevice, recipe: Recipe, images_BI: Tensor) -> OnDevice:
     return peer
 
 
-def _draw(path: Path, found: Mapping[str, Mapping[str, list[float]]], held_out: str) -> None:
-    """A bar for each kind and way: the mean over the seeds, and a dot for each seed."""
+def draw(path: Path, found: Mapping[str, Errors], held_out: str) -> None:
+    """Writes a PNG: a bar for each kind of device and each way, the mean over the seeds, and a dot for each seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ways = ("through", "moved", "peer moved", "peer")
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for number, way in enumerate(ways):
-        at = [place + 0.2 * (number - 1.5) for place, errors in enumerate(found.values()) if way in errors]
-        errors = [each[way] for each in found.values() if way in each]
-        axes.bar(at, [sum(each) / len(each) for each in errors], 0.18, label=LABELS[way])
-        for place, each in zip(at, errors, strict=True):
-            axes.plot([place] * len(each), each, ".", color="black", markersize=4)
+    for number, (way, label) in enumerate(WAYS.items()):
+        bars = [(place + 0.2 * (number - 1.5), each[way]) for place, each in enumerate(found.values()) if way in each]
+        axes.bar([at for at, _ in bars], [mean(errors) for _, errors in bars], 0.18, label=label)
+        for at, errors in bars:
+            axes.plot([at] * len(errors), errors, ".", color="black", markersize=4)
     axes.set_xticks(range(len(found)), list(found))
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_formatter("{x:g}")
     axes.set_ylabel(f"{held_out} error in %")
     axes.grid(visible=True, which="both", axis="y", alpha=0.3)
     axes.legend()
     figure.savefig(path, format="png", dpi=120)
+
+
+def table(found: Mapping[str, Errors]) -> str:
+    """The mean errors over the seeds in percent as a table: a row for each kind of device, a column for each way."""
+    rows = [["device", *WAYS.values()], ["---"] * (1 + len(WAYS))]
+    for kind, errors in found.items():
+        rows.append([kind, *(f"{mean(errors[way]):.2f}" if way in errors else "" for way in WAYS)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
