@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Generator, Iterator
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,29 @@ def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
             report.longrepr = f"{reason}\nFFSTREAM_TEST_COMMANDS names {command}, so this may not be skipped"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, because long tests wait for daemons, disks and clocks most of the time."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def _long_tests_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """`--dist worksteal` gives each worker a contiguous part. Each part begins with files of long tests.
+
+    What is stolen at the end is then short. Files of long tests stay together, because their tests share daemons.
+    """
+    unit = Path(__file__).parent / "unit"
+    files = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
+    long = [tests for tests in files if unit not in tests[0].path.parents]
+    short = chain.from_iterable(tests for tests in files if unit in tests[0].path.parents)
+    parts = [list(chain.from_iterable(long[at::workers])) for at in range(workers)]
+    for part in parts:
+        part.extend(islice(short, max(0, len(items) // workers - len(part))))
+    return [*chain.from_iterable(parts), *short]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = _long_tests_first(items, getattr(config, "workerinput", {}).get("workercount", 1))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu or os.environ.get("FFSTREAM_GPU_DRY"):  # then they run on the CPU, see tests/gpu/conftest.py
         return
