@@ -17,6 +17,8 @@ from ffstream.wire.messages import DEFAULT_CONTROL
 if TYPE_CHECKING:  # imports numpy and zmq, which only the commands of clients need
     from ffstream.client import CurveKeys
 
+DEFAULT_WINDOW = 10  # characters; the preset `serial` is made for it
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -75,6 +77,35 @@ def split(default: str) -> Callable[[_Command], _Command]:
         help="validation: the last 10,000 training samples, or the last 1,000 images of each class folder; at most a "
         "fifth.",
     )
+
+
+def as_text(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--as` and `--window`, as one argument `window`: characters in a sample of a text, None for images."""
+
+    @click.option(
+        "--as",
+        "kind",
+        type=click.Choice(["images", "text"]),
+        default="images",
+        show_default=True,
+        help="What to read. text: FILE is a text in UTF-8, or pydoc-topics, the documentation that is part of "
+        "Python. A sample is a window of characters, and its label the character that follows, one of 30 symbols. "
+        "The first nine tenths are the split train, the rest is the split test.",
+    )
+    @click.option(
+        "--window",
+        metavar="N",
+        type=click.IntRange(1, 1000),
+        help=f"With --as text: characters in a window. Default: {DEFAULT_WINDOW}.",
+    )
+    @wraps(command)
+    def with_window(*arguments: Any, kind: str, window: int | None, **options: Any) -> Any:
+        if kind == "images" and window is not None:
+            raise click.UsageError("--window needs --as text")
+        given = None if kind == "images" else window or DEFAULT_WINDOW
+        return command(*arguments, window=given, **options)
+
+    return with_window
 
 
 label_offset = click.option(

@@ -50,7 +50,12 @@ _INTERRUPTED = 130  # exit code after Ctrl-C
     "with this name has stopped. Default: a new name.",
 )
 @click.option("--restart", is_flag=True, help="With --client: begin again with the first sample.")
-@click.option("--order", type=click.Choice(get_args(Order)), default="shuffled", show_default=True)
+@click.option(
+    "--order",
+    type=click.Choice(get_args(Order)),
+    help="Order of the samples. Default: shuffled; with --as text as_is, the order of the text.",
+)
+@options.as_text
 @options.label_offset
 @click.option(
     "--drift",
@@ -91,7 +96,8 @@ def replay(
     batch: int,
     client: str | None,
     restart: bool,
-    order: Order,
+    order: Order | None,
+    window: int | None,
     label_offset: int,
     drift: str | None,
     drift_at: int | None,
@@ -100,7 +106,7 @@ def replay(
     as_json: bool,
     keys: CurveKeys | None,
 ) -> None:
-    """Stream the training split of a data set to a daemon, shuffled.
+    """Stream the training split of a data set to a daemon, shuffled, or a text in its order.
 
     NAME is a data set that is downloaded (mnist, fashion-mnist, kmnist, qmnist, emnist-balanced, emnist-digits, …,
     cifar-10) or part of the package (embedded). DIR or FILE is a folder or an archive (zip, tar, tar.gz) with IDX
@@ -116,7 +122,8 @@ def replay(
         raise click.UsageError("--drift and --drift-at must be given together")
     if restart and client is None:
         raise click.UsageError("--restart needs --client")
-    train = shifted(load_split(dataset, data, split, quiet=as_json), label_offset)
+    train = shifted(load_split(dataset, data, split, window, quiet=as_json), label_offset)
+    order = order or ("shuffled" if window is None else "as_is")
     classes = max(2, int(train.labels.max()) + 1)
     change = None if drift is None else DRIFTS[drift](drift_at, classes=classes, seed=seed)
     total = min(passes * len(train), limit or passes * len(train))

@@ -6,6 +6,7 @@ from ffstream.data.embedded import load_embedded
 from ffstream.data.files import Progress
 from ffstream.data.idx import read_idx, write_idx
 from ffstream.data.streams import DRIFTS, Drift, LabelArray, Order, batches, label_permutation_at, stream
+from ffstream.data.text import load_text
 
 __all__ = [
     "DRIFTS",
@@ -21,6 +22,7 @@ __all__ = [
     "label_permutation_at",
     "load",
     "load_embedded",
+    "load_text",
     "read_idx",
     "stream",
     "write_idx",
