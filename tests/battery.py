@@ -18,6 +18,7 @@ from torch import Tensor
 from ffstream.ff.activities import Activities
 from ffstream.ff.head import Head
 from ffstream.ff.layer import Layer
+from ffstream.ff.member import FAST_WEIGHTS, below
 from ffstream.ff.network import Network
 from ffstream.ff.objective import Phase
 from ffstream.ff.parameters import Parameters
@@ -71,7 +72,9 @@ def _check_layer_gradients(
     """
     options = formulas.on_hardware(layer)
     own = formulas.leaves(layer.parameters.views)
+    memory = {name: value.double() for name, value in below(FAST_WEIGHTS, layer.state_dict()).items()}
     before = given._replace(h_NF=given.h_NF.clone())
+    before = formulas.with_recall(options.fast_weights, before, memory, recipe.labels)
     passed_on = layer.forward(given)
     wrong_B = None
     if given.positives is None and options.objective.needs_wrong_labels:
@@ -158,16 +161,20 @@ def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
 
 def check_prediction(recipe: Recipe) -> None:
     """For a sample and its label, the classifier computes the same goodness of each layer as the training pass, and
-    the same logits of the readout as the formulas do from the activities of that pass."""
+    the same logits of the readout as the formulas do from the activities of that pass.
+
+    With fast weights this is so for the first row of a microbatch: later ones read what the rows before them wrote.
+    """
     network = formulas.random_network(recipe.change(ema_samples=0.0))
     formulas.learn(network, 1, 3)
     classifier = network.classifier()
     images_BI = formulas.random_images(_ROWS, recipe.inputs, seed=9)
     labels_B = formulas.random_labels(_ROWS, recipe.labels, seed=9)
-    predicted = classifier.goodness(images_BI)
+    rows = _ROWS if all(layer.fast_weights.kind == "none" for layer in recipe.layers) else 1
+    predicted = classifier.goodness(images_BI[:rows])
     for layer in network.layers:
         layer.figures()
-    given = Activities(classifier.preprocess(images_BI), labels_B, None, 4, "interleaved")
+    given = Activities(classifier.preprocess(images_BI[:rows]), labels_B[:rows], None, 4, "interleaved")
     if recipe.image_negatives:
         rows_NI = torch.cat((given.h_NF, given.h_NF.roll(1, 0)))
         given = given._replace(h_NF=rows_NI, labels_N=labels_B.repeat(2), positives=_ROWS)
@@ -175,11 +182,11 @@ def check_prediction(recipe: Recipe) -> None:
         given = layer.forward(given)
         layer.update()
         trained = layer.figures().goodness_positive
-        expected = float(G_BL.expand(-1, recipe.labels).gather(1, labels_B[:, None]).mean())
+        expected = float(G_BL.expand(-1, recipe.labels).gather(1, labels_B[:rows, None]).mean())
         assert abs(trained - expected) <= 1e-5 * max(1.0, abs(expected)), f"layer {layer.index}"
     if network.readout is not None:
         want_BL = formulas.readout_logits(formulas.leaves(network.readout.weights()), given.carried)
-        assert torch.allclose(classifier.logits(images_BI).double(), want_BL, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(classifier.logits(images_BI[:rows]).double(), want_BL, rtol=1e-4, atol=1e-4)
     if any(getattr(layer.hardware, "noise", 0) for layer in recipe.layers):
         images_BI = images_BI[:1].repeat(_ROWS, 1)  # noise differs from row to row
         alone = classifier.predict(images_BI[:1]).goodness_BL

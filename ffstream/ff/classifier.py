@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ffstream.ff import head
 from ffstream.ff.buffers import Buffers
+from ffstream.ff.fast_weights import Remembering
 from ffstream.ff.formulas import Formulas
 from ffstream.ff.input import Preprocessor, to_unit
 from ffstream.ff.label_formulas import Weights
 from ffstream.ff.layer_pass import LayerPass
 from ffstream.ff.maps import WEIGHT
-from ffstream.ff.member import HARDWARE, INPUT, READOUT, below, layer_name
+from ffstream.ff.member import FAST_WEIGHTS, HARDWARE, INPUT, READOUT, below, layer_name
+from ffstream.ff.recall import extended
 from ffstream.ff.recipe import Recipe
 
 _CHUNK = 256  # samples computed at a time, so that a large query needs no more memory than a microbatch
@@ -50,6 +52,7 @@ class Classifier:
         shapes = enumerate(recipe.input_shapes())
         self._formulas = [Formulas(recipe, index, shape, self._device) for index, shape in shapes]
         self._layers = [_on_hardware(*pair) for pair in zip(self._formulas, layers, strict=True)]
+        self._fast_weights = [below(FAST_WEIGHTS, own) for own in layers]
         self._buffers = Buffers()
 
     def predict(self, images_BI: Tensor) -> Prediction:
@@ -87,10 +90,15 @@ class Classifier:
         expands = self.recipe.activities == "label_conditioned"
         last = len(self._formulas) - 1
         for index, (formulas, weights) in enumerate(zip(self._formulas, self._layers, strict=True)):
-            result = formulas.forward(x_NI, weights, self._dtype, self._buffers)
+            result = formulas.forward(self._with_recall(index, x_NI), weights, self._dtype, self._buffers)
             yield (layer := LayerPass(formulas, weights, result, labels_N, expands=expands))
             if index < last:
                 x_NI, labels_N = layer.passed_on(self._dtype)
+
+    def _with_recall(self, index: int, x_NI: Tensor) -> Tensor:
+        """A layer's input, and what its fast weights recall with it."""
+        options = self.recipe.layers[index].fast_weights
+        return extended(options, x_NI, self._fast_weights[index]) if isinstance(options, Remembering) else x_NI
 
     def logits(self, images_BI: Tensor) -> Tensor:
         """The logits (B, L) of the softmax readout."""
@@ -116,7 +124,7 @@ class Classifier:
         x_BI = self.preprocess(images_BI)
         read = []
         for index, (formulas, weights) in enumerate(zip(self._formulas, self._layers, strict=True)):
-            z_BF = formulas.forward(x_BI, weights, self._dtype, self._buffers).z_NF
+            z_BF = formulas.forward(self._with_recall(index, x_BI), weights, self._dtype, self._buffers).z_NF
             x_BI = formulas.activities(z_BF, torch.empty_like(z_BF, dtype=self._dtype))
             if index in self.recipe.read_layers:
                 read.append(x_BI)

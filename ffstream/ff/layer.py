@@ -29,11 +29,12 @@ from ffstream.ff.formulas import Formulas, ForwardResult
 from ffstream.ff.health import SAMPLED_ROWS
 from ffstream.ff.layer_monitor import LastMicroBatch, LayerFigures, LayerMonitor
 from ffstream.ff.maps import WEIGHT
-from ffstream.ff.member import DRIFT, HARDWARE, below, joined
+from ffstream.ff.member import DRIFT, FAST_WEIGHTS, HARDWARE, below, joined
 from ffstream.ff.objective import LossFunction, LossResult
 from ffstream.ff.parameters import parameters_of_layer
 from ffstream.ff.placement import Placement
 from ffstream.ff.randomness import generator_for
+from ffstream.ff.recall import Recall
 from ffstream.ff.recipe import Recipe
 
 
@@ -50,6 +51,8 @@ class Layer:
         if options.goodness.areas > 1:
             self._objective = AreaLoss(self._objective)
         self._negatives = options.negatives
+        given = self.formulas.inputs - options.fast_weights.extra_inputs(recipe.labels)
+        self._recall: Recall | None = options.fast_weights.build(given, recipe.labels, recipe.seed, self.device)
         self.parameters = parameters_of_layer(recipe, index, input_shape, self.device)
         self._drift: DriftTest = recipe.drift.build(recipe.replay_buffer)
         self._buffers = ReusedBuffers()
@@ -79,7 +82,8 @@ class Layer:
     def forward(self, input: Activities) -> Activities:
         """The activities to pass on. `input` must not change before the next `update` has returned."""
         self._input = input
-        self._result = self.formulas.forward(input.h_NF, self._weights, self.product_dtype, self._buffers)
+        x_NI = input.h_NF if self._recall is None else self._recall.forward(input)
+        self._result = self.formulas.forward(x_NI, self._weights, self.product_dtype, self._buffers)
         x_NI, inverse_norm_N, _, z_NF, _ = self._result
         self._observation = self.formulas.hardware.observe(z_NF, x_NI, inverse_norm_N, self._programmed)
         self._goodness_BL: Tensor | None = None
@@ -134,7 +138,11 @@ class Layer:
         def draw(low: int, high: int, shape: tuple[int, ...]) -> Tensor:
             return torch.randint(low, high, shape, generator=generator)
 
-        return self._negatives.choose(self._input.labels_N, self._recipe.labels, self._all_goodness, draw)
+        goodness = self._logits if self._negatives.needs_logits else self._all_goodness
+        return self._negatives.choose(self._input.labels_N, self._recipe.labels, goodness, draw)
+
+    def _logits(self) -> Tensor:
+        return self._all_goodness() * self._recipe.layers[self.index].objective.steepness
 
     # --- update --------------------------------------------------------------------------------------------------
 
@@ -166,6 +174,8 @@ class Layer:
         self._drift.passed(input.fresh * input.replicas)
         if formulas.hardware.learned(self._observation, input.fresh * input.replicas):
             self.parameters.restart()
+        if self._recall is not None:
+            self._recall.update()
         self._refresh()
 
     def _loss(self, input: Activities, result: ForwardResult) -> LossResult:
@@ -224,7 +234,8 @@ class Layer:
         for name, value in self.parameters.ema.items():
             cast = self._as_product(name, value)
             copies[name] = cast.clone() if cast is value else cast
-        return copies | joined([(HARDWARE, self.formulas.hardware.weights())])
+        kept = ((HARDWARE, self.formulas.hardware.weights()), (FAST_WEIGHTS, _copied(self._fast_weights)))
+        return copies | joined(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that later updates depend on."""
@@ -232,6 +243,7 @@ class Layer:
             (DRIFT, self._drift.state_dict()),
             ("objective", _copied(self._objective.state)),
             (HARDWARE, self.formulas.hardware.state_dict()),
+            (FAST_WEIGHTS, _copied(self._fast_weights)),
         )
         return self.parameters.state_dict() | joined(parts)
 
@@ -242,6 +254,7 @@ class Layer:
         for name, value in self._objective.state.items():
             value.copy_(state[f"objective.{name}"])
         self.formulas.hardware.load_state_dict(below(HARDWARE, state))
+        self._load_fast_weights(state)
         self._refresh()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -251,7 +264,17 @@ class Layer:
         for value in self._objective.state.values():
             value.zero_()
         self.formulas.hardware.load_weights(below(HARDWARE, weights))
+        self._load_fast_weights(weights)
         self._refresh()
+
+    @property
+    def _fast_weights(self) -> Mapping[str, Tensor]:
+        """Their state: part of the weights, because predictions need it, and of the state."""
+        return {} if self._recall is None else self._recall.state
+
+    def _load_fast_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, value in self._fast_weights.items():
+            value.copy_(tensors[f"{FAST_WEIGHTS}.{name}"])
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

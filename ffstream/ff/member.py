@@ -18,6 +18,7 @@ _Value = TypeVar("_Value")
 INPUT: Final = "input"
 READOUT: Final = "readout"
 DRIFT: Final = "drift"
+FAST_WEIGHTS: Final = "fast_weights"
 HARDWARE: Final = "hardware"
 
 

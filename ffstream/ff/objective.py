@@ -98,6 +98,11 @@ class Objective(Part):
         return None
 
     @property
+    def steepness(self) -> float:
+        """What a unit of goodness counts in the loss: the option `alpha`, or 1 without it."""
+        return float(getattr(self, "alpha", 1.0))
+
+    @property
     def threshold(self) -> float | None:
         """The goodness that positive rows are to exceed and negative ones not, if it is an option; otherwise None."""
         return None

@@ -28,6 +28,7 @@ from ffstream.ff.activation import Activation
 from ffstream.ff.connection import Connection, Shape, size_of
 from ffstream.ff.constraint import Constraint
 from ffstream.ff.drift import Drift
+from ffstream.ff.fast_weights import FastWeights
 from ffstream.ff.goodness import Goodness
 from ffstream.ff.hardware import Hardware
 from ffstream.ff.image_negatives import ImageNegatives
@@ -77,6 +78,9 @@ class LayerOptions(Options):
     )
     hardware: Annotated[Hardware, *field_of("hardware")] = Field(
         description="the device that computes the products, in learning and in prediction"
+    )
+    fast_weights: Annotated[FastWeights, *field_of("fast_weights")] = Field(
+        description="memory of the recent stream that the layer reads beside its input"
     )
     learning_rate: float = Field(
         4e-3, ge=0, description="learning rate of a whole microbatch at the start of the stream"
@@ -141,9 +145,11 @@ class Recipe(Options):
         return self
 
     def input_shapes(self) -> Iterator[Shape]:
-        """The shape of each layer's input rows."""
+        """The shape of the rows that each layer is connected to: what the layer below passes on, and fast weights."""
         shape = self.preprocessing.output_shape(self.image_shape)
         for layer in self.layers:
+            if extra := layer.fast_weights.extra_inputs(self.labels):
+                shape = (size_of(shape) + extra,)
             yield shape
             shape = layer.connection.output_shape(shape)
 

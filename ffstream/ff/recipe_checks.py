@@ -99,6 +99,8 @@ def _check_layer(recipe: Recipe, index: int, layer: LayerOptions, inputs: Shape)
     if reason := objective.incompatibility(label_conditioned=conditioned, adds_labels=adds_labels):
         hint = 'label_scheme = "vectors"' if objective.relative_to_label_free else ""
         raise OptionError(wrong(f"{at}.objective", objective.kind, reason), hint=hint)
+    if reason := layer.fast_weights.incompatibility(index, label_free=not conditioned and not from_images):
+        raise OptionError(wrong(f"{at}.fast_weights", layer.fast_weights.kind, reason))
     if reason := layer.opponent.incompatibility(objective):
         raise OptionError(wrong(f"{at}.opponent", layer.opponent.kind, reason), hint="leave opponent out")
     has_label_vectors = VECTORS in scheme.parameters(recipe.labels, size_of(outputs))

@@ -19,6 +19,7 @@ LAYER_DEFAULTS: Mapping[str, Any] = {
     "opponent": "none",
     "constraint": "none",
     "hardware": "ideal",
+    "fast_weights": "none",
 }
 # The same for the network.
 NETWORK_DEFAULTS: Mapping[str, Any] = {"drift": "restart", "readout": "none"}

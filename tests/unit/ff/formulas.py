@@ -55,7 +55,7 @@ def random_network(options: Recipe, seed: int = 1, scale: float = 0.6, **placeme
     generator = torch.Generator().manual_seed(seed)
     state = network.state_dict()
     for name, value in state.items():
-        if name.endswith((".parameters", ".ema", ".hardware.response")):
+        if name.endswith((".parameters", ".ema", ".hardware.response", ".fast_weights.values", ".fast_weights.mean")):
             state[name] = torch.empty_like(value).normal_(0, scale, generator=generator)
     network.load_state_dict(state)
     return network
@@ -333,6 +333,28 @@ def readout_loss(options: Any, own: Leaves, given: Activities) -> Tensor:
     pairs = zip(logits_BL, given.labels_N[: len(logits_BL)], strict=True)
     losses = [cross_entropy(z, label, label_smoothing=options.smoothing) for z, label in pairs if label != UNLABELLED]
     return torch.stack(losses).mean()
+
+
+# --- fast weights -------------------------------------------------------------------------------------------------
+
+
+def with_recall(options: Any, given: Activities, state: Leaves, labels: int) -> Activities:
+    """The activities, with what fast weights recall beside each row: sample by sample, in the order of the stream."""
+    if options.kind == "none":
+        return given
+    A_LK, rows = state["values"].double(), []
+    for number, (x_I, label) in enumerate(zip(given.h_NF.double(), given.labels_N, strict=True)):
+        centred_I = x_I - state["mean"]
+        k_K = (
+            centred_I / (centred_I.norm() + 1e-6) if options.kind != "recent" else torch.ones(1, dtype=torch.float64)
+        )
+        m_L = A_LK @ k_K
+        rows.append(torch.cat((x_I, m_L / (m_L.square().mean() + 1e-12).sqrt() * x_I.square().mean().sqrt())))
+        if options.kind != "fixed" and number < given.fresh:
+            v_L = torch.full((labels,), -1 / labels, dtype=torch.float64)
+            v_L[label] += 1
+            A_LK = options.decay * A_LK + v_L[:, None] * k_K
+    return given._replace(h_NF=torch.stack(rows))
 
 
 # --- image negatives ---------------------------------------------------------------------------------------------

@@ -57,10 +57,10 @@ def base_for(family: str, kind: str) -> Recipe:
 def changed(recipe: Recipe, family: str, kind: str) -> Recipe:
     """The recipe with that part in every layer that can have it."""
     part = kind if family == "readout" else VARIANTS.get(kind, kind)
-    if family == "label_scheme" and kind in ("pixels", "none"):
+    if family == "fast_weights" or (family == "label_scheme" and kind in ("pixels", "none")):
         layers = recipe.model_dump()["layers"]
         at = 0 if kind == "pixels" else 1
-        layers[at]["label_scheme"] = {"kind": kind}
+        layers[at][family] = {"kind": kind}
         return recipe.change(layers=layers)
     return recipe.change(**{family: part})
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from ffstream.ff import goodness as goodness_module
 from ffstream.ff.formulas import sum_squares
 from ffstream.ff.kernels import fastest_objective
-from ffstream.ff.negatives import Draw, HardestLabel, RandomLabel
+from ffstream.ff.negatives import Draw, HardestLabel, RandomLabel, SampledLabel
 from ffstream.ff.objective import Evoked, LossStatistics, Objective, Paired, Phase, Softmax, Threshold
 from ffstream.ff.part import members
 from ffstream.ff.randomness import generator_for
@@ -184,3 +184,30 @@ def test_the_hardest_label_is_the_wrong_one_with_the_highest_goodness(seed: int)
     chosen_B = HardestLabel().choose(own_B, 5, lambda: G_BL, drawing(0, 0))
     assert torch.equal(chosen_B, formulas.hardest(G_BL, own_B))
     assert torch.equal(G_BL, before)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_sampled_labels_follow_the_prediction_without_the_own_label(temperature: float) -> None:
+    logits_L = torch.tensor([0.3, -1.0, 2.0, 0.0, 1.2])
+    rows, own = 20_000, 2
+    own_B = torch.full((rows,), own)
+    part = SampledLabel(temperature=temperature)
+    chosen_B = part.choose(own_B, L, lambda: logits_L.expand(rows, L), drawing(0, 3))
+    assert torch.equal(chosen_B, part.choose(own_B, L, lambda: logits_L.expand(rows, L), drawing(0, 3)))
+    wanted = (logits_L / temperature).softmax(0)
+    wanted[own] = 0
+    found = torch.bincount(chosen_B, minlength=L) / rows
+    assert found[own] == 0
+    assert torch.allclose(found, wanted / wanted.sum(), atol=0.015)
+
+
+def test_a_layer_samples_from_the_logits_of_its_own_prediction() -> None:
+    """The steepness of its objective counts: with a large one, the sampled label is the hardest."""
+    base = formulas.SMALL.change(objective={"kind": "paired", "alpha": 1e4})
+    networks = [formulas.random_network(base.change(negatives=kind)) for kind in ("sampled", "hardest")]
+    images_BI, labels_B = formulas.random_images(7, base.inputs), formulas.random_labels(7, base.labels)
+    chosen = []
+    for network in networks:
+        network.learn(images_BI, labels_B, 1)
+        chosen.append(network.layers[0].wrong_labels())
+    assert torch.equal(*chosen)
