@@ -9,9 +9,12 @@ from pathlib import Path
 from types import FrameType
 
 import click
+import numpy as np
 import torch
 
-from ffstream.data import load
+from ffstream.cli.options import DEFAULT_WINDOW
+from ffstream.data import load, load_text
+from ffstream.data.text import CORPUS
 from ffstream.errors import FFStreamError
 from ffstream.ff.presets import PRESETS
 from ffstream.ff.presets import recipe as make_recipe
@@ -30,9 +33,11 @@ from tools.benchmarks import (
     recovery,
     results,
     security,
+    serial,
     viewers,
 )
 from tools.benchmarks.accuracy import figures as accuracy
+from tools.benchmarks.accuracy.learners import splits_of
 from tools.benchmarks.accuracy.through_daemon import SETTINGS as PROOF_SETTINGS
 from tools.benchmarks.accuracy.tuning import settings_of
 from tools.benchmarks.cluster import forecast
@@ -324,6 +329,34 @@ def deprivation_command(
         validation=validation,
         settings=settings,
     )
+
+
+@main.command("serial")
+@click.argument("text", default=CORPUS)
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    type=click.Choice(list(serial.VARIANTS)),
+    help="What to measure beside backprop and counts; default: the preset and fast weights with their controls.",
+)
+@click.option("--characters", default=0, help="Learn only so many, the last ones before the held-out text; 0: all.")
+@click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
+@_validation
+@_json
+def serial_command(
+    text: str, variants: tuple[str, ...], characters: int, seeds: int, validation: bool, as_json: bool
+) -> None:
+    """Error and bits per character of the next symbol of a text, beside backprop and n-gram counts."""
+    try:
+        dataset = load_text(text, DEFAULT_WINDOW)
+        splits = splits_of(dataset, validation=validation)
+    except FFStreamError as error:
+        raise click.ClickException(str(error)) from error
+    if characters:
+        train = splits.train
+        splits = splits._replace(train=train[np.arange(len(train)) >= len(train) - characters])
+    serial.run(_report(range(seeds)), dataset, splits, variants or serial.DEFAULT, range(seeds))
 
 
 @main.command("ingest")

@@ -32,6 +32,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "combinations": ("combinations",),
     "phases": ("phases", "deprivation"),
     "drift": ("drift",),
+    "serial": ("serial",),
     "learning": ("learn",),
     "serving": ("ingest", "predict"),
     "operation": ("checkpoint", "recovery", "security", "viewers", "page"),

@@ -68,7 +68,12 @@ def forward_of(connection: Connection, input_shape: Shape) -> Forward:
 
 
 class Backprop:
-    """The network, its optimiser and its preprocessing. All its parameters lie in one vector, as a layer's do."""
+    """The network, its optimiser and its preprocessing. All its parameters lie in one vector, as a layer's do.
+
+    `logits_BL` are those of the last microbatch, of its samples that have a label, by the weights before its update.
+    """
+
+    logits_BL: Tensor
 
     def __init__(
         self, recipe: Recipe, settings: PeerSettings, dtype: torch.dtype, device: torch.device = CPU
@@ -117,6 +122,7 @@ class Backprop:
             logits_BL = self._logits(x_BI, self._split(leaf))
             loss = cross_entropy(logits_BL, labels_B, label_smoothing=self._settings.smoothing)
             (gradient,) = torch.autograd.grad(loss, leaf)
+        self.logits_BL = logits_BL.detach()
         share = len(labels_B) / self._recipe.rows
         # As in ff/parameters.py: fewer rows make a smaller step and count as fewer samples.
         self._stepper.step(self._flat, gradient, self._settings.rate(self._samples) * math.sqrt(share))
@@ -144,17 +150,22 @@ class Backprop:
 
     def predictor(self, weights: Mapping[str, Tensor]) -> Predict:
         """The label with the highest logit."""
+        logits = self.scorer(weights)
+        return lambda images_BI: logits(images_BI).argmax(1)
+
+    def scorer(self, weights: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """From images (B, I; uint8) to logits (B, L), with weights that `weights` returned."""
         layers, buffers = self._split(weights["ema"]), Buffers()
 
-        def predict(images_BI: Tensor) -> Tensor:
+        def score(images_BI: Tensor) -> Tensor:
             with torch.inference_mode():
                 found = []
                 for part in images_BI.split(_CHUNK):
                     x_BI = self._normalized(to_unit(part, self._device, buffers), weights)
-                    found.append(self._logits(x_BI, layers).argmax(1))
+                    found.append(self._logits(x_BI, layers))
                 return torch.cat(found).cpu()
 
-        return predict
+        return score
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that later updates depend on."""
