@@ -230,7 +230,9 @@ class Metrics:
             "layer",
         )
         self.layer_restarts = self._counter(
-            "layer_restarts_total", "Times that the layer has started over because the concept had changed.", "layer"
+            "layer_restarts_total",
+            "Times that the layer has started over because the concept or its hardware had changed.",
+            "layer",
         )
         self.live_error = self._gauge(
             "live_error_ratio",

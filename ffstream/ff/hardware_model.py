@@ -6,9 +6,14 @@ only how long it has been used, and what was found out from its readings:
     samples     fresh samples that were learned: says how often the device has changed
     reads       microbatches that were learned: the noise of the next reading is drawn from it
     range       at which the converter saturates
-    activity    running mean of each unit's max(z, 0); `deviation`, of a microbatch's distance from it
+    activity    running mean of each unit's max(z, 0)
     response    running covariance of each unit's reading with what an ideal device would compute
-    since       microbatches since these running means began; `changes`, how many changes were found
+    usual       running mean of the distance of a microbatch's activities from the running mean, as a share of it
+    excess      S: see below
+    since       microbatches since the running means began; `changes`, how many changes were found
+
+A change is found by a cumulative sum, S ← max(0, S + distance / usual − 1.25), once S > 0.35. It is looked for in
+microbatches of at least 64 rows, and on the first 64 of them, so that the distance does not depend on their number.
 
 The state is valid if and only if all of it was taken after the same update. The first three are also part of the
 weights that predict. All of it is floating-point, so that replicas can be merged to their mean.
@@ -34,11 +39,13 @@ _SQUARES = "hardware.squares"  # of the weights, beside them
 _RANGE_RMS = 4.0  # the converter's range, in root mean squares of max(z, 0)
 _FIRST_RMS = 0.41  # of the initial weights, which are uniform in ±1/√fan_in, with inputs of mean square 1
 _STUCK_LIMIT = 2.5  # of a stuck weight, in 1/√fan_in
-_ROWS = 32  # observed beside an ideal device
+_IDEAL_ROWS = 32  # compared with an ideal device
+_ROWS = 64  # observed
 _NOISE_ROWS = 16  # noise is drawn for a multiple of so many rows, and is then the same for fewer rows
 _RATE = 1 / 64  # of running means, except at their start
-_SETTLED = 32  # microbatches before changes are looked for
-_MULTIPLE, _MARGIN = 2.0, 0.1  # a deviation of twice the usual one and a tenth is a change
+_ACTIVITY_RATE = 1 / 16  # of that of activities, which learning changes
+_SETTLED = 64  # microbatches before changes are looked for
+_ALLOWED, _THRESHOLD = 1.25, 0.35  # of the cumulative sum
 
 
 class Array(NamedTuple):
@@ -53,9 +60,10 @@ class Array(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What one reading showed: mean of max(z, 0) and covariance with an ideal device of each unit (F), and the mean
-    square of max(z, 0)."""
+    """What the first `rows` of a reading showed: mean of max(z, 0) and covariance with an ideal device of each unit
+    (F), and the mean square of max(z, 0)."""
 
+    rows: int
     activity_F: Tensor
     covariance_F: Tensor | None
     mean_square: Tensor
@@ -80,8 +88,14 @@ class Device(Protocol):
         """Changes ∂L/∂z (N, F) of the reading into that of the programmed preactivation, as far as that is known."""
         ...
 
-    def learned(self, observation: Observation | None, fresh: int) -> bool:
-        """A microbatch with so many fresh samples was read and learned. True if the device seems to have changed."""
+    @property
+    def changes(self) -> int:
+        """How many changes were found."""
+        ...
+
+    def learned(self, observation: Observation | None, fresh: int, *, looks: bool = True) -> bool:
+        """A microbatch with so many fresh samples was read and learned. True if the device seems to have changed,
+        which is looked for if `looks`."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
@@ -104,6 +118,8 @@ class Device(Protocol):
 class IdealDevice:
     """Computes exactly what it is told to, and costs nothing."""
 
+    changes = 0
+
     def __init__(self, options: Ideal, array: Array) -> None:
         pass
 
@@ -122,7 +138,7 @@ class IdealDevice:
         """e itself."""
         return e_NF
 
-    def learned(self, observation: Observation | None, fresh: int) -> bool:
+    def learned(self, observation: Observation | None, fresh: int, *, looks: bool = True) -> bool:
         """It never changes."""
         return False
 
@@ -154,7 +170,7 @@ class AnalogDevice:
 
     def __init__(self, options: Analog, array: Array) -> None:
         self._options, self._array = options, array
-        self._samples = self._reads = self._deviation = self._since = self._changes = 0.0
+        self._samples = self._reads = self._usual = self._excess = self._since = self._changes = 0.0
         self._range = torch.tensor(_RANGE_RMS * _FIRST_RMS, device=array.device)
         self._activity_F = torch.zeros(array.units, device=array.device)
         self._response_F = torch.zeros_like(self._activity_F)
@@ -203,13 +219,13 @@ class AnalogDevice:
 
     def observe(self, z_NF: Tensor, x_NI: Tensor, inverse_norm_N: Tensor, programmed: Weights) -> Observation:
         """Compares the first rows with what an ideal device would compute."""
-        h_NF = z_NF.clamp_min(0)
+        h_NF = z_NF[:_ROWS].clamp_min(0)
         covariance_F = None
         if self._options.finds_signs:
-            ideal_KF = self._array.map.forward(x_NI[:_ROWS], inverse_norm_N[:_ROWS], programmed, Buffers()).z_NO
-            h_KF = h_NF[:_ROWS]
+            x_KI, inverse_norm_K, h_KF = x_NI[:_IDEAL_ROWS], inverse_norm_N[:_IDEAL_ROWS], h_NF[:_IDEAL_ROWS]
+            ideal_KF = self._array.map.forward(x_KI, inverse_norm_K, programmed, Buffers()).z_NO
             covariance_F = (ideal_KF * h_KF).mean(0) - ideal_KF.mean(0) * h_KF.mean(0)
-        return Observation(h_NF.mean(0), covariance_F, h_NF.square().mean())
+        return Observation(len(h_NF), h_NF.mean(0), covariance_F, h_NF.square().mean())
 
     def signs(self) -> Tensor:
         """1 (F), or −1 for units that respond less when they should respond more."""
@@ -219,18 +235,23 @@ class AnalogDevice:
         """Reverses the steps of units whose gain seems to be negative."""
         return e_NF.mul_(self.signs()) if self._options.finds_signs else e_NF
 
-    def learned(self, observation: Observation | None, fresh: int) -> bool:
+    @property
+    def changes(self) -> int:
+        """How many changes were found."""
+        return int(self._changes)
+
+    def learned(self, observation: Observation | None, fresh: int, *, looks: bool = True) -> bool:
         """Updates the running means. If the units' activities changed abruptly, they start over."""
         assert observation is not None
         self._samples += fresh
         self._reads += 1
-        changed = self._has_changed(observation)
+        changed = looks and self._options.finds_changes and self._has_changed(observation)
         if changed:
             self._changes += 1
-            self._start_over()
+            self._since = self._usual = self._excess = 0.0
         rate = max(_RATE, 1 / (self._since + 1))
         self._since += 1
-        self._activity_F.lerp_(observation.activity_F, rate)
+        self._activity_F.lerp_(observation.activity_F, max(rate, _ACTIVITY_RATE))
         if observation.covariance_F is not None:
             self._response_F.lerp_(observation.covariance_F, rate)
         aim = observation.mean_square.sqrt() * _RANGE_RMS
@@ -238,19 +259,14 @@ class AnalogDevice:
         return changed
 
     def _has_changed(self, observation: Observation) -> bool:
-        if not self._options.finds_changes or not self._since:
+        if observation.rows < _ROWS or not self._since:
             return False
-        distance = (observation.activity_F - self._activity_F).abs().mean() / (self._activity_F.mean() + 1e-8)
-        deviation = float(distance)
-        usual = self._deviation
-        if self._since >= _SETTLED and deviation > _MULTIPLE * usual + _MARGIN:
-            return True
-        self._deviation += max(_RATE, 1 / self._since) * (deviation - usual)
-        return False
-
-    def _start_over(self) -> None:
-        self._since = 0.0
-        self._deviation = 0.0
+        mean_F = self._activity_F
+        distance = float((observation.activity_F - mean_F).abs().mean() / (mean_F.mean() + 1e-8))
+        if self._since >= _SETTLED:
+            self._excess = max(0.0, self._excess + distance / max(self._usual, 1e-8) - _ALLOWED)
+        self._usual += max(_RATE, 1 / self._since) * (distance - self._usual)
+        return self._excess > _THRESHOLD
 
     # --- state ---------------------------------------------------------------------------------------------------
 
@@ -261,7 +277,7 @@ class AnalogDevice:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that this module lists."""
-        numbers = {"deviation": self._deviation, "since": self._since, "changes": self._changes}
+        numbers = {"usual": self._usual, "excess": self._excess, "since": self._since, "changes": self._changes}
         vectors = {"activity": self._activity_F.clone(), "response": self._response_F.clone()}
         return self.weights() | vectors | {name: _number(value) for name, value in numbers.items()}
 
@@ -271,16 +287,15 @@ class AnalogDevice:
         self._range = weights["range"].float().to(self._array.device).clone()
         self._activity_F.zero_()
         self._response_F.zero_()
-        self._changes = 0.0
-        self._start_over()
+        self._usual = self._excess = self._since = self._changes = 0.0
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state that `state_dict` returned."""
         self.load_weights(state)
         self._activity_F.copy_(state["activity"])
         self._response_F.copy_(state["response"])
-        self._deviation, self._since = float(state["deviation"]), float(state["since"])
-        self._changes = float(state["changes"])
+        self._usual, self._excess = float(state["usual"]), float(state["excess"])
+        self._since, self._changes = float(state["since"]), float(state["changes"])
 
 
 def _number(value: float) -> Tensor:

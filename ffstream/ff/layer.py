@@ -172,7 +172,8 @@ class Layer:
             into[name].copy_(gradient)
         self.parameters.update(input.samples, input.phase, input.replicas)
         self._drift.passed(input.fresh * input.replicas)
-        if formulas.hardware.learned(self._observation, input.fresh * input.replicas):
+        looks, fresh = input.phase == "interleaved", input.fresh * input.replicas
+        if formulas.hardware.learned(self._observation, fresh, looks=looks):
             self.parameters.restart()
         if self._recall is not None:
             self._recall.update()
@@ -220,7 +221,8 @@ class Layer:
 
     def figures(self) -> LayerFigures:
         """What the microbatches since the last call show (at most the last 64)."""
-        return self._monitor.figures(self._drift.restarts, self._objective.balance(), self._last_microbatch)
+        restarts = self._drift.restarts + self.formulas.hardware.changes
+        return self._monitor.figures(restarts, self._objective.balance(), self._last_microbatch)
 
     def _last_microbatch(self) -> LastMicroBatch:
         h_NF = self.formulas.options.activation.value(self._result.z_NF[:SAMPLED_ROWS])

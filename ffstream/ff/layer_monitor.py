@@ -23,7 +23,8 @@ HEALTH_EVERY = 4  # calls of `figures`
 
 
 class LayerFigures(NamedTuple):
-    """Means since the last call of `figures`, NaN if there was no row of that sign. Restarts after drifts. Health.
+    """Means since the last call of `figures`, NaN if there was no row of that sign. Restarts after drifts,
+    and after changes of the hardware. Health.
     The running means and the threshold of an objective that keeps them."""
 
     goodness_positive: float

@@ -69,7 +69,7 @@ class MarkFinder:
             yield Found(now.seq, *(("pause", "learning paused") if now.paused else ("resume", "learning resumed")))
         for index, (old, new) in enumerate(zip(before.restarts, now.restarts, strict=True)):
             if new > old:
-                yield Found(now.seq, "drift", f"layer {index} starts over: the concept has changed")
+                yield Found(now.seq, "drift", f"layer {index} starts over: the concept or its hardware has changed")
         if now.drift is not None and now.drift != before.drift:
             yield Found(now.drift, "drift", "the prequential error rises (prequential.drift_detector)")
 

@@ -186,7 +186,9 @@ class LayerGauges:
         before, self._restarts[index] = self._restarts[index], restarts
         if 0 <= before < restarts:
             self._metrics.layer_restarts.labels(str(index)).inc(restarts - before)
-            log.warning("concept changed: layer restarted layer=%d seq=%d restarts=%d", index, seq, restarts)
+            log.warning(
+                "concept or hardware changed: layer restarted layer=%d seq=%d restarts=%d", index, seq, restarts
+            )
 
     def _warn(self, index: int, what: str, active: bool, value: float, seq: int) -> None:
         key = index, what
