@@ -108,7 +108,7 @@ torch.set_num_threads(1)
 _BOUNDS_OF_TORCH = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
 
 
-def _growth_mb(program: str, timeout_s: float = 100.0) -> float:
+def _growth_mb(program: str, timeout_s: float = 250.0) -> float:
     """Runs a program in a process. Returns by how much its memory grew after it called `begin()`."""
     # torch reads these variables once in a process, and an earlier test may have set them in this one.
     environment = {name: value for name, value in os.environ.items() if name not in _BOUNDS_OF_TORCH}

@@ -48,10 +48,10 @@ def forks() -> Iterator[ForkServer]:
 
 @pytest.mark.timeout(600)
 def test_phases_by_counts_survive_kills(tmp_path: Path, forks: ForkServer) -> None:
-    killed = KillRun(tmp_path, Stream(2, PHASES), forks).run(12, lambda place: None)
+    killed = KillRun(tmp_path, Stream(2, PHASES), forks).run(9, lambda place: None)
     assert killed.audit == Audit(acked=killed.audit.acked, lost=0, twice=0, in_order=True)
     assert killed.different == []
-    assert killed.by_failpoint.total() == 12
+    assert killed.by_failpoint.total() == 9
 
 
 @pytest.mark.timeout(600)

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -38,10 +39,7 @@ RAY = ("pipeline.engine=ray", "cluster.start_timeout_s=60")
 THREADS = ("pipeline.engine=threads",)
 STREAM = Stream.random(16 * PART)
 
-needs_ray = pytest.mark.skipif(
-    subprocess.run([sys.executable, "-c", "import ray"], capture_output=True, check=False).returncode != 0,
-    reason="ray is not installed",
-)
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 pytestmark = [pytest.mark.timeout(900)]
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
 from ffstream.checkpoint import weights
+from ffstream.cli import main
 from ffstream.client import Predictor, Producer
-from tests.harness.commands import COMMAND_S, run_cli, run_json
+from tests.harness.commands import COMMAND_S, run_json
 from tests.harness.daemon import Daemons
 from tests.support import folder_contents
 
@@ -29,12 +31,17 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (128, 4, 4), dtype=np.uint8)
 LABELS = np.random.default_rng(1).integers(0, 4, 128)
 
 
+def export(*arguments: str) -> Result:
+    """Runs the command in this process, which has imported torch."""
+    return CliRunner().invoke(main, ["export", *arguments])
+
+
 @pytest.mark.timeout(600)
 def test_exported_weights_predict_what_the_daemon_predicts(daemons: Daemons, tmp_path: Path) -> None:
     daemon = daemons.start(*SETTINGS)
     state = str(daemon.state)
-    none = run_cli("export", "--state", state, "--out", str(tmp_path / "none.safetensors"))
-    assert none.returncode == 2
+    none = export("--state", state, "--out", str(tmp_path / "none.safetensors"))
+    assert none.exit_code == 2
     assert "there is no checkpoint in" in none.stderr
     assert not (tmp_path / "none.safetensors").exists()
     with Producer(daemon.learn, client="one", connect_timeout_s=COMMAND_S) as producer:
@@ -60,19 +67,20 @@ def test_exported_weights_predict_what_the_daemon_predicts(daemons: Daemons, tmp
     assert daemon.terminate() == 0
 
     before = folder_contents(daemon.state)
-    again = run_cli("export", "--state", state, "--out", str(file))
-    assert (again.returncode, "exists" in again.stderr, "--force" in again.stderr) == (2, True, True)
-    assert run_json("export", "--state", state, "--seq", "64", "--out", str(file), "--force")["seq"] == 64
+    again = export("--state", state, "--out", str(file))
+    assert (again.exit_code, "exists" in again.stderr, "--force" in again.stderr) == (2, True, True)
+    older = export("--state", state, "--seq", "64", "--out", str(file), "--force", "--json")
+    assert json.loads(older.stdout)["seq"] == 64
     assert weights.load(file).seq == 64
-    missing = run_cli("export", "--state", state, "--seq", "63", "--out", str(tmp_path / "x"))
-    assert missing.returncode == 2
+    missing = export("--state", state, "--seq", "63", "--out", str(tmp_path / "x"))
+    assert missing.exit_code == 2
     assert "hint: there are 128, 64" in missing.stderr
     newest = daemon.state / "checkpoints" / f"{128:020d}" / "state.safetensors"
     assert folder_contents(daemon.state) == before, "nothing in the state folder has changed"
 
     os.truncate(newest, 100)
-    damaged = run_cli("export", "--state", state, "--out", str(file), "--force")
-    assert damaged.returncode == 1
+    damaged = export("--state", state, "--out", str(file), "--force")
+    assert damaged.exit_code == 1
     assert "checkpoint 128: state.safetensors: 100 bytes" in damaged.stderr
     assert "hint: export an older checkpoint with --seq 64" in damaged.stderr
     assert weights.load(file).seq == 64, "the file that was there has not changed"

@@ -140,7 +140,7 @@ def predict(rows):
 for rows in range(1, 257, 16):
     predict(rows)
 begin()
-for rows in range(1, 257):
+for rows in range(1, 257, 3):
     predict(rows)
 """
     assert_bounded(program, "classifier.predict(images)", "classifier.goodness(images)")
