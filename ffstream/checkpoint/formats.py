@@ -21,7 +21,7 @@ from typing import Any
 
 from ffstream.errors import CheckpointIncompatible
 
-FORMAT = 5
+FORMAT = 6
 
 # By the format that added them: options of the recipe, and the values that files of older formats mean.
 ADDED: dict[int, dict[str, Any]] = {
@@ -38,6 +38,7 @@ ADDED: dict[int, dict[str, Any]] = {
     3: {"layers.goodness.areas": 1},
     4: {"layers.hardware": {"kind": "ideal"}},
     5: {"layers.fast_weights": {"kind": "none"}},
+    6: {"layers.decoder": {"kind": "none"}},
 }
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ffstream.cli.plots.source import Source
 
 _HTTP = "http://127.0.0.1:8757"
-_KINDS = ("curve", "goodness", "activities", "mistakes", "filters")
+_KINDS = ("curve", "goodness", "activities", "mistakes", "filters", "dreams")
 _SUFFIXES = (".png", ".svg")
 _SPANS = ("10m", "3h", "1d", "30d", "all")
 
@@ -73,6 +73,7 @@ def plot(
     activities  the activities of each layer for one image under the right and a wrong label
     mistakes    confusion matrix, error of each class, the latest mistakes
     filters     the weights of the units with the largest norms, as images
+    dreams      what layers with a decoder dream of each label
 
     With --state nothing is written there, and a daemon may be running. The picture then shows the newest checkpoint
     and the samples in the journal; mistakes are those of a checkpoint that has not learned them. Needs matplotlib:
@@ -118,7 +119,7 @@ def _read_token(file: Path | None) -> str | None:
 
 def _draw(source: "Source", what: str, span: str, label: int | None, layer: int, limit: int) -> "Figure":
     """Imports only what the picture needs."""
-    from ffstream.cli.plots import activities, curve, filters, goodness, mistakes
+    from ffstream.cli.plots import activities, curve, dreams, filters, goodness, mistakes
 
     if what == "curve":
         return curve.draw(source.history(span))
@@ -133,5 +134,7 @@ def _draw(source: "Source", what: str, span: str, label: int | None, layer: int,
         return activities.draw(source.activities(label))
     if what == "mistakes":
         return mistakes.draw(source.mistakes())
+    if what == "dreams":
+        return dreams.draw(source.dreams())
     assert what == "filters"
     return filters.draw(source.filters(layer, limit))

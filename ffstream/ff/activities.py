@@ -22,6 +22,9 @@ class Activities(NamedTuple):
     layers passed, by the weights before the update. Label-conditioned activities have none.
     `replicas` is how many replicas of the network learn different microbatches here, so that this one stands for as
     many (`ff/merging.py`). It is 1 if there is one network, or if all replicas learn this microbatch.
+    `pixels_BI` are the images (0 to 1) of the positive rows, for the decoder of the first layer; None elsewhere.
+    The first `read_only` rows are real images beside positive and negative rows that were dreamt, as many of each:
+    layers learn nothing from them, but the decoders and the readout do. `positives` does not count them.
     """
 
     h_NF: Tensor
@@ -33,6 +36,8 @@ class Activities(NamedTuple):
     ages_R: Tensor | None = None
     score_BL: Tensor | None = None
     replicas: int = 1
+    pixels_BI: Tensor | None = None
+    read_only: int = 0
 
     def carry(self) -> "Activities":
         """The same activities, with their positive rows carried on to the readout."""
@@ -42,7 +47,8 @@ class Activities(NamedTuple):
     def samples(self) -> int:
         """Samples of the microbatch."""
         both_signs = self.positives is not None and self.phase == "interleaved"
-        return len(self.labels_N) // 2 if both_signs else len(self.labels_N)
+        rows = len(self.labels_N) - self.read_only
+        return rows // 2 if both_signs else rows
 
     @property
     def fresh(self) -> int:

@@ -14,7 +14,7 @@ class ComparedRows:
 
     def __init__(self, input: Activities, count: int) -> None:
         self.label_free = input.positives is None
-        self._starts = (0,) if self.label_free else (0, input.samples)
+        self._starts = (0,) if self.label_free else (input.read_only, input.read_only + input.samples)
         self._count = count
         self.labels_N = self.of(input.labels_N)
 

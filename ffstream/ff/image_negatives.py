@@ -29,6 +29,7 @@ class ImageNegatives(Negatives):
     """Makes a negative row for each image of a microbatch."""
 
     must_define: ClassVar[tuple[str, ...]] = ("make",)
+    takes_labels: ClassVar[bool] = False  # whether, in layers that know labels, it makes negatives with wrong ones
 
     def incompatibility(self, shape: Shape) -> str:
         """Why it cannot use images of this shape; empty if it can."""

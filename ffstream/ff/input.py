@@ -12,6 +12,7 @@ from torch import Tensor
 from ffstream.ff.activities import Activities
 from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import Shape, size_of
+from ffstream.ff.decoding import LinearDecoding
 from ffstream.ff.image_negatives import ImageNegatives
 from ffstream.ff.objective import Phase
 from ffstream.ff.placement import Placement
@@ -135,11 +136,14 @@ def to_unit(images_BI: Tensor, device: torch.device, buffers: Buffers) -> Tensor
 class Input:
     """The input of a network. It runs on the first layer's thread."""
 
-    def __init__(self, recipe: Recipe, placement: Placement) -> None:
+    def __init__(self, recipe: Recipe, placement: Placement, dreamer: LinearDecoding | None = None) -> None:
+        """`dreamer`: the decoder of the first layer, if negative rows are its dreams."""
+        self._dreamer = dreamer if recipe.dreams else None
         self._device = placement.device
         self._preprocessor: Preprocessor = recipe.preprocessing.build(recipe.image_shape, placement.device)
         self._buffers = ReusedBuffers()
         self._negatives = recipe.image_negatives
+        self._keeps_pixels = recipe.layers[0].decoder.kind != "none"
         self._shape = recipe.preprocessing.output_shape(recipe.image_shape)
         self._seed = recipe.seed
 
@@ -157,18 +161,29 @@ class Input:
         `step` is the number of the microbatch: random choices depend on it and on the seed only. `ages_R` are the
         ages of the last R samples, which are replayed: see `Activities`, also for `replicas`.
         """
-        pixels_BI = to_unit(images_BI, self._device, self._buffers)
-        self._preprocessor.fit(pixels_BI, replicas)
-        x_BI = self._preprocessor.apply(pixels_BI, self._preprocessor.weights())
         ages_R = None if ages_R is None else ages_R.to(self._device)
-        activities = Activities(x_BI, labels_B.to(self._device), None, step, phase, ages_R=ages_R, replicas=replicas)
-        return activities if self._negatives is None else self._with_negatives(activities, self._negatives)
+        labels_B = labels_B.to(self._device)
+        if phase == "sleep" and self._dreamer is not None and self._negatives is None:
+            pixels_BI, labels_B = self._dreamer.dream(len(labels_B), step)
+            given = Activities(self._preprocess(pixels_BI), labels_B, None, step, phase, ages_R=ages_R)
+            return given._replace(replicas=replicas)
+        pixels_BI = to_unit(images_BI, self._device, self._buffers)
+        kept_BI = pixels_BI.clone() if self._keeps_pixels else None
+        self._preprocessor.fit(pixels_BI, replicas)
+        x_BI = self._preprocess(pixels_BI)
+        given = Activities(x_BI, labels_B, None, step, phase, ages_R=ages_R, replicas=replicas, pixels_BI=kept_BI)
+        return given if self._negatives is None else self._with_negatives(given, self._negatives)
+
+    def _preprocess(self, pixels_BI: Tensor) -> Tensor:
+        return self._preprocessor.apply(pixels_BI, self._preprocessor.weights())
 
     def _with_negatives(self, given: Activities, negatives: ImageNegatives) -> Activities:
         """Images (not in `sleep`), then negative rows made from them (not in `wake`)."""
         x_BI, labels_B, size = given.h_NF, given.labels_N, len(given.h_NF)
         if given.phase == "wake":
             return given._replace(positives=size)
+        if self._dreamer is not None and self._dreamer.is_ready:
+            return self._with_dreams(given, self._dreamer)
         generator = generator_for("image negatives", self._seed, given.step)
         negative_BI = negatives.make(x_BI, self._shape, lambda shape: torch.rand(shape, generator=generator))
         if given.phase == "sleep":
@@ -176,6 +191,13 @@ class Input:
         rows_NI = self._buffers.get("rows", x_BI, 2 * size, x_BI.shape[1])
         torch.cat((x_BI, negative_BI), out=rows_NI)
         return given._replace(h_NF=rows_NI, labels_N=labels_B.repeat(2), positives=size)
+
+    def _with_dreams(self, given: Activities, dreamer: LinearDecoding) -> Activities:
+        """Images that only the readout learns from, then decoded memories of one sample, then of two samples."""
+        size = len(given.h_NF)
+        made = [dreamer.dream(size, given.step, mixed=mixed).pixels_BI for mixed in (False, True)]
+        rows_NI = torch.cat((given.h_NF, *(self._preprocess(pixels_BI) for pixels_BI in made)))
+        return given._replace(h_NF=rows_NI, labels_N=given.labels_N.repeat(3), positives=size, read_only=size)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the state that predictions need."""

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ffstream.ff.classifier import Classifier
 from ffstream.ff.connection import size_of
+from ffstream.ff.decoding import LinearDecoding, with_values
 from ffstream.ff.health import right_and_strongest_wrong
 from ffstream.ff.image_negatives import Noise
 from ffstream.ff.maps import WEIGHT
-from ffstream.ff.member import below, layer_name
+from ffstream.ff.member import DECODER, below, layer_name
+from ffstream.ff.placement import Placement
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
 
@@ -110,6 +112,37 @@ def _negatives(recipe: Recipe, x_BI: Tensor) -> Tensor:
     generator = generator_for("inspection", recipe.seed, 0)
     noise: Noise = lambda shape: torch.rand(shape, generator=generator)  # noqa: E731
     return recipe.image_negatives.make(x_BI, recipe.preprocessing.output_shape(recipe.image_shape), noise)
+
+
+@torch.inference_mode()
+def dreams(classifier: Classifier, count: int) -> list[Tensor]:
+    """For each layer from which decoders lead down to the image, `count` images of each label, pixels 0 to 1:
+    (L, count, I), or (1, count, I) of a network that learns without labels. Empty if the first layer has no decoder.
+
+    Each layer begins with what it remembers itself. All dreams get the first layer's grey values, see
+    `ff/decoding.py`.
+    """
+    recipe = classifier.recipe
+    decoders: list[LinearDecoding] = []
+    for index, (layer, shape) in enumerate(zip(recipe.layers, recipe.input_shapes(), strict=True)):
+        decoding = layer.decoder.build(recipe, index, shape, Placement(classifier.device))
+        if decoding is None:
+            break
+        decoding.load_weights(below(f"{layer_name(index)}.{DECODER}", classifier.weights))
+        decoders.append(decoding)
+    if not decoders or decoders[0].memory.is_empty:
+        return []
+    labels = 1 if recipe.learns_unlabelled else recipe.labels
+    labels_B = torch.arange(labels).repeat_interleave(count)
+    values_BI = decoders[0].draw(labels_B, 0).values_BV
+    found = []
+    for index, decoding in enumerate(decoders):
+        h_BF = decoding.draw(labels_B, 0).h_BF
+        for below_it in reversed(decoders[1 : index + 1]):
+            h_BF = below_it.decode(h_BF).relu_()
+        pixels_BI = with_values(decoders[0].decode(h_BF), values_BI)
+        found.append(pixels_BI.view(labels, count, -1).cpu())
+    return found
 
 
 @torch.inference_mode()

@@ -25,11 +25,12 @@ from ffstream.ff.areas import AreaLoss
 from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.compared_rows import ComparedRows
 from ffstream.ff.connection import Shape
+from ffstream.ff.decoding import LinearDecoding
 from ffstream.ff.formulas import Formulas, ForwardResult
 from ffstream.ff.health import SAMPLED_ROWS
 from ffstream.ff.layer_monitor import LastMicroBatch, LayerFigures, LayerMonitor
 from ffstream.ff.maps import WEIGHT
-from ffstream.ff.member import DRIFT, FAST_WEIGHTS, HARDWARE, below, joined
+from ffstream.ff.member import DECODER, DRIFT, FAST_WEIGHTS, HARDWARE, below, joined
 from ffstream.ff.objective import LossFunction, LossResult
 from ffstream.ff.parameters import parameters_of_layer
 from ffstream.ff.placement import Placement
@@ -54,6 +55,7 @@ class Layer:
         given = self.formulas.inputs - options.fast_weights.extra_inputs(recipe.labels)
         self._recall: Recall | None = options.fast_weights.build(given, recipe.labels, recipe.seed, self.device)
         self.parameters = parameters_of_layer(recipe, index, input_shape, self.device)
+        self.decoding: LinearDecoding | None = options.decoder.build(recipe, index, input_shape, placement)
         self._drift: DriftTest = recipe.drift.build(recipe.replay_buffer)
         self._buffers = ReusedBuffers()
         self._conditions = recipe.activities == "label_conditioned"
@@ -66,7 +68,7 @@ class Layer:
     def _make_ring(self, buffers: int) -> Any:
         if self.device.type != "cpu" or not buffers:
             return cycle([None])
-        rows = self._recipe.rows * (2 if self._conditions or self._recipe.image_negatives else 1)
+        rows = self._recipe.rows * self._recipe.rows_of_sample
         # The readout runs beside the last layer.
         queues = max(1, len(self._recipe.layers) - 1 - self.index) if self._is_read else 1
         count = queues * (buffers - 1) + 1
@@ -93,7 +95,7 @@ class Layer:
         elif self._conditions:
             return self._condition(input)
         h_NF = self.formulas.activities(self._result.z_NF, self._out(len(input.h_NF)))
-        passed_on = input._replace(h_NF=h_NF, score_BL=self._add_score(input))
+        passed_on = input._replace(h_NF=h_NF, score_BL=self._add_score(input), pixels_BI=None)
         return passed_on.carry() if self._is_read else passed_on
 
     def _add_score(self, input: Activities) -> Tensor | None:
@@ -149,19 +151,24 @@ class Layer:
     def update(self) -> None:
         """Learns from the rows of the last forward pass."""
         input, result, formulas = self._input, self._result, self.formulas
+        if self.decoding is not None:
+            self.decoding.learn(input, result)
         if self._recipe.ema_samples and input.phase == "interleaved":
             restart_if_changed(self._drift, self.parameters, input, input.fresh, self._newest_wrong, self._ema_wrong)
         loss = self._loss(input, result)
         self._monitor.add(loss.statistics)
         # In separate phases, samples are never compared and never outdated.
-        gradient = without_outdated(self._drift, loss.goodness_gradient, input.ages_R, input.samples)
+        gradient = loss.goodness_gradient
+        if not input.read_only:
+            gradient = without_outdated(self._drift, gradient, input.ages_R, input.samples)
         if input.positives is None:
             e_NF, gradients = formulas.label_formulas.label_errors(
                 result.z_NF, result.label_scale_N, self._weights, gradient, self._buffers
             )
         else:
+            unlearned = gradient.new_zeros(input.read_only, *gradient.shape[1:])
             e_NF, gradients = formulas.label_formulas.row_errors(
-                result.z_NF, result.label_scale_N, input.labels_N, gradient
+                result.z_NF, result.label_scale_N, input.labels_N, torch.cat((unlearned, gradient))
             )
         e_NF = formulas.hardware.direct_(e_NF)
         into = self.parameters.gradients
@@ -181,7 +188,8 @@ class Layer:
 
     def _loss(self, input: Activities, result: ForwardResult) -> LossResult:
         if input.positives is not None:
-            return self._objective.by_row(self.formulas.label_formulas.areas_by_row(result.z_NF), input.positives)
+            learned_NF = result.z_NF[input.read_only :]
+            return self._objective.by_row(self.formulas.label_formulas.areas_by_row(learned_NF), input.positives)
         self._all_goodness()
         return self._objective.by_label(self._compared, input.labels_N, self._compared_labels(), input.phase)
 
@@ -237,7 +245,8 @@ class Layer:
             cast = self._as_product(name, value)
             copies[name] = cast.clone() if cast is value else cast
         kept = ((HARDWARE, self.formulas.hardware.weights()), (FAST_WEIGHTS, _copied(self._fast_weights)))
-        return copies | joined(kept)
+        copies |= joined(kept)
+        return copies if self.decoding is None else copies | joined([(DECODER, self.decoding.weights())])
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that later updates depend on."""
@@ -247,7 +256,8 @@ class Layer:
             (HARDWARE, self.formulas.hardware.state_dict()),
             (FAST_WEIGHTS, _copied(self._fast_weights)),
         )
-        return self.parameters.state_dict() | joined(parts)
+        own = self.parameters.state_dict() | joined(parts)
+        return own if self.decoding is None else own | joined([(DECODER, self.decoding.state_dict())])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state that `state_dict` returned."""
@@ -257,6 +267,8 @@ class Layer:
             value.copy_(state[f"objective.{name}"])
         self.formulas.hardware.load_state_dict(below(HARDWARE, state))
         self._load_fast_weights(state)
+        if self.decoding is not None:
+            self.decoding.load_state_dict(below(DECODER, state))
         self._refresh()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -267,6 +279,8 @@ class Layer:
             value.zero_()
         self.formulas.hardware.load_weights(below(HARDWARE, weights))
         self._load_fast_weights(weights)
+        if self.decoding is not None:
+            self.decoding.load_weights(below(DECODER, weights))
         self._refresh()
 
     @property

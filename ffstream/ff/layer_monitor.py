@@ -94,7 +94,7 @@ class LayerMonitor:
         )
 
     def _contradictions(self, last: LastMicroBatch) -> float:
-        rows_NI, positives = last.input.h_NF, last.input.positives
+        rows_NI, positives = last.input.h_NF[last.input.read_only :], last.input.positives
         if positives is not None:
             return self._health.add_contradictions(contradicting_images(rows_NI, positives), len(rows_NI) - positives)
         found = contradicting_labels(rows_NI, last.input.labels_N, last.compared_labels())

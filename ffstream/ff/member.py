@@ -5,6 +5,8 @@ weights            input.mean                layers.0.weight, layers.0.bias, …
 state              input.mean, input.seen    layers.0.parameters, layers.0.ema,     saved in checkpoints
                                              layers.0.drift.sum, …
 
+The tensors of a layer's decoder are below the layer's: `layers.0.decoder.weight`, `layers.0.decoder.parameters`.
+
 The tensors of a readout are named like those of a layer: `readout.weight`, `readout.parameters` and so on.
 """
 
@@ -20,6 +22,7 @@ READOUT: Final = "readout"
 DRIFT: Final = "drift"
 FAST_WEIGHTS: Final = "fast_weights"
 HARDWARE: Final = "hardware"
+DECODER: Final = "decoder"
 
 
 class Member(Protocol):

@@ -19,6 +19,7 @@ whole stream, and merging needs no more than a mean:
     samples, seen                         the mean; `seen` is rounded down
     drift.*                               that of replica 0, the only one that looks for a drift
     filters, products, fitted             those of replica 0: fitted while every replica learns every microbatch
+    memory.*                              that of replica 0: a mean of different samples is none of them
     another tensor of integers            is equal in all replicas, or cannot be merged
 
 A replica whose count of samples is less than at the last merge has restarted the EMA and the learning rate
@@ -41,7 +42,7 @@ MOMENTUM: Final = 0.5
 _PARAMETERS, _EMA, _SAMPLES = "parameters", "ema", "samples"  # of a member
 _LAST, _VELOCITY = "last", "velocity"  # of a Merger, for each member
 _COUNTS: Final = ("seen",)
-_OF_FIRST: Final = ("drift.", "filters", "products", "fitted")
+_OF_FIRST: Final = ("drift.", "memory.", "filters", "products", "fitted")
 
 
 _NOTHING: Final[State] = {}

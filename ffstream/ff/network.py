@@ -25,7 +25,8 @@ def build(recipe: Recipe, placement: Placement | None = None) -> tuple[Input, li
     """The input and the layers, initialised from the recipe's seed."""
     placement = placement or Placement()
     shapes = enumerate(recipe.input_shapes())
-    return Input(recipe, placement), [Layer(recipe, index, shape, placement) for index, shape in shapes]
+    layers = [Layer(recipe, index, shape, placement) for index, shape in shapes]
+    return Input(recipe, placement, layers[0].decoding), layers
 
 
 class Network:
@@ -47,6 +48,9 @@ class Network:
     ) -> Scored | None:
         """Learns one microbatch: images (B, I; uint8, or float32 between 0 and 1), labels (B; int64).
 
+        In a sleep phase whose samples the first layer dreams (`recipe.sleeps_without_images`), only B counts: there
+        need not be any images (0, I), and labels are ignored.
+
         `step` is the number of the microbatch. `ages_R` are the ages of the last R samples, if these are replayed:
         how many samples of the stream ago each came. `replicas`: how many networks, this one among them, learn
         different microbatches until they are merged (`ff/merging.py`).
@@ -54,8 +58,8 @@ class Network:
         Returns the scores of the fresh samples by the weights before this update, or None if there are none: layers
         pass on label-conditioned activities. Raises ValueError if B is not between 1 and `recipe.rows`.
         """
-        if not 0 < len(images_BI) <= self.recipe.rows:
-            raise ValueError(f"{len(images_BI)} samples in a microbatch: this recipe takes 1 to {self.recipe.rows}")
+        if not 0 < len(labels_B) <= self.recipe.rows:
+            raise ValueError(f"{len(labels_B)} samples in a microbatch: this recipe takes 1 to {self.recipe.rows}")
         activities = self.input.forward(images_BI, labels_B, step, phase, ages_R, replicas)
         for layer in self.layers:
             activities = layer.forward(activities)

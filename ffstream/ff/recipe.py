@@ -27,6 +27,8 @@ from ffstream.ff import recipe_checks
 from ffstream.ff.activation import Activation
 from ffstream.ff.connection import Connection, Shape, size_of
 from ffstream.ff.constraint import Constraint
+from ffstream.ff.decoder import Decoder
+from ffstream.ff.dreams import Dreams
 from ffstream.ff.drift import Drift
 from ffstream.ff.fast_weights import FastWeights
 from ffstream.ff.goodness import Goodness
@@ -81,6 +83,9 @@ class LayerOptions(Options):
     )
     fast_weights: Annotated[FastWeights, *field_of("fast_weights")] = Field(
         description="memory of the recent stream that the layer reads beside its input"
+    )
+    decoder: Annotated[Decoder, *field_of("decoder")] = Field(
+        description="whether the layer learns to lead its activities back to its input, and what it remembers of them"
     )
     learning_rate: float = Field(
         4e-3, ge=0, description="learning rate of a whole microbatch at the start of the stream"
@@ -182,7 +187,23 @@ class Recipe(Options):
     @property
     def image_negatives(self) -> ImageNegatives | None:
         """What makes negative rows from images; None if negative rows are those with wrong labels."""
-        return next((each.negatives for each in self.layers if isinstance(each.negatives, ImageNegatives)), None)
+        found = (each.negatives for each in self.layers if isinstance(each.negatives, ImageNegatives))
+        return next((each for each in found if not (each.takes_labels and self._has_labels)), None)
+
+    @property
+    def _has_labels(self) -> bool:
+        """Whether labels enter the first layer."""
+        return self.layers[0].label_scheme.kind != "none"
+
+    @property
+    def dreams(self) -> bool:
+        """Whether the first layer dreams negative rows."""
+        return isinstance(self.layers[0].negatives, Dreams)
+
+    @property
+    def sleeps_without_images(self) -> bool:
+        """Whether the first layer dreams all rows of a sleep phase."""
+        return self.dreams and self._has_labels
 
     @property
     def compares(self) -> tuple[Compares, ...]:
@@ -214,7 +235,14 @@ class Recipe(Options):
     @property
     def draws_from_replay(self) -> bool:
         """Whether replayed samples are learned: beside those of the stream, or in a sleep phase."""
-        return self.replay > 0 or self.wake > 0
+        return self.replay > 0 or (self.wake > 0 and not self.sleeps_without_images)
+
+    @property
+    def rows_of_sample(self) -> int:
+        """The largest number of rows that a layer passes on for each sample."""
+        if self.image_negatives is not None:
+            return 3 if self.dreams else 2
+        return 2 if self.activities == "label_conditioned" else 1
 
     @property
     def rows(self) -> int:

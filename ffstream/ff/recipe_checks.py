@@ -28,6 +28,8 @@ def check(recipe: Recipe) -> None:
     _check_images(recipe)
     if recipe.image_negatives is not None:
         _check_image_negatives(recipe, recipe.image_negatives)
+    if recipe.dreams:
+        _check_dreams(recipe)
     for index, (layer, inputs) in enumerate(zip(recipe.layers, recipe.input_shapes(), strict=True)):
         _check_layer(recipe, index, layer, inputs)
     _check_augmentation(recipe)
@@ -106,6 +108,12 @@ def _check_layer(recipe: Recipe, index: int, layer: LayerOptions, inputs: Shape)
     has_label_vectors = VECTORS in scheme.parameters(recipe.labels, size_of(outputs))
     if reason := layer.constraint.incompatibility(has_label_vectors=has_label_vectors):
         raise OptionError(wrong(f"{at}.constraint", layer.constraint.kind, reason))
+    if layer.decoder.kind != "none" and conditioned:
+        reason = "needs rows that hold no label, so network.activities must be label_free"
+        raise OptionError(wrong(f"{at}.decoder", layer.decoder.kind, reason))
+    if layer.decoder.kind != "none" and layer.fast_weights.kind != "none":
+        reason = "cannot lead back to what fast weights recall; give one of the two to another layer"
+        raise OptionError(wrong(f"{at}.decoder", layer.decoder.kind, reason))
     if not objective.needs_wrong_labels and layer.negatives.kind != LAYER_DEFAULTS["negatives"]:
         reason = f'has no effect, because objective = "{objective.kind}" compares all labels of a sample'
         raise OptionError(wrong(f"{at}.negatives", layer.negatives.kind, reason), hint="leave negatives out")
@@ -139,6 +147,20 @@ def _check_image_negatives(recipe: Recipe, negatives: ImageNegatives) -> None:
         raise OptionError(wrong("readout", recipe.readout.kind, reason))
 
 
+def _check_dreams(recipe: Recipe) -> None:
+    """Dreams come from the first layer's decoder, in sleep or in place of images of both signs."""
+    for index, layer in enumerate(recipe.layers):
+        if layer.negatives != recipe.layers[0].negatives:
+            reason = 'negatives = "dreams" must be the same in all layers'
+            raise OptionError(wrong(f"layers[{index}].negatives", layer.negatives.kind, reason))
+    if recipe.layers[0].decoder.kind == "none":
+        reason = 'negatives = "dreams" needs one in the first layer'
+        raise OptionError(wrong("layers[0].decoder", "none", reason), hint='decoder = "linear"')
+    if recipe.wake and not recipe.sleeps_without_images:
+        reason = 'layers without labels compare dreams with decoded memories: negatives = "dreams" needs no phases'
+        raise OptionError(wrong("wake", recipe.wake, reason))
+
+
 def _check_readout(recipe: Recipe) -> None:
     """What predictions come from."""
     read, last = list(recipe.read_layers), len(recipe.layers) - 1
@@ -170,6 +192,8 @@ def without_effect(given: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     found |= _unused_augmentation(recipe)
     if not has_phases and any(layer.opponent.kind != LAYER_DEFAULTS["opponent"] for layer in recipe.layers):
         found["opponent"] = "there is no other phase: network.wake = 0"
+    if recipe.sleeps_without_images and not has_phases:
+        found["negatives"] = "layers with labels dream in sleep phases only, and network.wake = 0"
     if recipe.read_layers:
         found["score_weight"] = f'readout = "{recipe.readout.kind}" predicts, not the layers'
     written = given.keys() | {key for layer in given.get("layers", ()) for key in layer}

@@ -20,6 +20,7 @@ LAYER_DEFAULTS: Mapping[str, Any] = {
     "constraint": "none",
     "hardware": "ideal",
     "fast_weights": "none",
+    "decoder": "none",
 }
 # The same for the network.
 NETWORK_DEFAULTS: Mapping[str, Any] = {"drift": "restart", "readout": "none"}

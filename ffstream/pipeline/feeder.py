@@ -155,8 +155,8 @@ class Feeder:
         self.thread.progressed()
         scheduled = state.schedule.phase
         phase = self.phase
-        if phase == "sleep" and len(self._replay):
-            images, labels, ages = self._replay.draw(self._recipe.rows, state.step)
+        if phase == "sleep" and self._can_sleep:
+            images, labels, ages = self._replay.for_sleep(state.step)
             micro = MicroBatch(state.step, state.seq, phase, images, labels, 0, ages)
         else:
             batch = self._batcher.next(flush=self._flush_is_due(), until=self._quiet.next_place(state.seq))
@@ -187,16 +187,21 @@ class Feeder:
         return "sleep" if self._quiet_sleep_left else self.state.schedule.phase
 
     @property
+    def _can_sleep(self) -> bool:
+        """Whether there is something to sleep from: replayed samples, or what the first layer has learned."""
+        return self.state.step > 0 if self._recipe.sleeps_without_images else len(self._replay) > 0
+
+    @property
     def _quiet_sleep_left(self) -> int:
         state = self.state
         # Scheduled sleep does not wait for samples, so it comes first.
-        sleeps = state.schedule.phase == "wake" and len(self._replay)
+        sleeps = state.schedule.phase == "wake" and self._can_sleep
         return self._quiet.left(state.seq, state.slept) if sleeps else 0
 
     def _decide_to_sleep(self) -> bool:
         """Called when there is nothing to feed."""
         incomplete = self._batcher.pending and self._learning.partial == "flush"  # is learned first
-        if incomplete or not len(self._replay):
+        if incomplete or not self._can_sleep:
             return False
         return self._quiet.decide(self.state.seq, self.state.slept, head=self._head.seq, now=time.monotonic())
 

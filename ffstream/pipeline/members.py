@@ -78,9 +78,10 @@ def members_of(
     """
     first, shapes = sum(sizes[:index]), list(recipe.input_shapes())
     is_last = index == len(sizes) - 1
+    layers = [Layer(recipe, each, shapes[each], placement) for each in range(first, first + sizes[index])]
     return StageMembers(
-        [Layer(recipe, each, shapes[each], placement) for each in range(first, first + sizes[index])],
-        None if index else Input(recipe, placement),
+        layers,
+        None if index else Input(recipe, placement, layers[0].decoding),
         recipe.readout.build(recipe, placement) if is_last else None,
         LiveError(None if live is None else dict(live)) if is_last else None,
     )

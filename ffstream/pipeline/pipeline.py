@@ -58,7 +58,7 @@ class Pipeline:
     def _build_feeder(self, journal: Journal, resume: ResumeState, save_contributors: Sequence[str]) -> Feeder:
         recipe, progress = self._config.network, resume.progress
         schedule = PhaseSchedule(recipe.wake, recipe.sleep, progress.get("phase_position", 0))
-        replay = ReplayBuffer(recipe, used=recipe.replay > 0 or schedule.separate)
+        replay = ReplayBuffer(recipe, used=recipe.draws_from_replay)
         if replay.capacity:
             resume.check_replay(
                 capacity=replay.capacity,

@@ -57,6 +57,15 @@ class ReplayBuffer:
         ages_B = (self._added - 1 - at_B).remainder_(self.capacity).add_(1)
         return Replayed(self._augmentation.apply(self._images_MI[at_B], generator), self._labels_M[at_B], ages_B)
 
+    def for_sleep(self, step: int) -> Replayed:
+        """The samples of a sleep microbatch. If the first layer dreams them, there are no images (0, I), and only the
+        number of labels means something."""
+        recipe = self._recipe
+        if not recipe.sleeps_without_images:
+            return self.draw(recipe.rows, step)
+        nothing_R = torch.zeros(recipe.rows, dtype=torch.int64)
+        return Replayed(torch.zeros(0, recipe.inputs, dtype=torch.uint8), nothing_R, nothing_R)
+
     def beside(self, micro: MicroBatch) -> MicroBatch:
         """The microbatch with replayed samples after its fresh ones, so that one update learns from both."""
         count = self._recipe.replay * micro.fresh // self._recipe.batch_size

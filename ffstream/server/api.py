@@ -60,6 +60,12 @@ class Filters(Arguments):
     limit: int = Field(64, ge=1, le=256)
 
 
+class Dreams(Arguments):
+    """Of `/api/dreams`."""
+
+    limit: int = Field(8, ge=1, le=16)
+
+
 class Sample(Arguments):
     """Of `/api/sample`."""
 
@@ -121,6 +127,9 @@ def api_routes(inspector: Inspector, background: Background, teaching: Teaching)
 
         return await computed(work)
 
+    async def dreams(request: Request) -> Response:
+        return await computed(lambda: inspector.dreams(query(Dreams, request).limit))
+
     async def sample(request: Request) -> Response:
         return await computed(lambda: inspector.sample(query(Sample, request).label))
 
@@ -153,7 +162,10 @@ def api_routes(inspector: Inspector, background: Background, teaching: Teaching)
             return refused(error)
 
     return [
-        *(Route(f"/api/{each.__name__}", each, methods=["GET"]) for each in (mistakes, goodness, filters, sample)),
+        *(
+            Route(f"/api/{each.__name__}", each, methods=["GET"])
+            for each in (mistakes, goodness, filters, dreams, sample)
+        ),
         *(Route(f"/api/{each.__name__}", each, methods=["POST"]) for each in (scores, activities, teach)),
     ]
 

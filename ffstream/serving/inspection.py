@@ -276,6 +276,25 @@ class Inspector:
             "scale": [scale for _, scale in drawn],
         }
 
+    def dreams(self, limit: int) -> Record:
+        """Images that the layers dream: for each layer with decoders down to the image, `limit` images of each label.
+        Raises NotShown, NoSamples."""
+        if self._recipe.layers[0].decoder.kind == "none":
+            hint = 'set network.decoder to "linear", and begin with a new state folder'
+            raise NotShown("the first layer of this network has no decoder, so it does not dream", hint=hint)
+        snapshot, shape = self._snapshots.current, self._recipe.image_shape
+        layers = inspection.dreams(snapshot.classifier, limit)
+        if not layers:
+            raise NoSamples("nothing is remembered yet, so nothing is dreamt", hint="send samples")
+        return {
+            **_of(snapshot),
+            "labels": None if self._recipe.learns_unlabelled else list(range(self._recipe.labels)),
+            "layers": [
+                [[_base64(image_png(image_I, shape)) for image_I in images] for images in label_images]
+                for label_images in layers
+            ],
+        }
+
     @property
     def _indices(self) -> range:
         return range(len(self._recipe.layers))

@@ -23,6 +23,7 @@ from tools.benchmarks import (
     combinations,
     compare,
     device,
+    dreams,
     drift,
     hardware,
     ingest,
@@ -276,6 +277,37 @@ def phases_command(
         _report(range(seeds)),
         load(dataset, data),
         lengths=lengths or (16, 64, 256, 1024),
+        seeds=seeds,
+        passes=passes,
+        validation=validation,
+        settings=settings,
+    )
+
+
+@main.command("dreams")
+@_dataset
+@_data
+@click.option("--only", default="", help="Only cases whose name contains this, for example sleep/store.")
+@click.option("--passes", default=10.0, show_default=True, help="Passes with phases, at most; the others have one.")
+@click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
+@_validation
+@_settings
+@_json
+def dreams_command(
+    dataset: str,
+    data: Path | None,
+    only: str,
+    passes: float,
+    seeds: int,
+    validation: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Error with negatives that the network dreams, beside controls; what it generates, judged by another network."""
+    dreams.run(
+        _report(range(seeds)),
+        load(dataset, data),
+        only=only,
         seeds=seeds,
         passes=passes,
         validation=validation,

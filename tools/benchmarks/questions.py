@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ffstream.data import Dataset, Split, load
 from ffstream.data.dataset import Part
-from tools.benchmarks import hardware
+from tools.benchmarks import dreams, hardware
 from tools.benchmarks.report import Report
 
 _TRAIN, _TEST = 2000, 1000
 
-QUESTIONS: Mapping[str, Callable[[Report, Dataset], None]] = {"hardware": hardware.question}
+QUESTIONS: Mapping[str, Callable[[Report, Dataset], None]] = {
+    "hardware": hardware.question,
+    "dreams": dreams.question,
+}
 
 
 def run(report: Report, names: Sequence[str] = tuple(QUESTIONS)) -> None:

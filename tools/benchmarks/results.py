@@ -31,6 +31,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy",),
     "combinations": ("combinations",),
     "phases": ("phases", "deprivation"),
+    "dreams": ("dreams",),
     "drift": ("drift",),
     "serial": ("serial",),
     "learning": ("learn",),

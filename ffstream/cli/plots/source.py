@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from ffstream.errors import ConfigError, DataError, FFStreamError, NoSamples, Unreachable
 
 _TIMEOUT_S = 30.0
+DREAMS = 8  # of each label
 
 Record = dict[str, Any]
 
@@ -37,6 +38,9 @@ class Source(Protocol):
 
     def filters(self, layer: int, limit: int) -> Record:
         """As /api/filters."""
+
+    def dreams(self) -> Record:
+        """As /api/dreams."""
 
 
 class Refused(ConfigError):
@@ -79,6 +83,10 @@ class Http:
     def filters(self, layer: int, limit: int) -> Record:
         """As /api/filters."""
         return self._ask(f"/api/filters?layer={layer}&limit={limit}")
+
+    def dreams(self) -> Record:
+        """As /api/dreams."""
+        return self._ask(f"/api/dreams?limit={DREAMS}")
 
     def _ask(self, path: str, body: Record | None = None) -> Record:
         url = f"{self._url}{path}"
@@ -172,3 +180,9 @@ class State:
         from ffstream.learning import offline
 
         return offline.newest(self._folder).filters(layer, limit)
+
+    def dreams(self) -> Record:
+        """As /api/dreams."""
+        from ffstream.learning import offline
+
+        return offline.newest(self._folder).dreams(DREAMS)

@@ -111,6 +111,7 @@ def _pack_output(item: StageOutput) -> Frames:
         "phase": activities.phase,
         "positives": activities.positives,
         "replicas": activities.replicas,
+        "read_only": activities.read_only,
     }
     return pack("output", fields, tensors)
 
@@ -144,5 +145,6 @@ def output_of(message: Message) -> StageOutput:
         tensors.get("ages"),
         tensors.get("score"),
         fields["replicas"],
+        read_only=fields["read_only"],
     )
     return StageOutput(fields["step"], fields["seq"], fields["fresh"], activities)

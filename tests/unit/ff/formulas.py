@@ -236,7 +236,8 @@ def layer_loss(
         G_ABL = areas_by_label(layer, own, given.h_NF, shape, labels)
         losses = [label_loss(layer.objective, G_BL, given.labels_N, wrong_B, given.phase) for G_BL in G_ABL]
     else:
-        z_NF = with_label(layer, own, given.h_NF, given.labels_N, shape, labels)
+        rows = slice(given.read_only, None)
+        z_NF = with_label(layer, own, given.h_NF[rows], given.labels_N[rows], shape, labels)
         G_AN = areas_by_row(layer, activation(layer.activation, z_NF), shape)
         losses = [row_loss(layer.objective, G_N, given.positives) for G_N in G_AN]
     return torch.stack(losses).mean()
@@ -355,6 +356,16 @@ def with_recall(options: Any, given: Activities, state: Leaves, labels: int) -> 
             v_L[label] += 1
             A_LK = options.decay * A_LK + v_L[:, None] * k_K
     return given._replace(h_NF=torch.stack(rows))
+
+
+# --- decoders ----------------------------------------------------------------------------------------------------
+
+
+def decoder_loss(own: Leaves, h_BF: Tensor, target_BI: Tensor) -> Tensor:
+    """½ ‖D ĥ + d − t‖², the mean over rows, for activities that autograd does not differentiate."""
+    h_BF = h_BF.detach().double()
+    decoded_BI = (h_BF / (h_BF.square().mean(1, keepdim=True) + 1e-8).sqrt()) @ own["weight"].t() + own["bias"]
+    return (decoded_BI - target_BI.double()).square().sum(1).mean() / 2
 
 
 # --- image negatives ---------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ VARIANTS: dict[str, Any] = {  # members that need other options than their kind
     "local": {"kind": "local", "channels": 4, "kernel": 2},
     "hybrid": {"kind": "hybrid", "blurs": 1},  # for images of 4×4 pixels
     "analog": ANALOG,
+    "dreams": {"kind": "dreams", "blurs": 1},
     **OBJECTIVES,
 }
 
@@ -49,6 +50,8 @@ def base_for(family: str, kind: str) -> Recipe:
         return CONDITIONED
     if family == "hardware" or (family == "connection" and kind != "dense"):
         return SMALL.change(label_scheme="vectors")
+    if (family, kind) == ("negatives", "dreams"):
+        return UNSUPERVISED.change(decoder="linear")
     if family == "negatives":
         return CONTRASTED if kind in WRONG_LABELS else UNSUPERVISED
     return CONTRASTED if family == "opponent" else SMALL

@@ -55,6 +55,7 @@ UNSUPERVISED = CONDITIONED.change(
 EVOKED = RECIPE.change(
     objective={"kind": "evoked", "alpha": 0.05}, negatives="random", opponent="average", constraint="centred_labels"
 )
+DREAMING = EVOKED.change(negatives="dreams", decoder={"kind": "linear", "memory": {"kind": "store", "samples": 20}})
 
 
 @dataclass(frozen=True)

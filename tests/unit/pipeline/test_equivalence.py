@@ -11,6 +11,7 @@ from tests.unit.pipeline.run import (
     BATCH,
     CONDITIONED,
     DEADLINE_S,
+    DREAMING,
     EVOKED,
     QUIET,
     RECIPE,
@@ -106,6 +107,18 @@ def test_wake_and_sleep(store: Store, wake: int, sleep: int, base: Recipe, repla
     pipelined(recipe, store, stream, options, serial)
 
 
+def test_sleep_that_is_dreamt_is_fed_no_images_and_equals_the_serial_reference_with_images(store: Store) -> None:
+    stream = Stream.random(SAMPLES)
+    serial = Serial(DREAMING, stream, wake=3, sleep=2)
+    store.write(stream.images, stream.labels)
+    run = Run(store, DREAMING, replace(QUIET, wake=3, sleep=2)).start()
+    steps = len(serial.phases)
+    wait_until(lambda: run.failures or (run.barriers and run.barriers[-1].step == steps), DEADLINE_S, "all steps")
+    last = run.stop()
+    assert not [name for name in last.tensors if name.startswith("replay.")]
+    assert_same(last.tensors, serial.states[steps])
+
+
 @pytest.mark.parametrize(
     ("recipe", "options"),
     [
@@ -117,8 +130,9 @@ def test_wake_and_sleep(store: Store, wake: int, sleep: int, base: Recipe, repla
         (CONDITIONED, replace(QUIET, wake=3, sleep=2)),
         (CONDITIONED.change(replay=3, replay_buffer=9), replace(QUIET, wake=2, sleep=2)),
         (EVOKED.change(replay=3), replace(QUIET, wake=5, sleep=4)),
+        (DREAMING, replace(QUIET, wake=3, sleep=2)),
     ],
-    ids=["plain", "replay", "conditioned", "drift", "warm-up", "sleep", "sleep and replay", "evoked"],
+    ids=["plain", "replay", "conditioned", "drift", "warm-up", "sleep", "sleep and replay", "evoked", "dreams"],
 )
 def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: Options) -> None:
     """Five learners after one another, each from the state that the one before left, with samples coming in."""

@@ -161,6 +161,33 @@ def test_filters_of_the_first_layer_are_images(preset: str, look: Look) -> None:
         assert pixels.min() == 1 or pixels.max() == 255
 
 
+@pytest.mark.parametrize("base", [formulas.EVOKED, formulas.UNSUPERVISED], ids=["labels", "no labels"])
+def test_dreams_of_each_layer_are_images_of_each_label(base: Recipe, look: Look) -> None:
+    inspector = look(base.change(decoder="linear")).inspector
+    answer = inspector.dreams(3)
+    labels = None if base.learns_unlabelled else [0, 1, 2, 3]
+    assert answer["labels"] == labels
+    assert answer == inspector.dreams(3), "the same snapshot dreams the same"
+    images = [[png(each) for each in of_label] for layer in answer["layers"] for of_label in layer]
+    assert len(images) == 2 * len(labels or [0])
+    assert {each.shape for of_label in images for each in of_label} == {(4, 4)}
+    assert all(len(of_label) == 3 and np.ptp(np.stack(of_label)) > 0 for of_label in images)
+
+
+def test_a_network_without_decoders_does_not_dream(look: Look) -> None:
+    with pytest.raises(NotShown, match="the first layer of this network has no decoder"):
+        look(formulas.SMALL).inspector.dreams(3)
+    above_it = [{"decoder": "linear"}, {}]
+    shown = look(
+        formulas.EVOKED.change(
+            layers=[
+                {**layer, **own} for layer, own in zip(formulas.EVOKED.model_dump()["layers"], above_it, strict=True)
+            ]
+        )
+    ).inspector.dreams(1)
+    assert len(shown["layers"]) == 1
+
+
 # --- details -----------------------------------------------------------------------------------------------------
 
 

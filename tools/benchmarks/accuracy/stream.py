@@ -34,7 +34,7 @@ class Microbatches:
         is_hidden_N = torch.from_numpy(hidden(len(split), label_fraction, seed))
         self._labels_N = torch.from_numpy(split.labels.astype(np.int64)).masked_fill_(is_hidden_N, UNLABELLED)
         self.schedule = PhaseSchedule(self._recipe.wake, self._recipe.sleep)
-        self._replay = ReplayBuffer(self._recipe, used=self._recipe.replay > 0 or self.schedule.separate)
+        self._replay = ReplayBuffer(self._recipe, used=self._recipe.draws_from_replay)
         self._order: tuple[int, np.ndarray] | None = None
         # Whoever changes `schedule` changes the phases from the next microbatch on.
         self.step = 0  # of the next microbatch
@@ -42,9 +42,9 @@ class Microbatches:
 
     def next(self) -> MicroBatch:
         """The next microbatch."""
-        recipe, phase = self._recipe, self.phase
-        if phase == "sleep" and len(self._replay):
-            images, labels, ages = self._replay.draw(recipe.rows, self.step)
+        phase = self.phase
+        if phase == "sleep":
+            images, labels, ages = self._replay.for_sleep(self.step)
             batch = MicroBatch(self.step, self.seq, phase, images, labels, 0, ages)
         else:
             batch = self._take()

@@ -1,5 +1,6 @@
 """Pictures of `ffstream plot`: what they say, that colours differ, and that the same records make the same bytes."""
 
+import io
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ffstream.cli.plot import plot
-from ffstream.cli.plots import activities, curve, filters, goodness, mistakes, style
+from ffstream.cli.plots import activities, curve, dreams, filters, goodness, mistakes, style
 from ffstream.errors import NoSamples, Unavailable
 from ffstream.history.history import SPANS, History
 from ffstream.history.marks import Mark
@@ -103,7 +104,16 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "filters": lambda: filters.draw(weights(1)),
     "filters-in-colour": lambda: filters.draw(weights(3)),
     "filters-of-many-channels": lambda: filters.draw(weights(8)),
+    "dreams": lambda: dreams.draw(dreamt([0, 1])),
 }
+
+
+def dreamt(labels: list[int] | None) -> dict[str, Any]:
+    """As /api/dreams gives it, for two layers."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) * 20).save(file, "PNG")
+    images = [[b64encode(file.getvalue()).decode()] * 3] * (1 if labels is None else len(labels))
+    return {"seq": 70, "version": 1, "labels": labels, "layers": [images] * 2}
 
 
 def texts(figure: Figure) -> str:
@@ -212,6 +222,13 @@ def test_filters_have_a_scale() -> None:
     )
     assert "weight / largest weight of the unit" in texts(DRAWINGS["filters"]())
     assert "3 × 3 × 8 each" in texts(DRAWINGS["filters-of-many-channels"]())
+
+
+def test_dreams_name_their_layer_and_label() -> None:
+    shown = texts(DRAWINGS["dreams"]())
+    assert "dreams of each layer, after 70 samples" in shown
+    assert all(f"layer {layer}: {label}" in shown for layer in range(2) for label in range(2))
+    assert "layer 1\n" in texts(dreams.draw(dreamt(None))) + "\n"
 
 
 def test_nothing_to_draw_is_said() -> None:
