@@ -5,9 +5,10 @@ The learner does not know them: it knows what it programmed, what it sent and wh
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ffstream.ff.part import Part, register, resolve
+from ffstream.util.option_errors import OptionError, show
 
 
 class Hardware(Part):
@@ -66,3 +67,10 @@ class Analog(Hardware):
     finds_changes: bool = Field(
         True, description="restart EMA and learning rate when the responses of the units change abruptly"
     )
+
+    @field_validator("changes_at")
+    @classmethod
+    def _expect_samples(cls, given: tuple[int, ...]) -> tuple[int, ...]:
+        if min(given, default=1) < 1:
+            raise OptionError(f" = {show(given)}: each number of samples must be at least 1")
+        return given

@@ -84,7 +84,8 @@ def test_a_snapshot_predicts_through_the_device_on_which_it_was_learned() -> Non
         before = network.classifier()
         predicted.append((before, before.predict(images_BI).goodness_BL))
     gains = [device_of(layer).drawn.unit_gain_F for layer in network.layers]
-    changed = Network(on_analog(GROUPS, mismatch=0.5, changes_at=[0]))
+    changed = Network(on_analog(GROUPS, mismatch=0.5, changes_at=[1]))
+    formulas.learn(changed, 1, 1)
     assert all(
         torch.equal(gain_F, device_of(layer).drawn.unit_gain_F)
         for gain_F, layer in zip(gains, changed.layers, strict=True)

@@ -141,6 +141,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({**CONDITIONED, "layers": [{"label_scheme": "none"}]}, "the layer would learn nothing about labels"),
     ({"negatives": "random"}, 'negatives = "random": has no effect, because objective = "softmax"'),
     ({"layers": [{"objective": "paired"}, {"negatives": "random"}]}, 'layers[1].negatives = "random": has no effect'),
+    ({"hardware": "broken"}, 'hardware.kind = "broken": expected one of analog, ideal'),
+    ({"hardware": {"kind": "analog", "bits": 17}}, "hardware.bits = 17: expected a whole number from 0 to 16"),
+    ({"hardware": {"kind": "analog", "stuck": 2}}, "hardware.stuck = 2: expected a number from 0 to 1"),
+    ({"hardware": {"kind": "analog", "changes_at": [9, 0]}}, "hardware.changes_at = [9, 0]: each number of samples"),
     ({"preset": "best"}, 'preset = "best": expected one of '),
 ]
 
