@@ -1,4 +1,4 @@
-"""The reference article's open questions: each experiment at a small size, with a few digits and one seed.
+"""The reference article's open questions: each experiment at a small size, with few samples and one seed.
 
 An experiment shows that it runs and what it prints; figures come from the commands in tools/README.md.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ffstream.data import Dataset, Split, load
 from ffstream.data.dataset import Part
-from tools.benchmarks import dreams, hardware
+from tools.benchmarks import dreams, hardware, serial
 from tools.benchmarks.report import Report
 
 _TRAIN, _TEST = 2000, 1000
@@ -15,6 +15,7 @@ _TRAIN, _TEST = 2000, 1000
 QUESTIONS: Mapping[str, Callable[[Report, Dataset], None]] = {
     "hardware": hardware.question,
     "dreams": dreams.question,
+    "serial": lambda report, digits: serial.question(report),
 }
 
 

@@ -20,18 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ffstream.cli.options import DEFAULT_WINDOW
 from ffstream.data import Dataset, Split, batches
-from ffstream.data.text import SYMBOLS
+from ffstream.data.text import CORPUS, SYMBOLS, corpus, text_dataset
 from ffstream.ff.network import Network
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.pipeline.messages import MicroBatch
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
-from tools.benchmarks.accuracy.learners import Splits
+from tools.benchmarks.accuracy.learners import Splits, splits_of
 from tools.benchmarks.accuracy.tuning import settings_of
 from tools.benchmarks.report import Report
 
 ORDERS = (3, 6)
+_FEW = 3000  # characters
 _CONTRAST = {"objective": {"kind": "paired", "alpha": 1000.0}}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "preset": {},
@@ -193,6 +195,12 @@ def run(report: Report, dataset: Dataset, splits: Splits, names: Iterable[str], 
             )
     for order in ORDERS:
         _rows(report, f"serial/{dataset.name}/counts_{order}", splits.name, count(order, splits), None, facts)
+
+
+def question(report: Report) -> None:
+    """The question at a small size, with a few characters."""
+    text = text_dataset(CORPUS, corpus()[:_FEW], DEFAULT_WINDOW)
+    run(report, text, splits_of(text, validation=False), ("preset", "fast_weights"), (0,))
 
 
 def _rows(
