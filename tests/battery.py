@@ -24,6 +24,7 @@ from ffstream.ff.objective import Phase
 from ffstream.ff.parameters import Parameters
 from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import LayerOptions, Recipe
+from ffstream.ff.recurrent import steps_of
 from tests.unit.ff import formulas
 from tests.unit.pipeline.run import QUIET, Run, Serial, Store, Stream, assert_same
 
@@ -54,6 +55,9 @@ def check_gradients(recipe: Recipe, tolerance: float = 2e-5) -> None:
         images_BI = formulas.random_images(_ROWS, recipe.inputs)
         labels_B = formulas.labels_for(recipe, _ROWS)
         given = network.input.forward(images_BI, labels_B, 11, phase)
+        if recipe.recurrence.is_recurrent:
+            largest = max(largest, _check_recurrent_gradients(recipe, network, given, tolerance))
+            continue
         shapes = list(recipe.input_shapes())
         for layer, shape in zip(network.layers, shapes, strict=True):
             given, found = _check_layer_gradients(recipe, layer, given, shape, tolerance)
@@ -85,6 +89,26 @@ def _check_layer_gradients(
     figures = layer.figures()
     assert abs(figures.loss - loss.item()) <= 1e-4 * max(1.0, abs(loss.item()))
     return passed_on, largest
+
+
+def _check_recurrent_gradients(recipe: Recipe, network: Network, given: Activities, tolerance: float) -> float:
+    """Returns the size of the largest gradient."""
+    own = [formulas.leaves(layer.parameters.views) for layer in network.layers]
+    settled = formulas.settled_goodness(recipe, own, given.h_NF)
+    (together,) = steps_of(network.layers)
+    together.forward(given)
+    wrong = [layer.wrong_labels() for layer in network.layers]
+    together.update()
+    largest = 0.0
+    for layer, of_layer, G_BL, wrong_B in zip(network.layers, own, settled, wrong, strict=True):
+        options = recipe.layers[layer.index]
+        is_hardest = options.negatives.kind == "hardest"
+        other_B = formulas.hardest(G_BL.detach(), given.labels_N) if is_hardest else wrong_B
+        loss = formulas.label_loss(options.objective, G_BL, given.labels_N, other_B, given.phase)
+        found = _compare_gradients(f"layer {layer.index}", loss, of_layer, layer.parameters, tolerance)
+        largest = max(largest, found)
+        assert abs(layer.figures().loss - loss.item()) <= 1e-4 * max(1.0, abs(loss.item()))
+    return largest
 
 
 def _check_readout_gradients(recipe: Recipe, readout: Head, given: Activities, tolerance: float) -> None:
@@ -178,9 +202,11 @@ def check_prediction(recipe: Recipe) -> None:
     if recipe.image_negatives:
         rows_NI = torch.cat((given.h_NF, given.h_NF.roll(1, 0)))
         given = given._replace(h_NF=rows_NI, labels_N=labels_B.repeat(2), positives=_ROWS)
+    steps = steps_of(network.layers)
     for layer, G_BL in zip(network.layers, predicted, strict=True):
-        given = layer.forward(given)
-        layer.update()
+        if layer.index < len(steps):
+            given = steps[layer.index].forward(given)
+            steps[layer.index].update()
         trained = layer.figures().goodness_positive
         expected = float(G_BL.expand(-1, recipe.labels).gather(1, labels_B[:rows, None]).mean())
         assert abs(trained - expected) <= 1e-5 * max(1.0, abs(expected)), f"layer {layer.index}"

@@ -21,7 +21,7 @@ from typing import Any
 
 from ffstream.errors import CheckpointIncompatible
 
-FORMAT = 6
+FORMAT = 7
 
 # By the format that added them: options of the recipe, and the values that files of older formats mean.
 ADDED: dict[int, dict[str, Any]] = {
@@ -39,6 +39,7 @@ ADDED: dict[int, dict[str, Any]] = {
     4: {"layers.hardware": {"kind": "ideal"}},
     5: {"layers.fast_weights": {"kind": "none"}},
     6: {"layers.decoder": {"kind": "none"}},
+    7: {"recurrence": {"kind": "none"}},
 }
 
 

@@ -113,10 +113,14 @@ class Config(Section):
                     f"expected numbers from 1 whose sum is the number of layers, {len(recipe.layers)}",
                 )
             )
+        if recipe.recurrence.is_recurrent and len(recipe.stage_sizes(stages)) > 1:
+            reason = f'with recurrence = "{recipe.recurrence.kind}" all layers must be in one stage'
+            hint = f"set it to [{len(recipe.layers)}], or leave it out"
+            raise OptionError(wrong("pipeline.stages", stages, reason), hint=hint)
         return self
 
     def _check_cluster(self) -> None:
-        cluster, count = self.cluster, len(self.pipeline.stages or self.network.layers)
+        cluster, count = self.cluster, len(self.network.stage_sizes(self.pipeline.stages))
         for name in ("cpus", "gpus", "resources", "placement"):
             value = getattr(cluster, name)
             if value and len(value) != count:

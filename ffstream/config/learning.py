@@ -45,7 +45,9 @@ class PipelineSection(Section):
     overflow: Literal["block", "skip"] = Field(
         "block", description="when a queue is full, wait for the slow stage (block) or let it skip microbatches"
     )
-    stages: tuple[int, ...] = Field((), description="number of layers in each stage; empty: one layer each")
+    stages: tuple[int, ...] = Field(
+        (), description="number of layers in each stage; empty: one layer each, or all layers of a recurrent network"
+    )
     stall_timeout_s: float = Field(60.0, gt=0, description="seconds without progress before a thread counts as stuck")
 
 

@@ -21,6 +21,8 @@ from ffstream.ff.maps import WEIGHT
 from ffstream.ff.member import FAST_WEIGHTS, HARDWARE, INPUT, READOUT, below, layer_name
 from ffstream.ff.recall import extended
 from ffstream.ff.recipe import Recipe
+from ffstream.ff.recurrence import TopDown
+from ffstream.ff.rounds import SettlingLayer, settle
 
 _CHUNK = 256  # samples computed at a time, so that a large query needs no more memory than a microbatch
 _ROW_MULTIPLE = 16
@@ -86,11 +88,16 @@ class Classifier:
 
     def layers(self, x_NI: Tensor) -> Iterator[LayerPass]:
         """What each layer computes for preprocessed images (B, I), first layer first. Read it before the next one."""
+        if isinstance(self.recipe.recurrence, TopDown):
+            yield from self._settled(self.recipe.recurrence, x_NI)
+            return
         labels_N = None
         expands = self.recipe.activities == "label_conditioned"
         last = len(self._formulas) - 1
         for index, (formulas, weights) in enumerate(zip(self._formulas, self._layers, strict=True)):
             result = formulas.forward(self._with_recall(index, x_NI), weights, self._dtype, self._buffers)
+            if labels_N is not None:
+                formulas.scheme.condition_(result.z_NF, result.label_scale_N, weights, labels_N)
             yield (layer := LayerPass(formulas, weights, result, labels_N, expands=expands))
             if index < last:
                 x_NI, labels_N = layer.passed_on(self._dtype)
@@ -99,6 +106,15 @@ class Classifier:
         """A layer's input, and what its fast weights recall with it."""
         options = self.recipe.layers[index].fast_weights
         return extended(options, x_NI, self._fast_weights[index]) if isinstance(options, Remembering) else x_NI
+
+    def _settled(self, recurrence: TopDown, x_BI: Tensor) -> Iterator[LayerPass]:
+        """The same after the last round of a recurrent network: every layer has a row for each image and label."""
+        pairs = list(zip(self._formulas, self._layers, strict=True))
+        layers = [SettlingLayer(*pair, self._dtype, self._buffers) for pair in pairs]
+        settle(recurrence, layers, x_BI)
+        labels_N = torch.arange(self.recipe.labels, device=x_BI.device).repeat(len(x_BI))
+        for (formulas, weights), layer in zip(pairs, layers, strict=True):
+            yield LayerPass(formulas, weights, layer.result(), labels_N, expands=False)
 
     def logits(self, images_BI: Tensor) -> Tensor:
         """The logits (B, L) of the softmax readout."""

@@ -37,6 +37,7 @@ from ffstream.ff.placement import Placement
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recall import Recall
 from ffstream.ff.recipe import Recipe
+from ffstream.ff.recurrence import FROM_ABOVE
 
 
 class Layer:
@@ -77,7 +78,7 @@ class Layer:
 
     def _as_product(self, name: str, value: Tensor) -> Tensor:
         """The parameter itself, or a copy in the dtype of the matrix products."""
-        return value.to(self.product_dtype) if name == WEIGHT else value
+        return value.to(self.product_dtype) if name in (WEIGHT, FROM_ABOVE) else value
 
     # --- forward -------------------------------------------------------------------------------------------------
 
@@ -150,25 +151,38 @@ class Layer:
 
     def update(self) -> None:
         """Learns from the rows of the last forward pass."""
-        input, result, formulas = self._input, self._result, self.formulas
+        input = self._input
         if self.decoding is not None:
-            self.decoding.learn(input, result)
+            self.decoding.learn(input, self._result)
         if self._recipe.ema_samples and input.phase == "interleaved":
             restart_if_changed(self._drift, self.parameters, input, input.fresh, self._newest_wrong, self._ema_wrong)
-        loss = self._loss(input, result)
+        loss = self._loss(input, self._result)
         self._monitor.add(loss.statistics)
         # In separate phases, samples are never compared and never outdated.
         gradient = loss.goodness_gradient
         if not input.read_only:
             gradient = without_outdated(self._drift, gradient, input.ages_R, input.samples)
+        self._write_gradients(gradient)
+        self.parameters.update(input.samples, input.phase, input.replicas)
+        self._drift.passed(input.fresh * input.replicas)
+        looks, fresh = input.phase == "interleaved", input.fresh * input.replicas
+        if self.formulas.hardware.learned(self._observation, fresh, looks=looks):
+            self.parameters.restart()
+        if self._recall is not None:
+            self._recall.update()
+        self._refresh()
+
+    def _write_gradients(self, goodness_gradient: Tensor) -> None:
+        """From ∂L/∂G of all labels, or of rows, to the gradients of all parameters."""
+        input, result, formulas = self._input, self._result, self.formulas
         if input.positives is None:
             e_NF, gradients = formulas.label_formulas.label_errors(
-                result.z_NF, result.label_scale_N, self._weights, gradient, self._buffers
+                result.z_NF, result.label_scale_N, self._weights, goodness_gradient, self._buffers
             )
         else:
-            unlearned = gradient.new_zeros(input.read_only, *gradient.shape[1:])
+            unlearned = goodness_gradient.new_zeros(input.read_only, *goodness_gradient.shape[1:])
             e_NF, gradients = formulas.label_formulas.row_errors(
-                result.z_NF, result.label_scale_N, input.labels_N, torch.cat((unlearned, gradient))
+                result.z_NF, result.label_scale_N, input.labels_N, torch.cat((unlearned, goodness_gradient))
             )
         e_NF = formulas.hardware.direct_(e_NF)
         into = self.parameters.gradients
@@ -177,14 +191,6 @@ class Layer:
         )
         for name, gradient in gradients.items():
             into[name].copy_(gradient)
-        self.parameters.update(input.samples, input.phase, input.replicas)
-        self._drift.passed(input.fresh * input.replicas)
-        looks, fresh = input.phase == "interleaved", input.fresh * input.replicas
-        if formulas.hardware.learned(self._observation, fresh, looks=looks):
-            self.parameters.restart()
-        if self._recall is not None:
-            self._recall.update()
-        self._refresh()
 
     def _loss(self, input: Activities, result: ForwardResult) -> LossResult:
         if input.positives is not None:

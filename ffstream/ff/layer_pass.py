@@ -19,14 +19,13 @@ class LayerPass:
     def __init__(
         self, formulas: Formulas, weights: Weights, result: ForwardResult, labels_N: Tensor | None, *, expands: bool
     ) -> None:
-        """`labels_N`: of label-conditioned rows. `expands`: whether the next layer gets a row for each label."""
+        """`labels_N`: of label-conditioned rows, to which the label has been added. `expands`: whether the next layer
+        gets a row for each label."""
         self.formulas = formulas
         self._weights = weights
         self._result = result
         self._labels_N = labels_N
         self._expands = expands
-        if labels_N is not None:
-            formulas.scheme.condition_(result.z_NF, result.label_scale_N, weights, labels_N)
 
     def goodness(self) -> Tensor:
         """The goodness (B, L) of every label, or (B, 1) if the layer knows no label."""

@@ -19,22 +19,25 @@ from ffstream.ff.member import INPUT, READOUT, Member, below, joined, layer_name
 from ffstream.ff.objective import Phase
 from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe
+from ffstream.ff.recurrent import make_layer, steps_of
 
 
 def build(recipe: Recipe, placement: Placement | None = None) -> tuple[Input, list[Layer]]:
     """The input and the layers, initialised from the recipe's seed."""
     placement = placement or Placement()
     shapes = enumerate(recipe.input_shapes())
-    layers = [Layer(recipe, index, shape, placement) for index, shape in shapes]
+    layers = [make_layer(recipe, index, shape, placement) for index, shape in shapes]
     return Input(recipe, placement, layers[0].decoding), layers
 
 
 class Network:
-    """Layers in a row. Each one learns as soon as it has passed its activities on."""
+    """Layers in a row. Each one learns as soon as it has passed its activities on; recurrent layers, which compute
+    together, learn after the last round."""
 
     def __init__(self, recipe: Recipe, placement: Placement | None = None) -> None:
         self.recipe = recipe
         self.input, self.layers = build(recipe, placement)
+        self._steps = steps_of(self.layers)
         self.readout: Head | None = recipe.readout.build(recipe, placement or Placement())
 
     def learn(
@@ -61,9 +64,9 @@ class Network:
         if not 0 < len(labels_B) <= self.recipe.rows:
             raise ValueError(f"{len(labels_B)} samples in a microbatch: this recipe takes 1 to {self.recipe.rows}")
         activities = self.input.forward(images_BI, labels_B, step, phase, ages_R, replicas)
-        for layer in self.layers:
-            activities = layer.forward(activities)
-            layer.update()
+        for each in self._steps:
+            activities = each.forward(activities)
+            each.update()
         if self.readout is not None:
             return self.readout.learn(activities)
         return activities.scored

@@ -143,10 +143,10 @@ class Parameters:
 
 
 def parameters_of_layer(recipe: Recipe, index: int, input_shape: Shape, device: torch.device) -> Parameters:
-    """The parameters of one layer's connection and label scheme.
+    """The parameters of one layer's connection and label scheme, and those that recurrence adds.
 
-    The weight is initialised uniformly in ±1/√fan_in, everything else with zeros unless the label scheme
-    or the constraint say otherwise.
+    The weight is initialised uniformly in ±1/√fan_in, everything else with zeros unless the label scheme,
+    the constraint or the recurrence say otherwise.
     """
     options = recipe.layers[index]
     connection, scheme = options.connection, options.label_scheme
@@ -158,6 +158,8 @@ def parameters_of_layer(recipe: Recipe, index: int, input_shape: Shape, device: 
         views[WEIGHT].uniform_(-limit, limit, generator=generator)
         scheme.initialize_(views)
         options.constraint.initialize_(views, lambda tensor: tensor.normal_(generator=generator))
+        recipe.recurrence.initialize_(views, generator)
 
     shapes = connection.parameters(input_shape) | scheme.parameters(recipe.labels, units)
+    shapes |= recipe.recurrence.parameters(units, recipe.units_above(index))
     return Parameters(recipe, options, shapes, device, initialize, options.opponent, options.constraint)

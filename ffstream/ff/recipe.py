@@ -16,7 +16,7 @@ also be written in [network] itself. They then apply to every layer that does no
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, Self
@@ -43,6 +43,7 @@ from ffstream.ff.optimizer import Optimizer, Schedule
 from ffstream.ff.part import Options, check_numbers, field_of, make
 from ffstream.ff.preprocessing import Preprocessing
 from ffstream.ff.readout import Readout
+from ffstream.ff.recurrence import Recurrence
 from ffstream.ff.tables import complete
 from ffstream.util.option_errors import OptionError, show, wrong
 
@@ -135,6 +136,9 @@ class Recipe(Options):
     readout: Annotated[Readout, *field_of("readout")] = Field(
         description="what predictions come from: the layers' goodness, or a head that reads activities"
     )
+    recurrence: Annotated[Recurrence, *field_of("recurrence")] = Field(
+        description="what of the other layers a layer sees: the one below, or also the one above, in some rounds"
+    )
     ema_samples: float = Field(
         50_000.0, ge=0, description="reach of the EMA weights that predict, in samples; 0: the newest weights predict"
     )
@@ -183,6 +187,17 @@ class Recipe(Options):
     def inputs(self) -> int:
         """How many numbers an image has."""
         return size_of(self.image_shape)
+
+    def units_above(self, index: int) -> int | None:
+        """How many units the layer above that one has; None for the last layer."""
+        shapes = list(self.output_shapes())
+        return size_of(shapes[index + 1]) if index + 1 < len(shapes) else None
+
+    def stage_sizes(self, given: Sequence[int] = ()) -> tuple[int, ...]:
+        """How many layers each stage has: as `given` (`pipeline.stages`) says; otherwise one each, or, in a
+        recurrent network, all in one."""
+        count = len(self.layers)
+        return tuple(given) or ((count,) if self.recurrence.is_recurrent else (1,) * count)
 
     @property
     def image_negatives(self) -> ImageNegatives | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.image_negatives import ImageNegatives
 from ffstream.ff.label_scheme import VECTORS, LayerContext
+from ffstream.ff.recurrence import TopDown
 from ffstream.ff.tables import LAYER_DEFAULTS
 from ffstream.util.option_errors import OptionError, show, wrong
 
@@ -30,6 +31,8 @@ def check(recipe: Recipe) -> None:
         _check_image_negatives(recipe, recipe.image_negatives)
     if recipe.dreams:
         _check_dreams(recipe)
+    if isinstance(recipe.recurrence, TopDown):
+        _check_recurrence(recipe, recipe.recurrence)
     for index, (layer, inputs) in enumerate(zip(recipe.layers, recipe.input_shapes(), strict=True)):
         _check_layer(recipe, index, layer, inputs)
     _check_augmentation(recipe)
@@ -88,7 +91,7 @@ def _check_layer(recipe: Recipe, index: int, layer: LayerOptions, inputs: Shape)
             units=size_of(outputs),
             weight_shape=layer.connection.parameters(inputs)["weight"],
             labels=recipe.labels,
-            label_free=not (conditioned and index),
+            label_free=not ((conditioned and index) or recipe.recurrence.is_recurrent),
             image_negatives=from_images,
             places=size_of(outputs[:-1]),
         )
@@ -159,6 +162,40 @@ def _check_dreams(recipe: Recipe) -> None:
     if recipe.wake and not recipe.sleeps_without_images:
         reason = 'layers without labels compare dreams with decoded memories: negatives = "dreams" needs no phases'
         raise OptionError(wrong("wake", recipe.wake, reason))
+
+
+def _check_recurrence(recipe: Recipe, recurrence: TopDown) -> None:
+    """Each layer has a row for every sample and label, and the label comes from the last layer."""
+    count, shown = len(recipe.layers), f'recurrence = "{recurrence.kind}"'
+    if count < 2:
+        raise OptionError(wrong("recurrence", recurrence.kind, "needs two layers or more"), hint="add a layer")
+    if recurrence.rounds < (needed := recurrence.rounds_needed(count)):
+        reason = f"with {count} layers, the label reaches the first one after {needed}"
+        raise OptionError(wrong("recurrence.rounds", recurrence.rounds, reason), hint=f"set it to {needed} or more")
+    for name, value, wanted in (
+        ("activities", recipe.activities, "label_free"),
+        ("readout", recipe.readout.kind, "none"),
+    ):
+        if value != wanted:
+            raise OptionError(wrong(name, value, f'must be "{wanted}" with {shown}'))
+    for index, layer in enumerate(recipe.layers):
+        kinds = ["vectors"] if index + 1 == count else ["none", "vectors"]
+        if (scheme := layer.label_scheme.kind) not in kinds:
+            where = "the last layer" if index + 1 == count else "a layer"
+            reason = f"{where} of a network with {shown} needs {' or '.join(map(show, kinds))}"
+            raise OptionError(wrong(f"layers[{index}].label_scheme", scheme, reason))
+        if layer.goodness.areas > 1:
+            reason = f"must be 1 with {shown}"
+            raise OptionError(wrong(f"layers[{index}].goodness.areas", layer.goodness.areas, reason))
+        for name in ("hardware", "fast_weights", "decoder"):
+            kind = getattr(layer, name).kind
+            if kind != LAYER_DEFAULTS[name]:
+                raise OptionError(
+                    wrong(f"layers[{index}].{name}", kind, f"must be {LAYER_DEFAULTS[name]} with {shown}")
+                )
+        if layer.objective.relative_to_label_free:
+            reason = f"compares with a row without a label, and with {shown} all rows have one"
+            raise OptionError(wrong(f"layers[{index}].objective", layer.objective.kind, reason))
 
 
 def _check_readout(recipe: Recipe) -> None:

@@ -23,7 +23,7 @@ LAYER_DEFAULTS: Mapping[str, Any] = {
     "decoder": "none",
 }
 # The same for the network.
-NETWORK_DEFAULTS: Mapping[str, Any] = {"drift": "restart", "readout": "none"}
+NETWORK_DEFAULTS: Mapping[str, Any] = {"drift": "restart", "readout": "none", "recurrence": "none"}
 _SHORTHANDS = {"preset", "widths"}
 
 

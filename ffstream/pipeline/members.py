@@ -11,6 +11,7 @@ from ffstream.ff.layer import Layer
 from ffstream.ff.member import INPUT, READOUT, Member, below, joined, layer_name
 from ffstream.ff.placement import Placement
 from ffstream.ff.recipe import Recipe
+from ffstream.ff.recurrent import make_layer
 from ffstream.pipeline.live_error import LIVE, LiveError
 from ffstream.pipeline.stage_gauges import BarrierFigures
 
@@ -60,11 +61,6 @@ class StageMembers(NamedTuple):
         return {} if self.live is None else {LIVE: self.live.record.state()}
 
 
-def stage_sizes(stages: Sequence[int], layers: int) -> tuple[int, ...]:
-    """How many layers each stage has: as `pipeline.stages` says, or one each."""
-    return tuple(stages) or (1,) * layers
-
-
 def members_of(
     recipe: Recipe,
     placement: Placement,
@@ -78,7 +74,7 @@ def members_of(
     """
     first, shapes = sum(sizes[:index]), list(recipe.input_shapes())
     is_last = index == len(sizes) - 1
-    layers = [Layer(recipe, each, shapes[each], placement) for each in range(first, first + sizes[index])]
+    layers = [make_layer(recipe, each, shapes[each], placement) for each in range(first, first + sizes[index])]
     return StageMembers(
         layers,
         None if index else Input(recipe, placement, layers[0].decoding),

@@ -15,6 +15,7 @@ from torch import Tensor
 from ffstream.checkpoint.replicas import MERGER
 from ffstream.errors import StageFailed
 from ffstream.ff.member import joined
+from ffstream.ff.recurrent import steps_of
 from ffstream.pipeline.channel import Closed, Inbox, Outbox
 from ffstream.pipeline.device import DeviceStream
 from ffstream.pipeline.members import StageMembers
@@ -57,6 +58,7 @@ class Stage:
         self.name = name
         self.members = members
         self.layers = members.layers
+        self._steps = steps_of(members.layers)
         self.last_seq = seq  # learned so far, or skipped before a barrier that has passed
         self.steps = 0
         self.inbox = inbox
@@ -107,8 +109,8 @@ class Stage:
             self._outbox.put(output)  # before the update: no layer waits for this one to learn
             waited = time.perf_counter() - before
             failpoints.reached("pass_on.after")
-        for layer in self.layers:
-            layer.update()
+        for step in self._steps:
+            step.update()
         readout = members.readout
         scored = output.activities.scored if readout is None else readout.learn(output.activities)
         if members.live is not None:
@@ -128,8 +130,8 @@ class Stage:
         else:
             self._stream.receive(item.activities, item.ready)
             activities = item.activities
-        for layer in self.layers:
-            activities = layer.forward(activities)
+        for step in self._steps:
+            activities = step.forward(activities)
         return StageOutput(item.step, item.seq, item.fresh, activities, self._stream.record())
 
     def _merge(self, item: Merge) -> None:

@@ -14,7 +14,7 @@ from ffstream.pipeline.channel import Channel
 from ffstream.pipeline.device import DeviceStream, choose_device, choose_product_dtype, make_stream
 from ffstream.pipeline.engine import Hardware
 from ffstream.pipeline.live_error import LIVE
-from ffstream.pipeline.members import StageMembers, members_of, stage_sizes
+from ffstream.pipeline.members import StageMembers, members_of
 from ffstream.pipeline.resume_state import ResumeState
 from ffstream.pipeline.stage import Stage
 from ffstream.pipeline.stage_gauges import StageGauges
@@ -43,7 +43,7 @@ class ThreadEngine:
         buffers = 0 if options.overflow == "skip" else options.queue_depth + 2
         placement = Placement(self._device, self._product_dtype, buffers)
         resume = resume.replicas(1)[0]
-        sizes = stage_sizes(options.stages, len(recipe.layers))
+        sizes = recipe.stage_sizes(options.stages)
         members = [
             members_of(recipe, placement, sizes, index, resume.progress.get(LIVE)) for index in range(len(sizes))
         ]

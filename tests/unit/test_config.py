@@ -199,7 +199,7 @@ def again(config: Config, tmp_path: Path) -> Config:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_description_can_be_loaded_again(preset: str, tmp_path: Path) -> None:
-    stages = [1] * len(recipe(preset).layers)
+    stages = list(recipe(preset).stage_sizes())
     settings = [
         f"network.preset={preset}",
         "network.learning_rate=1e-7",

@@ -28,7 +28,7 @@ from ffstream.pipeline.cluster.stages import ClusterStages, Placement
 from ffstream.pipeline.device import bound_compiled_products
 from ffstream.pipeline.engine import Hardware
 from ffstream.pipeline.live_error import LIVE
-from ffstream.pipeline.members import members_of, stage_sizes
+from ffstream.pipeline.members import members_of
 from ffstream.pipeline.resume_state import ResumeState
 from ffstream.pipeline.stage_gauges import StageGauges
 from ffstream.util.threads import OnFailure
@@ -151,7 +151,7 @@ class ClusterEngine:
     def _replica(self, number: int, resume: ResumeState) -> tuple[list[Line], dict[str, Tensor]]:
         """The stages of one replica and its EMA weights."""
         options, recipe = self._config.pipeline, self._config.network
-        sizes = stage_sizes(options.stages, len(recipe.layers))
+        sizes = recipe.stage_sizes(options.stages)
         live = resume.progress.get(LIVE)
         members = [members_of(recipe, Memory(), sizes, index, live) for index in range(len(sizes))]
         resume.restore(members)
@@ -207,7 +207,7 @@ class ClusterEngine:
 
 def _slots(config: Config) -> list[Slot]:
     """What each stage of each replica needs, the first replica first."""
-    cluster, count = config.cluster, len(config.pipeline.stages or config.network.layers)
+    cluster, count = config.cluster, len(config.network.stage_sizes(config.pipeline.stages))
     cpus = cluster.cpus or (1.0,) * count
     gpus = cluster.gpus or (0.0,) * count
     resources = cluster.resources or ("",) * count

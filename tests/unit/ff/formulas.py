@@ -21,6 +21,7 @@ from ffstream.ff.objective import Phase
 from ffstream.ff.presets import recipe
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import LayerOptions, Recipe
+from ffstream.ff.recurrence import TopDown
 from ffstream.util.labels import UNLABELLED
 
 Leaves = Mapping[str, Tensor]
@@ -46,6 +47,13 @@ UNSUPERVISED = CONTRASTED.change(
     negatives={"kind": "hybrid", "blurs": 1},
     label_scheme="none",
     readout="softmax",
+)
+RECURRENT = SMALL.change(
+    recurrence={"kind": "top_down", "rounds": 2},
+    layers=[
+        {"connection": {"units": 8}, "label_scheme": "none", "objective": {"alpha": 0.7}},
+        {"connection": {"units": 12}, "objective": {"alpha": 0.7}},
+    ],
 )
 
 
@@ -241,6 +249,47 @@ def layer_loss(
         G_AN = areas_by_row(layer, activation(layer.activation, z_NF), shape)
         losses = [row_loss(layer.objective, G_N, given.positives) for G_N in G_AN]
     return torch.stack(losses).mean()
+
+
+def settled(options: Recipe, own: Sequence[Leaves], x_BI: Tensor) -> list[dict[int, Tensor]]:
+    """The activities (B, F) of each layer of a recurrent network after the last round, by label.
+
+    They depend on the parameters of their layer only, because the activities of the others are constants to it.
+    """
+    shapes, last, recurrence = list(options.input_shapes()), len(own) - 1, options.recurrence
+    assert isinstance(recurrence, TopDown)
+    everyone = list(range(last + 1))
+    halves = [[i for i in everyone if (last - i) % 2], [i for i in everyone if (last - i) % 2 == 0]]
+    order = halves if recurrence.order == "alternating" else [everyone]
+
+    def compute(i: int, label: int | None, below_BI: Tensor, above_BA: Tensor | None) -> Tensor:
+        layer = options.layers[i]
+        x_BI = normalized(layer.normalization, below_BI.detach().double())
+        z_BF = layer.connection.formula(x_BI, own[i], shapes[i])
+        if above_BA is not None:
+            z_BF = z_BF + normalized(layer.normalization, above_BA.detach()) @ own[i]["from_above"].t()
+        if label is not None and "label_vectors" in own[i]:
+            z_BF = z_BF + own[i]["label_vectors"][label]
+        return activation(layer.activation, z_BF)
+
+    found: list[dict[int, Tensor]] = [{} for _ in own]
+    for label in range(options.labels):
+        h: list[Tensor] = []
+        for i in everyone:
+            h.append(compute(i, label if i == last else None, h[i - 1] if i else x_BI, None))
+        for part in order * recurrence.rounds:
+            now = list(h)
+            for i in part:
+                h[i] = compute(i, label, now[i - 1] if i else x_BI, now[i + 1] if i < last else None)
+        for i in everyone:
+            found[i][label] = h[i]
+    return found
+
+
+def settled_goodness(options: Recipe, own: Sequence[Leaves], x_BI: Tensor) -> list[Tensor]:
+    """The goodness (B, L) of each layer of a recurrent network after the last round."""
+    pairs = zip(options.layers, settled(options, own, x_BI), strict=True)
+    return [torch.stack([goodness(layer.goodness, h_BF) for h_BF in rows.values()], 1) for layer, rows in pairs]
 
 
 def row_loss(options: Any, G_N: Tensor, positives: int) -> Tensor:

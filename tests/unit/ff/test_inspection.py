@@ -30,6 +30,12 @@ def learned(recipe: Recipe) -> Classifier:
 def activities(classifier: Classifier, x_BI: Tensor) -> Iterator[tuple[Rows, Tensor]]:
     """For each layer: its activities by label, and the goodness of each label (B, L), computed label by label."""
     recipe = classifier.recipe
+    if recipe.recurrence.is_recurrent:
+        all_own = [formulas.leaves(below(layer_name(at), classifier.weights)) for at in range(len(recipe.layers))]
+        settled = formulas.settled(recipe, all_own, x_BI), formulas.settled_goodness(recipe, all_own, x_BI)
+        for rows, G_BL in zip(*settled, strict=True):
+            yield {label: h_BF.detach() for label, h_BF in rows.items()}, G_BL.detach()
+        return
     given: Rows = dict.fromkeys(range(recipe.labels), x_BI.double())
     for index, shape in enumerate(recipe.input_shapes()):
         options, own = recipe.layers[index], formulas.leaves(below(layer_name(index), classifier.weights))

@@ -13,7 +13,7 @@ from ffstream.ff.part import members
 from ffstream.ff.recipe import Recipe
 from ffstream.ff.tables import LAYER_DEFAULTS, NETWORK_DEFAULTS
 from tests import battery
-from tests.unit.ff.formulas import CONDITIONED, CONTRASTED, SMALL, UNSUPERVISED
+from tests.unit.ff.formulas import CONDITIONED, CONTRASTED, RECURRENT, SMALL, UNSUPERVISED
 
 FAMILIES = [*LAYER_DEFAULTS, *NETWORK_DEFAULTS]
 WRONG_LABELS = [kind for kind, part in members("negatives").items() if not issubclass(part, ImageNegatives)]
@@ -54,6 +54,8 @@ def base_for(family: str, kind: str) -> Recipe:
         return UNSUPERVISED.change(decoder="linear")
     if family == "negatives":
         return CONTRASTED if kind in WRONG_LABELS else UNSUPERVISED
+    if family == "recurrence" and kind != "none":
+        return RECURRENT
     return CONTRASTED if family == "opponent" else SMALL
 
 
