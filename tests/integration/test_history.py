@@ -158,7 +158,8 @@ def test_what_a_person_does_is_marked(daemon: Running) -> None:
 
     wait_until(lambda: newest() == (40, 40), WAIT_S, "a second after the rollback is recorded")
     control.request("resume")
-    wait_until(lambda: {("resume", 40), ("resume", 80)} & set(marks(daemon)), WAIT_S, "resuming is marked")
+    wait_until(lambda: "resume" in dict(marks(daemon)), WAIT_S, "resuming is marked")
+    assert 40 <= dict(marks(daemon))["resume"] <= 80, "learning may go on before it is marked"
     wait_until(lambda: round(counted(daemon)) == 120, WAIT_S, "the samples are learned again, and counted again")
     assert [kind for kind, _ in marks(daemon)].count("checkpoint") == 1
 
