@@ -40,6 +40,12 @@ GROUPINGS = [
 ]
 
 
+def with_fast_weights(recipe: Recipe) -> Recipe:
+    """The recipe with fast weights in every layer but the first."""
+    first, *later = recipe.model_dump()["layers"]
+    return recipe.change(layers=[first, *(layer | {"fast_weights": "hebbian"} for layer in later)])
+
+
 def pipelined(recipe: Recipe, store: Store, stream: Stream, options: Options, serial: Serial) -> None:
     """Learns the stream until the learner idles, and compares the state."""
     store.write(stream.images, stream.labels)
@@ -131,8 +137,20 @@ def test_sleep_that_is_dreamt_is_fed_no_images_and_equals_the_serial_reference_w
         (CONDITIONED.change(replay=3, replay_buffer=9), replace(QUIET, wake=2, sleep=2)),
         (EVOKED.change(replay=3), replace(QUIET, wake=5, sleep=4)),
         (DREAMING, replace(QUIET, wake=3, sleep=2)),
+        (with_fast_weights(RECIPE.change(replay=3)), replace(QUIET, stages=(1, 2))),
     ],
-    ids=["plain", "replay", "conditioned", "drift", "warm-up", "sleep", "sleep and replay", "evoked", "dreams"],
+    ids=[
+        "plain",
+        "replay",
+        "conditioned",
+        "drift",
+        "warm-up",
+        "sleep",
+        "sleep and replay",
+        "evoked",
+        "dreams",
+        "fast weights",
+    ],
 )
 def test_stopped_and_resumed_anywhere(store: Store, recipe: Recipe, options: Options) -> None:
     """Five learners after one another, each from the state that the one before left, with samples coming in."""
