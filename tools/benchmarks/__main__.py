@@ -32,6 +32,7 @@ from tools.benchmarks import (
     predict,
     questions,
     recovery,
+    recurrent,
     results,
     security,
     serial,
@@ -389,6 +390,34 @@ def serial_command(
         train = splits.train
         splits = splits._replace(train=train[np.arange(len(train)) >= len(train) - characters])
     serial.run(_report(range(seeds)), dataset, splits, variants or serial.DEFAULT, range(seeds))
+
+
+@main.command("recurrent")
+@_dataset
+@_data
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    type=click.Choice(list(recurrent.VARIANTS)),
+    help="What to measure; default: all.",
+)
+@click.option("--passes", default=1, show_default=True, help="Passes over the training split.")
+@click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
+@_validation
+@_json
+def recurrent_command(
+    dataset: str,
+    data: Path | None,
+    variants: tuple[str, ...],
+    passes: int,
+    seeds: int,
+    validation: bool,
+    as_json: bool,
+) -> None:
+    """Error of the preset recurrent: more rounds, and the same parts without top-down connections."""
+    chosen = variants or tuple(recurrent.VARIANTS)
+    recurrent.run(_report(range(seeds)), load(dataset, data), chosen, seeds, passes=passes, validation=validation)
 
 
 @main.command("ingest")

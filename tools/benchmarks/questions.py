@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ffstream.data import Dataset, Split, load
 from ffstream.data.dataset import Part
-from tools.benchmarks import dreams, hardware, serial
+from tools.benchmarks import dreams, hardware, recurrent, serial
 from tools.benchmarks.report import Report
 
 _TRAIN, _TEST = 2000, 1000
@@ -16,6 +16,7 @@ QUESTIONS: Mapping[str, Callable[[Report, Dataset], None]] = {
     "hardware": hardware.question,
     "dreams": dreams.question,
     "serial": lambda report, digits: serial.question(report),
+    "recurrent": recurrent.question,
 }
 
 

@@ -34,6 +34,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "dreams": ("dreams",),
     "drift": ("drift",),
     "serial": ("serial",),
+    "recurrent": ("recurrent",),
     "learning": ("learn",),
     "serving": ("ingest", "predict"),
     "operation": ("checkpoint", "recovery", "security", "viewers", "page"),
