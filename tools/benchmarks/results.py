@@ -33,6 +33,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "phases": ("phases", "deprivation"),
     "dreams": ("dreams",),
     "drift": ("drift",),
+    "hardware": ("hardware",),
     "serial": ("serial",),
     "recurrent": ("recurrent",),
     "learning": ("learn",),

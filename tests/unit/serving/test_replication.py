@@ -13,6 +13,7 @@ from ffstream.serving import replication
 from ffstream.serving.replication import Decoder, Encoded, encode
 from ffstream.serving.snapshot import Snapshot
 from tests.harness.crashing.presets import small_recipe
+from tests.unit.ff.formulas import SMALL, learn, random_images
 from tests.unit.serving.answers import RECIPE, always
 
 
@@ -42,6 +43,19 @@ def test_what_is_received_predicts_bit_for_bit_as_what_was_sent(preset: str, dty
         other = snapshot.classifier.weights[name]
         assert other.dtype == value.dtype
         assert torch.equal(other, value)
+
+
+def test_a_replica_predicts_through_the_device_on_which_was_learned() -> None:
+    """As it was when the snapshot was taken."""
+    hardware = {"kind": "analog", "mismatch": 0.5, "noise": 0.1, "bits": 3, "changes_at": [SMALL.batch_size * 4]}
+    recipe = SMALL.change(hardware=hardware)
+    network, decoder, images = Network(recipe), Decoder(recipe), random_images(33, recipe.inputs)
+    for step in range(1, 7):
+        learn(network, step, step)
+        sent = network.classifier()
+        encoded = encode(Snapshot(sent, step, step))
+        snapshot = decoder.decode(received(encoded), encoded.checksum, step, step)
+        assert torch.equal(snapshot.classifier.predict(images).goodness_BL, sent.predict(images).goodness_BL)
 
 
 def test_frames_are_the_memory_of_the_snapshot_and_limited_in_size() -> None:
