@@ -258,7 +258,7 @@ def moved_peer(ideal: OnDevice, recipe: Recipe, images_BI: Tensor) -> OnDevice:
 
 
 def draw(path: Path, found: Mapping[str, Errors], held_out: str) -> None:
-    """Writes a PNG: a bar for each kind of device and each way, the mean over the seeds, and a dot for each seed."""
+    """Writes a PNG: for each kind of device and each way a line at the mean over the seeds, and a dot for each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -266,10 +266,15 @@ def draw(path: Path, found: Mapping[str, Errors], held_out: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, (way, label) in enumerate(WAYS.items()):
-        bars = [(place + 0.2 * (number - 1.5), each[way]) for place, each in enumerate(found.values()) if way in each]
-        axes.bar([at for at, _ in bars], [mean(errors) for _, errors in bars], 0.18, label=label)
-        for at, errors in bars:
-            axes.plot([at] * len(errors), errors, ".", color="black", markersize=4)
+        points = [
+            (place + 0.2 * (number - 1.5), each[way]) for place, each in enumerate(found.values()) if way in each
+        ]
+        means = [mean(errors) for _, errors in points]
+        axes.plot(
+            [at for at, _ in points], means, "_", color=f"C{number}", markersize=24, markeredgewidth=3, label=label
+        )
+        for at, errors in points:
+            axes.plot([at] * len(errors), errors, ".", color=f"C{number}", markersize=5)
     axes.set_xticks(range(len(found)), list(found))
     axes.set_yscale("log")
     for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
