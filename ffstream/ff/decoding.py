@@ -126,16 +126,16 @@ class LinearDecoding:
         return self.memory.draw(labels_B, count, generator, mixed=mixed)
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the EMA weights, `weight` (I, F) and `bias` (I), and of the memory. All are float32."""
+        """A copy of the EMA weights, `weight` (I, F) and `bias` (I), and of a part of the memory. All are
+        float32."""
         own = {name: value.clone() for name, value in self.parameters.ema.items()}
-        return own | joined([(_MEMORY, {name: value.float() for name, value in self._memory_copy().items()})])
-
-    def _memory_copy(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.memory.state.items()}
+        remembered = {name: value.to(torch.float32, copy=True) for name, value in self.memory.weights().items()}
+        return own | joined([(_MEMORY, remembered)])
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that later updates and dreams depend on."""
-        return self.parameters.state_dict() | joined([(_MEMORY, self._memory_copy())])
+        remembered = {name: value.clone() for name, value in self.memory.state.items()}
+        return self.parameters.state_dict() | joined([(_MEMORY, remembered)])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state that `state_dict` returned."""
@@ -150,7 +150,7 @@ class LinearDecoding:
     def _load_memory(self, tensors: Mapping[str, Tensor]) -> None:
         stored = below(_MEMORY, tensors)
         for name, value in self.memory.state.items():
-            value.copy_(stored[name])
+            value[: len(stored[name])].copy_(stored[name]) if value.dim() else value.copy_(stored[name])
 
 
 def _normalized(h_BF: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ class Input:
         ages_R = None if ages_R is None else ages_R.to(self._device)
         labels_B = labels_B.to(self._device)
         if phase == "sleep" and self._dreamer is not None and self._negatives is None:
-            pixels_BI, labels_B = self._dreamer.dream(len(labels_B), step)
+            pixels_BI, labels_B = self._dreamer.dream(len(labels_B), step, mixed=False)
             given = Activities(self._preprocess(pixels_BI), labels_B, None, step, phase, ages_R=ages_R)
             return given._replace(replicas=replicas)
         pixels_BI = to_unit(images_BI, self._device, self._buffers)

@@ -6,6 +6,7 @@ generator, so the same question has the same answer.
 Shapes: B images, I inputs, F units, L labels; weights as images (N, h, w, c).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ def _compare_labels(classifier: Classifier, images_BI: Tensor, labels_B: Tensor)
 
 def _compare_images(classifier: Classifier, images_BI: Tensor, labels_B: Tensor) -> list[Compared]:
     x_BI, count = classifier.preprocess(images_BI), len(images_BI)
-    sides = [classifier.layers(classifier.padded(rows)) for rows in (x_BI, _negatives(classifier.recipe, x_BI))]
+    sides = [classifier.layers(classifier.padded(rows)) for rows in (x_BI, _negatives(classifier, x_BI))]
     return [Compared(*(each.goodness()[:count, 0] for each in layer)) for layer in zip(*sides, strict=True)]
 
 
@@ -88,7 +89,7 @@ def show(classifier: Classifier, image_I: Tensor, label: int, wrong: int, other_
         return shown
     assert other_I is not None
     x_2I = classifier.preprocess(torch.stack((other_I, image_I)))
-    negative_1I = _negatives(recipe, x_2I)[1:]
+    negative_1I = _negatives(classifier, x_2I)[1:]
     none = torch.zeros(1, dtype=torch.int64, device=classifier.device)  # the layers ignore it
     shown = []
     for real, made in zip(classifier.layers(x_2I[1:]), classifier.layers(negative_1I), strict=True):
@@ -98,16 +99,31 @@ def show(classifier: Classifier, image_I: Tensor, label: int, wrong: int, other_
 
 
 @torch.inference_mode()
-def negative_image(recipe: Recipe, image_I: Tensor, other_I: Tensor) -> Tensor | None:
+def negative_image(classifier: Classifier, image_I: Tensor, other_I: Tensor) -> Tensor | None:
     """The negative that `show` makes of the image, as pixels 0 to 1 (I). None if the preprocessing changes the shape
     of images, because then it has no pixels."""
+    recipe = classifier.recipe
+    if (pixels_BI := _dreamt(classifier, 2)) is not None:
+        return pixels_BI[1]
     if recipe.preprocessing.output_shape(recipe.image_shape) != recipe.image_shape:
         return None
     scale = 255 if image_I.dtype == torch.uint8 else 1
-    return _negatives(recipe, torch.stack((other_I, image_I)).float() / scale)[1]
+    return _hybrids(recipe, torch.stack((other_I, image_I)).float() / scale)[1]
 
 
-def _negatives(recipe: Recipe, x_BI: Tensor) -> Tensor:
+def _negatives(classifier: Classifier, x_BI: Tensor) -> Tensor:
+    """Negative rows as layers learn them, beside these preprocessed images: hybrids of them, or dreams."""
+    pixels_BI = _dreamt(classifier, len(x_BI))
+    return _hybrids(classifier.recipe, x_BI) if pixels_BI is None else classifier.preprocess(pixels_BI)
+
+
+def _dreamt(classifier: Classifier, count: int) -> Tensor | None:
+    """Dreams as pixels (B, I); None if the network does not dream, or not yet."""
+    first = next(_decoders(classifier), None) if classifier.recipe.dreams else None
+    return None if first is None or first.memory.is_empty else first.dream(count, 0).pixels_BI
+
+
+def _hybrids(recipe: Recipe, x_BI: Tensor) -> Tensor:
     assert recipe.image_negatives is not None
     generator = generator_for("inspection", recipe.seed, 0)
     noise: Noise = lambda shape: torch.rand(shape, generator=generator)  # noqa: E731
@@ -123,13 +139,7 @@ def dreams(classifier: Classifier, count: int) -> list[Tensor]:
     `ff/decoding.py`.
     """
     recipe = classifier.recipe
-    decoders: list[LinearDecoding] = []
-    for index, (layer, shape) in enumerate(zip(recipe.layers, recipe.input_shapes(), strict=True)):
-        decoding = layer.decoder.build(recipe, index, shape, Placement(classifier.device))
-        if decoding is None:
-            break
-        decoding.load_weights(below(f"{layer_name(index)}.{DECODER}", classifier.weights))
-        decoders.append(decoding)
+    decoders = list(_decoders(classifier))
     if not decoders or decoders[0].memory.is_empty:
         return []
     labels = 1 if recipe.learns_unlabelled else recipe.labels
@@ -143,6 +153,17 @@ def dreams(classifier: Classifier, count: int) -> list[Tensor]:
         pixels_BI = with_values(decoders[0].decode(h_BF), values_BI)
         found.append(pixels_BI.view(labels, count, -1).cpu())
     return found
+
+
+def _decoders(classifier: Classifier) -> Iterator[LinearDecoding]:
+    """The decoders of the first layers, up to the first one that has none."""
+    recipe = classifier.recipe
+    for index, (layer, shape) in enumerate(zip(recipe.layers, recipe.input_shapes(), strict=True)):
+        decoding = layer.decoder.build(recipe, index, shape, Placement(classifier.device))
+        if decoding is None:
+            return
+        decoding.load_weights(below(f"{layer_name(index)}.{DECODER}", classifier.weights))
+        yield decoding
 
 
 @torch.inference_mode()

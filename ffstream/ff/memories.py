@@ -31,6 +31,8 @@ from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.decoder import Statistics, Store
 from ffstream.ff.image_negatives import Hybrid
 
+_SHOWN = 256  # samples of a store that are part of a snapshot
+
 
 class Sizes(NamedTuple):
     """Of a layer: the shape of its output, how many labels it tells apart, and grey values of an image."""
@@ -56,6 +58,10 @@ class Remembering(Protocol):
     @property
     def is_empty(self) -> bool:
         """Whether nothing can be drawn yet."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The part of the state that shows dreams in a snapshot. Not a copy."""
         ...
 
     def add(self, seen: Remembered, generator: torch.Generator) -> None:
@@ -85,6 +91,12 @@ class StoreMemory:
     def is_empty(self) -> bool:
         """Whether nothing can be drawn yet."""
         return int(self._added) == 0
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Some of the samples: snapshots are sent to prediction replicas."""
+        return {
+            name: value[:_SHOWN] if value.dim() else value.clamp(max=_SHOWN) for name, value in self.state.items()
+        }
 
     def add(self, seen: Remembered, generator: torch.Generator) -> None:
         """Stores the samples in place of the oldest ones."""
@@ -142,6 +154,10 @@ class StatisticsMemory:
     def is_empty(self) -> bool:
         """Whether nothing can be drawn yet."""
         return not bool(self._seen_L.any())
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """All of the state."""
+        return self.state
 
     def add(self, seen: Remembered, generator: torch.Generator) -> None:
         """Moves the statistics toward those of the microbatch."""

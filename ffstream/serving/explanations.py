@@ -18,6 +18,8 @@ def of_goodness(recipe: Recipe, index: int, threshold: float | None) -> str:
     """Of the histogram of a layer: what its two sides are."""
     layer = recipe.layers[index]
     right, wrong = _RIGHT_AND_WRONG[recipe.compares[index]]
+    if recipe.image_negatives is not None and recipe.dreams:
+        wrong = "of images that the first layer dreams"
     parts = [f"{right}, and {wrong}", *_notes(layer), _learns(layer, threshold)]
     if index in recipe.read_layers:
         parts.append("labels come from a readout that reads this layer")
@@ -28,7 +30,10 @@ def of_goodness(recipe: Recipe, index: int, threshold: float | None) -> str:
 
 def of_activities(recipe: Recipe, index: int) -> str:
     """Of the activities of a layer for one image: what its two rows are."""
-    return _sentence([_ACTIVITIES[recipe.compares[index]], *_notes(recipe.layers[index])])
+    shown = _ACTIVITIES[recipe.compares[index]]
+    if recipe.image_negatives is not None and recipe.dreams:
+        shown = "the layer knows no label: the activities for the image, and for one that the first layer dreams"
+    return _sentence([shown, *_notes(recipe.layers[index])])
 
 
 def _notes(layer: LayerOptions) -> list[str]:

@@ -170,7 +170,7 @@ class Inspector:
             wrong = _strongest(prediction.goodness_BL[0], label)
         other_I = self._other(image_I, label) if recipe.image_negatives else None
         shown = inspection.show(classifier, image_I, label, wrong, other_I)
-        negative_I = None if other_I is None else inspection.negative_image(recipe, image_I, other_I)
+        negative_I = None if other_I is None else inspection.negative_image(classifier, image_I, other_I)
         return {
             **_of(snapshot),
             "label": label,

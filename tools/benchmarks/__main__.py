@@ -291,6 +291,7 @@ def phases_command(
 @click.option("--only", default="", help="Only cases whose name contains this, for example sleep/store.")
 @click.option("--passes", default=10.0, show_default=True, help="Passes with phases, at most; the others have one.")
 @click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
+@click.option("--first-seed", default=0, show_default=True, help="The first of the seeds.")
 @_validation
 @_settings
 @_json
@@ -300,16 +301,18 @@ def dreams_command(
     only: str,
     passes: float,
     seeds: int,
+    first_seed: int,
     validation: bool,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Error with negatives that the network dreams, beside controls; what it generates, judged by another network."""
+    chosen = range(first_seed, first_seed + seeds)
     dreams.run(
-        _report(range(seeds)),
+        _report(chosen),
         load(dataset, data),
         only=only,
-        seeds=seeds,
+        seeds=chosen,
         passes=passes,
         validation=validation,
         settings=settings,

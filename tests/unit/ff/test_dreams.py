@@ -133,6 +133,18 @@ def test_a_store_gives_single_samples_and_samples_of_a_label() -> None:
     assert torch.equal(memory.draw(wanted_B, 60, generator()).labels_B, wanted_B)
 
 
+def test_weights_hold_some_samples_of_a_large_store_and_a_network_dreams_from_them() -> None:
+    recipe = sleeping().change(decoder={"memory": {"samples": 400}})
+    network = taught(recipe, 40)
+    weights = network.weights()
+    assert [len(weights[f"layers.0.decoder.memory.{name}"]) for name in ("h", "labels", "values")] == [256] * 3
+    again = Network(recipe)
+    again.load_weights(weights)
+    assert torch.equal(decoding_of(again).memory.state["h"][:256], decoding_of(network).memory.state["h"][:256])
+    assert int(decoding_of(again).memory.state["added"]) == 256
+    assert decoding_of(again).dream(9, 3).pixels_BI.any()
+
+
 def test_maps_are_mixed_by_areas_with_all_channels_of_a_place() -> None:
     memory = StoreMemory(Store(samples=10), Sizes((8, 8, 3), 1, 0), CPU)
     n_B = torch.arange(10)

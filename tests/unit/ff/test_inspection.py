@@ -9,6 +9,7 @@ from torch import Tensor
 from ffstream.ff import inspection
 from ffstream.ff.classifier import Classifier
 from ffstream.ff.member import below, layer_name
+from ffstream.ff.network import Network
 from ffstream.ff.presets import PRESETS
 from ffstream.ff.randomness import generator_for
 from ffstream.ff.recipe import Recipe
@@ -120,11 +121,28 @@ def test_many_images_are_compared_in_parts(recipe: Recipe) -> None:
 
 def test_a_negative_image_is_made_of_the_pixels_of_two_images() -> None:
     other_I, image_I = torch.zeros(16, dtype=torch.uint8), torch.full((16,), 255, dtype=torch.uint8)
-    made_I = inspection.negative_image(UNSUPERVISED, image_I, other_I)
+    made_I = inspection.negative_image(Network(UNSUPERVISED).classifier(), image_I, other_I)
     assert made_I is not None
     assert set(made_I.tolist()) == {0.0, 1.0}
     whitened = UNSUPERVISED.change(preprocessing={"kind": "whitening", "images": 8})
-    assert inspection.negative_image(whitened, image_I, other_I) is None, "its rows are no images"
+    classifier = Network(whitened).classifier()
+    assert inspection.negative_image(classifier, image_I, other_I) is None, "its rows are no images"
+
+
+def test_a_network_that_dreams_shows_dreams_as_its_negatives() -> None:
+    recipe = UNSUPERVISED.change(negatives={"kind": "dreams", "blurs": 1}, decoder="linear")
+    network = Network(recipe.change(ema_samples=0.0))
+    formulas.learn(network, 1, 6)
+    classifier, images_BI = network.classifier(), formulas.random_images(B, recipe.inputs)
+    decoding = network.layers[0].decoding
+    assert decoding is not None
+    dreamt_BI = decoding.dream(B, 0).pixels_BI
+    compared = inspection.compare(classifier, images_BI, formulas.random_labels(B, recipe.labels))
+    for layer, G_BL in zip(compared, classifier.goodness(dreamt_BI), strict=True):
+        assert close(layer.wrong_B, G_BL[:, 0])
+    made_I = inspection.negative_image(classifier, images_BI[0], images_BI[1])
+    assert made_I is not None
+    assert close(made_I, decoding.dream(2, 0).pixels_BI[1])
 
 
 def test_parts_of_the_logits_add_up_to_the_score() -> None:
