@@ -205,6 +205,14 @@ def test_sleep_needs_no_images(memory: str) -> None:
     battery.assert_equal(*states)
 
 
+def test_sleep_shows_single_memories() -> None:
+    network, labels_B = taught(sleeping()), torch.zeros(7, dtype=torch.int64)
+    given = network.input.forward(torch.zeros(0, 16, dtype=torch.uint8), labels_B, 9, "sleep")
+    dream = decoding_of(network).dream(7, 9, mixed=False)
+    assert torch.allclose(given.h_NF + network.input.weights()["mean"], dream.pixels_BI, atol=1e-6)
+    assert torch.equal(given.labels_N, dream.labels_B)
+
+
 def test_sleep_teaches_layers_and_nothing_else() -> None:
     network = taught(sleeping())
     before = network.state_dict()
