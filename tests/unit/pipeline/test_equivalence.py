@@ -114,7 +114,7 @@ def test_wake_and_sleep(store: Store, wake: int, sleep: int, base: Recipe, repla
 
 
 def test_sleep_that_is_dreamt_is_fed_no_images_and_equals_the_serial_reference_with_images(store: Store) -> None:
-    stream = Stream.random(SAMPLES)
+    stream = Stream.random(12 * BATCH)
     serial = Serial(DREAMING, stream, wake=3, sleep=2)
     store.write(stream.images, stream.labels)
     run = Run(store, DREAMING, replace(QUIET, wake=3, sleep=2)).start()
