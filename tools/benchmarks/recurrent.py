@@ -1,8 +1,9 @@
 """What top-down connections bring: the preset `recurrent`, with more rounds, and beside the same parts without them.
 
-one_round      the preset: the layers compute alternately, the first one once after it has seen the label
-two_rounds, three_rounds, synchronous      more rounds; and both layers at once
-feed_forward   no connections from above; each layer has label vectors of its own
+- `one_round`: the preset. The first layer computes again once it has seen the label, then the last one.
+- `two_rounds`, `three_rounds`, `synchronous`: more rounds; both layers at once.
+- `label_in_each`: the preset, and the first layer has label vectors, too.
+- `feed_forward`: no connections from above, and label vectors in each layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "two_rounds": ("network.recurrence.rounds=2",),
     "three_rounds": ("network.recurrence.rounds=3",),
     "synchronous": ("network.recurrence.rounds=2", "network.recurrence.order=synchronous"),
+    "label_in_each": ("network.label_scheme=vectors",),
     "feed_forward": ("network.recurrence=none", "network.label_scheme=vectors"),
 }
 
