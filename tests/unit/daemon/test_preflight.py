@@ -183,7 +183,7 @@ def test_nodes_of_a_cluster_may_have_a_device_that_this_machine_has_not(
 ) -> None:
     pytest.importorskip("ray")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    site.check("pipeline.engine=ray", "pipeline.device=cuda")
+    site.check("pipeline.engine=ray", "pipeline.device=cuda", "cluster.gpus=[1,1]")
 
 
 def test_config_check_and_serve_say_the_same_with_code_2(site: Site) -> None:
