@@ -165,7 +165,9 @@ class Layer:
         self._write_gradients(gradient)
         self.parameters.update(input.samples, input.phase, input.replicas)
         self._drift.passed(input.fresh * input.replicas)
-        looks, fresh = input.phase == "interleaved", input.fresh * input.replicas
+        fresh = input.fresh * input.replicas
+        # Of several replicas only the first one looks, because its findings are those that a merge keeps.
+        looks = input.phase == "interleaved" and input.step % input.replicas == 0
         if self.formulas.hardware.learned(self._observation, fresh, looks=looks):
             self.parameters.restart()
         if self._recall is not None:

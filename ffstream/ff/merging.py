@@ -18,6 +18,8 @@ whole stream, and merging needs no more than a mean:
     every other floating-point tensor     the mean: EMA, moments and steps of the optimiser, opponent, threshold
     samples, seen                         the mean; `seen` is rounded down
     drift.*                               that of replica 0, the only one that looks for a drift
+    hardware: usual, excess, since,       those of replica 0, the only one that looks for a change of the device
+        changes
     filters, products, fitted             those of replica 0: fitted while every replica learns every microbatch
     memory.*                              that of replica 0: a mean of different samples is none of them
     another tensor of integers            is equal in all replicas, or cannot be merged
@@ -42,7 +44,8 @@ MOMENTUM: Final = 0.5
 _PARAMETERS, _EMA, _SAMPLES = "parameters", "ema", "samples"  # of a member
 _LAST, _VELOCITY = "last", "velocity"  # of a Merger, for each member
 _COUNTS: Final = ("seen",)
-_OF_FIRST: Final = ("drift.", "memory.", "filters", "products", "fitted")
+_HARDWARE: Final = tuple(f"hardware.{name}" for name in ("usual", "excess", "since", "changes"))
+_OF_FIRST: Final = ("drift.", *_HARDWARE, "memory.", "filters", "products", "fitted")
 
 
 _NOTHING: Final[State] = {}

@@ -56,6 +56,7 @@ def recipes() -> Iterator[tuple[str, Recipe]]:
         "readout": SMALL,
         "constraint": EVOKED,
         "hardware": SMALL,
+        "decoder": SMALL,
     }
     for family, base in bases.items():
         for kind in members(family):
@@ -67,6 +68,7 @@ def recipes() -> Iterator[tuple[str, Recipe]]:
     yield "unsupervised", UNSUPERVISED
 
 
+FOUND_OUT = ("usual", "excess", "since", "changes")  # of a device, when a change is looked for
 RECIPES = dict(recipes())
 every_recipe = pytest.mark.parametrize("options", RECIPES.values(), ids=RECIPES)
 
@@ -80,7 +82,8 @@ def test_every_tensor_has_a_rule(options: Recipe) -> None:
         own = [state[name] for state in states]
         assert (value.shape, value.dtype) == (own[0].shape, own[0].dtype), name
         mean = torch.stack([each.double() for each in own]).mean(0)
-        if ".drift." in name or name.endswith((".filters", ".products", ".fitted")):
+        of_first = (".filters", ".products", ".fitted", *(f".hardware.{each}" for each in FOUND_OUT))
+        if ".drift." in name or ".memory." in name or name.endswith(of_first):
             assert torch.equal(value, own[0]), name
         else:
             assert torch.allclose(value.double(), mean, rtol=1e-5, atol=1e-7), name
@@ -104,7 +107,7 @@ def test_equal_states_are_merged_to_that_state_bit_for_bit(options: Recipe) -> N
     before = learned(options, 2)
     state = {name: value.clone() for name, value in before[1].items()}
     for name, value in state.items():
-        if value.is_floating_point() and value.dim():
+        if value.is_floating_point() and value.dim() and value.numel():
             value.view(-1)[:2] = torch.tensor([-0.0, 1e-42])
         elif name.endswith("samples"):
             value.fill_(1e6 / 3)
@@ -119,7 +122,7 @@ def assert_same_bits(got: State, want: State) -> None:
     assert got.keys() == want.keys()
     for name, value in want.items():
         assert torch.equal(got[name].view(-1).view(torch.uint8), value.view(-1).view(torch.uint8)), name
-        assert got[name].data_ptr() != value.data_ptr(), f"{name} is not a copy"
+        assert not value.numel() or got[name].data_ptr() != value.data_ptr(), f"{name} is not a copy"
 
 
 def test_states_with_different_tensors_are_rejected() -> None:
@@ -223,6 +226,25 @@ def test_a_drift_that_the_first_replica_found_is_known_to_all() -> None:
     merged = averaged(states)
     assert int(merged["layers.0.drift.restarts"]) == 2
     assert int(merged["layers.0.drift.since_change"]) == 40
+
+
+def test_only_the_first_replica_looks_for_a_change_of_its_device() -> None:
+    options = SMALL.change(hardware="analog", batch_size=64, warmup_samples=0, replay=0)
+    replicas = [Network(options), Network(options)]
+
+    def found(images_BI: Tensor) -> list[int]:
+        """How many changes each replica has found after two microbatches with these images."""
+        for step, network in enumerate(replicas):
+            network.learn(images_BI, formulas.labels_for(options, 64, seed=step), step, replicas=2)
+        return [network.layers[0].formulas.hardware.changes for network in replicas]
+
+    usual_BI = formulas.random_images(64, options.inputs, seed=0)
+    for _ in range(80):
+        assert found(usual_BI) == [0, 0]
+    assert found(torch.zeros_like(usual_BI)) == [1, 0]
+    merged = averaged([network.state_dict() for network in replicas])
+    for name in (f"layers.0.hardware.{each}" for each in FOUND_OUT):
+        assert torch.equal(merged[name], replicas[0].state_dict()[name])
 
 
 # --- momentum ------------------------------------------------------------------------------------------------------
