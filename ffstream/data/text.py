@@ -23,7 +23,8 @@ SYMBOLS = len(ALPHABET) + 1
 CORPUS = "pydoc-topics"
 """The name of the text that every Python has: that of `pydoc_data.topics`, which `help()` shows."""
 
-MAX_CHARACTERS = 5_000_000  # an image has 30 bytes for each character of a window
+MAX_CHARACTERS = 5_000_000
+MAX_BYTES = 2 << 30  # of all images: each has 30 bytes for each character of a window
 
 _OTHER = "-"
 _CODES = {ord(symbol): code for code, symbol in enumerate(ALPHABET + _OTHER)}
@@ -51,6 +52,11 @@ def text_dataset(name: str, text: str, window: int) -> Dataset:
     if len(codes) > MAX_CHARACTERS:
         hint = "cut it into parts, and replay one after the other"
         raise DataError(f"{name}: {len(codes):,} characters; a text has at most {MAX_CHARACTERS:,}", hint=hint)
+    if (size := len(codes) * window * SYMBOLS) > MAX_BYTES:
+        reason = f"with a window of {window}, {len(codes):,} characters make {size / 1e9:.1f} GB of images"
+        raise DataError(
+            f"{name}: {reason}, more than {MAX_BYTES / 1e9:.1f} GB", hint="cut it, or use a smaller window"
+        )
     cut = len(codes) * 9 // 10
     if cut <= window:
         raise DataError(f"{name}: {len(codes):,} characters are too few for a window of {window}")

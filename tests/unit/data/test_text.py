@@ -73,6 +73,14 @@ def test_files_that_are_no_text_are_rejected(tmp_path: Path) -> None:
         text_dataset("long", "a" * (MAX_CHARACTERS + 1), 10)
 
 
+def test_windows_that_need_too_much_memory_are_rejected() -> None:
+    text = "a" * 100_000
+    assert text_dataset("long", text, 700).name == "long"
+    with pytest.raises(DataError, match=r"a window of 1000, 100,000 characters make 3.0 GB of images"):
+        text_dataset("long", text, 1000)
+    assert text_dataset("longest", "a" * MAX_CHARACTERS, 10).name == "longest"
+
+
 def test_the_corpus_is_the_documentation_of_the_language_without_repetitions() -> None:
     text = decode(encode(corpus()))
     assert len(text) > 200_000
