@@ -7,6 +7,7 @@ Shapes: B images, I inputs, F units, L labels; weights as images (N, h, w, c).
 """
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -133,14 +134,16 @@ def _hybrids(recipe: Recipe, x_BI: Tensor) -> Tensor:
 @torch.inference_mode()
 def dreams(classifier: Classifier, count: int) -> list[Tensor]:
     """For each layer from which decoders lead down to the image, `count` images of each label, pixels 0 to 1:
-    (L, count, I), or (1, count, I) of a network that learns without labels. Empty if the first layer has no decoder.
+    (L, count, I), or (1, count, I) of a network that learns without labels. Empty if the first layer has no decoder,
+    or remembers nothing yet.
 
     Each layer begins with what it remembers itself. All dreams get the first layer's grey values, see
     `ff/decoding.py`.
     """
     recipe = classifier.recipe
-    decoders = list(_decoders(classifier))
-    if not decoders or decoders[0].memory.is_empty:
+    # A layer that has skipped all microbatches so far remembers nothing.
+    decoders = list(takewhile(lambda decoding: not decoding.memory.is_empty, _decoders(classifier)))
+    if not decoders:
         return []
     labels = 1 if recipe.learns_unlabelled else recipe.labels
     labels_B = torch.arange(labels).repeat_interleave(count)

@@ -29,7 +29,7 @@ def check(recipe: Recipe) -> None:
     _check_images(recipe)
     if recipe.image_negatives is not None:
         _check_image_negatives(recipe, recipe.image_negatives)
-    if recipe.dreams:
+    if any(layer.negatives.kind == "dreams" for layer in recipe.layers):
         _check_dreams(recipe)
     if isinstance(recipe.recurrence, TopDown):
         _check_recurrence(recipe, recipe.recurrence)
@@ -152,8 +152,9 @@ def _check_image_negatives(recipe: Recipe, negatives: ImageNegatives) -> None:
 
 def _check_dreams(recipe: Recipe) -> None:
     """Dreams come from the first layer's decoder, in sleep or in place of images of both signs."""
+    wanted = next(layer.negatives for layer in recipe.layers if layer.negatives.kind == "dreams")
     for index, layer in enumerate(recipe.layers):
-        if layer.negatives != recipe.layers[0].negatives:
+        if layer.negatives != wanted:
             reason = 'negatives = "dreams" must be the same in all layers'
             raise OptionError(wrong(f"layers[{index}].negatives", layer.negatives.kind, reason))
     if recipe.layers[0].decoder.kind == "none":

@@ -298,6 +298,16 @@ WRONG: Mapping[str, tuple[Recipe, dict[str, Any], str]] = {
         {"decoder": "linear"},
         'decoder = "linear": needs rows that hold no label',
     ),
+    "dreams in a later layer only": (
+        sleeping(),
+        {
+            "layers": [
+                layer.model_dump() | {"negatives": kind}
+                for layer, kind in zip(sleeping().layers, ("random", "dreams"), strict=True)
+            ]
+        },
+        'layers[0].negatives = "random": negatives = "dreams" must be the same in all layers',
+    ),
     "no such memory": (sleeping(), {"decoder": {"kind": "linear", "memory": "film"}}, 'memory = "film"'),
 }
 

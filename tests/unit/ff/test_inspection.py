@@ -207,3 +207,11 @@ def test_inspecting_changes_nothing() -> None:
     inspection.filters(classifier, 0, 4)
     assert torch.equal(images_BI, kept)
     assert all(torch.equal(classifier.weights[name], value) for name, value in before.items())
+
+
+def test_layers_that_remember_nothing_show_no_dreams() -> None:
+    recipe = SMALL.change(decoder="linear")
+    weights = learned(recipe).weights
+    assert len(inspection.dreams(Classifier(recipe, weights), 2)) == len(recipe.layers) == 2
+    weights["layers.1.decoder.memory.added"].zero_()
+    assert len(inspection.dreams(Classifier(recipe, weights), 2)) == 1
