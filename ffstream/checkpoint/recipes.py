@@ -8,9 +8,11 @@ from ffstream.util.option_errors import show
 
 _SHOWN_MAX = 3
 
-# What predictions depend on. The other options only decide how the network learns.
-_PREDICTING = ("image_shape", "labels", "preprocessing", "activities")
+# What predictions, and the tensors of weights, depend on. The other options only decide how the network learns.
+_PREDICTING = ("image_shape", "labels", "preprocessing", "activities", "recurrence")
 _PREDICTING_LAYER = ("connection", "activation", "normalization", "goodness", "label_scheme")
+# Weights can move to another device of the same kind.
+_PREDICTING_PARTS = {"hardware": ("kind",), "fast_weights": ("kind",), "decoder": ("kind", "memory")}
 
 
 def expect_same(found: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
@@ -34,9 +36,14 @@ def expect_same_network(found: Mapping[str, Any], wanted: Mapping[str, Any], wha
 
 
 def _network_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    layers = [{key: layer.get(key) for key in _PREDICTING_LAYER} for layer in recipe["layers"]]
+    layers = [_layer_of(layer) for layer in recipe["layers"]]
     readout = {key: recipe["readout"].get(key) for key in ("kind", "layers")}
     return {key: recipe.get(key) for key in _PREDICTING} | {"layers": layers, "readout": readout}
+
+
+def _layer_of(layer: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {name: {key: layer[name].get(key) for key in keys} for name, keys in _PREDICTING_PARTS.items()}
+    return {key: layer.get(key) for key in _PREDICTING_LAYER} | parts
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -71,6 +71,8 @@ def test_options_that_only_affect_learning_may_differ() -> None:
         ({"goodness": "sum"}, r'network.layers\[0\].goodness.kind = "sum", not "sum_squares"'),
         ({"widths": [512]}, r"network.layers \(how many\) = 1, not 2"),
         ({"preprocessing": "none"}, 'network.preprocessing.kind = "none", not "running_mean"'),
+        ({"hardware": "analog"}, r'network.layers\[0\].hardware.kind = "analog", not "ideal"'),
+        ({"decoder": "linear"}, r'network.layers\[0\].decoder.kind = "linear", not "none"'),
     ],
 )
 def test_weights_of_another_network_name_the_option_and_both_values(options: dict[str, Any], said: str) -> None:
@@ -78,3 +80,15 @@ def test_weights_of_another_network_name_the_option_and_both_values(options: dic
     with pytest.raises(CheckpointIncompatible, match=said) as caught:
         recipes.expect_same_network(stored, recipe("fast", **options).model_dump(mode="json"), "x.safetensors")
     assert caught.value.message.startswith("the weights in x.safetensors are of another network")
+
+
+def test_weights_of_other_rounds_or_without_fast_weights_are_of_another_network() -> None:
+    *first, last = recipe("serial").model_dump()["layers"]
+    remembering = [*first, last | {"fast_weights": {"kind": "hebbian"}}]
+    for preset, options, said in (
+        ("recurrent", {"recurrence": {"kind": "top_down", "rounds": 2}}, "network.recurrence.rounds = 2, not 1"),
+        ("serial", {"layers": remembering}, r'network.layers\[1\].fast_weights.kind = "hebbian", not "none"'),
+    ):
+        stored = recipe(preset).model_dump(mode="json")
+        with pytest.raises(CheckpointIncompatible, match=said):
+            recipes.expect_same_network(stored, recipe(preset, **options).model_dump(mode="json"), "x.safetensors")
