@@ -35,6 +35,8 @@ def export(file: Path | None, state: Path | None, seq: int | None, path: Path, f
     FILE holds the EMA weights, which predict, and all options of the network. That is enough to rebuild the network,
     with `ffstream serve --from FILE` or in Python with `ffstream.checkpoint.weights.load`. The file appears when it
     is complete. A daemon may run on the state folder: `ffstream checkpoint` saves its current weights first.
+
+    With a decoder that stores samples, FILE also holds activities and grey values of up to 256 of them.
     """
     folder = folder_in(states.folder(file, state))
     weights = _read(folder, seq)

@@ -56,7 +56,6 @@ class Recall:
         values_LK = torch.zeros(labels, inputs if options.has_keys else 1)
         if not options.learns:
             values_LK.normal_(generator=generator_for("fast weights", seed, inputs))
-        self._initial_LK = values_LK
         self.state: dict[str, Tensor] = {
             VALUES: values_LK.to(device, copy=True),
             MEAN: torch.zeros(inputs, device=device),
@@ -80,11 +79,6 @@ class Recall:
             written_LK = (self._values_BL * weight_B[:, None]).t() @ self._keys_BK
             self.state[VALUES].mul_(self._decay ** len(self._fresh_BI)).add_(written_LK)
         self.state[MEAN].lerp_(self._fresh_BI.float().mean(0), self._options.mean_rate)
-
-    def reset(self) -> None:
-        """Forgets everything, as before the first sample."""
-        self.state[VALUES].copy_(self._initial_LK)
-        self.state[MEAN].zero_()
 
     def _recalled(self, keys_NK: Tensor) -> Tensor:
         """m (N, L): of the state, and of the fresh rows before each row."""
