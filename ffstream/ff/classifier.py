@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ffstream.ff import head
+from ffstream.ff import linear
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.fast_weights import Remembering
 from ffstream.ff.formulas import Formulas
@@ -118,13 +118,13 @@ class Classifier:
 
     def logits(self, images_BI: Tensor) -> Tensor:
         """The logits (B, L) of the softmax readout."""
-        return head.logits(head.features(self._read(images_BI), self._buffers), self._readout)
+        return linear.outputs(linear.features(self._read(images_BI), self._buffers), self._readout)
 
     def logit_parts(self, images_BI: Tensor) -> dict[int, Tensor]:
         """What each layer that the readout reads contributes to the logits (B, L), by its index. The rest is the
         readout's bias."""
         read = self._read(images_BI)
-        f_BF = head.features(read, self._buffers)
+        f_BF = linear.features(read, self._buffers)
         sizes = [h_BF.shape[1] for h_BF in read]
         parts = zip(f_BF.split(sizes, 1), self._readout[WEIGHT].split(sizes, 1), strict=True)
         sums = [part_BF @ weight_LF.t() for part_BF, weight_LF in parts]

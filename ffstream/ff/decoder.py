@@ -24,7 +24,7 @@ class Memory(Part):
     )
 
     def build(self, sizes: Any, device: Any) -> Any:
-        """An `ff.memories.Remembering` for a layer with these `ff.memories.Sizes`."""
+        """An `ff.memories.ActivityMemory` for a layer with these `ff.memories.Sizes`."""
         return resolve(self.implementation)(self, sizes, device)
 
 

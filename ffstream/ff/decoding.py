@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from ffstream.ff.activities import Activities
+from ffstream.ff.buffers import Buffers
 from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.decoder import LinearDecoder
-from ffstream.ff.formulas import ForwardResult, sum_squares
+from ffstream.ff.formulas import ForwardResult
+from ffstream.ff.linear import features, outputs, write_gradients
 from ffstream.ff.maps import WEIGHT
-from ffstream.ff.member import below, joined
-from ffstream.ff.memories import Remembered, Remembering, Sizes
-from ffstream.ff.normalization import RootMeanSquare
+from ffstream.ff.member import below, copied, joined
+from ffstream.ff.memories import ActivityMemory, Remembered, Sizes
 from ffstream.ff.parameters import Parameters
 from ffstream.ff.placement import Placement
 from ffstream.ff.randomness import generator_for
@@ -34,7 +35,6 @@ from ffstream.ff.recipe import Recipe
 
 _MEMORY = "memory"
 _READY_MICROBATCHES = 4
-_NORMALIZATION = RootMeanSquare()
 
 
 class Dream(NamedTuple):
@@ -61,7 +61,7 @@ class LinearDecoding:
         self._ready_samples = _READY_MICROBATCHES * recipe.batch_size
         labels = 1 if recipe.learns_unlabelled else recipe.labels
         sizes = Sizes(shape, labels, 0 if index else self._inputs)
-        self.memory: Remembering = options.memory.build(sizes, placement.device)
+        self.memory: ActivityMemory = options.memory.build(sizes, placement.device)
 
     def learn(self, input: Activities, result: ForwardResult) -> None:
         """One update from the positive rows of the layer's last forward pass; none in the phase `sleep`, or
@@ -83,19 +83,14 @@ class LinearDecoding:
         return result.x_NI[rows].float() * result.inverse_norm_N[rows, None]
 
     def _step(self, h_BF: Tensor, target_BI: Tensor, input: Activities) -> None:
-        normalized_BF = _normalized(h_BF)
-        error_BI = (self._decode(normalized_BF, self.parameters.views) - target_BI).div_(len(h_BF))
-        gradients = self.parameters.gradients
-        torch.mm(error_BI.t(), normalized_BF, out=gradients[WEIGHT])
-        gradients["bias"].copy_(error_BI.sum(0))
+        f_BF = features([h_BF], Buffers())
+        error_BI = (outputs(f_BF, self.parameters.views) - target_BI).div_(len(h_BF))
+        write_gradients(error_BI, f_BF, self.parameters.gradients)
         self.parameters.update(input.samples, input.phase, input.replicas)
-
-    def _decode(self, normalized_BF: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        return torch.addmm(weights["bias"], normalized_BF, weights[WEIGHT].t())
 
     def decode(self, h_BF: Tensor) -> Tensor:
         """ẑ (B, I): what the layer's input was, from its activities (B, F; float32)."""
-        return self._decode(_normalized(h_BF), self.parameters.views)
+        return outputs(features([h_BF], Buffers()), self.parameters.views)
 
     def _generator(self, purpose: str, step: int) -> torch.Generator:
         return generator_for(f"{self._purpose} {purpose}", self._seed, step)
@@ -128,14 +123,13 @@ class LinearDecoding:
     def weights(self) -> dict[str, Tensor]:
         """A copy of the EMA weights, `weight` (I, F) and `bias` (I), and of a part of the memory. All are
         float32."""
-        own = {name: value.clone() for name, value in self.parameters.ema.items()}
+        own = copied(self.parameters.ema)
         remembered = {name: value.to(torch.float32, copy=True) for name, value in self.memory.weights().items()}
         return own | joined([(_MEMORY, remembered)])
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that later updates and dreams depend on."""
-        remembered = {name: value.clone() for name, value in self.memory.state.items()}
-        return self.parameters.state_dict() | joined([(_MEMORY, remembered)])
+        return self.parameters.state_dict() | joined([(_MEMORY, copied(self.memory.state))])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continues from a state that `state_dict` returned."""
@@ -151,10 +145,6 @@ class LinearDecoding:
         stored = below(_MEMORY, tensors)
         for name, value in self.memory.state.items():
             value[: len(stored[name])].copy_(stored[name]) if value.dim() else value.copy_(stored[name])
-
-
-def _normalized(h_BF: Tensor) -> Tensor:
-    return h_BF * _NORMALIZATION.inverse_norm(sum_squares(h_BF), h_BF.shape[1])[:, None]
 
 
 def with_values(decoded_BI: Tensor, values_BI: Tensor) -> Tensor:

@@ -47,9 +47,8 @@ class Formulas:
         self.map: Map = options.connection.build(input_shape)
         self.scheme = options.label_scheme
         self.label_formulas = _label_formulas(options, recipe.labels, outputs, device)
-        connection, units = options.connection, self.units
-        shape = connection.parameters(input_shape)[WEIGHT]
-        array = Array(self.map, shape, connection.fan_in(input_shape), units, index, device)
+        weight_shape = options.connection.parameters(input_shape)[WEIGHT]
+        array = Array(self.map, weight_shape, options.connection.fan_in(input_shape), self.units, index, device)
         self.hardware: Device = options.hardware.build(array)
 
     def forward(self, x_NI: Tensor, weights: Weights, dtype: torch.dtype, buffers: Buffers) -> ForwardResult:

@@ -18,36 +18,18 @@ from torch import Tensor
 from ffstream.ff import kernels
 from ffstream.ff.activities import Activities, Scored
 from ffstream.ff.adaptation import DriftTest, restart_if_changed, without_outdated
-from ffstream.ff.buffers import Buffers, ReusedBuffers
+from ffstream.ff.buffers import ReusedBuffers
 from ffstream.ff.connection import size_of
-from ffstream.ff.formulas import sum_squares
 from ffstream.ff.layer_monitor import UNREAD_MAX
+from ffstream.ff.linear import features, outputs, write_gradients
 from ffstream.ff.maps import WEIGHT
-from ffstream.ff.member import DRIFT, below, joined
-from ffstream.ff.normalization import RootMeanSquare
+from ffstream.ff.member import DRIFT, below, copied, joined
 from ffstream.ff.objective import LossStatistics, Softmax
 from ffstream.ff.parameters import Parameters
 from ffstream.ff.placement import Placement
 from ffstream.ff.readout import SoftmaxReadout
 from ffstream.ff.recipe import Recipe
 from ffstream.util.labels import UNLABELLED
-
-_NORMALIZATION = RootMeanSquare()
-
-
-def features(activities: Sequence[Tensor], buffers: Buffers) -> Tensor:
-    """f (B, F), float32, from the activities (B, units) of each layer."""
-    sizes = [h_BF.shape[1] for h_BF in activities]
-    f_BF = buffers.get("features", torch.empty(0, device=activities[0].device), len(activities[0]), sum(sizes))
-    for part_BF, h_BF in zip(f_BF.split(sizes, 1), activities, strict=True):
-        inverse_norm_B = _NORMALIZATION.inverse_norm(sum_squares(h_BF), h_BF.shape[1])
-        part_BF.copy_(h_BF).mul_(inverse_norm_B[:, None])
-    return f_BF
-
-
-def logits(f_BF: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """W f + b (B, L)."""
-    return torch.addmm(weights["bias"], f_BF, weights[WEIGHT].t())
 
 
 def _wrong(score_BL: Tensor, labels_B: Tensor) -> int:
@@ -83,7 +65,7 @@ class Head:
             return None
         fresh = len(labels_B) - (0 if ages_R is None else len(ages_R))
         f_BF = features(read, self._buffers)
-        score_BL = logits(f_BF, self.parameters.views)
+        score_BL = outputs(f_BF, self.parameters.views)
         if self._has_ema and input.phase == "interleaved":
             restart_if_changed(
                 self._drift,
@@ -91,14 +73,12 @@ class Head:
                 input,
                 fresh,
                 lambda rows: _wrong(score_BL[:rows], labels_B),
-                lambda rows: _wrong(logits(f_BF[:rows], self.parameters.ema), labels_B),
+                lambda rows: _wrong(outputs(f_BF[:rows], self.parameters.ema), labels_B),
             )
         loss = self._objective.by_label(score_BL, labels_B, None, input.phase)
         self._unread.append(loss.statistics)
-        gradients = self.parameters.gradients
         gradient_BL = without_outdated(self._drift, loss.goodness_gradient, ages_R, len(labels_B))
-        torch.mm(gradient_BL.t(), f_BF, out=gradients[WEIGHT])
-        gradients["bias"].copy_(gradient_BL.sum(0))
+        write_gradients(gradient_BL, f_BF, self.parameters.gradients)
         self.parameters.update(len(labels_B), replicas=input.replicas)
         self._drift.passed(input.fresh * input.replicas)
         return Scored(score_BL[:fresh], labels_B[:fresh])
@@ -122,7 +102,7 @@ class Head:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the EMA weights: `weight` (L, F) and `bias` (L)."""
-        return {name: value.clone() for name, value in self.parameters.ema.items()}
+        return copied(self.parameters.ema)
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of everything that later updates depend on."""

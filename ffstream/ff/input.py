@@ -14,6 +14,7 @@ from ffstream.ff.buffers import Buffers, ReusedBuffers
 from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.decoding import LinearDecoding
 from ffstream.ff.image_negatives import ImageNegatives
+from ffstream.ff.member import copied
 from ffstream.ff.objective import Phase
 from ffstream.ff.placement import Placement
 from ffstream.ff.preprocessing import RunningMean, Unchanged
@@ -139,6 +140,7 @@ class Input:
     def __init__(self, recipe: Recipe, placement: Placement, dreamer: LinearDecoding | None = None) -> None:
         """`dreamer`: the decoder of the first layer, if negative rows are its dreams."""
         self._dreamer = dreamer if recipe.dreams else None
+        self._sleeps_without_images = recipe.sleeps_without_images
         self._device = placement.device
         self._preprocessor: Preprocessor = recipe.preprocessing.build(recipe.image_shape, placement.device)
         self._buffers = ReusedBuffers()
@@ -163,7 +165,8 @@ class Input:
         """
         ages_R = None if ages_R is None else ages_R.to(self._device)
         labels_B = labels_B.to(self._device)
-        if phase == "sleep" and self._dreamer is not None and self._negatives is None:
+        if phase == "sleep" and self._sleeps_without_images:
+            assert self._dreamer is not None
             pixels_BI, labels_B = self._dreamer.dream(len(labels_B), step, mixed=False)
             given = Activities(self._preprocess(pixels_BI), labels_B, None, step, phase, ages_R=ages_R)
             return given._replace(replicas=replicas)
@@ -201,7 +204,7 @@ class Input:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the state that predictions need."""
-        return {name: value.clone() for name, value in self._preprocessor.weights().items()}
+        return copied(self._preprocessor.weights())
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of the whole state."""

@@ -30,7 +30,7 @@ from ffstream.ff.formulas import Formulas, ForwardResult
 from ffstream.ff.health import SAMPLED_ROWS
 from ffstream.ff.layer_monitor import LastMicroBatch, LayerFigures, LayerMonitor
 from ffstream.ff.maps import WEIGHT
-from ffstream.ff.member import DECODER, DRIFT, FAST_WEIGHTS, HARDWARE, below, joined
+from ffstream.ff.member import DECODER, DRIFT, FAST_WEIGHTS, HARDWARE, below, copied, joined
 from ffstream.ff.objective import LossFunction, LossResult
 from ffstream.ff.parameters import parameters_of_layer
 from ffstream.ff.placement import Placement
@@ -164,8 +164,8 @@ class Layer:
             gradient = without_outdated(self._drift, gradient, input.ages_R, input.samples)
         self._write_gradients(gradient)
         self.parameters.update(input.samples, input.phase, input.replicas)
-        self._drift.passed(input.fresh * input.replicas)
         fresh = input.fresh * input.replicas
+        self._drift.passed(fresh)
         # Of several replicas only the first one looks, because its findings are those that a merge keeps.
         looks = input.phase == "interleaved" and input.step % input.replicas == 0
         if self.formulas.hardware.learned(self._observation, fresh, looks=looks):
@@ -252,7 +252,7 @@ class Layer:
         for name, value in self.parameters.ema.items():
             cast = self._as_product(name, value)
             copies[name] = cast.clone() if cast is value else cast
-        kept = ((HARDWARE, self.formulas.hardware.weights()), (FAST_WEIGHTS, _copied(self._fast_weights)))
+        kept = ((HARDWARE, self.formulas.hardware.weights()), (FAST_WEIGHTS, copied(self._fast_weights)))
         copies |= joined(kept)
         return copies if self.decoding is None else copies | joined([(DECODER, self.decoding.weights())])
 
@@ -260,9 +260,9 @@ class Layer:
         """A copy of everything that later updates depend on."""
         parts = (
             (DRIFT, self._drift.state_dict()),
-            ("objective", _copied(self._objective.state)),
+            ("objective", copied(self._objective.state)),
             (HARDWARE, self.formulas.hardware.state_dict()),
-            (FAST_WEIGHTS, _copied(self._fast_weights)),
+            (FAST_WEIGHTS, copied(self._fast_weights)),
         )
         own = self.parameters.state_dict() | joined(parts)
         return own if self.decoding is None else own | joined([(DECODER, self.decoding.state_dict())])
@@ -299,7 +299,3 @@ class Layer:
     def _load_fast_weights(self, tensors: Mapping[str, Tensor]) -> None:
         for name, value in self._fast_weights.items():
             value.copy_(tensors[f"{FAST_WEIGHTS}.{name}"])
-
-
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in tensors.items()}

@@ -50,6 +50,11 @@ def layer_name(index: int) -> str:
     return f"layers.{index}"
 
 
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Clones, by name."""
+    return {name: value.clone() for name, value in tensors.items()}
+
+
 def joined(parts: Iterable[tuple[str, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
     """The tensors of all members, named `member.tensor`."""
     return {f"{prefix}.{name}": value for prefix, tensors in parts for name, value in tensors.items()}

@@ -50,7 +50,7 @@ class Remembered(NamedTuple):
     values_BV: Tensor
 
 
-class Remembering(Protocol):
+class ActivityMemory(Protocol):
     """The memory of one layer. `state` holds, by name, everything that later draws depend on. Not a copy."""
 
     state: Mapping[str, Tensor]

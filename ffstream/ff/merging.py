@@ -38,6 +38,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ffstream.ff.member import copied
+
 State = Mapping[str, Tensor]
 
 MOMENTUM: Final = 0.5
@@ -143,8 +145,8 @@ class Merger:
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of what later merges depend on."""
-        return {name: value.clone() for name, value in self._kept.items()}
+        return copied(self._kept)
 
     def load_state_dict(self, state: State) -> None:
         """Continues from a state that `state_dict` returned."""
-        self._kept = {name: value.clone() for name, value in state.items()}
+        self._kept = copied(state)
