@@ -16,7 +16,7 @@ from ffstream.ff.part import members
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.pipeline.device import choose_product_dtype
-from tools.benchmarks.accuracy.learners import ForwardForward, error, splits_of
+from tools.benchmarks.accuracy.learners import ForwardForward, held_out_error, splits_of
 from tools.benchmarks.accuracy.stream import Microbatches
 from tools.benchmarks.report import Report
 
@@ -92,4 +92,4 @@ def _error(recipe: Recipe, train: Split, judge: Split, samples: int) -> float:
     microbatches = Microbatches(Config(network=recipe), train, seed=0)
     while microbatches.seq < samples:
         learner.learn(microbatches.next())
-    return 100 * error(learner.predictor(learner.weights()), judge)
+    return 100 * held_out_error(learner, judge)

@@ -31,7 +31,7 @@ from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.metrics import Metrics
 from ffstream.pipeline.channel import Channel
-from ffstream.pipeline.device import choose_product_dtype, make_stream
+from ffstream.pipeline.device import choose_device, choose_product_dtype, make_stream
 from ffstream.pipeline.members import StageMembers
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.stage import Stage
@@ -88,7 +88,7 @@ class Way(Protocol):
 
 def run(report: Report, *, dry: bool, seconds: float, limit_s: float) -> bool:
     """Measures all networks and batch sizes; starts no further one after `limit_s`. Returns whether none failed."""
-    device = torch.device("cpu" if dry else "cuda")
+    device = choose_device("cpu" if dry else "cuda")
     deadline = time.monotonic() + limit_s
     good = True
     for network, widths in (DRY_WIDTHS if dry else WIDTHS).items():

@@ -23,7 +23,7 @@ from ffstream.config import load
 from ffstream.data import Dataset
 from ffstream.data.dataset import Split
 from ffstream.pipeline.device import choose_product_dtype
-from tools.benchmarks.accuracy.learners import CPU, ForwardForward, error, splits_of
+from tools.benchmarks.accuracy.learners import CPU, ForwardForward, held_out_error, splits_of
 from tools.benchmarks.accuracy.stream import Microbatches
 from tools.benchmarks.report import Report
 
@@ -85,7 +85,7 @@ class Learner:
 
     def error(self, split: Split) -> float:
         """Error of the EMA weights, in percent."""
-        return 100 * error(self.learner.predictor(self.learner.weights()), split)
+        return 100 * held_out_error(self.learner, split)
 
     def generate(self, count: int) -> tuple[Tensor, Tensor]:
         """That many images of each label, as pixels 0 to 1, and the labels."""

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffstream.config import Config, load
+from ffstream.config import Config
 from ffstream.data import Dataset
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.connection import Shape, size_of
@@ -35,7 +35,17 @@ from ffstream.ff.network import Network
 from ffstream.ff.recipe import Recipe
 from ffstream.pipeline.messages import MicroBatch
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
-from tools.benchmarks.accuracy.learners import CPU, ForwardForward, Learner, Splits, error, splits_of
+from tools.benchmarks.accuracy.figures import Options as Accuracy
+from tools.benchmarks.accuracy.figures import config_of
+from tools.benchmarks.accuracy.learners import (
+    CPU,
+    ForwardForward,
+    Learner,
+    Splits,
+    error,
+    held_out_error,
+    splits_of,
+)
 from tools.benchmarks.accuracy.stream import Microbatches
 from tools.benchmarks.accuracy.tuning import settings_of
 from tools.benchmarks.report import Report
@@ -76,23 +86,13 @@ def run(
     splits = splits_of(dataset, validation=validation)
     found: dict[str, dict[str, list[float]]] = {kind: {} for kind in kinds}
     for seed in range(seeds):
-        experiment = Experiment(_config(dataset, seed), splits, seed)
+        experiment = Experiment(config_of(dataset, Accuracy(), seed), splits, seed)
         for kind in kinds:
             for way, value in experiment.errors(kind).items():
                 found[kind].setdefault(way, []).append(value)
     for kind, errors in found.items():
         _add(report, f"hardware/{dataset.name}/{kind}", errors)
     return dict(found)
-
-
-def _config(dataset: Dataset, seed: int) -> Config:
-    own = (
-        f"network.image_shape={list(dataset.train.image_shape)}",
-        f"network.labels={int(dataset.train.labels.max()) + 1}",
-        f"network.seed={seed}",
-        "pipeline.device=cpu",
-    )
-    return load(settings=own, environment={})
 
 
 def _add(report: Report, name: str, errors: Errors) -> None:
@@ -182,7 +182,7 @@ class Experiment:
                 learner.learn(batch)
 
     def _error(self, learner: Learner) -> float:
-        return 100 * error(learner.predictor(learner.weights()), self._splits.held_out)
+        return 100 * held_out_error(learner, self._splits.held_out)
 
     def _calibration(self) -> Tensor:
         images = self._splits.train.images[:_CALIBRATION]

@@ -13,7 +13,7 @@ from ffstream.data import Dataset
 from ffstream.data.dataset import Split
 from ffstream.pipeline.device import choose_product_dtype
 from ffstream.pipeline.phases import PhaseSchedule
-from tools.benchmarks.accuracy.learners import ForwardForward, error, splits_of
+from tools.benchmarks.accuracy.learners import ForwardForward, held_out_error, splits_of
 from tools.benchmarks.accuracy.stream import Microbatches
 from tools.benchmarks.report import Report
 
@@ -55,7 +55,7 @@ class Learner:
 
     def error(self) -> float:
         """Error of the EMA weights, in percent."""
-        return 100 * error(self._learner.predictor(self._learner.weights()), self._judge)
+        return 100 * held_out_error(self._learner, self._judge)
 
 
 def run(

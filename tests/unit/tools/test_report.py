@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from tools.benchmarks import report
-from tools.benchmarks.__main__ import _report, accuracy_command
+from tools.benchmarks import command, report
+from tools.benchmarks.experiments import accuracy_command
 from tools.benchmarks.report import Report, Row
 
 ORIGIN = {"commit", "dirty", "python", "torch", "numpy", "pyzmq", "ffstream", "processor", "flags", "cores"}
@@ -41,14 +41,14 @@ def test_a_row_names_no_folder_of_this_machine(
     monkeypatch.setattr("sys.argv", ["bench", "accuracy", "mnist", "--data", str(tmp_path), "--json"])
     with click.Context(accuracy_command) as context:
         context.params = {"dataset": "mnist", "data": tmp_path, "as_json": True}
-        _report().add("accuracy", 1.5, "%")
+        command.report().add("accuracy", 1.5, "%")
     row = printed(capsys)
     assert row["command"] == "tools/bench accuracy mnist --data DIR"
     assert row["options"] == {"dataset": "mnist", "data": "DIR"}
     monkeypatch.setattr("sys.argv", ["bench", "accuracy", "--dataset", str(tmp_path), "--json"])
     with click.Context(accuracy_command) as context:
         context.params = {"dataset": str(tmp_path), "data": None, "as_json": True}
-        _report().add("accuracy", 1.5, "%")
+        command.report().add("accuracy", 1.5, "%")
     row = printed(capsys)
     assert (row["command"], row["options"]["dataset"]) == ("tools/bench accuracy --dataset DIR", "DIR")
 

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from tools.benchmarks import family, results
-from tools.benchmarks.__main__ import influential, main
+from tools.benchmarks.__main__ import main
+from tools.benchmarks.command import influential
 from tools.benchmarks.report import Row
 from tools.benchmarks.results import Failed
 

@@ -41,6 +41,11 @@ def error(predict: Predict, split: Split) -> float:
     return int((predicted_N != torch.from_numpy(split.labels).long()).sum()) / len(split)
 
 
+def held_out_error(learner: "Learner", split: Split) -> float:
+    """The share of a split that the weights which predict now get wrong."""
+    return error(learner.predictor(learner.weights()), split)
+
+
 class Learner(Protocol):
     """Learns microbatches in order. Its state is complete: a run that was killed continues bit for bit."""
 

@@ -23,7 +23,7 @@ from ffstream.data import Split
 from ffstream.pipeline.messages import MicroBatch
 from ffstream.util.durable import fsync, fsync_entry
 from ffstream.util.labels import UNLABELLED
-from tools.benchmarks.accuracy.learners import Learner, error
+from tools.benchmarks.accuracy.learners import Learner, held_out_error
 from tools.benchmarks.accuracy.stream import Microbatches
 
 
@@ -97,7 +97,7 @@ class Run:
             self._predict = self.learner.predictor(self._published)
 
     def _add_point(self, *, measured: bool) -> None:
-        now = error(self.learner.predictor(self.learner.weights()), self._held_out) if measured else None
+        now = held_out_error(self.learner, self._held_out) if measured else None
         self.points.append(Point(self._microbatches.seq, round(self._seconds, 3), self._predicted, self._wrong, now))
         if self._files is not None:
             self._files.save(self._state(), self.points)
