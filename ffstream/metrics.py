@@ -229,6 +229,11 @@ class Metrics:
             "Share of sampled negative rows that equal a positive one in image and label.",
             "layer",
         )
+        self.layer_decoder_error = self._gauge(
+            "layer_decoder_error_ratio",
+            "Share of the variance of a layer's input that its decoder does not restore, in the last microbatch.",
+            "layer",
+        )
         self.layer_restarts = self._counter(
             "layer_restarts_total",
             "Times that the layer has started over because the concept or its hardware had changed.",

@@ -13,6 +13,7 @@ grey values in that order.
 Shapes: B samples, F units, I numbers of the layer's input, or of an image.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -62,6 +63,7 @@ class LinearDecoding:
         labels = 1 if recipe.learns_unlabelled else recipe.labels
         sizes = Sizes(shape, labels, 0 if index else self._inputs)
         self.memory: ActivityMemory = options.memory.build(sizes, placement.device)
+        self._last: tuple[Tensor, Tensor] | None = None  # what the last update decoded, and what it should have
 
     def learn(self, input: Activities, result: ForwardResult) -> None:
         """One update from the positive rows of the layer's last forward pass; none in the phase `sleep`, or
@@ -84,9 +86,21 @@ class LinearDecoding:
 
     def _step(self, h_BF: Tensor, target_BI: Tensor, input: Activities) -> None:
         f_BF = features([h_BF], Buffers())
-        error_BI = (outputs(f_BF, self.parameters.views) - target_BI).div_(len(h_BF))
-        write_gradients(error_BI, f_BF, self.parameters.gradients)
+        decoded_BI = outputs(f_BF, self.parameters.views)
+        self._last = decoded_BI, target_BI
+        write_gradients((decoded_BI - target_BI).div_(len(h_BF)), f_BF, self.parameters.gradients)
         self.parameters.update(input.samples, input.phase, input.replicas)
+
+    def error(self) -> float:
+        """The share of the variance of the input that was not decoded, of the last update's rows: 0 if all was, 1 if
+        their mean would do as well. NaN before the first update, and if all rows were equal."""
+        if self._last is None:
+            return math.nan
+        decoded_BI, target_BI = self._last
+        if bool((target_BI == target_BI[0]).all()):
+            return math.nan
+        variance = (target_BI - target_BI.mean(0)).square().sum()
+        return float((decoded_BI - target_BI).square().sum() / variance)
 
     def decode(self, h_BF: Tensor) -> Tensor:
         """ẑ (B, I): what the layer's input was, from its activities (B, F; float32)."""

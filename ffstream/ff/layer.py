@@ -11,6 +11,7 @@ activities.
 Shapes: B samples, N rows, F units, L labels.
 """
 
+import math
 from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
@@ -238,7 +239,8 @@ class Layer:
     def figures(self) -> LayerFigures:
         """What the microbatches since the last call show (at most the last 64)."""
         restarts = self._drift.restarts + self.formulas.hardware.changes
-        return self._monitor.figures(restarts, self._objective.balance(), self._last_microbatch)
+        decoder_error = math.nan if self.decoding is None else self.decoding.error()
+        return self._monitor.figures(restarts, self._objective.balance(), decoder_error, self._last_microbatch)
 
     def _last_microbatch(self) -> LastMicroBatch:
         h_NF = self.formulas.options.activation.value(self._result.z_NF[:SAMPLED_ROWS])

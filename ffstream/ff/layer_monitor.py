@@ -25,7 +25,8 @@ HEALTH_EVERY = 4  # calls of `figures`
 class LayerFigures(NamedTuple):
     """Means since the last call of `figures`, NaN if there was no row of that sign. Restarts after drifts,
     and after changes of the hardware. Health.
-    The running means and the threshold of an objective that keeps them."""
+    The running means and the threshold of an objective that keeps them.
+    What the layer's decoder misses (see `LinearDecoding.error`), NaN without one."""
 
     goodness_positive: float
     goodness_negative: float
@@ -34,6 +35,7 @@ class LayerFigures(NamedTuple):
     restarts: int
     health: HealthFigures
     balance: Balance | None
+    decoder_error: float
 
 
 class LastMicroBatch(NamedTuple):
@@ -64,7 +66,9 @@ class LayerMonitor:
         """Takes the statistics of a microbatch, to be computed when they are read."""
         self._unread.append(statistics)
 
-    def figures(self, restarts: int, balance: Balance | None, last: Callable[[], LastMicroBatch]) -> LayerFigures:
+    def figures(
+        self, restarts: int, balance: Balance | None, decoder_error: float, last: Callable[[], LastMicroBatch]
+    ) -> LayerFigures:
         """Means since the last call. On every few calls, samples the health of the `last` microbatch."""
         computed = [compute() for compute in self._unread]
         self._unread.clear()
@@ -82,6 +86,7 @@ class LayerMonitor:
             restarts,
             self._health_figures,
             balance,
+            decoder_error,
         )
 
     def _sample_health(self, last: LastMicroBatch, margin_of_rows: float) -> HealthFigures:

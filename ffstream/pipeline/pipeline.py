@@ -175,6 +175,7 @@ class Pipeline:
         shapes = recipe.output_shapes()
         for layer, compares, options, shape in zip(layers, recipe.compares, recipe.layers, shapes, strict=True):
             layer["connection"], layer["shape"], layer["compares"] = options.connection.kind, list(shape), compares
+            layer["decoder"] = options.decoder.kind
             if layer["threshold"] is None:
                 layer["threshold"] = options.objective.threshold
         return layers

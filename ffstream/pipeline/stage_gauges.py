@@ -41,7 +41,7 @@ class Observer(Protocol):
         """A barrier passes."""
 
 
-UNKNOWN = LayerFigures(math.nan, math.nan, math.nan, math.nan, 0, HealthFigures(), None)
+UNKNOWN = LayerFigures(math.nan, math.nan, math.nan, math.nan, 0, HealthFigures(), None, math.nan)
 
 
 def _shown(figures: LayerFigures) -> dict[str, float]:
@@ -55,6 +55,7 @@ def _shown(figures: LayerFigures) -> dict[str, float]:
         "dead_units": health.dead_units,
         "weight_norm": health.weight_norm,
         "threshold": math.nan if balance is None else balance.theta,
+        "decoder_error": figures.decoder_error,
         "restarts": figures.restarts,
     }
 
@@ -177,6 +178,8 @@ class LayerGauges:
         metrics.layer_weight_norm.labels(label).set(health.weight_norm)
         metrics.layer_margin.labels(label).set(health.margin)
         metrics.layer_contradictions.labels(label).set(health.contradictions)
+        if not math.isnan(figures.decoder_error):
+            metrics.layer_decoder_error.labels(label).set(figures.decoder_error)
         if figures.balance is not None:
             metrics.running_goodness.labels(label, "positive").set(figures.balance.positive)
             metrics.running_goodness.labels(label, "negative").set(figures.balance.negative)

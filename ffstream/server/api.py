@@ -3,6 +3,7 @@
     GET  /api/mistakes                     the confusion matrix, the error of each class, the latest mistakes
     GET  /api/goodness                     histograms of what each layer compares
     GET  /api/filters?layer=0&limit=64     weights as images
+    GET  /api/dreams?limit=8               images that layers make from what they remember
     GET  /api/sample?label=3               a sample of the stream
     POST /api/scores                       the prediction for an image, and what makes it up
     POST /api/activities                   the activities of each layer for an image under two labels

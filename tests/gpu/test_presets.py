@@ -1,8 +1,10 @@
-"""Every preset on a CUDA device: the pipeline equals the serial reference bit for bit, also after a crash."""
+"""Every preset, and parts that no preset has, on a CUDA device: the pipeline equals the serial reference bit for bit,
+also after a crash."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 
 from ffstream.ff.placement import Placement
 from ffstream.ff.presets import PRESETS
+from ffstream.ff.recipe import Recipe
 from tests import battery
 from tests.gpu.conftest import DRY
 from tests.harness.crashing.presets import small_recipe
@@ -23,10 +26,23 @@ KILLS = 1 if DRY else 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def _dreams(preset: str) -> Recipe:
+    return small_recipe(preset).change(negatives="dreams", decoder="linear")
+
+
+_ANALOG = {"kind": "analog", "mismatch": 0.5, "noise": 0.1, "stuck": 0.1, "bits": 3, "dead": 0.3}
+RECIPES: Mapping[str, Recipe] = {preset: small_recipe(preset) for preset in PRESETS} | {
+    "analog hardware": small_recipe("stream").change(hardware=_ANALOG),
+    "dreams in sleep": _dreams("wake-sleep"),
+    "dreams without labels": _dreams("unsupervised"),
+}
+
+
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_pipeline_equals_the_serial_reference(preset: str, precision: str, tmp_path: Path, device: str) -> None:
-    recipe = small_recipe(preset)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_pipeline_equals_the_serial_reference(
+    recipe: Recipe, precision: str, tmp_path: Path, device: str
+) -> None:
     stream = Stream.random(STEPS * recipe.batch_size, inputs=recipe.inputs, labels=recipe.labels)
     if recipe.learns_unlabelled:
         stream = stream.without_some_labels()
@@ -47,9 +63,9 @@ def test_the_pipeline_equals_the_serial_reference(preset: str, precision: str, t
         assert_same(last.tensors, serial.states[last.step])
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_state_is_close_to_that_on_the_cpu(preset: str, device: str) -> None:
-    battery.check_device(small_recipe(preset), torch.device(device))
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_state_is_close_to_that_on_the_cpu(recipe: Recipe, device: str) -> None:
+    battery.check_device(recipe, torch.device(device))
 
 
 @pytest.mark.parametrize("preset", ["fast"] if DRY else ["stream", "conv", "unsupervised", "wake-sleep"])

@@ -27,13 +27,14 @@ def scrape(running: Running) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 def absent(running: Running) -> set[str]:
-    """Gauges without a value, except those that only `serve`, a replica, a cluster, a drift and other objectives
-    set."""
+    """Gauges without a value, except those that only `serve`, a replica, a cluster, a drift, a decoder and other
+    objectives set."""
     empty = {name for name, values in scrape(running).items() if not values}
     return {name for name in empty if not name.startswith("replica_")} - {
         "drift_last_seq",
         "layer_running_goodness",
         "layer_threshold",
+        "layer_decoder_error_ratio",
         "stage_place_info",
     }
 

@@ -41,7 +41,7 @@ def test_every_metric_has_its_type_a_value_and_base_units(daemon: Running) -> No
     assert len(defined) > 30
     metrics = daemon.daemon.metrics
     replica_gauges = [getattr(metrics, name) for name in vars(metrics) if name.startswith("replica_")]
-    elsewhere = {  # set by a replica, `ffstream serve`, a drift detector, another objective, or after more samples
+    elsewhere = {  # set by a replica, `ffstream serve`, a drift detector, another recipe, or after more samples
         metrics.output_dropped,
         *replica_gauges,
         metrics.stage_replacements,  # those of a cluster
@@ -51,6 +51,7 @@ def test_every_metric_has_its_type_a_value_and_base_units(daemon: Running) -> No
         metrics.drift_seq,
         metrics.running_goodness,
         metrics.threshold,
+        metrics.layer_decoder_error,
         metrics.layer_dead_units,
         metrics.layer_contradictions,
     }

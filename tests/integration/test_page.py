@@ -350,6 +350,29 @@ def test_wake_and_sleep_are_a_band(start: Start, visit: Callable[..., Tab]) -> N
     assert tab.page.locator("#curve .ytick text, #curve .y4tick text").filter(has_text="sleep").count() == 1
 
 
+def test_a_network_with_a_decoder_shows_its_dreams(start: Start, visit: Callable[..., Tab]) -> None:
+    running = start("network.preset=fast", "network.decoder=linear")
+    tab = visit(f"http://{running.daemon.http.address}")
+    tab.wait_for_state("ready")
+    tab.look_at("try")
+    tab.wait_until(lambda: "Nothing is remembered yet" in tab.text("#dreams-note"), "there is no sample")
+    feed(running, 400)
+    status = running.control().request("status")
+    layers, labels = len(status["layers"]), status["labels"]
+    tab.wait_for(f"document.querySelectorAll('.dreams img').length === {layers * labels * 8}")
+    assert "samples" in tab.text("#dreams-note")
+    assert tab.page.locator(".dreams img").nth(8).get_attribute("alt") == "a dream of label 1"
+    tab.look_at("layers")
+    tab.wait_until(lambda: re.search(r"Decoder error\s+\d", tab.text("#layer-cards")) is not None, "it is measured")
+
+
+def test_networks_without_a_decoder_say_nothing_of_dreams(daemon: DaemonProcess, visit: Callable[..., Tab]) -> None:
+    tab = visit(daemon.http)
+    tab.wait_for_charts("layers")
+    assert not tab.page.locator("#dreams-card").is_visible()
+    assert "Decoder error" not in tab.text("#layer-cards")
+
+
 def secret(folder: Path, text: str) -> Path:
     """A file that only its owner can read."""
     file = folder / "secret"

@@ -21,6 +21,6 @@ def unpacked(values: list[Any]) -> BarrierFigures:
 
 
 def _layer(values: list[Any]) -> LayerFigures:
-    positive, negative, loss, separation, restarts, health, balance = values
-    means = (positive, negative, loss, separation)
-    return LayerFigures(*means, restarts, HealthFigures(*health), None if balance is None else Balance(*balance))
+    figures = LayerFigures(*values)
+    balance = None if figures.balance is None else Balance(*figures.balance)
+    return figures._replace(health=HealthFigures(*figures.health), balance=balance)

@@ -32,6 +32,7 @@ const FACTS = [
   ["Threshold", layer => figure(layer.threshold)],
   ["Dead units", layer => percent(layer.dead_units, 1)],
   ["Weight norm", layer => figure(layer.weight_norm)],
+  ["Decoder error", layer => ((layer.decoder ?? "none") === "none" ? null : percent(layer.decoder_error, 1))],
   ["Time of a step", layer => duration(layer.step_s)],
   ["Queue before it", layer => count(layer.queue_depth)],
   ["Learned up to", layer => count(layer.last_seq)],

@@ -2,6 +2,7 @@
 
 import { ApiError, explain, token } from "./api.js";
 import { byId, setLink, setText } from "./dom.js";
+import * as dreams from "./dreams.js";
 import { follow } from "./feed.js";
 import { percent } from "./format.js";
 import { History } from "./history.js";
@@ -25,6 +26,7 @@ function onStatus(status) {
   learning.showErrors(status);
   layers.showLayers(status);
   tryit.showStatus(status);
+  dreams.showStatus(status);
   history.add(status);
   setText(byId("preset"), status.preset ?? "");
   setText(byId("version"), `ffstream ${status.version ?? ""}`);
@@ -80,5 +82,6 @@ learning.setUp(history);
 layers.setUp(history);
 mistakes.setUp();
 tryit.setUp();
+dreams.setUp();
 followSections();
 follow({ onStatus, onUnavailable, onLost, onUnauthorized: askForToken });

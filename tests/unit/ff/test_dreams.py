@@ -1,5 +1,6 @@
 """Decoders, what they remember, and the rows that a network dreams."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,29 @@ def test_a_decoder_does_not_change_what_its_layer_learns() -> None:
         formulas.learn(network, 1, 6)
     state = with_decoder.state_dict()
     assert all(torch.equal(state[name], value) for name, value in without.state_dict().items())
+
+
+def test_a_decoder_knows_what_it_misses() -> None:
+    network = Network(sleeping())
+    decoding = decoding_of(network)
+    assert math.isnan(network.layers[0].figures().decoder_error)
+    images_BI, labels_B = formulas.random_images(7, 16), formulas.labels_for(network.recipe, 7)
+    network.learn(images_BI, labels_B, 0, "wake")
+    assert network.layers[0].figures().decoder_error == pytest.approx(decoding.error())
+    mean_BI = (images_BI / 255).mean(0).expand(7, -1)
+    assert decoding.error() > 1, "it decodes worse than the mean before it has learned"
+    decoding.parameters.views["weight"].zero_()
+    decoding.parameters.views["bias"].copy_(mean_BI[0])
+    network.learn(images_BI, labels_B, 1, "wake")
+    assert decoding.error() == pytest.approx(1.0, abs=1e-5)
+    network.learn(images_BI[:1].expand(7, -1), labels_B, 2, "wake")
+    assert math.isnan(decoding.error()), "there is nothing to explain"
+
+
+def test_a_layer_without_a_decoder_has_no_decoder_error() -> None:
+    network = Network(SMALL)
+    formulas.learn(network, 1, 2)
+    assert math.isnan(network.layers[0].figures().decoder_error)
 
 
 def test_a_decoder_learns_the_images_of_the_stream() -> None:

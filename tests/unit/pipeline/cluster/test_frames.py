@@ -144,7 +144,7 @@ def test_a_missing_frame_or_one_too_many(frames: int) -> None:
 @pytest.mark.parametrize("balance", [None, Balance(1.0, 2.0, 1.5)])
 def test_figures(balance: Balance | None) -> None:
     health = HealthFigures()
-    layer = LayerFigures(1.0, 2.0, 3.0, 0.5, 4, health, balance)
+    layer = LayerFigures(1.0, 2.0, 3.0, 0.5, 4, health, balance, 0.25)
     for figures in (BarrierFigures(8, {0: layer, 2: layer}, 0.25, 0.5), BarrierFigures(8, {}, None, None)):
         sent = msgpack.unpackb(msgpack.packb(packed(figures)))
         assert repr(unpacked(sent)) == repr(figures)  # of NaN, too
