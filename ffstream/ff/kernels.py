@@ -1,21 +1,27 @@
 """Fast paths: compiled versions of formulas that are not matrix products. Each must equal its formula.
 
-A label adds g·E[l] to a row, so h = relu(z + g E[l]) for every label l. Written with tensor operations, this takes
+A label adds g·E[l] to a row, so h = φ(z + g E[l]) for every label l. Written with tensor operations, this takes
 six passes over N·L·F numbers, which takes as long as the matrix products. As a loop it takes two passes over numbers
 that stay in the first-level cache. The loops are in `loops.py`; they run on the CPU, for float32 tensors.
 
 Shapes: N rows, L labels, F units.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ffstream.ff.activation import Relu
+from ffstream.ff.activation import Activation, Relu, Silu
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.goodness import MeanSquares, Quadratic, SumSquares
 from ffstream.ff.label_formulas import LabelFormulas, Weights
 from ffstream.ff.label_scheme import VECTORS, Groups, LabelScheme, Pixels, Vectors
 from ffstream.ff.objective import Objective, Softmax
+
+Floats = NDArray[Any]
 
 
 def prepare() -> None:
@@ -26,10 +32,13 @@ def prepare() -> None:
 def fastest(formulas: LabelFormulas, device: torch.device) -> LabelFormulas:
     """The fastest implementation of these formulas on this device: compiled, if there are kernels for these parts."""
     # Exactly these classes: a subclass may compute something else.
-    if type(formulas.activation) is not Relu or type(formulas.goodness) not in (SumSquares, MeanSquares):
+    if type(formulas.goodness) not in (SumSquares, MeanSquares):
         return formulas
-    kind = _COMPILED.get(type(formulas.scheme), SquaredLabelFormulas)
-    if device.type != "cpu" or (kind is CompiledGroupFormulas and len(formulas.shape) > 1):
+    activation, scheme = type(formulas.activation), type(formulas.scheme)
+    kind = _COMPILED.get((activation, scheme)) if device.type == "cpu" else None
+    if kind is None or (kind is CompiledGroupFormulas and len(formulas.shape) > 1):
+        if activation is not Relu:
+            return formulas
         kind = SquaredLabelFormulas
     return kind(formulas.activation, formulas.goodness, formulas.scheme, formulas.labels, formulas.shape)
 
@@ -52,15 +61,16 @@ class SquaredLabelFormulas(LabelFormulas):
         return z.clamp_min(0).mul_(scaled[..., None])
 
 
-class CompiledLabelFormulas(SquaredLabelFormulas):
-    """The same for label schemes that add a label vector, as compiled loops over all labels of a row."""
+class CompiledVectorFormulas(LabelFormulas):
+    """For label schemes that add a label vector and a quadratic goodness, as compiled loops over all labels of a row.
+    A subclass has the loops of one activation."""
+
+    goodness: Quadratic
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
-        from ffstream.ff import loops
-
         squares_NL = torch.empty(len(z_NF), self.labels)
-        loops.squares(z_NF.numpy(), label_scale_N.numpy(), weights[VECTORS].numpy(), squares_NL.numpy())
+        self._squares(*(each.numpy() for each in (z_NF, label_scale_N, weights[VECTORS], squares_NL)))
         coefficient = self.goodness.coefficient(z_NF.shape[1])
         return squares_NL if coefficient == 1 else squares_NL.mul_(coefficient)
 
@@ -68,19 +78,51 @@ class CompiledLabelFormulas(SquaredLabelFormulas):
         self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F) and ∂L/∂E (L, F)."""
-        from ffstream.ff import loops
-
         vectors_LF = weights[VECTORS]
         error_NF = buffers.get("error", z_NF, *z_NF.shape)
         gradient_LF = torch.empty_like(vectors_LF)
         scaled_NL = gradient_NL.mul(2 * self.goodness.coefficient(z_NF.shape[1]))
         arrays = (z_NF, label_scale_N, vectors_LF, scaled_NL, error_NF, gradient_LF)
-        loops.errors(*(each.numpy() for each in arrays))
+        self._errors(*(each.numpy() for each in arrays))
         return error_NF, {VECTORS: gradient_LF}
+
+    def _squares(self, *arrays: Floats) -> None:
+        raise NotImplementedError
+
+    def _errors(self, *arrays: Floats) -> None:
+        raise NotImplementedError
+
+
+class CompiledReluFormulas(CompiledVectorFormulas, SquaredLabelFormulas):
+    """With ReLU."""
+
+    def _squares(self, *arrays: Floats) -> None:
+        from ffstream.ff import loops
+
+        loops.squares(*arrays)
+
+    def _errors(self, *arrays: Floats) -> None:
+        from ffstream.ff import loops
+
+        loops.errors(*arrays)
+
+
+class CompiledSiluFormulas(CompiledVectorFormulas):
+    """With SiLU."""
+
+    def _squares(self, *arrays: Floats) -> None:
+        from ffstream.ff import loops
+
+        loops.silu_squares(*arrays)
+
+    def _errors(self, *arrays: Floats) -> None:
+        from ffstream.ff import loops
+
+        loops.silu_errors(*arrays)
 
 
 class CompiledGroupFormulas(SquaredLabelFormulas):
-    """The same for units that are divided among the labels, as one compiled loop over a row."""
+    """With ReLU, for units that are divided among the labels, as one compiled loop over a row."""
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
@@ -103,10 +145,12 @@ class CompiledGroupFormulas(SquaredLabelFormulas):
         return error_NF, {}
 
 
-_COMPILED: dict[type[LabelScheme], type[SquaredLabelFormulas]] = {
-    Vectors: CompiledLabelFormulas,
-    Pixels: CompiledLabelFormulas,
-    Groups: CompiledGroupFormulas,
+_COMPILED: Mapping[tuple[type[Activation], type[LabelScheme]], type[LabelFormulas]] = {
+    (Relu, Vectors): CompiledReluFormulas,
+    (Relu, Pixels): CompiledReluFormulas,
+    (Relu, Groups): CompiledGroupFormulas,
+    (Silu, Vectors): CompiledSiluFormulas,
+    (Silu, Pixels): CompiledSiluFormulas,
 }
 
 

@@ -7,16 +7,18 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 import ffstream
-from ffstream.ff.activation import Relu
+from ffstream.ff.activation import Activation, Relu, Silu
+from ffstream.ff.buffers import Buffers
 from ffstream.ff.connection import Shape
 from ffstream.ff.goodness import SumSquares
 from ffstream.ff.kernels import fastest
 from ffstream.ff.label_formulas import LabelFormulas
-from ffstream.ff.label_scheme import Vectors
+from ffstream.ff.label_scheme import LabelScheme, Pixels, Vectors
 
 PROGRAM = """
 import torch
@@ -42,6 +44,42 @@ def test_loops_are_compiled_without_a_cache_if_no_folder_is_writable(tmp_path: P
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(str(package))
+
+
+def test_compiled_sigmoids_are_accurate_everywhere() -> None:
+    from ffstream.ff import loops
+
+    z_N = torch.cat((torch.linspace(-20, 20, 4001), torch.tensor([-1e30, -1e3, 1e3, 1e30])))
+    found_N = torch.tensor([loops.sigmoid(each) for each in z_N.numpy()], dtype=torch.float64)
+    assert float((found_N - z_N.double().sigmoid()).abs().max()) < 2e-7
+
+
+@pytest.mark.parametrize("activation", [Relu(), Silu()], ids=["relu", "silu"])
+@pytest.mark.parametrize("scheme", [Vectors(), Pixels()], ids=["vectors", "pixels"])
+def test_compiled_loops_equal_their_formulas(activation: Activation, scheme: LabelScheme) -> None:
+    exact = LabelFormulas(activation, SumSquares(), scheme, 5, (37,))
+    fast = fastest(exact, torch.device("cpu"))
+    assert type(fast) is not LabelFormulas
+    generator = torch.Generator().manual_seed(1)
+    z_NF, vectors_LF, scale_N, gradient_NL = (
+        torch.randn(shape, generator=generator) * 3 for shape in ((11, 37), (5, 37), (11,), (11, 5))
+    )
+    z_NF[0] = 100.0
+    z_NF[1] = -100.0
+    given, wide = [
+        (z_NF.to(dtype), scale_N.to(dtype), {"label_vectors": vectors_LF.to(dtype)})
+        for dtype in (torch.float32, torch.float64)
+    ]
+    assert_close(fast.by_label(*given), exact.by_label(*wide))
+    error_NF, gradients = fast.label_errors(*given, gradient_NL, Buffers())
+    want_NF, want = exact.label_errors(*wide, gradient_NL.double(), Buffers())
+    assert_close(error_NF, want_NF)
+    assert_close(gradients["label_vectors"], want["label_vectors"])
+
+
+def assert_close(found: Tensor, want: Tensor) -> None:
+    """To the precision of float32."""
+    assert torch.allclose(found.double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().mean()))
 
 
 def test_a_subclass_of_a_part_uses_its_own_formulas() -> None:
