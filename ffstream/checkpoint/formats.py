@@ -21,7 +21,7 @@ from typing import Any
 
 from ffstream.errors import CheckpointIncompatible
 
-FORMAT = 7
+FORMAT = 8
 
 # By the format that added them: options of the recipe, and the values that files of older formats mean.
 ADDED: dict[int, dict[str, Any]] = {
@@ -40,6 +40,7 @@ ADDED: dict[int, dict[str, Any]] = {
     5: {"layers.fast_weights": {"kind": "none"}},
     6: {"layers.decoder": {"kind": "none"}},
     7: {"recurrence": {"kind": "none"}},
+    8: {"layers.opponent:average.min_rate": 1.0},
 }
 
 

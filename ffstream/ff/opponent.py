@@ -8,7 +8,7 @@ gradient that is no longer true, without end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -19,17 +19,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Step(NamedTuple):
+    """What the optimiser should do: the gradient to step along, and the share of the learning rate to use."""
+
+    gradient: Tensor
+    rate: float = 1.0
+
+
 class GradientFilter(Protocol):
-    """Changes the gradient before the optimiser's step. `state` is everything that later steps depend on, zero at
-    first."""
+    """Changes the optimiser's step. `state` is everything that later steps depend on, zero at first."""
 
     @property
     def state(self) -> Mapping[str, Tensor]:
         """By name. Not a copy."""
         ...
 
-    def apply(self, gradient: Tensor, phase: Phase) -> Tensor:
-        """The gradient to step along. `gradient` itself does not change."""
+    def apply(self, gradient: Tensor, phase: Phase) -> Step:
+        """The step to make. `gradient` itself does not change."""
         ...
 
 
@@ -67,9 +73,9 @@ class NoOpponent(Opponent):
         """Empty."""
         return {}
 
-    def apply(self, gradient: Tensor, phase: Phase) -> Tensor:
+    def apply(self, gradient: Tensor, phase: Phase) -> Step:
         """The gradient itself."""
-        return gradient
+        return Step(gradient)
 
 
 @register
@@ -77,13 +83,17 @@ class AverageGradient(Opponent):
     """In a step of phase p, M_p ← d M_p + (1 − d) g, and the step goes along g + s M_q.
 
     s = min(1, max(0, 2 − age/reach)). q is the other phase, and `age` counts the steps since its last one: M_q counts
-    in full for `reach` steps, then less and less, and after twice as many no longer.
+    in full for `reach` steps, then less and less, and after twice as many no longer. The learning rate falls with s:
+    rows of one sign alone would unlearn what the other phase has taught.
     """
 
     kind: Literal["average"] = "average"
     decay: float = Field(0.999, ge=0, lt=1, description="d, the decay of the running average of a phase's gradient")
     reach: int = Field(
         2048, ge=1, description="steps of one phase after which the other phase's gradient begins to fade"
+    )
+    min_rate: float = Field(
+        0.1, ge=0, le=1, description="share of the learning rate that is left once that gradient has faded"
     )
 
     def build(self, vector: Tensor) -> GradientFilter:
@@ -99,10 +109,10 @@ class _Averages:
         self.state = {name: vector.new_zeros(vector.shape) for name in ("wake", "sleep")}
         self.state["ages"] = vector.new_zeros(2, device="cpu")
 
-    def apply(self, gradient: Tensor, phase: Phase) -> Tensor:
+    def apply(self, gradient: Tensor, phase: Phase) -> Step:
         """In the phase `interleaved` the gradient itself, because it has both signs."""
         if phase == "interleaved":
-            return gradient
+            return Step(gradient)
         own, other = (0, 1) if phase == "wake" else (1, 0)
         reach, ages = self._options.reach, self.state["ages"]
         self.state[phase].lerp_(gradient, 1 - self._options.decay)
@@ -110,5 +120,6 @@ class _Averages:
         ages[own] = 0
         ages[other] = min(float(ages[other]) + 1, 2 * reach)
         if strength <= 0:
-            return gradient
-        return gradient.add(self.state["sleep" if phase == "wake" else "wake"], alpha=strength)
+            return Step(gradient, self._options.min_rate)
+        towards = gradient.add(self.state["sleep" if phase == "wake" else "wake"], alpha=strength)
+        return Step(towards, max(self._options.min_rate, strength))

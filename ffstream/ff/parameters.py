@@ -81,8 +81,8 @@ class Parameters:
         recipe = self._recipe
         share = rows / recipe.rows
         # The mean of fewer rows is noisier, so the step size is proportional to the square root of their number.
-        gradient = self._opponent.apply(self.gradient, phase)
-        self._stepper.step(self.flat, gradient, self.learning_rate * math.sqrt(share))
+        gradient, rate = self._opponent.apply(self.gradient, phase)
+        self._stepper.step(self.flat, gradient, self.learning_rate * rate * math.sqrt(share))
         self._constraint.apply_(self.views)
         fresh = replicas * share * recipe.batch_size
         self.samples += fresh

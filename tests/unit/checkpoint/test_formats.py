@@ -41,6 +41,14 @@ def test_an_option_added_later_has_its_recorded_value_in_older_files(monkeypatch
     assert formats.complete({"layers": [{}]}, 3) == {"layers": [{}]}
 
 
+def test_an_older_opponent_leaves_the_learning_rate_alone() -> None:
+    stored = recipe("wake-sleep").model_dump(mode="json")
+    for layer in stored["layers"]:
+        del layer["opponent"]["min_rate"]
+    completed = formats.complete(stored, 7)
+    assert [layer["opponent"]["min_rate"] for layer in completed["layers"]] == [1.0, 1.0]
+
+
 def test_older_files_are_compared_by_the_recorded_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default of the option does not matter. Another value is rejected, and the error names it."""
     monkeypatch.setattr(formats, "FORMAT", 2)

@@ -111,8 +111,9 @@ def test_weights_are_a_new_start_for_running_means_and_opponents() -> None:
 # --- opponents ---------------------------------------------------------------------------------------------------
 
 
-def test_the_opponent_adds_the_other_phases_average_until_it_is_too_old() -> None:
-    opponent = AverageGradient(decay=0.75, reach=2).build(torch.zeros(3))
+@pytest.mark.parametrize("min_rate", [0.0, 0.75])
+def test_the_opponent_adds_the_other_phases_average_until_it_is_too_old(min_rate: float) -> None:
+    opponent = AverageGradient(decay=0.75, reach=2, min_rate=min_rate).build(torch.zeros(3))
     averages = {"wake": torch.zeros(3), "sleep": torch.zeros(3)}
     since = {"wake": 0, "sleep": 0}
     phases: list[Phase] = ["wake", "wake", "sleep", "sleep", "wake", "wake", "wake", "wake", "wake", "wake", "sleep"]
@@ -123,7 +124,9 @@ def test_the_opponent_adds_the_other_phases_average_until_it_is_too_old() -> Non
         strength = min(1.0, max(0.0, 2 - since[other] / 2))
         want = gradient + strength * averages[other]
         kept = gradient.clone()
-        assert torch.allclose(opponent.apply(gradient, phase), want)
+        made = opponent.apply(gradient, phase)
+        assert torch.allclose(made.gradient, want)
+        assert made.rate == max(min_rate, strength)
         assert torch.equal(gradient, kept)
         averages[phase] = 0.75 * averages[phase] + 0.25 * gradient
         since[phase], since[other] = 0, since[other] + 1
