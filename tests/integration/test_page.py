@@ -354,15 +354,17 @@ def test_a_network_with_a_decoder_shows_its_dreams(start: Start, visit: Callable
     running = start("network.preset=fast", "network.decoder=linear")
     tab = visit(f"http://{running.daemon.http.address}")
     tab.wait_for_state("ready")
-    tab.look_at("try")
+    tab.wait_for("!document.getElementById('dreams-card').hidden")
+    tab.look_at("dreams-card")
     tab.wait_until(lambda: "Nothing is remembered yet" in tab.text("#dreams-note"), "there is no sample")
     feed(running, 400)
+    tab.look_at("dreams-card")
     status = running.control().request("status")
     layers, labels = len(status["layers"]), status["labels"]
     tab.wait_for(f"document.querySelectorAll('.dreams img').length === {layers * labels * 8}")
     assert "samples" in tab.text("#dreams-note")
     assert tab.page.locator(".dreams img").nth(8).get_attribute("alt") == "a dream of label 1"
-    tab.look_at("layers")
+    tab.wait_for_charts("layers")
     tab.wait_until(lambda: re.search(r"Decoder error\s+\d", tab.text("#layer-cards")) is not None, "it is measured")
 
 
