@@ -120,17 +120,26 @@ class StoreMemory:
             self._values_MV[second_B].lerp_(self._values_MV[first_B], 0.5),
         )
 
-    @staticmethod
     def _choose(
-        known_M: Tensor, labels_B: Tensor | None, count: int, generator: torch.Generator
+        self, known_M: Tensor, labels_B: Tensor | None, count: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Two samples (B) of the same label for each dream: those with the largest random numbers among those that
-        may be chosen. If no sample has the label, any may."""
-        chance_2BM = torch.rand(2, count, len(known_M), generator=generator)
+        """Two samples (B) of the same label for each dream. If no sample has the label, any may be the first."""
+        by_label_M = known_M.argsort(stable=True)
+        counts_L = known_M.bincount(minlength=self._sizes.labels)
+        starts_L = counts_L.cumsum(0) - counts_L
+        chance_2B = torch.rand(2, count, dtype=torch.float64, generator=generator)
+
+        def choose(chance_B: Tensor, starts_B: Tensor, counts_B: Tensor) -> Tensor:
+            return by_label_M[starts_B + (chance_B * counts_B).long()]
+
+        starts_B, counts_B = torch.zeros(count, dtype=torch.int64), torch.full((count,), len(known_M))
         if labels_B is not None:
-            chance_2BM[0] += known_M == labels_B[:, None]
-        first_B = chance_2BM[0].argmax(1)
-        return first_B, (chance_2BM[1] + (known_M == known_M[first_B][:, None])).argmax(1)
+            known_B = counts_L[labels_B] > 0
+            starts_B = starts_L[labels_B].where(known_B, starts_B)
+            counts_B = counts_L[labels_B].where(known_B, counts_B)
+        first_B = choose(chance_2B[0], starts_B, counts_B)
+        own_B = known_M[first_B]
+        return first_B, choose(chance_2B[1], starts_L[own_B], counts_L[own_B])
 
 
 class StatisticsMemory:

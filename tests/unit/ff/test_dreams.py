@@ -157,6 +157,14 @@ def test_a_store_gives_single_samples_and_samples_of_a_label() -> None:
     assert torch.equal(memory.draw(wanted_B, 60, generator()).labels_B, wanted_B)
 
 
+def test_a_store_gives_any_sample_for_a_label_that_it_has_not_seen() -> None:
+    memory = StoreMemory(Store(samples=10), Sizes((6,), 3, 2), CPU)
+    seen = remembered(0, 9)
+    memory.add(Remembered(*(each[seen.labels_B < 2] for each in seen)), generator())
+    found_B = memory.draw(torch.full((60,), 2), 60, generator()).labels_B
+    assert set(found_B.tolist()) == {0, 1}
+
+
 def test_weights_hold_some_samples_of_a_large_store_and_a_network_dreams_from_them() -> None:
     recipe = sleeping().change(decoder={"memory": {"samples": 400}})
     network = taught(recipe, 40)
