@@ -7,6 +7,7 @@ import json
 import sqlite3
 import urllib.error
 import urllib.request
+from http.client import BadStatusLine, HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,9 +100,11 @@ class Http:
                 return answer
         except urllib.error.HTTPError as error:
             raise _refusal(error, url) from error
-        except (OSError, ValueError) as error:  # URLError is an OSError
+        except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError; HTTPException is not
             reason = getattr(error, "reason", error)
             reason = getattr(reason, "strerror", None) or reason  # without its number
+            if isinstance(error, BadStatusLine):  # its text is what was received, which may be binary
+                reason = "what listens there does not answer in HTTP"
             hint = (
                 "start the daemon with `ffstream serve`, or give its HTTP address with --at, as "
                 "http://127.0.0.1:8757; --state reads a folder without a daemon"
