@@ -14,12 +14,11 @@ from ffstream.cli.plots.style import GREY, RIGHT, WRONG, caption, plain
 def draw(answer: dict[str, Any]) -> Figure:
     """From /api/activities, with the `image` and its `image_shape`."""
     layers = answer["layers"]
-    height = 0.5 + 1.7 * max(2, sum(1 if layer["groups"] else 2 for layer in layers))
-    figure = Figure(figsize=(9, height), layout="constrained")
+    rows = sum(1 if layer["groups"] else 2 for layer in layers)
+    figure = Figure(figsize=(9, 0.5 + 1.7 * max(2, rows)), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1, 4])[0]
     _draw_images(left, answer)
-    rows = [1 if layer["groups"] else 2 for layer in layers]
-    axes = iter(right.subplots(sum(rows), 1, squeeze=False)[:, 0])
+    axes = iter(right.subplots(rows, 1, squeeze=False)[:, 0])
     for layer in layers:
         if layer["groups"]:
             _draw_groups(next(axes), layer, answer)

@@ -37,7 +37,7 @@ def draw(history: dict[str, Any]) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot(learned, error, color=SKY, linewidth=0.8, label=f"of the samples in each {interval(history)}")
     upper.plot(learned, window_error, color=BLUE, linewidth=1.8, label=_window(learned))
-    upper.set_ylim(0, min(1.0, 1.05 * float(np.nanmax(np.concatenate((error, window_error))))))
+    upper.set_ylim(0, min(1.0, 1.05 * float(np.nanmax(np.concatenate((error, window_error))))) or 1.0)
     upper.yaxis.set_major_formatter(PercentFormatter(1.0))
     upper.set_ylabel("prequential error")
     last = window_error[np.isfinite(window_error)][-1]

@@ -14,7 +14,7 @@ from PIL import Image
 def pixels(values: Sequence[int], shape: Sequence[int]) -> NDArray[np.uint8]:
     """An image (H, W) or (H, W, 3) to draw. One without height is a square, or a row; other channels become grey."""
     image = np.array(values, np.uint8)
-    if len(shape) == 1:
+    if len(shape) not in (2, 3):
         side = math.isqrt(len(image))
         return image.reshape((side, side) if side**2 == len(image) else (1, -1))
     image = image.reshape(shape)

@@ -1,6 +1,8 @@
 """Pictures of `ffstream plot`: what they say, that colours differ, and that the same records make the same bytes."""
 
 import io
+import math
+import warnings
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +18,12 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ffstream.cli.plot import plot
-from ffstream.cli.plots import activities, curve, dreams, filters, goodness, mistakes, style
+from ffstream.cli.plots import activities, curve, dreams, filters, goodness, mistakes, pictures, style
 from ffstream.errors import NoSamples, Unavailable
 from ffstream.history.history import SPANS, History
 from ffstream.history.marks import Mark
 from ffstream.history.points import FIGURES
-from ffstream.serving.pictures import weights_png
+from ffstream.serving.pictures import picture_shape, weights_png
 
 
 def test_the_command_offers_every_span_that_there_is() -> None:
@@ -175,6 +177,15 @@ def test_an_interval_of_few_samples_is_not_drawn() -> None:
     assert np.isfinite(drawn[:-1]).all()
 
 
+def test_a_curve_without_errors_has_an_axis() -> None:
+    record = history()
+    columns = record["columns"]
+    columns["error"] = columns["window_error"] = [0.0] * len(columns["learned"])
+    with warnings.catch_warnings(action="error"):
+        (upper, _) = curve.draw(record).axes
+    assert upper.get_ylim() == (0.0, 1.0)
+
+
 def test_goodness_is_named_for_what_each_layer_compares() -> None:
     text = texts(DRAWINGS["goodness"]())
     assert "units of the right label" in text
@@ -199,6 +210,13 @@ def test_activities_are_drawn_as_what_the_layer_compares() -> None:
     assert "negative image" in images.splitlines()
     assert "weights after 1,234 samples" in labels
     assert labels.splitlines().count("Compares labels.") == 1, "a sentence that all layers share is there once"
+
+
+@pytest.mark.parametrize("shape", [[16], [15], [4, 5], [4, 5, 1], [4, 5, 3], [4, 5, 2], [2, 2, 2, 2], [2, 2, 2, 3]])
+def test_images_of_every_shape_are_drawn_as_the_page_draws_them(shape: list[int]) -> None:
+    drawn = pictures.pixels(list(range(math.prod(shape))), shape)
+    height, width, channels = picture_shape(shape)
+    assert drawn.shape == ((height, width, 3) if channels == 3 else (height, width))
 
 
 def test_sentences_of_layers_that_differ_name_the_layers() -> None:
