@@ -81,6 +81,7 @@ class Inspector:
         by_errors = sorted(range(len(samples)), key=lambda label: -int(wrong[label]))[:_CLASSES_MAX]
         return {
             "window_samples": int(samples.sum()),
+            "window_wrong": int(wrong.sum()),
             "classes": sorted(by_errors),
             "confusion": None if matrix is None else matrix.tolist(),
             "per_class": [

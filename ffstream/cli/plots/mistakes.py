@@ -26,8 +26,7 @@ def draw(record: dict[str, Any]) -> Figure:
     _draw_matrix(matrix_axes, record)
     _draw_errors(error_axes, record)
     _draw_latest(right, record["latest"])
-    wrong = sum(each["wrong"] for each in record["per_class"])
-    figure.suptitle(f"{wrong:,} wrong of {_samples(record)}", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(f"{record['window_wrong']:,} wrong of {_samples(record)}", x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -72,7 +71,8 @@ def _draw_errors(axes: Axes, record: dict[str, Any]) -> None:
     if len(classes) <= _WRITTEN_MAX:
         axes.set_yticks(rows, [str(each["label"]) for each in classes])
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_title("error of each class")
+    every = record["confusion"] is not None
+    axes.set_title("error of each class" if every else f"error of the {len(classes)} classes with most mistakes")
     axes.set_xlabel("error")
     axes.set_ylabel("true label")
 

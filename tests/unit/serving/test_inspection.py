@@ -245,6 +245,7 @@ def test_mistakes_are_shown_as_images_with_their_scores(look: Look) -> None:
     assert answer["classes"] == [0, 1, 2, 3]
     wrong = (predicted.labels_B != labels_B).nonzero()[:, 0].tolist()
     assert wrong, "there must be something to see"
+    assert answer["window_wrong"] == len(wrong)
     for each in answer["per_class"]:
         row = matrix[each["label"]]
         assert (each["samples"], each["wrong"]) == (row.sum(), row.sum() - row[each["label"]])
@@ -254,6 +255,16 @@ def test_mistakes_are_shown_as_images_with_their_scores(look: Look) -> None:
         assert (each["label"], each["predicted"]) == (int(labels_B[at]), int(predicted.labels_B[at]))
         assert each["scores"] == pytest.approx(predicted.goodness_BL[at].tolist())
         assert png(each["image"]).ravel().tolist() == images_BI[at].tolist()
+
+
+def test_all_mistakes_are_counted_though_only_the_worst_classes_are_listed(look: Look) -> None:
+    looked = look(formulas.SMALL.change(labels=200, label_scheme="vectors"))
+    images_BI, labels_B = looked.evaluate(900)
+    answer = looked.inspector.mistakes()
+    assert answer["window_wrong"] == int((looked.classifier.predict(images_BI).labels_B != labels_B).sum())
+    assert answer["confusion"] is None
+    assert len(answer["per_class"]) == 100
+    assert sum(each["wrong"] for each in answer["per_class"]) < answer["window_wrong"]
 
 
 def test_a_layer_without_an_area_has_no_filters(look: Look) -> None:

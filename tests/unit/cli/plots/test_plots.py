@@ -90,8 +90,9 @@ def wrong(labels: int = 3, **extra: Any) -> dict[str, Any]:
         for label, row in enumerate(counts)
     ]
     latest = [{"seq": 9, "time": 0.0, "image": image, "label": 2, "predicted": 0, "scores": [0.0] * labels}]
-    record = {"window_samples": int(counts.sum()), "classes": list(range(labels)), "per_class": per_class}
-    return record | {"confusion": counts.tolist(), "latest": latest} | extra
+    total = int(counts.sum())
+    record = {"window_samples": total, "window_wrong": total - 50 * labels, "classes": list(range(labels))}
+    return record | {"per_class": per_class, "confusion": counts.tolist(), "latest": latest} | extra
 
 
 DRAWINGS: dict[str, Callable[[], Figure]] = {
@@ -230,8 +231,10 @@ def test_mistakes_say_which_samples_they_are_of() -> None:
     assert "2 → 0" in live
     offline = texts(mistakes.draw(wrong(seq=7000, first_seq=7001, last_seq=7162)))
     assert "samples (7,001 to 7,162), predicted by checkpoint 7,000, which has not learned them" in offline
-    many = texts(mistakes.draw(wrong(25) | {"confusion": None}))
+    many = texts(mistakes.draw(wrong(25) | {"confusion": None, "window_wrong": 1300}))
     assert "no matrix for so many labels" in many
+    assert "1,300 wrong of" in many, "not only those of the classes that are listed"
+    assert "error of the 25 classes with most mistakes" in many
 
 
 def test_filters_have_a_scale() -> None:
