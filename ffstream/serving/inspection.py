@@ -244,7 +244,8 @@ class Inspector:
         if threshold is None:
             threshold = self._threshold(index)
         both = torch.cat((right_B, wrong_B))
-        low, high = float(both.min()), float(both.max())
+        both = both[both.isfinite()]  # all values are, unless learning diverges
+        low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 0.0)
         if low == high:
             low, high = low - 0.5, high + 0.5
         return {

@@ -267,6 +267,16 @@ def test_all_mistakes_are_counted_though_only_the_worst_classes_are_listed(look:
     assert sum(each["wrong"] for each in answer["per_class"]) < answer["window_wrong"]
 
 
+def test_weights_that_are_not_finite_have_an_empty_histogram(look: Look) -> None:
+    looked = look(formulas.SMALL)
+    looked.evaluate()
+    looked.classifier.weights["layers.1.weight"].fill_(torch.nan)
+    first, second = looked.inspector.goodness()["layers"]
+    assert sum(first["right"]) == sum(first["wrong"]) == 24
+    assert sum(second["right"]) == sum(second["wrong"]) == 0
+    assert np.isfinite(second["edges"]).all()
+
+
 def test_a_layer_without_an_area_has_no_filters(look: Look) -> None:
     inspector = look(formulas.SMALL).inspector
     with pytest.raises(NotShown, match="connected to all units of the layer below"):
