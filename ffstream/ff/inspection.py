@@ -132,20 +132,18 @@ def _hybrids(recipe: Recipe, x_BI: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def dreams(classifier: Classifier, count: int) -> list[Tensor]:
-    """For each layer from which decoders lead down to the image, `count` images of each label, pixels 0 to 1:
-    (L, count, I), or (1, count, I) of a network that learns without labels. Empty if the first layer has no decoder,
-    or remembers nothing yet.
+def dreams(classifier: Classifier, labels: int, count: int) -> list[Tensor]:
+    """For each layer that, like all layers below it, has a decoder: `count` images of each of the first `labels`
+    labels, pixels 0 to 1 (labels, count, I). Empty if the first layer has no decoder, or remembers nothing yet. A
+    network that learns without labels has one label, 0.
 
     Each layer begins with what it remembers itself. All dreams get the first layer's grey values, see
     `ff/decoding.py`.
     """
-    recipe = classifier.recipe
     # A layer that has skipped all microbatches so far remembers nothing.
     decoders = list(takewhile(lambda decoding: not decoding.memory.is_empty, _decoders(classifier)))
     if not decoders:
         return []
-    labels = 1 if recipe.learns_unlabelled else recipe.labels
     labels_B = torch.arange(labels).repeat_interleave(count)
     values_BI = decoders[0].draw(labels_B, 0).values_BV
     found = []
@@ -173,8 +171,9 @@ def _decoders(classifier: Classifier) -> Iterator[LinearDecoding]:
 def filters(classifier: Classifier, index: int, limit: int) -> Tensor:
     """The weights (N, h, w, c) of up to `limit` units of a layer, those with the largest norm first.
 
-    In the first layer these are weights on the pixels of images, what the preprocessing does included; in later ones
-    on the channels of the layer below. Raises ValueError if the units of this layer are not connected to an area.
+    In the first layer these are weights on the pixels of images, and include the preprocessing. In later layers they
+    are weights on the channels of the layer below. Raises ValueError if the units of this layer are not connected to
+    an area.
     """
     recipe = classifier.recipe
     options, shape = recipe.layers[index], list(recipe.input_shapes())[index]

@@ -27,7 +27,7 @@ from ffstream.serving.snapshot import Snapshot, Snapshots
 BINS = 40
 GOODNESS_REFRESH_S = 2.0
 MISTAKES_REFRESH_S = 1.0
-_CLASSES_MAX = 100  # with more labels, the worst ones
+_CLASSES_MAX = 100  # with more labels: the errors of the worst ones, the dreams of the first ones
 
 
 class Evaluation(Protocol):
@@ -279,18 +279,19 @@ class Inspector:
         }
 
     def dreams(self, limit: int) -> Record:
-        """Images that the layers dream: for each layer with decoders down to the image, `limit` images of each label.
-        Raises NotShown, NoSamples."""
+        """Images that the layers dream: for each layer that, like all layers below it, has a decoder: `limit`
+        images of each label. Raises NotShown, NoSamples."""
         if self._recipe.layers[0].decoder.kind == "none":
             hint = 'set network.decoder to "linear", and begin with a new state folder'
             raise NotShown("the first layer of this network has no decoder, so it does not dream", hint=hint)
         snapshot, shape = self._snapshots.current, self._recipe.image_shape
-        layers = inspection.dreams(snapshot.classifier, limit)
+        labels = None if self._recipe.learns_unlabelled else list(range(min(self._recipe.labels, _CLASSES_MAX)))
+        layers = inspection.dreams(snapshot.classifier, len(labels or [0]), limit)
         if not layers:
             raise NoSamples("nothing is remembered yet, so nothing is dreamt", hint="send samples")
         return {
             **_of(snapshot),
-            "labels": None if self._recipe.learns_unlabelled else list(range(self._recipe.labels)),
+            "labels": labels,
             "layers": [
                 [[_base64(image_png(image_I, shape)) for image_I in images] for images in label_images]
                 for label_images in layers

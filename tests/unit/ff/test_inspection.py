@@ -212,6 +212,6 @@ def test_inspecting_changes_nothing() -> None:
 def test_layers_that_remember_nothing_show_no_dreams() -> None:
     recipe = SMALL.change(decoder="linear")
     weights = learned(recipe).weights
-    assert len(inspection.dreams(Classifier(recipe, weights), 2)) == len(recipe.layers) == 2
+    assert len(inspection.dreams(Classifier(recipe, weights), 4, 2)) == len(recipe.layers) == 2
     weights["layers.1.decoder.memory.added"].zero_()
-    assert len(inspection.dreams(Classifier(recipe, weights), 2)) == 1
+    assert len(inspection.dreams(Classifier(recipe, weights), 4, 2)) == 1

@@ -174,6 +174,12 @@ def test_dreams_of_each_layer_are_images_of_each_label(base: Recipe, look: Look)
     assert all(len(of_label) == 3 and np.ptp(np.stack(of_label)) > 0 for of_label in images)
 
 
+def test_a_network_with_very_many_labels_shows_the_dreams_of_some(look: Look) -> None:
+    answer = look(formulas.EVOKED.change(labels=1000, label_scheme="vectors", decoder="linear")).inspector.dreams(1)
+    assert answer["labels"] == list(range(100))
+    assert [len(layer) for layer in answer["layers"]] == [100, 100]
+
+
 def test_a_network_without_decoders_does_not_dream(look: Look) -> None:
     with pytest.raises(NotShown, match="the first layer of this network has no decoder"):
         look(formulas.SMALL).inspector.dreams(3)
