@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from ffstream.config.section import Section
 from ffstream.util.option_errors import wrong
 
+_NOT_CUSTOM = ("CPU", "GPU")  # Ray reserves these names
+
 
 class Learning(Section):
     """How the stream is divided into microbatches."""
@@ -83,7 +85,7 @@ class Cluster(Section):
 
     @field_validator("cpus", "gpus")
     @classmethod
-    def _are_positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _are_not_negative(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if any(each < 0 for each in value):
             raise ValueError("expected numbers from 0")
         return value
@@ -112,6 +114,8 @@ def amounts(entry: str) -> dict[str, float]:
             found[name] = 0.0
         if not name or not 0 < found[name] < math.inf:
             raise ValueError(f"{part.strip()!r} is not NAME=AMOUNT")
+        if name in _NOT_CUSTOM:
+            raise ValueError(f"{name} is not a custom resource; set cluster.cpus or cluster.gpus")
     return found
 
 
@@ -155,7 +159,7 @@ class PrequentialSection(Section):
     fraction: float = Field(1.0, ge=0, le=1, description="share of microbatches that are predicted")
     busy_fraction: float = Field(0.125, ge=0, le=1, description="the same while learning is behind the stream")
     busy_backlog_samples: int = Field(
-        8192, ge=0, description="samples on disk, not learned yet, from which learning counts as behind"
+        8192, ge=0, description="learning counts as behind while more samples than this are on disk and not learned"
     )
     queue_depth: int = Field(
         16, ge=1, description="microbatches that may wait to be predicted; further ones are not predicted"

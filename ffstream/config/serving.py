@@ -106,7 +106,7 @@ class Limits(Section):
     client_unresolved_max_messages: int = Field(
         16_384,
         ge=1,
-        description="stored messages that a client, or all clients of a key, may treat as unanswered; beyond that"
+        description="stored messages of a client, or of all clients of a key, that may be sent again; beyond that"
         " each client may have window_messages",
     )
     client_samples_per_s: float = Field(
