@@ -14,7 +14,7 @@ from tests.harness.commands import CLI, COMMAND_S, run_cli, run_json
 from tests.harness.daemon import DaemonProcess, Daemons
 from tests.support import folder_contents, wait_until
 
-KINDS = ["curve", "goodness", "activities", "mistakes", "filters"]
+KINDS = ["curve", "goodness", "activities", "mistakes", "filters", "dreams"]
 
 
 def plot(what: str, out: Path, *arguments: str) -> Result:
@@ -28,8 +28,8 @@ def learn(daemon: DaemonProcess, samples: int) -> None:
 
 @pytest.fixture
 def daemon(daemons: Daemons) -> DaemonProcess:
-    """A daemon that has learned, with a checkpoint that has not learned all of it."""
-    daemon = daemons.start("network.widths=[40,40]")
+    """A daemon that has learned and dreams, with a checkpoint that has not learned all of it."""
+    daemon = daemons.start("network.widths=[40,40]", "network.decoder=linear")
     learn(daemon, 640)
     run_json("checkpoint", "--at", daemon.control)
     learn(daemon, 320)
