@@ -1,8 +1,9 @@
 """Tests for concept drift. Each layer has one of its own, and compares its own errors: nothing is communicated.
 
-On some rows of some microbatches, a layer counts its errors with the newest weights, which cost nothing, and with the
-EMA weights, which cost a product: often only if there is reason to, which is when the newest weights err more than
-usual, or when the sum is not 0. The differences make a cumulative sum (Page 1954, "Continuous inspection schemes"):
+On some rows of some microbatches, a layer counts its errors with the newest weights, which costs nothing. Counting
+those of the EMA weights costs a matrix product. So it is done on a quarter of these microbatches, and on the others
+only if the newest weights err more than usual or the cumulative sum of the differences is not 0. The sum is (Page
+1954, "Continuous inspection schemes"):
 
     S ← max(0, S + errors of the EMA weights − errors of the newest weights)
 
@@ -90,7 +91,7 @@ class NoTest:
         return False
 
     def compare(self, ema_wrong: int, newest_wrong: int, rows: int) -> bool:
-        """They never are."""
+        """Never."""
         return False
 
     def outdated(self, ages_R: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Constraints: what is held after each step of the optimiser.
+"""Constraints: what is enforced on the parameters after each step of the optimiser.
 
 Shapes: L labels, F units.
 """
@@ -37,7 +37,7 @@ class Constraint(Part):
 
 @register
 class Unconstrained(Constraint):
-    """Nothing is held."""
+    """Nothing is enforced."""
 
     kind: Literal["none"] = "none"
 

@@ -1,4 +1,4 @@
-"""Options of decoders: how a layer learns to lead its activities back to its input, so that it can dream.
+"""Options of decoders: how a layer learns to reconstruct its input from its activities, so that it can dream.
 
 `ff/decoding.py` computes them, `ff/memories.py` keeps what dreams begin with. Dreams as negatives: `ff/dreams.py`.
 """
@@ -54,7 +54,7 @@ class Statistics(Memory):
 
 
 class Decoder(Part):
-    """Leads activities back to the input of their layer."""
+    """Reconstructs the input of a layer from its activities."""
 
     family: ClassVar[str] = "decoder"
     must_define: ClassVar[tuple[str, ...]] = ("build",)

@@ -1,14 +1,14 @@
-"""The linear decoder of a layer: from its activities back to its input, learned online and locally.
+"""The linear decoder of a layer: it reconstructs the input from the activities, and learns online and locally.
 
     ĥ = h / rms(h)        ẑ = D ĥ + d        L = mean over rows of ½ ‖ẑ − t‖²
     ∂L/∂D = Σ (ẑ − t) ĥᵀ / B                  ∂L/∂d = Σ (ẑ − t) / B        (the delta rule, Widrow and Hoff 1960)
 
-t is the layer's normalised input x̂, and in the first layer the image itself. It learns from the label-free
-activities of real samples only, those of the positive rows, and no gradient reaches the layer.
+t is the layer's normalised input x̂, and in the first layer the image itself. The decoder learns from the label-free
+activities of real samples only, which are the positive rows, and no gradient reaches the layer.
 
 A dream begins with remembered activities (`ff/memories.py`) and is decoded. A linear decoder gives means, which are
-blurred; so a dream of the first layer keeps only the order of its pixels, from dark to bright, and gets remembered
-grey values in that order.
+blurred. So only the order of the decoded pixels, from dark to bright, is used in the first layer: the dream gets the
+grey values of remembered images in that order (histogram matching).
 
 Shapes: B samples, F units, I numbers of the layer's input, or of an image.
 """
@@ -92,8 +92,9 @@ class LinearDecoding:
         self.parameters.update(input.samples, input.phase, input.replicas)
 
     def error(self) -> float:
-        """The share of the variance of the input that was not decoded, of the last update's rows: 0 if all was, 1 if
-        their mean would do as well. NaN before the first update, and if all rows were equal."""
+        """The share of the variance of the input that the decoder misses, in the rows of the last update: 0 if it
+        misses nothing, 1 if the mean of the rows would be as good. NaN before the first update, and if all rows were
+        equal."""
         if self._last is None:
             return math.nan
         decoded_BI, target_BI = self._last
@@ -117,8 +118,8 @@ class LinearDecoding:
     def dream(self, count: int, step: int, labels_B: Tensor | None = None, *, mixed: bool = True) -> Dream:
         """Dreams of the first layer, as images: the same for the same step, after the same stream.
 
-        They are of these labels, if there are any; `mixed`: of two samples each, where the memory has samples. Black
-        while nothing is remembered.
+        `labels_B`: the labels to dream of; None: as frequent as in the stream. `mixed`: each one mixes two draws from
+        the memory, see `ff/memories.py`. Black images of label 0 while nothing is remembered.
         """
         if self.memory.is_empty:
             black_BI = torch.zeros(count, self._inputs, device=self.parameters.flat.device)
@@ -127,7 +128,7 @@ class LinearDecoding:
         return Dream(with_values(self.decode(begin.h_BF), begin.values_BV), begin.labels_B)
 
     def draw(self, labels_B: Tensor, step: int) -> Remembered:
-        """What dreams of these labels begin with, if anything is remembered."""
+        """What dreams of these labels begin with. The memory must not be empty."""
         return self._draw(labels_B, len(labels_B), step, mixed=True)
 
     def _draw(self, labels_B: Tensor | None, count: int, step: int, *, mixed: bool) -> Remembered:

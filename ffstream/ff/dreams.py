@@ -1,14 +1,14 @@
 """Negatives that the network makes itself: images that its first layer dreams.
 
-A dream begins with remembered activities of the first layer, which its decoder leads back to an image (`decoder.py`,
+A dream begins with remembered activities of the first layer, which its decoder turns into an image (`decoder.py`,
 `decoding.py`, `memories.py`). It depends on what the first layer has learned, on the seed and on the number of the
 microbatch only, so recovery dreams the same again. Nothing comes from layers above, so no layer waits for another.
 
     with labels (phases)       all rows of a sleep phase are dreams under a wrong label: each of one remembered
                                sample, or drawn from the statistics of one label. Sleep needs no image
     without labels             positive rows are remembered activities of one sample, decoded; negative rows those of
-                               two samples, mixed and decoded. Real images are not decoded: beside dreams they would
-                               teach layers to tell decoded from real. So only decoder and readout learn from them
+                               two samples, mixed and decoded. Beside dreams, real images would only teach the layers
+                               to tell decoded images from real ones, so only decoders and readout learn from these
 
 Shapes: B samples, L labels.
 """

@@ -1,6 +1,6 @@
-"""Options for the device that computes a layer's products. `ff/hardware_model.py` does what they say.
+"""Options of the device that computes a layer's products. `ff/hardware_model.py` computes it.
 
-The learner does not know them: it knows what it programmed, what it sent and what it read back.
+Learning does not use them. It uses the weights that it programmed, the inputs that it sent and what it read back.
 """
 
 from typing import Any, ClassVar, Literal
@@ -39,11 +39,11 @@ class Analog(Hardware):
 
         W′ = v if stuck, else W (1 + g)        z = 0 if dead, else Q((1 + g) (C(x̂; W′) + b + n))
 
-    g is normal with the standard deviation `mismatch`, n with `noise` · √Σ_i x̂_i² W′_i², which is that of independent
-    errors of all products; v is uniform in ±2.5/√fan_in. All are drawn from `seed`, the layer's index and how often
-    the device has changed, n also from how often it was read. Q has 2^bits − 1 steps of either sign up to its range,
-    which is four times the root mean square of max(z, 0), and follows what is read. With pooling, the noise is that
-    of the place of the window where it is largest.
+    g is normal with the standard deviation `mismatch`; n with `noise` · √Σ_i x̂_i² W′_i², as if the products had
+    independent errors; v is uniform in ±2.5/√fan_in. All are drawn from `seed`, the layer's index and how often the
+    device has changed, and n also from how often it was read. Q has 2^bits − 1 steps of either sign up to its range,
+    which is four times the root mean square of max(z, 0), and follows what is read. With pooling, a window
+    has the noise of the place where its standard deviation is largest.
     """
 
     kind: Literal["analog"] = "analog"

@@ -1,4 +1,4 @@
-"""Devices: what becomes of a layer's products, and what its learner finds out about that.
+"""Devices: how a layer's products are read from hardware, and what its learner finds out about the hardware.
 
 A device is read in learning and in prediction, with the same formulas. It is drawn from its options, so its state is
 only how long it has been used, and what was found out from its readings:
@@ -10,7 +10,8 @@ only how long it has been used, and what was found out from its readings:
     response    running covariance of each unit's reading with what an ideal device would compute
     usual       running mean of the distance of a microbatch's activities from the running mean, as a share of it
     excess      S: see below
-    since       microbatches since the running means began; `changes`, how many changes were found
+    since       microbatches since the running means began
+    changes     how many changes were found
 
 A change is found by a cumulative sum, S ← max(0, S + distance / usual − 1.25), once S > 0.35. It is looked for in
 microbatches of at least 64 rows, and on the first 64 of them, so that the distance does not depend on their number.

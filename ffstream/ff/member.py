@@ -5,9 +5,8 @@ weights            input.mean                layers.0.weight, layers.0.bias, …
 state              input.mean, input.seen    layers.0.parameters, layers.0.ema,     saved in checkpoints
                                              layers.0.drift.sum, …
 
-The tensors of a layer's decoder are below the layer's: `layers.0.decoder.weight`, `layers.0.decoder.parameters`.
-
-The tensors of a readout are named like those of a layer: `readout.weight`, `readout.parameters` and so on.
+A decoder has tensors of the same names below those of its layer (`layers.0.decoder.weight`,
+`layers.0.decoder.parameters`, …), and so has the readout (`readout.weight`, `readout.parameters`, …).
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,7 +40,7 @@ class Member(Protocol):
         ...
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Starts over from weights that `weights` returned: nothing else is as if anything had been learned."""
+        """Starts over from weights that `weights` returned. Everything else is as in a new network."""
         ...
 
 

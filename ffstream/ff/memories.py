@@ -61,7 +61,7 @@ class ActivityMemory(Protocol):
         ...
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The part of the state that shows dreams in a snapshot. Not a copy."""
+        """The part of the state that is in a snapshot, to show dreams. Not a copy."""
         ...
 
     def add(self, seen: Remembered, generator: torch.Generator) -> None:
@@ -71,7 +71,7 @@ class ActivityMemory(Protocol):
     def draw(
         self, labels_B: Tensor | None, count: int, generator: torch.Generator, *, mixed: bool = True
     ) -> Remembered:
-        """Activities to begin `count` dreams with: of these labels, or as frequent as they were seen."""
+        """Activities to begin `count` dreams with: of these labels, or of labels as frequent as in the stream."""
         ...
 
 

@@ -17,11 +17,11 @@ whole stream, and merging needs no more than a mean:
     parameters                            as above
     every other floating-point tensor     the mean: EMA, moments and steps of the optimiser, opponent, threshold
     samples, seen                         the mean; `seen` is rounded down
-    drift.*                               that of replica 0, the only one that looks for a drift
+    drift.*                               those of replica 0, the only one that tests for a drift
     hardware: usual, excess, since,       those of replica 0, the only one that looks for a change of the device
         changes
     filters, products, fitted             those of replica 0: fitted while every replica learns every microbatch
-    memory.*                              that of replica 0: a mean of different samples is none of them
+    memory.*                              those of replica 0: the mean of two samples is not a sample
     another tensor of integers            is equal in all replicas, or cannot be merged
 
 A replica whose count of samples is less than at the last merge has restarted the EMA and the learning rate
@@ -45,10 +45,9 @@ State = Mapping[str, Tensor]
 MOMENTUM: Final = 0.5
 _PARAMETERS, _EMA, _SAMPLES = "parameters", "ema", "samples"  # of a member
 _LAST, _VELOCITY = "last", "velocity"  # of a Merger, for each member
-_COUNTS: Final = ("seen",)
+_SEEN: Final = "seen"
 _HARDWARE: Final = tuple(f"hardware.{name}" for name in ("usual", "excess", "since", "changes"))
 _OF_FIRST: Final = ("drift.", *_HARDWARE, "memory.", "filters", "products", "fitted")
-
 
 _NOTHING: Final[State] = {}
 
@@ -74,7 +73,7 @@ def _merge(name: str, replicas: Sequence[Tensor]) -> Tensor:
         return replicas[0].clone()
     if replicas[0].is_floating_point():
         return _mean(replicas)
-    if any(_ends_with(name, count) for count in _COUNTS):
+    if _ends_with(name, _SEEN):
         return replicas[0] + _differences(replicas).neg_().div_(len(replicas), rounding_mode="floor")
     if all(torch.equal(each, replicas[0]) for each in replicas):
         return replicas[0].clone()

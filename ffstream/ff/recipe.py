@@ -77,7 +77,7 @@ class LayerOptions(Options):
         description="what stands for the other phase during a wake or sleep phase"
     )
     constraint: Annotated[Constraint, *field_of("constraint")] = Field(
-        description="what is held after each step of the optimiser"
+        description="what is enforced on the parameters after each step of the optimiser"
     )
     hardware: Annotated[Hardware, *field_of("hardware")] = Field(
         description="the device that computes the products, in learning and in prediction"
@@ -86,7 +86,7 @@ class LayerOptions(Options):
         description="memory of the recent stream that the layer reads beside its input"
     )
     decoder: Annotated[Decoder, *field_of("decoder")] = Field(
-        description="whether the layer learns to lead its activities back to its input, and what it remembers of them"
+        description="what learns to reconstruct the layer's input from its activities, so that the layer can dream"
     )
     learning_rate: float = Field(
         4e-3, ge=0, description="learning rate of a whole microbatch at the start of the stream"

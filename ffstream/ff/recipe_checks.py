@@ -115,7 +115,7 @@ def _check_layer(recipe: Recipe, index: int, layer: LayerOptions, inputs: Shape)
         reason = "needs rows that hold no label, so network.activities must be label_free"
         raise OptionError(wrong(f"{at}.decoder", layer.decoder.kind, reason))
     if layer.decoder.kind != "none" and layer.fast_weights.kind != "none":
-        reason = "cannot lead back to what fast weights recall; give one of the two to another layer"
+        reason = "cannot reconstruct what fast weights recall; give one of the two to another layer"
         raise OptionError(wrong(f"{at}.decoder", layer.decoder.kind, reason))
     if not objective.needs_wrong_labels and layer.negatives.kind != LAYER_DEFAULTS["negatives"]:
         reason = f'has no effect, because objective = "{objective.kind}" compares all labels of a sample'
