@@ -252,6 +252,16 @@ def test_dreams_name_their_layer_and_label() -> None:
     assert "layer 1\n" in texts(dreams.draw(dreamt(None))) + "\n"
 
 
+def test_dreams_of_a_layer_are_one_image_with_a_row_for_each_label() -> None:
+    axes = dreams.draw(dreamt(list(range(62)))).axes
+    assert len(axes) == 2, "matplotlib cannot lay out thousands of axes in time"
+    tiled = np.asarray(axes[0].images[0].get_array())
+    assert tiled.shape == (62 * 4, 3 * 5)
+    assert (tiled[4:7, 5:9] == np.arange(12).reshape(3, 4) * 20).all()
+    assert (tiled[3::4] == 255).all()
+    assert (tiled[:, 4::5] == 255).all()
+
+
 def test_nothing_to_draw_is_said() -> None:
     empty = History(2).document("all")
     for draw in (curve.draw, lambda record: goodness.draw(record, ["labels"] * 2, None)):
