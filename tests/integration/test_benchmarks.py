@@ -61,10 +61,14 @@ def test_learn(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     stack = recipe("fast", layers=layers, batch_size=16, warmup_samples=0)
     dense = recipe("fast", widths=[20, 20], warmup_samples=0)
     groups = dense.change(label_scheme="groups")
-    learn.run(
-        report, 1, [learn.Case("conv", stack, 4), learn.Case("vectors", dense, 4), learn.Case("groups", groups, 4)]
-    )
-    figures = ("conv/share_of_conv", "vectors/share_of_gemm", "groups/share_of_gemm", "groups/over_vectors")
+    cases = [
+        learn.Case("conv", stack, 4),
+        learn.Case("vectors", dense, 4, full_batch=100),
+        learn.Case("groups", groups, 4),
+    ]
+    learn.run(report, 1, cases)
+    others = ("vectors/over_overlay_method", "vectors/over_backprop", "groups/over_vectors")
+    figures = ("conv/share_of_conv", "vectors/share_of_gemm", "groups/share_of_gemm", *others)
     serial = [f"{name}/pipeline_over_serial" for name in ("conv", "vectors", "groups")]
     assert rows(capsys).keys() == {
         f"learn/{name}/{dtype}/{figure}"

@@ -1,7 +1,8 @@
 """Learning speed of the pipeline, beside the serial reference and other methods.
 
 The pipeline is that of a daemon: it reads a journal, forms microbatches and publishes snapshots. Samples are random
-numbers, which does not change the speed, so no data set is needed.
+numbers, which does not change the speed, so no data set is needed. All that is compared is measured in turn, with
+products in the same precision.
 """
 
 import os
@@ -34,11 +35,16 @@ _DEADLINE_S = 300.0
 
 
 class Case(NamedTuple):
-    """A recipe without replay, and the microbatches of one measurement."""
+    """A recipe without replay, and the microbatches of one measurement.
+
+    `full_batch`: samples of an update of the label-in-pixels method. It is measured, too, and so is backpropagation;
+    0: neither is.
+    """
 
     name: str
     recipe: Recipe
     batches: int
+    full_batch: int = 0
 
 
 def cases() -> list[Case]:
@@ -47,7 +53,7 @@ def cases() -> list[Case]:
     fast = make_recipe("fast", warmup_samples=0)
     spatial = {"batch_size": 128, "replay": 0}
     return [
-        Case("784-512-512", fast, 200),
+        Case("784-512-512", fast, 200, full_batch=50_000),
         Case("784-2000x4", fast.change(widths=(2000,) * 4), 16),
         Case("vectors", fast.change(widths=(500, 500)), 200),
         Case("groups", fast.change(widths=(500, 500), **groups), 200),
@@ -73,11 +79,13 @@ def _measure(report: Report, case: Case, precision: str, rounds: int, cores: int
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (recipe.batch_size, recipe.inputs), dtype=np.uint8)
     labels = generator.integers(0, 10, recipe.batch_size)
-    serial, pipeline, possible = in_turn(
+    others = _other_methods(case, dtype, cores)
+    serial, pipeline, possible, *found = in_turn(
         rounds,
         lambda: _serial_rate(recipe, dtype, images, labels, max(4, case.batches // 2)),
         lambda: _pipeline_rate(recipe, precision, images, labels, case.batches),
         lambda: roofline.rate(recipe, recipe.batch_size, dtype, cores, 1.0),
+        *others.values(),
     )
     prefix = f"learn/{case.name}/{precision}"
     report.add(f"{prefix}/pipeline_over_serial", pipeline, "samples/s", "serial", serial)
@@ -86,17 +94,21 @@ def _measure(report: Report, case: Case, precision: str, rounds: int, cores: int
     peer = "conv_roofline" if convolves else "gemm_roofline"
     share = "share_of_conv" if convolves else "share_of_gemm"
     report.add(f"{prefix}/{share}", achieved, "GFLOP/s", peer, possible / 1e9)
-    if case.name == "784-512-512":
-        _beside_other_methods(report, prefix, pipeline, recipe, cores)
+    for (figure, method), speed in zip(others, found, strict=True):
+        report.add(f"{prefix}/{figure}", pipeline, "samples/s", method, speed)
     return pipeline
 
 
-def _beside_other_methods(report: Report, prefix: str, pipeline: float, recipe: Recipe, cores: int) -> None:
+def _other_methods(case: Case, dtype: torch.dtype, threads: int) -> dict[tuple[str, str], Callable[[], float]]:
+    """By figure and method: measures the method on a network of the same widths."""
+    if not case.full_batch:
+        return {}
+    recipe = case.recipe
     widths = (recipe.inputs, *(size_of(layer.connection.output_shape(())) for layer in recipe.layers))
-    with peers.intra_op_threads(cores):
-        report.add(f"{prefix}/over_overlay_method", pipeline, "samples/s", "overlay_method", _overlay_rate(widths))
-        backprop = _backprop_rate(widths, recipe.batch_size)
-        report.add(f"{prefix}/over_backprop", pipeline, "samples/s", "backprop_mlp", backprop)
+    return {
+        ("over_overlay_method", "overlay_method"): lambda: overlay_rate(widths, case.full_batch, dtype, threads),
+        ("over_backprop", "backprop_mlp"): lambda: backprop_rate(widths, recipe.batch_size, dtype, threads),
+    }
 
 
 def _serial_rate(recipe: Recipe, dtype: torch.dtype, images: np.ndarray, labels: np.ndarray, batches: int) -> float:
@@ -164,18 +176,22 @@ class _Learned:
             raise RuntimeError(f"the pipeline did not learn its samples: {self._failures}")
 
 
-def _overlay_rate(widths: tuple[int, ...], samples: int = 50_000, updates: int = 2) -> float:
-    method = peers.OverlayMethod(widths)
-    images, labels = torch.rand(samples, widths[0]), torch.randint(0, 10, (samples,))
-    method.update(images, labels)
-    return rate(samples * updates, _repeat(updates, lambda: method.update(images, labels)))
+def overlay_rate(widths: tuple[int, ...], samples: int, dtype: torch.dtype, threads: int, updates: int = 2) -> float:
+    """Samples a second of the label-in-pixels method, each update of which takes all samples."""
+    with peers.computing(dtype, threads):
+        method = peers.OverlayMethod(widths)
+        images, labels = torch.rand(samples, widths[0]), torch.randint(0, 10, (samples,))
+        method.update(images, labels)
+        return rate(samples * updates, _repeat(updates, lambda: method.update(images, labels)))
 
 
-def _backprop_rate(widths: tuple[int, ...], batch: int, updates: int = 60) -> float:
-    mlp = peers.BackpropMlp(widths)
-    images, labels = torch.rand(batch, widths[0]), torch.randint(0, 10, (batch,))
-    mlp.learn(images, labels)
-    return rate(batch * updates, _repeat(updates, lambda: mlp.learn(images, labels)))
+def backprop_rate(widths: tuple[int, ...], batch: int, dtype: torch.dtype, threads: int, updates: int = 60) -> float:
+    """Samples a second of backpropagation."""
+    with peers.computing(dtype, threads):
+        mlp = peers.BackpropMlp(widths)
+        images, labels = torch.rand(batch, widths[0]), torch.randint(0, 10, (batch,))
+        mlp.learn(images, labels)
+        return rate(batch * updates, _repeat(updates, lambda: mlp.learn(images, labels)))
 
 
 def _repeat(times: int, work: Callable[[], None]) -> Callable[[], None]:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def intra_op_threads(count: int) -> Iterator[None]:
-    """Sets the number of torch's intra-op threads during the block, for peers that use them."""
+def computing(dtype: torch.dtype, threads: int) -> Iterator[None]:
+    """In the block, matrix products on the CPU are computed in `dtype`, and operations by so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(threads)
     try:
-        yield
+        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -19,18 +19,21 @@ Products = Callable[[], None]  # one layer's forward product and the one for the
 
 
 def rate(recipe: Recipe, batch: int, dtype: torch.dtype, threads: int, seconds: float) -> float:
-    """FLOP/s on `threads` threads at once, each of which repeats the products of all layers."""
+    """FLOP/s on `threads` threads at once, each of which repeats the products of all layers.
+
+    Raises ValueError for a kind of connection whose products are not known.
+    """
+    layers = list(zip(recipe.layers, recipe.input_shapes(), strict=True))
+    own = [[_products(layer.connection, shape, batch, dtype) for layer, shape in layers] for _ in range(threads)]
     done = [0.0] * threads
     start_line = threading.Barrier(threads + 1)
     stop = threading.Event()
 
     def work(which: int) -> None:
         torch.set_num_threads(1)
-        layers = zip(recipe.layers, recipe.input_shapes(), strict=True)
-        products = [_products(layer.connection, shape, batch, dtype) for layer, shape in layers]
         start_line.wait()
         while not stop.is_set():
-            for each in products:
+            for each in own[which]:
                 each()
             done[which] += flops(recipe) * batch
 
