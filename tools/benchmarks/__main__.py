@@ -40,7 +40,7 @@ def learn_command(as_json: bool, rounds: int) -> None:
 @command.as_json
 @command.rounds
 def ingest_command(long: bool, as_json: bool, rounds: int) -> None:
-    """Acked and learned samples per second, from a producer in another process; the daemon's memory."""
+    """Acked and learned samples per second, from a producer in another process."""
     ingest.run(command.report(settings=ingest.SETTINGS), rounds, long=long)
 
 
