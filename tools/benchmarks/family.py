@@ -26,18 +26,18 @@ def systems() -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line for each system and each command that has measured it; one line if none has."""
+    """A line for each system and each run that has measured it; one line if there is none."""
     return "\n".join([_HEAD, *(line for system in systems() for line in _lines(system, rows))])
 
 
 def _lines(system: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
     reported = [system["name"], system.get("article", "–"), system.get("hinton", "–")]
-    commands: dict[str, list[Row]] = {}
+    runs: dict[tuple[str, str], list[Row]] = {}
     for row in (row for row in rows if _matches(system, row)):
-        commands.setdefault(row["command"], []).append(row)
-    for command, found in commands.items():
+        runs.setdefault((row["command"], row["processor"]), []).append(row)
+    for (command, _), found in runs.items():
         yield _line(*reported, *_measured(found), f"`{command}`")
-    if not commands:
+    if not runs:
         yield _line(*reported, "not measured yet", *[""] * 4)
 
 

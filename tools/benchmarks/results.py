@@ -16,7 +16,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,10 @@ def _section(rows: Sequence[Row], machines: _Machines) -> str:
         return "\nNo results yet.\n"
     results = [row for row in rows if "result" in row]
     lines = [""]
-    for command, own in _grouped((row for row in rows if "result" not in row), "command"):
+    measurements = [row for row in rows if "result" not in row]
+    for (command, _), own in _grouped(measurements, "command", "processor"):  # `merge` keeps one run for each of them
         lines += [f"`{command}` ({_source(own[0], machines)}):", "", "| figure | value | beside | ratio |"]
-        lines += ["|---|---|---|---|", *(_figure(name, same) for name, same in _grouped(own, "name")), ""]
+        lines += ["|---|---|---|---|", *(_figure(name, same) for (name,), same in _grouped(own, "name")), ""]
     if results:
         lines += ["| command | result | from |", "|---|---|---|"]
         lines += [
@@ -172,11 +173,11 @@ def _section(rows: Sequence[Row], machines: _Machines) -> str:
     return "\n".join(lines)
 
 
-def _grouped(rows: Iterable[Row], key: str) -> Iterator[tuple[str, list[Row]]]:
-    groups: dict[str, list[Row]] = {}
+def _grouped(rows: Iterable[Row], *keys: str) -> Iterable[tuple[tuple[str, ...], list[Row]]]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(row[key], []).append(row)
-    yield from groups.items()
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups.items()
 
 
 def _source(row: Row, machines: _Machines) -> str:

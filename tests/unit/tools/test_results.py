@@ -73,6 +73,19 @@ def test_repetitions_are_shown_as_median_and_range() -> None:
     ]
 
 
+def test_runs_of_one_command_on_two_machines_are_not_mixed() -> None:
+    here, there = (
+        row("learn/x", "tools/bench learn", value=value, unit="s", processor=processor)
+        for value, processor in ((1.0, "one"), (3.0, "other"))
+    )
+    lines = rendered("learning", here, there)
+    assert [line for line in lines if "learn/x" in line] == ["| `learn/x` | 1 s |  |  |", "| `learn/x` | 3 s |  |  |"]
+    assert [line.split("; ")[1] for line in lines if line.startswith("`")] == ["machine A", "machine B"]
+    name = "accuracy/overlay/mnist/10_pass/test"
+    here, there = (here | {"name": name}, there | {"name": name})
+    assert [line.split(" | ")[3] for line in rendered("family", here, there) if "learn" in line] == ["1.00 %", "3.00 %"]
+
+
 def test_missing_origins_are_shown_as_not_recorded() -> None:
     old = row(
         "ingest/x", "tools/bench ingest", low=1, high=2, unit="s", note="in two runs", entered="def",
