@@ -119,6 +119,14 @@ def test_tuning_the_peer(report: Report, capsys: pytest.CaptureFixture[str]) -> 
     assert section["error"] == round(best["value"], 2)
 
 
+@pytest.mark.parametrize(("validation", "split"), [(False, "test"), (True, "validation")])
+def test_the_label_in_pixels_method_is_judged_on_the_split_that_is_held_out(
+    report: Report, capsys: pytest.CaptureFixture[str], validation: bool, split: str
+) -> None:
+    accuracy.overlay_method(report, few_digits(), 2, validation=validation)
+    assert rows(capsys).keys() == {f"accuracy/overlay_method/embedded/2_updates/{split}"}
+
+
 def test_phases(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     """Four wake microbatches and four sleep microbatches, in turn, learn digits."""
     phases.run(

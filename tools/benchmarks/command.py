@@ -3,7 +3,8 @@
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -38,14 +39,24 @@ def report(seeds: Sequence[int] = (0,), settings: Sequence[str] = (), device: st
     as_json = options.pop("as_json")
     for option in _NO_INFLUENCE:
         options.pop(option, None)
-    command = shlex.join(influential(sys.argv[1:]))
     # Recorded rows are committed, and a path of this machine means nothing on another.
+    command = shlex.join(_without_paths(influential(sys.argv[1:])))
     given = {name: "DIR" if _is_path(value) else value for name, value in options.items()}
-    for path in filter(_is_path, options.values()):
-        command = command.replace(shlex.quote(str(path)), "DIR")
     if settings:
         given["daemon"] = list(settings)
     return Report(as_json, f"tools/bench {command}", given, seeds, device)
+
+
+def _without_paths(arguments: Iterable[str]) -> Iterator[str]:
+    """The arguments with `DIR` in place of the folder of a data set, and of any path that is there."""
+    for before, argument in pairwise(("", *arguments)):
+        option, equals, value = argument.partition("=")
+        if before == "--data" or _is_path(argument):
+            yield "DIR"
+        elif equals and (option == "--data" or _is_path(value)):
+            yield f"{option}=DIR"
+        else:
+            yield argument
 
 
 def _is_path(value: object) -> bool:
@@ -57,8 +68,8 @@ def influential(arguments: Sequence[str]) -> Iterator[str]:
     """The arguments of the command line on which figures depend."""
     rest = iter(arguments)
     for argument in rest:
-        name, separator, _ = argument.removeprefix("--").partition("=")
-        if name in _NO_INFLUENCE:
+        name, separator, _ = argument.partition("=")
+        if name in {f"--{option}" for option in _NO_INFLUENCE}:
             if not separator:
                 next(rest, None)
         elif argument != "--json":

@@ -13,6 +13,7 @@ from ffstream.data.text import CORPUS
 from ffstream.errors import FFStreamError
 from ffstream.ff.presets import PRESETS
 from ffstream.ff.presets import recipe as make_recipe
+from ffstream.pipeline.device import choose_device
 from tools.benchmarks import (
     combinations,
     command,
@@ -97,16 +98,16 @@ def accuracy_command(
     )
     try:
         loaded = load(dataset, data)
-        on_gpu = accuracy.config_of(loaded, options, 0).pipeline.device == "cuda"
-        gpu = torch.cuda.get_device_name() if on_gpu else None
-        report = command.report(range(seeds), PROOF_SETTINGS if proves else (), gpu)
+        device = choose_device(accuracy.config_of(loaded, options, 0).pipeline.device)
+        gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
+        report = command.report(range(1 if tune_peer else seeds), PROOF_SETTINGS if proves else (), gpu)
         if tune_peer:
             click.echo(accuracy.tune_peer(report, loaded, options, tune_peer))
             return
         peer = settings_of(preset) if with_peer else None
         accuracy.run(report, loaded, replace(options, peer=peer))
         if updates:
-            accuracy.overlay_method(report, loaded, updates)
+            accuracy.overlay_method(report, loaded, updates, validation=validation)
     except (accuracy.Failed, FFStreamError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -421,3 +421,12 @@ def test_wrong_options_are_explained(
     done = CliRunner().invoke(main, ["accuracy", *arguments])
     assert done.exit_code == exit_code, done.output
     assert message in done.output
+
+
+@pytest.mark.usefixtures("_signals_are_kept")
+def test_trials_of_the_peer_say_that_they_had_one_seed() -> None:
+    arguments = ["--preset", "fast", "--tune-peer", "1", "--samples", "64", "--seeds", "3", "--json"]
+    done = CliRunner().invoke(main, ["accuracy", *arguments])
+    assert done.exit_code == 0, done.output
+    trial = next(json.loads(line) for line in done.output.splitlines() if line.startswith("{"))
+    assert trial["seeds"] == [0]

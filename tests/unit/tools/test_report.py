@@ -51,6 +51,11 @@ def test_a_row_names_no_folder_of_this_machine(
         command.report().add("accuracy", 1.5, "%")
     row = printed(capsys)
     assert (row["command"], row["options"]["dataset"]) == ("tools/bench accuracy --dataset DIR", "DIR")
+    monkeypatch.setattr("sys.argv", ["bench", "accuracy", "--data=mnist", "--dataset", "mnist", "--set", "a.b=1"])
+    with click.Context(accuracy_command) as context:
+        context.params = {"dataset": "mnist", "data": Path("mnist"), "as_json": True}
+        command.report().add("accuracy", 1.5, "%")
+    assert printed(capsys)["command"] == "tools/bench accuracy --data=DIR --dataset mnist --set a.b=1"
 
 
 def test_a_person_sees_the_origin_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,7 @@ def test_the_table_of_the_family_has_a_line_for_each_system_and_command() -> Non
 def test_options_that_name_files_are_not_part_of_the_command() -> None:
     given = ["accuracy", "--runs", "a", "--passes", "2", "--plot=b.png", "--json", "--data", "d"]
     assert list(influential(given)) == ["accuracy", "--passes", "2", "--data", "d"]
+    assert list(influential(["drift", "runs", "--kind", "labels"])) == ["drift", "runs", "--kind", "labels"]
 
 
 def test_the_result_of_another_tool_is_a_row_with_its_plain_figures() -> None:

@@ -104,15 +104,16 @@ def tune_peer(report: Report, dataset: Dataset, options: Options, trials: int) -
     )
 
 
-def overlay_method(report: Report, dataset: Dataset, updates: int) -> None:
-    """Test error of the label-in-pixels method after `updates` full-batch updates."""
+def overlay_method(report: Report, dataset: Dataset, updates: int, *, validation: bool) -> None:
+    """Held-out error of the label-in-pixels method after `updates` full-batch updates, with seed 0."""
+    train, held_out, name = splits_of(dataset, validation=validation)
     torch.manual_seed(0)
-    images, labels = _tensors(dataset.train)
+    images, labels = _tensors(train)
     method = peers.OverlayMethod((images.shape[1], 512, 512))
     for _ in range(updates):
         method.update(images, labels)
-    error = method.error(*_tensors(dataset.test))
-    report.add(f"accuracy/overlay_method/{dataset.name}/{updates}_updates/test", 100 * error, "%")
+    error = method.error(*_tensors(held_out))
+    report.add(f"accuracy/overlay_method/{dataset.name}/{updates}_updates/{name}", 100 * error, "%", seed=0)
 
 
 def _tensors(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
