@@ -74,13 +74,15 @@ class Learner:
         self._recipe, self._train = recipe, train
 
     def learn(self, passes: float) -> None:
-        """That many passes; in phases, as many whole rounds of them as fit, but one at least."""
-        recipe = self._recipe
-        samples = int(passes * len(self._train))
+        """That many passes; in phases, as many whole rounds of wake and sleep as fit, but one at least."""
+        recipe, samples = self._recipe, int(passes * len(self._train))
         if recipe.wake:
-            fresh = recipe.wake * recipe.batch_size
-            samples = max(1, samples // fresh) * fresh
-        while self._microbatches.seq < samples or self._microbatches.phase == "sleep":
+            # Counted in microbatches, because one that ends a pass has fewer samples.
+            rounds = max(1, samples // (recipe.wake * recipe.batch_size))
+            for _ in range(rounds * (recipe.wake + recipe.sleep)):
+                self.learner.learn(self._microbatches.next())
+            return
+        while self._microbatches.seq < samples:
             self.learner.learn(self._microbatches.next())
 
     def error(self, split: Split) -> float:
