@@ -41,7 +41,7 @@ def run(report: Report, rounds: int, *, widths: tuple[int, ...] = (2000,) * 4, s
         learner = Learner(config, make_engine(config, metrics), journal, metrics, failures.append)
         learner.start()
         try:
-            _measure(report, learner, rounds, "-".join(map(str, (784, *widths))))
+            _measure(report, learner, journal, rounds, "-".join(map(str, (784, *widths))))
         finally:
             learner.end_learning(_DEADLINE_S, failed=True)
             learner.end_evaluation(_DEADLINE_S)
@@ -60,15 +60,15 @@ def _fill(journal: Journal, samples: int) -> None:
         journal.append([Entry("bench", n, n, _MESSAGE, "uint8", labels, images) for n in numbers])
 
 
-def _measure(report: Report, learner: Learner, rounds: int, network: str) -> None:
+def _measure(report: Report, learner: Learner, journal: Journal, rounds: int, network: str) -> None:
     learner.checkpoint(_DEADLINE_S)  # warm-up: files, buffers, threads
     start = time.perf_counter()
     written = learner.checkpoint(_DEADLINE_S)
     span_s = time.perf_counter() - start
     without, during, slowdowns = [], [], []
     for _ in range(rounds):
-        without.append(_rate(learner, lambda: time.sleep(span_s)))
-        during.append(_rate(learner, lambda: learner.checkpoint(_DEADLINE_S)))
+        without.append(_rate(learner, journal, lambda: time.sleep(span_s)))
+        during.append(_rate(learner, journal, lambda: learner.checkpoint(_DEADLINE_S)))
         slowdowns.append(100 * (1 - during[-1] / without[-1]))
     prefix, median = f"checkpoint/{network}", statistics.median
     report.add(f"{prefix}/learning_while_written", median(during), "samples/s", "learning_without", median(without))
@@ -77,8 +77,11 @@ def _measure(report: Report, learner: Learner, rounds: int, network: str) -> Non
     report.add(f"{prefix}/bytes", written.bytes / 1e6, "MB")
 
 
-def _rate(learner: Learner, work: Callable[[], object]) -> float:
-    """Samples learned per second while `work` runs."""
+def _rate(learner: Learner, journal: Journal, work: Callable[[], object]) -> float:
+    """Samples learned per second while `work` runs. Raises RuntimeError if it had nothing to learn at the end."""
     start, before = time.perf_counter(), learner.applied_seq
     work()
-    return (learner.applied_seq - before) / (time.perf_counter() - start)
+    learned, seconds = learner.applied_seq - before, time.perf_counter() - start
+    if learner.applied_seq >= journal.head.seq:
+        raise RuntimeError(f"the journal ran out of its {journal.head.seq:,} samples: take fewer rounds")
+    return learned / seconds

@@ -37,7 +37,8 @@ VIEWERS = 10
 COST_MAX = 0.03
 _LAYERS = 4  # of the history that is measured: more than any preset but one has
 _DAY_S = 86_400
-_BEGIN_S = 1_800_000_000
+_BEGIN_S = 1_800_000_000  # of the history that is measured
+_SENDS_S = 120.0  # until the first sample of a producer process is accepted
 # A process with the viewers, which reads a line before it ends. Prints how many events they got.
 _VIEWERS = """
 import http.client, sys, threading
@@ -176,9 +177,12 @@ def _scrapes(report: Report, daemon: DaemonProcess, control: Control, scrapes: i
     """Latencies over one connection while a backlog is learned at full speed; then also with a producer."""
     _report_times(report, daemon, control, "learning", scrapes)
     command = [sys.executable, "-c", PRODUCER, daemon.learn, "10000000", "64"]
+    accepted, deadline = control.status()["accepted"], time.monotonic() + _SENDS_S
     producer = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        while not control.status()["rates"]["accepted_per_s"]:
+        while control.status()["accepted"] == accepted:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no sample of the producer is accepted after {_SENDS_S:g} s")
             time.sleep(0.05)
         _report_times(report, daemon, control, "learning_and_ingest", scrapes)
     finally:
