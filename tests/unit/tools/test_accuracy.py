@@ -325,7 +325,8 @@ def test_the_search_begins_with_the_default_and_returns_the_best() -> None:
     tried: list[PeerSettings] = []
     best, error = tuning.search(6, lambda each: -each.learning_rate, lambda settings, _: tried.append(settings))
     assert tried == proposals
-    assert (best, error) == (best, -max(each.learning_rate for each in proposals))
+    assert best == max(proposals, key=lambda each: each.learning_rate)
+    assert error == -best.learning_rate
 
 
 def test_kept_settings_belong_to_presets() -> None:

@@ -1,7 +1,6 @@
 """The parts of tools/gpu that need neither a device nor a network."""
 
 import importlib.util
-import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -54,8 +53,8 @@ def test_without_wheels_the_error_says_how_to_get_them(gpu: ModuleType, tmp_path
 def test_a_measurement_that_takes_too_long_is_ended_and_its_rows_are_kept(
     gpu: ModuleType, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    program = 'import time\nprint(\'{"name": "x"}\', flush=True)\ntime.sleep(60)'
-    assert gpu.run([sys.executable, "-c", program, "--json"], {}, 3.0) == (False, '{"name": "x"}\n')
+    command = ["/bin/sh", "-c", """echo '{"name": "x"}'; exec sleep 60""", "--json"]  # starts at once
+    assert gpu.run(command, {}, 3.0) == (False, '{"name": "x"}\n')
     assert "was killed" in capfd.readouterr().err
 
 
