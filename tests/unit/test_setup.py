@@ -43,38 +43,38 @@ def test_missing_packages_without_apt_are_one_line_and_success(path: Path) -> No
     done = setup(path, "--system")
     assert (done.returncode, done.stdout) == (0, "\n")
     (line,) = done.stderr.splitlines()
-    assert "promtool node chromium zsh fish not installed" in line
+    assert "promtool chromium zsh fish not installed" in line
     assert "skipped" in line
 
 
 @AS_ROOT
 def test_only_missing_packages_are_installed(path: Path, tmp_path: Path) -> None:
-    stub(path, "node")
+    stub(path, "chromium")
     stub(path, "apt-get", f'echo "$@" >> {tmp_path / "asked"}')
     done = setup(path, "--system")
-    assert (done.returncode, done.stdout) == (0, "node promtool chromium zsh fish\n")
+    assert (done.returncode, done.stdout) == (0, "chromium promtool zsh fish\n")
     update, install = (tmp_path / "asked").read_text().splitlines()
     assert update.endswith(" update")
-    assert install.endswith(" install -y --no-install-recommends prometheus chromium zsh fish")
+    assert install.endswith(" install -y --no-install-recommends prometheus zsh fish")
 
 
 @AS_ROOT
 def test_a_failing_apt_get_is_reported_and_success(path: Path) -> None:
-    stub(path, "node")
+    stub(path, "chromium")
     stub(path, "apt-get", "echo no network >&2; exit 100")
     done = setup(path, "--system")
-    assert (done.returncode, done.stdout) == (0, "node\n"), "what could not be installed need not be there"
+    assert (done.returncode, done.stdout) == (0, "chromium\n"), "what could not be installed need not be there"
     assert done.stderr.splitlines()[-1] == (
-        "tools/setup: apt-get could not install prometheus chromium zsh fish (no network): tests are skipped"
+        "tools/setup: apt-get could not install prometheus zsh fish (no network): tests are skipped"
     )
 
 
 def test_nothing_is_done_when_nothing_is_missing(path: Path) -> None:
-    for command in ("promtool", "node", "chromium", "zsh", "fish"):
+    for command in ("promtool", "chromium", "zsh", "fish"):
         stub(path, command)
     stub(path, "apt-get", "exit 100")
     done = setup(path, "--system")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "promtool node chromium zsh fish\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "promtool chromium zsh fish\n", "")
 
 
 def test_an_unknown_option_is_refused(path: Path) -> None:
