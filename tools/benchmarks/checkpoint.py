@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from ffstream.config import Config
-from ffstream.journal.journal import Entry, Journal
+from ffstream.journal.journal import Journal
 from ffstream.learning.learner import Learner
 from ffstream.metrics import Metrics
 from ffstream.pipeline.engine import make_engine
+from tools.benchmarks.journals import fill
 from tools.benchmarks.report import Report
 
 _DEADLINE_S = 120.0
@@ -35,7 +34,7 @@ def run(report: Report, rounds: int, *, widths: tuple[int, ...] = (2000,) * 4, s
             }
         )
         journal = Journal(Path(folder) / "journal.sqlite", inputs=784, labels=10)
-        _fill(journal, samples)
+        fill(journal, 784, _MESSAGE, samples // _MESSAGE)
         failures: list[Exception] = []
         metrics = Metrics()
         learner = Learner(config, make_engine(config, metrics), journal, metrics, failures.append)
@@ -49,15 +48,6 @@ def run(report: Report, rounds: int, *, widths: tuple[int, ...] = (2000,) * 4, s
             journal.close()
         if failures:
             raise failures[0]
-
-
-def _fill(journal: Journal, samples: int) -> None:
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (_MESSAGE, 784), dtype=np.uint8).tobytes()
-    labels = generator.integers(0, 10, _MESSAGE).astype("<u2").tobytes()
-    for first in range(1, samples // _MESSAGE + 1, 32):
-        numbers = range(first, first + 32)
-        journal.append([Entry("bench", n, n, _MESSAGE, "uint8", labels, images) for n in numbers])
 
 
 def _measure(report: Report, learner: Learner, journal: Journal, rounds: int, network: str) -> None:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 from ffstream.client import Control
-from ffstream.journal.journal import Entry, Journal
+from ffstream.journal.journal import Journal
 from tests.harness.daemon import temporary_daemon
+from tools.benchmarks.journals import fill
 from tools.benchmarks.report import Report, rate
 
 SETTINGS = ("network.preset=fast",)
@@ -86,16 +88,8 @@ def _memory(report: Report) -> None:
 
 def _journal_rate(samples: int, batch: int) -> float:
     """Samples per second of the journal alone, with as many messages per commit as in a busy daemon."""
-    image, label = bytes(784 * batch), bytes(2 * batch)
-    group, messages = max(1, 512 // batch), samples // batch
-    with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder, "journal.sqlite"), inputs=784, labels=10)
-
-        def work() -> None:
-            for first in range(1, messages + 1, group):
-                numbers = range(first, min(first + group, messages + 1))
-                journal.append([Entry("bench", n, n, batch, "uint8", label, image) for n in numbers])
-
-        result = rate(samples, work)
-        journal.close()
-        return result
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(Journal(Path(folder, "journal.sqlite"), inputs=784, labels=10)) as journal,
+    ):
+        return rate(samples, lambda: fill(journal, 784, batch, samples // batch, commit=max(1, 512 // batch)))

@@ -21,13 +21,14 @@ from ffstream.ff.network import Network
 from ffstream.ff.placement import Placement
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
-from ffstream.journal.journal import Entry, Journal
+from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.resume_state import ResumeState
 from ffstream.pipeline.threads import ThreadEngine
 from tools.benchmarks import peers, roofline
+from tools.benchmarks.journals import fill
 from tools.benchmarks.report import Report, in_turn, rate
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -83,7 +84,7 @@ def _measure(report: Report, case: Case, precision: str, rounds: int, cores: int
     serial, pipeline, possible, *found = in_turn(
         rounds,
         lambda: _serial_rate(recipe, dtype, images, labels, max(4, case.batches // 2)),
-        lambda: _pipeline_rate(recipe, precision, images, labels, case.batches),
+        lambda: _pipeline_rate(recipe, precision, case.batches),
         lambda: roofline.rate(recipe, recipe.batch_size, dtype, cores, 1.0),
         *others.values(),
     )
@@ -123,14 +124,12 @@ def _serial_rate(recipe: Recipe, dtype: torch.dtype, images: np.ndarray, labels:
     return rate(batches * len(labels), work)
 
 
-def _pipeline_rate(recipe: Recipe, precision: str, images: np.ndarray, labels: np.ndarray, batches: int) -> float:
+def _pipeline_rate(recipe: Recipe, precision: str, batches: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "journal.sqlite")
         journal = Journal(path, inputs=recipe.inputs, labels=recipe.labels)
-        label_bytes = labels.astype("<u2").tobytes()
-        for n in range(1, batches + 1):
-            journal.append([Entry("bench", n, n, len(labels), "uint8", label_bytes, images.tobytes())])
-        listener = _Learned(batches * len(labels))
+        fill(journal, recipe.inputs, recipe.batch_size, batches)
+        listener = _Learned(batches * recipe.batch_size)
         config = {
             "network": recipe,
             "pipeline": {"device": "cpu", "precision": precision},
@@ -143,10 +142,11 @@ def _pipeline_rate(recipe: Recipe, precision: str, images: np.ndarray, labels: n
             pipeline.start()
             listener.wait()
 
-        result = rate(batches * len(labels), work)
-        pipeline.stop(10.0, save=False)
-        journal.close()
-        return result
+        try:
+            return rate(batches * recipe.batch_size, work)
+        finally:
+            pipeline.stop(10.0, save=False)
+            journal.close()
 
 
 class _Learned:

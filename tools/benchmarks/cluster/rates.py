@@ -13,18 +13,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import psutil
 import pytest
 
 from ffstream.config import Config
-from ffstream.journal.journal import Entry, Journal
+from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.engine import Engine, make_engine
 from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.resume_state import ResumeState
 from tools.benchmarks.cluster.measured import INPUTS, recipe_of
+from tools.benchmarks.journals import fill
 
 _DEADLINE_S = 600.0
 _STOP_S = 60.0
@@ -107,7 +107,7 @@ def speed(config: Config, engine: Engine, batches: int) -> Speed:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "journal.sqlite")
         journal = Journal(path, inputs=INPUTS, labels=config.network.labels)
-        _fill(journal, batch, batches)
+        fill(journal, INPUTS, batch, batches)
         listener = _Timed(warm * batch, batches * batch)
         pipeline = Pipeline(config, engine, journal, ResumeState(), listener, Metrics())
         pipeline.start()
@@ -118,14 +118,6 @@ def speed(config: Config, engine: Engine, batches: int) -> Speed:
                 pipeline.abort(_STOP_S)
             journal.close()
         return Speed((batches - warm) * batch / seconds, processor_s / seconds)
-
-
-def _fill(journal: Journal, batch: int, batches: int) -> None:
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (batch, INPUTS), dtype=np.uint8).tobytes()
-    labels = draw.integers(0, 10, batch).astype("<u2").tobytes()
-    for number in range(1, batches + 1):
-        journal.append([Entry("bench", number, number, batch, "uint8", labels, images)])
 
 
 class _Timed:
