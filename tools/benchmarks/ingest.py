@@ -1,6 +1,6 @@
 """Samples per second that a producer in another process gets acked, and learned; with `--long` the daemon's memory.
 
-The peer of the ack rate is SQLite alone: the journal commits the same rows in this process, once the daemon has ended.
+The peer of the ack rate is SQLite alone: the journal commits such rows in this process once the daemon has ended.
 """
 
 import subprocess

@@ -83,7 +83,8 @@ def test_runs_of_one_command_on_two_machines_are_not_mixed() -> None:
     assert [line.split("; ")[1] for line in lines if line.startswith("`")] == ["machine A", "machine B"]
     name = "accuracy/overlay/mnist/10_pass/test"
     here, there = (here | {"name": name}, there | {"name": name})
-    assert [line.split(" | ")[3] for line in rendered("family", here, there) if "learn" in line] == ["1.00 %", "3.00 %"]
+    lines = [line for line in rendered("family", here, there) if "learn" in line]
+    assert [line.split(" | ")[3] for line in lines] == ["1.00 %", "3.00 %"]
 
 
 def test_missing_origins_are_shown_as_not_recorded() -> None:

@@ -4,7 +4,8 @@ At equal samples, both have learned the same microbatches. At equal minutes, the
 learning as the preset needed. The preset is "ahead" if its error is lower with every seed.
 
 Hyper-parameters are chosen on validation data, which is the last part of the training split. Without `validation`,
-held-out data is the test split, and its error is measured at the end of each pass only.
+held-out data is the test split, and its error is measured at the end of each pass, at the end of the run, and where
+the minutes are equal, but nowhere else.
 """
 
 from collections.abc import Sequence

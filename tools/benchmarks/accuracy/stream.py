@@ -33,10 +33,10 @@ class Microbatches:
         self._split, self._seed = split, seed
         is_hidden_N = torch.from_numpy(hidden(len(split), label_fraction, seed))
         self._labels_N = torch.from_numpy(split.labels.astype(np.int64)).masked_fill_(is_hidden_N, UNLABELLED)
+        # A new schedule applies from the next microbatch on.
         self.schedule = PhaseSchedule(self._recipe.wake, self._recipe.sleep)
         self._replay = ReplayBuffer(self._recipe, used=self._recipe.draws_from_replay)
         self._order: tuple[int, np.ndarray] | None = None
-        # Whoever changes `schedule` changes the phases from the next microbatch on.
         self.step = 0  # of the next microbatch
         self.seq = 0  # of the last fresh sample
 

@@ -1,6 +1,6 @@
 """What was measured for the model, in measured.json, and the networks of the model made from it.
 
-`tools/bench cluster --write` writes the file, from one run on one machine. It is valid if and only if `Measured`
+`tools/bench cluster --measured FILE` writes it, from one run on one machine. It is valid if and only if `Measured`
 reads it. A test holds the model against its `rates`.
 """
 
