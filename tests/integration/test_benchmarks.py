@@ -97,6 +97,8 @@ def test_accuracy(report: Report, capsys: pytest.CaptureFixture[str], tmp_path: 
     assert {name: row["value"] for name, row in again.items()} == {
         name: row["value"] for name, row in found.items() if "through_daemon" not in name
     }
+    with pytest.raises(accuracy.Failed, match="passed 300 samples without a measurement: use another folder"):
+        accuracy.run(report, few_digits(), replace(options, samples=300, through_daemon=False, plot=None))
 
 
 def test_accuracy_with_a_part_of_the_labels(report: Report, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ from tests.unit.pipeline.run import (
     assert_same,
 )
 from tools.benchmarks.__main__ import main
-from tools.benchmarks.accuracy import backprop, plot, run, tuning
+from tools.benchmarks.accuracy import backprop, figures, plot, run, tuning
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
 from tools.benchmarks.accuracy.learners import ForwardForward, Learner
 from tools.benchmarks.accuracy.rows import standing
@@ -358,6 +358,14 @@ def test_ahead_means_that_the_difference_keeps_its_sign(differences: list[float]
 
 
 POINTS = [Point(10, 1.0, 10, 5), Point(20, 2.0, 20, 6, 0.3), Point(40, 4.0, 20, 6, 0.2)]
+
+
+def test_a_run_is_compared_only_where_it_was_measured() -> None:
+    assert figures.end_of(POINTS, 20, 0.0) == figures.end_of(POINTS, 20, 3.5) == POINTS[1]
+    with pytest.raises(figures.Failed, match="passed 5 samples without a measurement"):
+        figures.end_of(POINTS, 5, 0.0)
+    with pytest.raises(figures.Failed, match="passed 0.5 CPU seconds without a measurement"):
+        figures.end_of(POINTS, 20, 0.5)
 
 
 def test_errors_before_learning_are_those_since_the_point_before() -> None:

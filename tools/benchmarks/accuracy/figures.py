@@ -21,7 +21,7 @@ from tools.benchmarks import peers
 from tools.benchmarks.accuracy import plot, through_daemon, tuning
 from tools.benchmarks.accuracy.backprop import Backprop, PeerSettings
 from tools.benchmarks.accuracy.learners import ForwardForward, Learner, Replicas, Splits, splits_of
-from tools.benchmarks.accuracy.rows import PEER, Learned, Rows, error_of, prequential_of
+from tools.benchmarks.accuracy.rows import PEER, Learned, Rows, at_seconds, error_of, prequential_of
 from tools.benchmarks.accuracy.run import Files, Plan, Point, Run
 from tools.benchmarks.accuracy.stream import Microbatches
 from tools.benchmarks.report import Report
@@ -166,7 +166,18 @@ def _run(
     found = Run(learner, microbatches, splits.held_out, plan, files)
     total = options.length(size)
     found.advance(total, seconds)
-    return Learned(learner, found.points, next(point for point in found.points if point.samples >= total))
+    return Learned(learner, found.points, end_of(found.points, total, seconds))
+
+
+def end_of(points: Sequence[Point], samples: int, seconds: float) -> Point:
+    """The point after that many samples. Raises Failed unless the error was measured there, and after that many CPU
+    seconds: a longer run in the folder passed these places."""
+    end = next(point for point in points if point.samples >= samples)
+    then = at_seconds(points, seconds) if seconds else end
+    if end.error is None or then.error is None:
+        where = f"{samples:,} samples" if end.error is None else f"{seconds:g} CPU seconds"
+        raise Failed(f"a run in that folder passed {where} without a measurement: use another folder")
+    return end
 
 
 def _ours(config: Config, dtype: torch.dtype, device: torch.device) -> Learner:

@@ -32,7 +32,7 @@ class Rows:
         self._add(held_out, seed, error_of, ours.end, theirs and theirs.end)
         self._add("prequential", seed, prequential_of, ours.end, theirs and theirs.end)
         if theirs is not None:
-            then = _at_seconds(theirs.points, ours.end.seconds)
+            then = at_seconds(theirs.points, ours.end.seconds)
             self._add(f"{held_out}_equal_minutes", seed, error_of, ours.end, then)
 
     def _add(self, name: str, seed: int, figure: Callable[[Point], float], ours: Point, theirs: Point | None) -> None:
@@ -75,6 +75,6 @@ def prequential_of(point: Point) -> float:
     return point.wrong / point.predicted
 
 
-def _at_seconds(points: Sequence[Point], seconds: float) -> Point:
-    """The first measurement after that many CPU seconds."""
-    return next(point for point in points if point.error is not None and point.seconds >= seconds)
+def at_seconds(points: Sequence[Point], seconds: float) -> Point:
+    """The point at which a run had spent that many CPU seconds."""
+    return next(point for point in points if point.seconds >= seconds)

@@ -71,16 +71,20 @@ class Run:
     def advance(self, samples: int, seconds: float = 0.0) -> None:
         """Learns up to that many samples of the stream, then on until that many CPU seconds were spent.
 
-        The error is measured where either is reached.
+        The error is measured where either is reached. Seconds are compared as points have them, in milliseconds.
         """
-        while self._microbatches.seq < samples or self._seconds < seconds:
-            before, spent = self._microbatches.seq, self._seconds
+        while self._microbatches.seq < samples or self._spent_s < seconds:
+            before, spent_s = self._microbatches.seq, self._spent_s
             self._learn(self._microbatches.next())
             after, plan = self._microbatches.seq, self._plan
             ends_pass = after > before and after % plan.pass_samples == 0
-            measured = ends_pass or before < samples <= after or spent < seconds <= self._seconds
+            measured = ends_pass or before < samples <= after or spent_s < seconds <= self._spent_s
             if measured or after // plan.every > before // plan.every:
                 self._add_point(measured=plan.every_error or measured)
+
+    @property
+    def _spent_s(self) -> float:
+        return round(self._seconds, 3)
 
     def _learn(self, batch: MicroBatch) -> None:
         if batch.fresh and self._microbatches.seq <= self._plan.pass_samples:
@@ -98,7 +102,7 @@ class Run:
 
     def _add_point(self, *, measured: bool) -> None:
         now = held_out_error(self.learner, self._held_out) if measured else None
-        self.points.append(Point(self._microbatches.seq, round(self._seconds, 3), self._predicted, self._wrong, now))
+        self.points.append(Point(self._microbatches.seq, self._spent_s, self._predicted, self._wrong, now))
         if self._files is not None:
             self._files.save(self._state(), self.points)
 
