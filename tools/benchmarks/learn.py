@@ -7,7 +7,6 @@ products in the same precision.
 
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,12 +22,12 @@ from ffstream.ff.presets import recipe as make_recipe
 from ffstream.ff.recipe import Recipe
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
-from ffstream.pipeline.messages import Barrier, MicroBatch
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.resume_state import ResumeState
 from ffstream.pipeline.threads import ThreadEngine
 from tools.benchmarks import peers, roofline
 from tools.benchmarks.journals import fill
+from tools.benchmarks.listener import Learned
 from tools.benchmarks.report import Report, in_turn, rate
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -129,7 +128,7 @@ def _pipeline_rate(recipe: Recipe, precision: str, batches: int) -> float:
         path = Path(folder, "journal.sqlite")
         journal = Journal(path, inputs=recipe.inputs, labels=recipe.labels)
         fill(journal, recipe.inputs, recipe.batch_size, batches)
-        listener = _Learned(batches * recipe.batch_size)
+        listener = Learned(batches * recipe.batch_size)
         config = {
             "network": recipe,
             "pipeline": {"device": "cpu", "precision": precision},
@@ -140,40 +139,13 @@ def _pipeline_rate(recipe: Recipe, precision: str, batches: int) -> float:
 
         def work() -> None:
             pipeline.start()
-            listener.wait()
+            listener.wait(_DEADLINE_S)
 
         try:
             return rate(batches * recipe.batch_size, work)
         finally:
             pipeline.stop(10.0, save=False)
             journal.close()
-
-
-class _Learned:
-    """The listener of a pipeline that waits until everything is learned."""
-
-    def __init__(self, seq: int) -> None:
-        self._seq = seq
-        self._done = threading.Event()
-        self._failures: list[Exception] = []
-
-    def on_microbatch(self, microbatch: MicroBatch, version: int) -> None:
-        pass
-
-    def on_saving(self, barrier: Barrier) -> None:
-        pass
-
-    def on_barrier(self, barrier: Barrier) -> None:
-        if barrier.seq == self._seq:
-            self._done.set()
-
-    def on_failure(self, error: Exception) -> None:
-        self._failures.append(error)
-        self._done.set()
-
-    def wait(self) -> None:
-        if not self._done.wait(_DEADLINE_S) or self._failures:
-            raise RuntimeError(f"the pipeline did not learn its samples: {self._failures}")
 
 
 def overlay_rate(widths: tuple[int, ...], samples: int, dtype: torch.dtype, threads: int, updates: int = 2) -> float:

@@ -28,7 +28,7 @@ from tests.harness.daemon_directory import free_port
 
 SETTINGS: Final = ("pipeline.engine=ray", "cluster.spares=1")
 # `stopped actor` stands still for so long that it must be replaced, and goes on after that; `slow actor` does not.
-# `actor and spare`: the spare actor, too, about whose end nobody hears until it is needed.
+# `actor and spare`: the spare actor, too, whose end is noticed only when it is needed.
 _DECK: Final = (
     "daemon",
     "actor",

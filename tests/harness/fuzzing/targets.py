@@ -97,7 +97,7 @@ def control(folder: Path) -> Prepared:
 
 
 def _snapshot_command(daemon: Any) -> Callable[[dict[str, Any]], Callable[[], dict[str, Any]]]:
-    """The command `snapshot`, as a command of which nobody waits for newer weights."""
+    """The command `snapshot`. A request that waits for newer weights is rejected, because none come."""
     from ffstream.errors import Busy
     from ffstream.metrics import Metrics
     from ffstream.server.followers import Answer, Followers

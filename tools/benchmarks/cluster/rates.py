@@ -5,7 +5,6 @@ import contextlib
 import secrets
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,11 +19,12 @@ from ffstream.config import Config
 from ffstream.journal.journal import Journal
 from ffstream.metrics import Metrics
 from ffstream.pipeline.engine import Engine, make_engine
-from ffstream.pipeline.messages import Barrier, MicroBatch
+from ffstream.pipeline.messages import Barrier
 from ffstream.pipeline.pipeline import Pipeline
 from ffstream.pipeline.resume_state import ResumeState
 from tools.benchmarks.cluster.measured import INPUTS, recipe_of
 from tools.benchmarks.journals import fill
+from tools.benchmarks.listener import Learned
 
 _DEADLINE_S = 600.0
 _STOP_S = 60.0
@@ -112,7 +112,7 @@ def speed(config: Config, engine: Engine, batches: int) -> Speed:
         pipeline = Pipeline(config, engine, journal, ResumeState(), listener, Metrics())
         pipeline.start()
         try:
-            seconds, processor_s = listener.wait()
+            seconds, processor_s = listener.span()
         finally:
             if not pipeline.stop(_STOP_S, save=False):
                 pipeline.abort(_STOP_S)
@@ -120,37 +120,23 @@ def speed(config: Config, engine: Engine, batches: int) -> Speed:
         return Speed((batches - warm) * batch / seconds, processor_s / seconds)
 
 
-class _Timed:
-    """The listener of a pipeline: times at two sequence numbers at which there are snapshots."""
+class _Timed(Learned):
+    """Notes the time at two sequence numbers."""
 
     def __init__(self, begin: int, end: int) -> None:
+        super().__init__(end)
         self._times: dict[int, tuple[float, float]] = {}
         self._begin, self._end = begin, end
-        self._done = threading.Event()
-        self._failures: list[Exception] = []
-
-    def on_microbatch(self, microbatch: MicroBatch, version: int) -> None:
-        """Nothing is predicted."""
-
-    def on_saving(self, barrier: Barrier) -> None:
-        """Nothing is saved."""
 
     def on_barrier(self, barrier: Barrier) -> None:
-        """Notes the time."""
+        """Notes the time, and notices the end."""
         if barrier.seq in (self._begin, self._end):
             self._times.setdefault(barrier.seq, (time.perf_counter(), _processor_s()))
-        if barrier.seq == self._end:
-            self._done.set()
+        super().on_barrier(barrier)
 
-    def on_failure(self, error: Exception) -> None:
-        """Ends the measurement."""
-        self._failures.append(error)
-        self._done.set()
-
-    def wait(self) -> tuple[float, float]:
-        """Seconds between them, and processor time. Raises RuntimeError."""
-        if not self._done.wait(_DEADLINE_S) or self._failures:
-            raise RuntimeError(f"the pipeline did not learn its samples: {self._failures}")
+    def span(self) -> tuple[float, float]:
+        """Seconds between them, and processor time, once the end is noticed. Raises RuntimeError."""
+        self.wait(_DEADLINE_S)
         (begin, used), (end, used_then) = self._times[self._begin], self._times[self._end]
         return end - begin, used_then - used
 
