@@ -9,7 +9,8 @@ from ffstream.ff.network import Network
 from ffstream.ff.placement import Placement
 from tests.gpu.conftest import Size
 from tests.gpu.test_pipeline import distance
-from tools.benchmarks.device import Case, Graphs
+from tools.benchmarks.device.case import Case
+from tools.benchmarks.device.graphs import Graphs
 
 pytestmark = pytest.mark.gpu
 STEPS = 10

@@ -11,7 +11,6 @@ from tools.benchmarks import (
     checkpoint,
     command,
     compare,
-    device,
     experiments,  # noqa: F401 - its commands belong to the group, too
     ingest,
     learn,
@@ -23,6 +22,7 @@ from tools.benchmarks import (
 )
 from tools.benchmarks.cluster import forecast
 from tools.benchmarks.cluster import measured as cluster_measured
+from tools.benchmarks.device import figures as device
 
 main = command.main
 
