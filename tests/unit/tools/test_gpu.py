@@ -1,23 +1,16 @@
 """The parts of tools/gpu that need neither a device nor a network."""
 
-import importlib.util
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tools.benchmarks.report import ROOT
+from tests.unit.tools.scripts import load
 
 
 @pytest.fixture(scope="module")
 def gpu() -> ModuleType:
-    loader = SourceFileLoader("gpu_tool", str(ROOT / "tools" / "gpu"))
-    spec = importlib.util.spec_from_loader("gpu_tool", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return load("gpu")
 
 
 @pytest.mark.parametrize(

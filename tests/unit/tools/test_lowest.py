@@ -4,6 +4,7 @@ import tomllib
 
 import pytest
 
+from tests.unit.tools.scripts import load
 from tools.benchmarks.report import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -15,3 +16,9 @@ def test_every_dependency_names_its_lowest_version_and_no_highest(requirement: s
     assert name.replace("-", "").isalnum()
     assert bound
     assert version.replace(".", "").isdigit(), "tools/lowest installs exactly this version"
+
+
+def test_packages_that_tests_need_keep_their_conditions_on_the_interpreter() -> None:
+    found = load("lowest").for_tests(PROJECT["optional-dependencies"]["dev"])
+    assert "ray>=2.40; python_version < '3.14'" in found
+    assert not any(each.startswith(("mypy", "ruff")) for each in found)
