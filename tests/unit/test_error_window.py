@@ -1,7 +1,5 @@
 """Nothing claims an error over more samples than were predicted."""
 
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +12,7 @@ from ffstream.cli import main
 from ffstream.cli.output import prequential_error
 from ffstream.client import Control
 from tests.in_process import Running
+from tests.unit.tools.scripts import load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,12 +34,7 @@ def status(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
-    loader = SourceFileLoader("demo", str(ROOT / "tools" / "demo"))
-    spec = spec_from_loader("demo", loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return load("demo")
 
 
 def test_the_error_names_the_samples_that_it_is_over() -> None:
