@@ -404,14 +404,6 @@ def test_every_preset_has_a_peer_that_learns_and_resumes(preset: str) -> None:
     assert whole.predictor(whole.weights())(images).shape == (6,)
 
 
-@pytest.fixture
-def _signals_are_kept() -> Iterator[None]:
-    """The command handles SIGTERM, for the whole process."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.mark.usefixtures("_signals_are_kept")
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),

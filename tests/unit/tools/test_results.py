@@ -1,8 +1,6 @@
 """The results that are kept, and the tables of tools/README.md."""
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,14 +183,6 @@ def test_an_unknown_section_is_an_error() -> None:
 )
 def test_numbers_have_three_digits(value: float, shown: str) -> None:
     assert results.number(value) == shown
-
-
-@pytest.fixture
-def _signals_are_kept() -> Iterator[None]:
-    """The commands handle SIGTERM, for the whole process."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.usefixtures("_signals_are_kept")
