@@ -197,7 +197,7 @@ from tests.unit.tools.test_accuracy import GRID, RECIPE, Files, begin, forward_f
 
 torch.set_num_threads(1)
 files = Files(Path(sys.argv[1]), "run")
-saved, save = 0, files.save
+save = files.save
 def save_or_die(state, points):
     if len(points) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
