@@ -37,7 +37,7 @@ from tools.benchmarks import (
 from tools.benchmarks.accuracy import figures as accuracy
 from tools.benchmarks.accuracy.backprop import PeerSettings
 from tools.benchmarks.cluster import measured
-from tools.benchmarks.report import ROOT, Report, Row
+from tools.benchmarks.report import ROOT, Failed, Report, Row
 
 
 def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, Row]:
@@ -97,7 +97,7 @@ def test_accuracy(report: Report, capsys: pytest.CaptureFixture[str], tmp_path: 
     assert {name: row["value"] for name, row in again.items()} == {
         name: row["value"] for name, row in found.items() if "through_daemon" not in name
     }
-    with pytest.raises(accuracy.Failed, match="passed 300 samples without a measurement: use another folder"):
+    with pytest.raises(Failed, match="passed 300 samples without a measurement: use another folder"):
         accuracy.run(report, few_digits(), replace(options, samples=300, through_daemon=False, plot=None))
 
 
@@ -108,7 +108,7 @@ def test_accuracy_with_a_part_of_the_labels(report: Report, capsys: pytest.Captu
     for figure in ("test", "prequential"):
         proof = found[f"accuracy/unsupervised/embedded/1_pass/20_percent_labels/through_daemon/{figure}"]
         assert proof["value"] == proof["peer_value"]
-    with pytest.raises(accuracy.Failed, match="needs a label for each sample"):
+    with pytest.raises(Failed, match="needs a label for each sample"):
         accuracy.run(report, few_digits(), replace(options, preset="fast"))
 
 

@@ -46,7 +46,13 @@ def ingest_command(long: bool, as_json: bool, rounds: int) -> None:
 
 @main.command("checkpoint")
 @command.as_json
-@click.option("--rounds", default=9, show_default=True, help="Number of pairs: with and without a checkpoint.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=9,
+    show_default=True,
+    help="Number of pairs: with and without a checkpoint.",
+)
 def checkpoint_command(as_json: bool, rounds: int) -> None:
     """Learning speed of 784-2000x4 while a checkpoint is written."""
     checkpoint.run(command.report(), rounds)
@@ -71,7 +77,11 @@ def predict_command(as_json: bool, rounds: int) -> None:
 @main.command("page")
 @command.as_json
 @click.option(
-    "--rounds", default=5, show_default=True, help="Number of times that the page is opened, and a daemon killed."
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Number of times that the page is opened, and a daemon killed.",
 )
 def page_command(as_json: bool, rounds: int) -> None:
     """Time until the page is painted, has figures and charts, and until it says that the daemon is lost."""
@@ -90,7 +100,13 @@ def security_command(as_json: bool, rounds: int) -> None:
 
 @main.command("viewers")
 @command.as_json
-@click.option("--rounds", default=20, show_default=True, help="Number of pairs: with and without readers.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Number of pairs: with and without readers.",
+)
 def viewers_command(as_json: bool, rounds: int) -> None:
     """What ten readers of the live feed cost; latency of /metrics while learning; size of a history of 30 days."""
     viewers.run(command.report(settings=viewers.SETTINGS), rounds)
@@ -180,10 +196,7 @@ def record_command(file: Path | None, command: tuple[str, ...]) -> None:
     """
     if bool(command) == bool(file):
         raise click.UsageError("give either COMMAND or --file")
-    try:
-        new = results.parse(file.read_text(encoding="utf-8"), str(file)) if file else results.run(command)
-    except results.Failed as error:
-        raise click.ClickException(str(error)) from error
+    new = results.parse(file.read_text(encoding="utf-8"), str(file)) if file else results.run(command)
     results.save(results.merge(results.load(), new))
     _write_tables()
 
@@ -205,7 +218,9 @@ def _write_tables() -> None:
 
 @main.command("compare")
 @click.argument("base", metavar="COMMIT")
-@click.option("--pairs", default=20, show_default=True, help="Number of pairs of measurements.")
+@click.option(
+    "--pairs", type=click.IntRange(1), default=20, show_default=True, help="Number of pairs of measurements."
+)
 @click.option("--what", default=",".join(compare.WHAT), show_default=True, help="Measurements, separated by commas.")
 @click.option("--seconds", default=3.0, show_default=True, help="Approximate length of one measurement.")
 @command.as_json
@@ -221,10 +236,7 @@ def compare_command(base: str, pairs: int, what: str, seconds: float, as_json: b
         raise click.BadParameter(
             f"{', '.join(sorted(unknown))}; known are {', '.join(compare.WHAT)}", param_hint="--what"
         )
-    try:
-        passed = compare.run(command.report(compare.SEEDS), base, pairs=pairs, what=names, seconds=seconds)
-    except compare.Failed as error:
-        raise click.ClickException(str(error)) from error
+    passed = compare.run(command.report(compare.SEEDS), base, pairs=pairs, what=names, seconds=seconds)
     sys.exit(0 if passed else 1)
 
 

@@ -17,7 +17,7 @@ from ffstream.learning.learner import Learner
 from ffstream.metrics import Metrics
 from ffstream.pipeline.engine import make_engine
 from tools.benchmarks.journals import fill
-from tools.benchmarks.report import Report
+from tools.benchmarks.report import Failed, Report
 
 _DEADLINE_S = 120.0
 _MESSAGE = 1024
@@ -68,10 +68,10 @@ def _measure(report: Report, learner: Learner, journal: Journal, rounds: int, ne
 
 
 def _rate(learner: Learner, journal: Journal, work: Callable[[], object]) -> float:
-    """Samples learned per second while `work` runs. Raises RuntimeError if it had nothing to learn at the end."""
+    """Samples learned per second while `work` runs. Raises Failed if it had nothing to learn at the end."""
     start, before = time.perf_counter(), learner.applied_seq
     work()
     learned, seconds = learner.applied_seq - before, time.perf_counter() - start
     if learner.applied_seq >= journal.head.seq:
-        raise RuntimeError(f"the journal ran out of its {journal.head.seq:,} samples: take fewer rounds")
+        raise Failed(f"the journal ran out of its {journal.head.seq:,} samples: take fewer rounds")
     return learned / seconds

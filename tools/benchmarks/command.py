@@ -7,18 +7,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 import torch
 
-from tools.benchmarks.report import Report
+from ffstream.errors import FFStreamError
+from tools.benchmarks.report import Failed, Report
 
 _NO_INFLUENCE = ("runs", "plot", "measured")  # options that only name files
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-rounds = click.option("--rounds", default=3, show_default=True, help="Number of repetitions.")
+rounds = click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Number of repetitions.")
 
 
-@click.group()
+class _Commands(click.Group):
+    """Reports errors of a data set, an option or a measurement as messages."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (FFStreamError, Failed) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands)
 def main() -> None:
     """Measure ffstream; each figure beside a peer that is measured in the same run."""
     torch.set_num_threads(1)
@@ -80,7 +92,9 @@ data = click.option("--data", type=click.Path(exists=True, path_type=Path), help
 dataset = click.option(
     "--dataset", default="embedded", show_default=True, help="Name of the data set, or its folder."
 )
-seeds = click.option("--seeds", default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
+seeds = click.option(
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of runs, with seeds 0, 1, 2, …"
+)
 validation = click.option(
     "--validation", is_flag=True, help="Hold out the last part of the training split, not the test split."
 )

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.benchmarks.report import ROOT, Report
+from tools.benchmarks.report import ROOT, Failed, Report
 
 WHAT = ("learning", "prediction", "ingest")  # in this order, because `ingest` leaves samples that are not learned
 LIMIT = 0.98
@@ -37,10 +37,6 @@ _GRID = {"learning": 10_240, "prediction": 100, "ingest": 10_240}  # counts are 
 _RESAMPLES = 10_000
 _ANSWER_S = 600.0
 _END_S = 30.0
-
-
-class Failed(Exception):
-    """A side could not be measured. The message says which and why."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import torch
 from ffstream.cli.options import DEFAULT_WINDOW
 from ffstream.data import load, load_text
 from ffstream.data.text import CORPUS
-from ffstream.errors import FFStreamError
 from ffstream.ff.presets import PRESETS
 from ffstream.ff.presets import recipe as make_recipe
 from ffstream.pipeline.device import choose_device
@@ -96,20 +95,17 @@ def accuracy_command(
         through_daemon=proves,
         label_fraction=label_fraction,
     )
-    try:
-        loaded = load(dataset, data)
-        device = choose_device(accuracy.config_of(loaded, options, 0).pipeline.device)
-        gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
-        report = command.report(range(1 if tune_peer else seeds), PROOF_SETTINGS if proves else (), gpu)
-        if tune_peer:
-            click.echo(accuracy.tune_peer(report, loaded, options, tune_peer))
-            return
-        peer = settings_of(preset) if with_peer else None
-        accuracy.run(report, loaded, replace(options, peer=peer))
-        if updates:
-            accuracy.overlay_method(report, loaded, updates, validation=validation)
-    except (accuracy.Failed, FFStreamError) as error:
-        raise click.ClickException(str(error)) from error
+    loaded = load(dataset, data)
+    device = choose_device(accuracy.config_of(loaded, options, 0).pipeline.device)
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
+    report = command.report(range(1 if tune_peer else seeds), PROOF_SETTINGS if proves else (), gpu)
+    if tune_peer:
+        click.echo(accuracy.tune_peer(report, loaded, options, tune_peer))
+        return
+    peer = settings_of(preset) if with_peer else None
+    accuracy.run(report, loaded, replace(options, peer=peer))
+    if updates:
+        accuracy.overlay_method(report, loaded, updates, validation=validation)
 
 
 @command.main.command("drift")
@@ -119,7 +115,9 @@ def accuracy_command(
     "--kind", "kinds", multiple=True, type=click.Choice(list(drift.DRIFTS)), help="Kind of drift; default: all."
 )
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="stream", show_default=True, help="The recipe.")
-@click.option("--seeds", default=3, show_default=True, help="Number of streams, with seeds 0, 1, 2, …")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of streams, with seeds 0, 1, 2, …"
+)
 @command.as_json
 def drift_command(
     dataset: str, data: Path | None, kinds: tuple[str, ...], preset: str, seeds: int, as_json: bool
@@ -176,7 +174,9 @@ def questions_command(names: tuple[str, ...], as_json: bool) -> None:
 @command.dataset
 @command.data
 @click.option("--passes", default=10.0, show_default=True, help="Passes over the training split, at most.")
-@click.option("--seeds", default=1, show_default=True, help="Number of runs, with seeds 0, 1, 2, …")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Number of runs, with seeds 0, 1, 2, …"
+)
 @command.validation
 @command.settings
 @command.as_json
@@ -301,11 +301,8 @@ def serial_command(
     text: str, variants: tuple[str, ...], characters: int, seeds: int, validation: bool, as_json: bool
 ) -> None:
     """Error and bits per character of the next symbol of a text, beside backprop and n-gram counts."""
-    try:
-        dataset = load_text(text, DEFAULT_WINDOW)
-        splits = splits_of(dataset, validation=validation)
-    except FFStreamError as error:
-        raise click.ClickException(str(error)) from error
+    dataset = load_text(text, DEFAULT_WINDOW)
+    splits = splits_of(dataset, validation=validation)
     if characters:
         train = splits.train
         splits = splits._replace(train=train[np.arange(len(train)) >= len(train) - characters])

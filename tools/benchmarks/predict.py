@@ -15,7 +15,7 @@ from ffstream.ff.network import Network
 from ffstream.ff.presets import recipe
 from tests.harness.daemon import DaemonProcess, temporary_daemon
 from tools.benchmarks.ingest import PRODUCER
-from tools.benchmarks.report import Report
+from tools.benchmarks.report import Failed, Report
 
 SETTINGS = ("network.preset=fast",)
 
@@ -43,7 +43,7 @@ def _while_learning(report: Report, daemon: DaemonProcess, alone_ms: float, quer
             _until_backlog(control, 20_000)
             busy = _times(daemon.predict, queries)
             if control.status()["backlog"] == 0:
-                raise RuntimeError("the backlog ran out: the daemon was not learning at full speed")
+                raise Failed("the backlog ran out: the daemon was not learning at full speed")
             _report(report, "learning", busy, alone_ms)
         finally:
             producer.terminate()
@@ -60,7 +60,7 @@ def _until_backlog(control: Control, samples: int) -> None:
     deadline = time.monotonic() + 60
     while control.status()["backlog"] < samples:
         if time.monotonic() > deadline:
-            raise RuntimeError("no backlog: the daemon learns as fast as the producer sends")
+            raise Failed("no backlog: the daemon learns as fast as the producer sends")
         time.sleep(0.02)
 
 

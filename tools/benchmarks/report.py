@@ -30,6 +30,10 @@ NOT_RECORDED = "not recorded"
 Row = dict[str, Any]
 
 
+class Failed(Exception):
+    """Nothing was measured, or nothing that can be trusted. The message says why."""
+
+
 @functools.cache
 def origin() -> Row:
     """Commit, versions and machine. A value that is unknown is "not recorded"."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from tools.benchmarks import family
 from tools.benchmarks.cluster import forecast, measured
-from tools.benchmarks.report import NOT_RECORDED, ROOT, Row, origin, today
+from tools.benchmarks.report import NOT_RECORDED, ROOT, Failed, Row, origin, today
 
 ROWS = ROOT / "tools" / "benchmarks" / "results.jsonl"
 README = ROOT / "tools" / "README.md"
@@ -45,10 +45,6 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 }
 _VERSIONS = ("python", "torch", "numpy", "pyzmq")
 _BLOCK = re.compile(r"(<!-- results (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-class Failed(Exception):
-    """Nothing was recorded. The message says why."""
 
 
 def load() -> list[Row]:

@@ -28,7 +28,7 @@ from ffstream.server.resources import return_free_memory
 from tests.harness.daemon import DaemonProcess, temporary_daemon
 from tools.benchmarks.compare import judge
 from tools.benchmarks.ingest import PRODUCER, produce
-from tools.benchmarks.report import Report
+from tools.benchmarks.report import Failed, Report
 
 _Result = TypeVar("_Result")
 
@@ -132,7 +132,7 @@ def _while_learning(daemon: DaemonProcess, control: Control, measure: Callable[[
         result = measure()
         if control.status()["backlog"]:
             return result
-    raise RuntimeError("the backlog ran out: the daemon was not learning at full speed")
+    raise Failed("the backlog ran out: the daemon was not learning at full speed")
 
 
 @contextmanager
@@ -143,13 +143,13 @@ def _viewers(daemon: DaemonProcess, count: int) -> Iterator[None]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout is not None
         if process.stdout.readline() != "viewing\n":
-            raise RuntimeError("the viewers did not get the live feed")
+            raise Failed("the viewers did not get the live feed")
         began = time.monotonic()
         yield
         seconds = time.monotonic() - began
         events, _ = process.communicate("end\n", timeout=60)
         if int(events) < count * (seconds / 2 - 2):
-            raise RuntimeError(f"{count} viewers got {events.strip()} events in {seconds:.0f} s")
+            raise Failed(f"{count} viewers got {events.strip()} events in {seconds:.0f} s")
 
 
 def _processor_time(report: Report, daemon: DaemonProcess, rounds: int, idle_s: float) -> None:
@@ -182,7 +182,7 @@ def _scrapes(report: Report, daemon: DaemonProcess, control: Control, scrapes: i
     try:
         while control.status()["accepted"] == accepted:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no sample of the producer is accepted after {_SENDS_S:g} s")
+                raise Failed(f"no sample of the producer is accepted after {_SENDS_S:g} s")
             time.sleep(0.05)
         _report_times(report, daemon, control, "learning_and_ingest", scrapes)
     finally:
@@ -209,7 +209,7 @@ def _times(url: str, path: str, requests: int) -> list[float]:
         answer.read()
         times.append(1e3 * (time.perf_counter() - start))
         if answer.status != 200:
-            raise RuntimeError(f"{path} was answered with {answer.status}")
+            raise Failed(f"{path} was answered with {answer.status}")
     connection.close()
     return times
 

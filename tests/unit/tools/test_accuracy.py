@@ -42,6 +42,7 @@ from tools.benchmarks.accuracy.learners import ForwardForward, Learner
 from tools.benchmarks.accuracy.rows import standing
 from tools.benchmarks.accuracy.run import Files, Plan, Point
 from tools.benchmarks.accuracy.stream import Microbatches
+from tools.benchmarks.report import Failed
 
 SIZE = 50  # no multiple of a microbatch, so each pass ends with a flushed one
 GRID = {"replay": 3, "replay_jitter": 1, "warmup_samples": 8}
@@ -362,9 +363,9 @@ POINTS = [Point(10, 1.0, 10, 5), Point(20, 2.0, 20, 6, 0.3), Point(40, 4.0, 20, 
 
 def test_a_run_is_compared_only_where_it_was_measured() -> None:
     assert figures.end_of(POINTS, 20, 0.0) == figures.end_of(POINTS, 20, 3.5) == POINTS[1]
-    with pytest.raises(figures.Failed, match="passed 5 samples without a measurement"):
+    with pytest.raises(Failed, match="passed 5 samples without a measurement"):
         figures.end_of(POINTS, 5, 0.0)
-    with pytest.raises(figures.Failed, match="passed 0.5 CPU seconds without a measurement"):
+    with pytest.raises(Failed, match=r"passed 0\.5 CPU seconds without a measurement"):
         figures.end_of(POINTS, 20, 0.5)
 
 
@@ -402,6 +403,18 @@ def test_every_preset_has_a_peer_that_learns_and_resumes(preset: str) -> None:
     assert not torch.equal(whole.weights()["ema"], first)
     assert_equal(whole.weights(), resumed.weights())
     assert whole.predictor(whole.weights())(images).shape == (6,)
+
+
+@pytest.mark.usefixtures("_signals_are_kept")
+@pytest.mark.parametrize(
+    "arguments",
+    [["accuracy", "--dataset"], ["drift"], ["phases", "--dataset"], ["combinations"], ["dreams", "--dataset"]],
+)
+def test_a_data_set_that_is_not_there_is_explained(tmp_path: Path, arguments: list[str]) -> None:
+    done = CliRunner().invoke(main, [*arguments, str(tmp_path / "nowhere")])
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: ")
+    assert "nowhere" in done.output
 
 
 @pytest.mark.usefixtures("_signals_are_kept")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools.benchmarks import compare
-from tools.benchmarks.report import ROOT, Report
+from tools.benchmarks.report import ROOT, Failed, Report
 
 WITH_GIT = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository: no .git here")
 
@@ -85,7 +85,7 @@ def test_a_checkout_has_the_files_of_the_commit_and_goes() -> None:
 
 @WITH_GIT
 def test_an_unknown_commit_is_an_error() -> None:
-    with pytest.raises(compare.Failed, match="no-such-commit"):
+    with pytest.raises(Failed, match="no-such-commit"):
         compare.run(Report(True, ""), "no-such-commit", pairs=1, what=["learning"], seconds=1.0)
 
 
@@ -93,5 +93,5 @@ def test_a_tree_that_does_not_start_is_an_error_with_its_cause(tmp_path: Path) -
     (tmp_path / "ffstream").mkdir()
     (tmp_path / "ffstream" / "__init__.py").write_text("raise RuntimeError('broken tree')\n")
     trees = {"base": tmp_path, "this": tmp_path}
-    with pytest.raises(compare.Failed, match=r"(?s)could not be measured.*broken tree"):
+    with pytest.raises(Failed, match=r"(?s)could not be measured.*broken tree"):
         compare._measure_pair(trees, "base", {"learning": 1})

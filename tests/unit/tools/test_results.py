@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from tools.benchmarks import family, results
 from tools.benchmarks.__main__ import main
 from tools.benchmarks.command import influential
-from tools.benchmarks.report import Row
-from tools.benchmarks.results import Failed
+from tools.benchmarks.report import Failed, Row
 
 ORIGIN: Row = {
     "commit": "abc",

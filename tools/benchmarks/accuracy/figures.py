@@ -24,14 +24,10 @@ from tools.benchmarks.accuracy.learners import ForwardForward, Learner, Replicas
 from tools.benchmarks.accuracy.rows import PEER, Learned, Rows, at_seconds, error_of, prequential_of
 from tools.benchmarks.accuracy.run import Files, Plan, Point, Run
 from tools.benchmarks.accuracy.stream import Microbatches
-from tools.benchmarks.report import Report
+from tools.benchmarks.report import Failed, Report
 
 OURS = "ffstream"
 _POINTS = 12  # in a pass
-
-
-class Failed(Exception):
-    """Nothing can be measured, or the proof failed. The message says why."""
 
 
 @dataclass(frozen=True)

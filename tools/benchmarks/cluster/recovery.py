@@ -25,16 +25,12 @@ from tests.harness.daemon import DaemonProcess, temporary_daemon
 from tests.support import wait_until
 from tools.benchmarks.cluster.measured import INPUTS
 from tools.benchmarks.cluster.rates import NODE, ray_nodes
-from tools.benchmarks.report import Report
+from tools.benchmarks.report import Failed, Report
 
 SETTINGS = ("network.preset=fast", "pipeline.engine=ray", "cluster.spares=1", "checkpoint.every_s=5")
 _DEADLINE_S = 180.0
 _BATCH = 64
 _PAUSE_S = 0.02  # between two messages: about 3,000 samples a second, which leaves time for what is measured
-
-
-class Failed(Exception):
-    """Something did not happen in time."""
 
 
 def run(report: Report, rounds: int) -> None:
