@@ -42,8 +42,10 @@ def rate(recipe: Recipe, batch: int, dtype: torch.dtype, threads: int, seconds: 
         worker.start()
     start_line.wait()
     start = time.perf_counter()
-    stop.wait(seconds)
-    stop.set()
+    try:
+        stop.wait(seconds)
+    finally:
+        stop.set()  # also when a signal ends the command: otherwise these threads would keep the process alive
     for worker in workers:
         worker.join()
     return sum(done) / (time.perf_counter() - start)

@@ -1,5 +1,7 @@
 """What the learning speed is compared with: other methods in the same precision, products of the same shapes."""
 
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from ffstream.ff.connection import Local
 from ffstream.ff.presets import recipe
+from tests.support import wait_until
 from tools.benchmarks import learn, roofline
 
 
@@ -42,3 +45,19 @@ def test_products_of_an_unknown_connection_are_an_error(monkeypatch: pytest.Monk
     monkeypatch.setattr(roofline, "Dense", Local)  # so dense connections are not known
     with pytest.raises(ValueError, match="no products are known for the connection dense"):
         roofline.rate(recipe("fast", widths=[8]), 4, torch.float32, 2, 0.01)
+
+
+class Interrupted(threading.Event):
+    """As when a signal comes while the main thread waits."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_measurement_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(threading.enumerate())
+    names = SimpleNamespace(Barrier=threading.Barrier, Thread=threading.Thread, Event=Interrupted)
+    monkeypatch.setattr(roofline, "threading", names)
+    with pytest.raises(KeyboardInterrupt):
+        roofline.rate(recipe("fast", widths=[8]), 4, torch.float32, 2, 60.0)
+    wait_until(lambda: set(threading.enumerate()) <= before, 30, "the threads end")
