@@ -35,11 +35,13 @@ _MIN_RATIO = 0.1  # the learning rate never falls below this share, as in the re
 @dataclass(frozen=True)
 class PeerSettings:
     """What is chosen for the peer on validation data. `schedule_samples`: samples after which the learning rate is
-    1/√2 of its initial value, as in the schedule `inverse_sqrt`; 0: it stays constant."""
+    1/√2 of its initial value, as in the schedule `inverse_sqrt`; 0: it stays constant. `beta1`: Adam's, whose β₂ is
+    0.999."""
 
     learning_rate: float = 1e-3
     schedule_samples: float = 0.0
     smoothing: float = 0.0
+    beta1: float = 0.9
 
     def rate(self, samples: float) -> float:
         """The learning rate of a whole microbatch after that many samples."""
@@ -90,7 +92,7 @@ class Backprop:
         self._shapes = [connection.parameters(shape) for connection, shape in pairs]
         self._flat = self._initial([connection.fan_in(shape) for connection, shape in pairs])
         self._ema = self._flat.clone()
-        self._stepper = AdamStepper(self._flat, Adam(beta1=0.9, beta2=0.999))
+        self._stepper = AdamStepper(self._flat, Adam(beta1=settings.beta1, beta2=0.999))
         self._samples = 0.0
 
     def _initial(self, fan_ins: list[int]) -> Tensor:
