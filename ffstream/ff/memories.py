@@ -1,7 +1,8 @@
 """What a layer remembers of its activities, so that it can dream without its input.
 
 `StoreMemory`: a ring of the newest samples' activities h, labels and sorted grey values v. A draw mixes two of them,
-i and j, which have the same label if labels are known (or takes one: i = j):
+i and j, which have the same label if labels are known (or takes one: i = j). Without labels, the samples of one draw
+are the newest ones, each once.
 
     h = m · h_i + (1 − m) · h_j        v = ½ (v_i + v_j)
 
@@ -124,6 +125,8 @@ class StoreMemory:
         self, known_M: Tensor, labels_B: Tensor | None, count: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Two samples (B) of the same label for each dream. If no sample has the label, any may be the first."""
+        if labels_B is None and self._sizes.labels == 1 and 1 < count <= len(known_M):
+            return self._newest(count, generator)
         by_label_M = known_M.argsort(stable=True)
         counts_L = known_M.bincount(minlength=self._sizes.labels)
         starts_L = counts_L.cumsum(0) - counts_L
@@ -140,6 +143,13 @@ class StoreMemory:
         first_B = choose(chance_2B[0], starts_B, counts_B)
         own_B = known_M[first_B]
         return first_B, choose(chance_2B[1], starts_L[own_B], counts_L[own_B])
+
+    def _newest(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The newest samples, each once as the first one and once as the second: layers that learn from dreams only
+        then see every sample of the stream, and none more often than others."""
+        age_B = torch.randperm(count, generator=generator)
+        at_B = (int(self._added) - 1 - age_B).remainder(len(self._h_MF))
+        return at_B, at_B.roll(1)
 
 
 class StatisticsMemory:

@@ -157,6 +157,20 @@ def test_a_store_gives_single_samples_and_samples_of_a_label() -> None:
     assert torch.equal(memory.draw(wanted_B, 60, generator()).labels_B, wanted_B)
 
 
+@pytest.mark.parametrize("mixed", [True, False])
+def test_without_labels_a_store_gives_each_of_the_newest_samples_once(mixed: bool) -> None:
+    memory = StoreMemory(Store(samples=10), Sizes((6,), 1, 2), CPU)
+    for first in range(0, 28, 4):
+        memory.add(remembered(first, 4), generator())
+    drawn = memory.draw(None, 5, generator(), mixed=mixed)
+    newest = set(range(23, 28))
+    sources = [set(row.tolist()) for row in drawn.h_BF - 1]
+    assert set().union(*sources) <= newest
+    if not mixed:
+        assert sorted(map(tuple, sources)) == [(each,) for each in sorted(newest)]
+    assert float(drawn.values_BV[:, 0].sum()) == sum(newest), "each is the first one once, and the second one once"
+
+
 def test_a_store_gives_any_sample_for_a_label_that_it_has_not_seen() -> None:
     memory = StoreMemory(Store(samples=10), Sizes((6,), 3, 2), CPU)
     seen = remembered(0, 9)
