@@ -20,7 +20,10 @@ class Memory(Part):
     must_define: ClassVar[tuple[str, ...]] = ("implementation",)
     implementation: ClassVar[str]
     blurs: int = Field(
-        2, ge=0, le=1000, description="maps are mixed by areas: how often the noise that makes them is blurred"
+        0,
+        ge=0,
+        le=1000,
+        description="maps are mixed by areas: how often the noise that makes them is blurred; 0: place by place",
     )
 
     def build(self, sizes: Any, device: Any) -> Any:

@@ -192,7 +192,7 @@ def test_weights_hold_some_samples_of_a_large_store_and_a_network_dreams_from_th
 
 
 def test_maps_are_mixed_by_areas_with_all_channels_of_a_place() -> None:
-    memory = StoreMemory(Store(samples=10), Sizes((8, 8, 3), 1, 0), CPU)
+    memory = StoreMemory(Store(samples=10, blurs=2), Sizes((8, 8, 3), 1, 0), CPU)
     n_B = torch.arange(10)
     seen = Remembered(n_B[:, None].float().expand(-1, 192), torch.zeros_like(n_B), torch.zeros(10, 0))
     memory.add(seen, generator())
