@@ -85,6 +85,10 @@ class Silu(Activation):
         s = z.sigmoid()
         return s * (1 + z * (1 - s))
 
+    def apply_(self, z: Tensor) -> Tensor:
+        """φ(z) in place."""
+        return z.mul_(z.sigmoid())
+
 
 @register
 class Gelu(Activation):

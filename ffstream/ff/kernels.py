@@ -36,7 +36,7 @@ def fastest(formulas: LabelFormulas, device: torch.device) -> LabelFormulas:
         return formulas
     activation, scheme = type(formulas.activation), type(formulas.scheme)
     kind = _COMPILED.get((activation, scheme)) if device.type == "cpu" else None
-    if kind is None or (kind is CompiledGroupFormulas and len(formulas.shape) > 1):
+    if kind is None or (issubclass(kind, CompiledGroupFormulas) and len(formulas.shape) > 1):
         if activation is not Relu:
             return formulas
         kind = SquaredLabelFormulas
@@ -121,15 +121,16 @@ class CompiledSiluFormulas(CompiledVectorFormulas):
         loops.silu_errors(*arrays)
 
 
-class CompiledGroupFormulas(SquaredLabelFormulas):
-    """With ReLU, for units that are divided among the labels, as one compiled loop over a row."""
+class CompiledGroupFormulas(LabelFormulas):
+    """For units that are divided among the labels and a quadratic goodness, as one compiled loop over a row. A
+    subclass has the loops of one activation."""
+
+    goodness: Quadratic
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
-        from ffstream.ff import loops
-
         squares_NL = torch.empty(len(z_NF), self.labels)
-        loops.group_squares(z_NF.numpy(), squares_NL.numpy())
+        self._squares(z_NF.numpy(), squares_NL.numpy())
         coefficient = self.goodness.coefficient(z_NF.shape[1] // self.labels)
         return squares_NL if coefficient == 1 else squares_NL.mul_(coefficient)
 
@@ -137,20 +138,53 @@ class CompiledGroupFormulas(SquaredLabelFormulas):
         self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F). There are no parameters."""
-        from ffstream.ff import loops
-
         error_NF = buffers.get("error", z_NF, *z_NF.shape)
         scaled_NL = gradient_NL.mul(2 * self.goodness.coefficient(z_NF.shape[1] // self.labels))
-        loops.group_errors(z_NF.numpy(), scaled_NL.numpy(), error_NF.numpy())
+        self._errors(z_NF.numpy(), scaled_NL.numpy(), error_NF.numpy())
         return error_NF, {}
+
+    def _squares(self, *arrays: Floats) -> None:
+        raise NotImplementedError
+
+    def _errors(self, *arrays: Floats) -> None:
+        raise NotImplementedError
+
+
+class CompiledReluGroupFormulas(CompiledGroupFormulas, SquaredLabelFormulas):
+    """With ReLU."""
+
+    def _squares(self, *arrays: Floats) -> None:
+        from ffstream.ff import loops
+
+        loops.group_squares(*arrays)
+
+    def _errors(self, *arrays: Floats) -> None:
+        from ffstream.ff import loops
+
+        loops.group_errors(*arrays)
+
+
+class CompiledSiluGroupFormulas(CompiledGroupFormulas):
+    """With SiLU."""
+
+    def _squares(self, *arrays: Floats) -> None:
+        from ffstream.ff import loops
+
+        loops.silu_group_squares(*arrays)
+
+    def _errors(self, *arrays: Floats) -> None:
+        from ffstream.ff import loops
+
+        loops.silu_group_errors(*arrays)
 
 
 _COMPILED: Mapping[tuple[type[Activation], type[LabelScheme]], type[LabelFormulas]] = {
     (Relu, Vectors): CompiledReluFormulas,
     (Relu, Pixels): CompiledReluFormulas,
-    (Relu, Groups): CompiledGroupFormulas,
+    (Relu, Groups): CompiledReluGroupFormulas,
     (Silu, Vectors): CompiledSiluFormulas,
     (Silu, Pixels): CompiledSiluFormulas,
+    (Silu, Groups): CompiledSiluGroupFormulas,
 }
 
 

@@ -156,6 +156,36 @@ def group_errors(z_NF: _Array, goodness_gradient_NL: _Array, error_NF: _Array) -
             error_NF[n, f] = _ZERO
 
 
+@_compiled("void(f4[:,::1], f4[:,::1])", fastmath=True)
+def silu_group_squares(z_NF: _Array, out_NL: _Array) -> None:
+    """Writes Σ h² over the group of each label into `out`, with h = z σ(z)."""
+    labels = out_NL.shape[1]
+    size = z_NF.shape[1] // labels
+    for n in range(z_NF.shape[0]):
+        for label in range(labels):
+            total = _ZERO
+            for f in range(label * size, label * size + size):
+                h = z_NF[n, f] * sigmoid(z_NF[n, f])
+                total += h * h
+            out_NL[n, label] = total
+
+
+@_compiled("void(f4[:,::1], f4[:,::1], f4[:,::1])", fastmath=True)
+def silu_group_errors(z_NF: _Array, goodness_gradient_NL: _Array, error_NF: _Array) -> None:
+    """Writes ∂L/∂z = (∂L/∂G of the unit's label) h φ′(z) into `error`, and 0 for units that are left over."""
+    labels = goodness_gradient_NL.shape[1]
+    size = z_NF.shape[1] // labels
+    for n in range(z_NF.shape[0]):
+        for label in range(labels):
+            goodness_gradient = goodness_gradient_NL[n, label]
+            for f in range(label * size, label * size + size):
+                z = z_NF[n, f]
+                s = sigmoid(z)
+                error_NF[n, f] = goodness_gradient * z * s * s * (_ONE + z * (_ONE - s))
+        for f in range(labels * size, z_NF.shape[1]):
+            error_NF[n, f] = _ZERO
+
+
 @_compiled("f4(f4[:,::1], i8[::1], f4, f4, f4[:,::1])")
 def softmax(
     goodness_BL: _Array, labels_B: NDArray[np.int64], alpha: float, smoothing: float, out_BL: _Array

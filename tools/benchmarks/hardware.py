@@ -47,7 +47,6 @@ from tools.benchmarks.accuracy.learners import (
     splits_of,
 )
 from tools.benchmarks.accuracy.stream import Microbatches
-from tools.benchmarks.accuracy.tuning import settings_of
 from tools.benchmarks.report import Report
 
 Options = Mapping[str, Any]
@@ -74,6 +73,17 @@ WAYS: Mapping[str, str] = {
     "backprop through": "backprop with it in the forward pass",
 }
 _PEERS = {way: f"backprop {way}" for way in ("through", "moved")}
+# Activities are read by a converter, so they are not negative: the preset `stream` with ReLU, and settings for that.
+RECIPE = Accuracy(
+    settings=(
+        "network.activation=relu",
+        "network.objective.alpha=10.0",
+        "network.objective.smoothing=0.15",
+        "network.replay_buffer=10000",
+        "network.replay_jitter=2",
+    )
+)
+PEER = PeerSettings(learning_rate=0.0025, schedule_samples=25_600.0, smoothing=0.1)
 _CALIBRATION = 4096
 _LATER = (8, 16, 32, 64)  # microbatches after a change
 _FLOAT = torch.float32
@@ -86,7 +96,7 @@ def run(
     splits = splits_of(dataset, validation=validation)
     found: dict[str, dict[str, list[float]]] = {kind: {} for kind in kinds}
     for seed in range(seeds):
-        experiment = Experiment(config_of(dataset, Accuracy(), seed), splits, seed)
+        experiment = Experiment(config_of(dataset, RECIPE, seed), splits, seed)
         for kind in kinds:
             for way, value in experiment.errors(kind).items():
                 found[kind].setdefault(way, []).append(value)
@@ -193,7 +203,7 @@ class OnDevice(Backprop):
     """The peer, whose hidden layers run on the devices of a recipe."""
 
     def __init__(self, recipe: Recipe, settings: PeerSettings | None = None) -> None:
-        super().__init__(recipe, settings or settings_of("stream"), _FLOAT)
+        super().__init__(recipe, settings or PEER, _FLOAT)
         self._hidden = [Hidden(recipe, index, shape) for index, shape in enumerate(recipe.input_shapes())]
 
     def learn(self, batch: MicroBatch) -> None:

@@ -18,6 +18,7 @@ from tests.unit.ff.formulas import SMALL
 # Groups of silent units, as in the default preset.
 GROUPS = recipe(
     "stream",
+    activation="relu",
     image_shape=[4, 4],
     labels=4,
     widths=[40, 40],

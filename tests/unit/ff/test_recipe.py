@@ -131,7 +131,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"layers": [{"connection": "conv", "goodness": {"areas": 3}}]},
         "layers[0].goodness.areas = 3: the layer's map of 26×26 places cannot be divided into equal areas",
     ),
-    ({"image_shape": [12]}, "replay_jitter = 2: network.image_shape = [12] has no rows and columns; set this to 0"),
+    ({"image_shape": [12]}, "replay_jitter = 1: network.image_shape = [12] has no rows and columns; set this to 0"),
     (
         {"image_shape": [12], "replay": 0, "replay_flip": True},
         "replay_flip = true: only images [height, width] can be",
