@@ -8,7 +8,7 @@ Shapes: N rows, L labels, F units.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -61,16 +61,36 @@ class SquaredLabelFormulas(LabelFormulas):
         return z.clamp_min(0).mul_(scaled[..., None])
 
 
+class Loops(NamedTuple):
+    """The names of two loops of `loops.py`, which is imported when the first one is called."""
+
+    squares: str
+    errors: str
+
+    def write_squares(self, *arrays: Floats) -> None:
+        """The sum of squares for every label, into the last array."""
+        from ffstream.ff import loops
+
+        getattr(loops, self.squares)(*arrays)
+
+    def write_errors(self, *arrays: Floats) -> None:
+        """∂L/∂z, and the gradients of the parameters that there are, into the last arrays."""
+        from ffstream.ff import loops
+
+        getattr(loops, self.errors)(*arrays)
+
+
 class CompiledVectorFormulas(LabelFormulas):
     """For label schemes that add a label vector and a quadratic goodness, as compiled loops over all labels of a row.
     A subclass has the loops of one activation."""
 
     goodness: Quadratic
+    loops: ClassVar[Loops]
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
         squares_NL = torch.empty(len(z_NF), self.labels)
-        self._squares(*(each.numpy() for each in (z_NF, label_scale_N, weights[VECTORS], squares_NL)))
+        self.loops.write_squares(*(each.numpy() for each in (z_NF, label_scale_N, weights[VECTORS], squares_NL)))
         coefficient = self.goodness.coefficient(z_NF.shape[1])
         return squares_NL if coefficient == 1 else squares_NL.mul_(coefficient)
 
@@ -83,42 +103,20 @@ class CompiledVectorFormulas(LabelFormulas):
         gradient_LF = torch.empty_like(vectors_LF)
         scaled_NL = gradient_NL.mul(2 * self.goodness.coefficient(z_NF.shape[1]))
         arrays = (z_NF, label_scale_N, vectors_LF, scaled_NL, error_NF, gradient_LF)
-        self._errors(*(each.numpy() for each in arrays))
+        self.loops.write_errors(*(each.numpy() for each in arrays))
         return error_NF, {VECTORS: gradient_LF}
-
-    def _squares(self, *arrays: Floats) -> None:
-        raise NotImplementedError
-
-    def _errors(self, *arrays: Floats) -> None:
-        raise NotImplementedError
 
 
 class CompiledReluFormulas(CompiledVectorFormulas, SquaredLabelFormulas):
     """With ReLU."""
 
-    def _squares(self, *arrays: Floats) -> None:
-        from ffstream.ff import loops
-
-        loops.squares(*arrays)
-
-    def _errors(self, *arrays: Floats) -> None:
-        from ffstream.ff import loops
-
-        loops.errors(*arrays)
+    loops = Loops("squares", "errors")
 
 
 class CompiledSiluFormulas(CompiledVectorFormulas):
     """With SiLU."""
 
-    def _squares(self, *arrays: Floats) -> None:
-        from ffstream.ff import loops
-
-        loops.silu_squares(*arrays)
-
-    def _errors(self, *arrays: Floats) -> None:
-        from ffstream.ff import loops
-
-        loops.silu_errors(*arrays)
+    loops = Loops("silu_squares", "silu_errors")
 
 
 class CompiledGroupFormulas(LabelFormulas):
@@ -126,11 +124,12 @@ class CompiledGroupFormulas(LabelFormulas):
     subclass has the loops of one activation."""
 
     goodness: Quadratic
+    loops: ClassVar[Loops]
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
         squares_NL = torch.empty(len(z_NF), self.labels)
-        self._squares(z_NF.numpy(), squares_NL.numpy())
+        self.loops.write_squares(z_NF.numpy(), squares_NL.numpy())
         coefficient = self.goodness.coefficient(z_NF.shape[1] // self.labels)
         return squares_NL if coefficient == 1 else squares_NL.mul_(coefficient)
 
@@ -140,42 +139,20 @@ class CompiledGroupFormulas(LabelFormulas):
         """∂L/∂z (N, F). There are no parameters."""
         error_NF = buffers.get("error", z_NF, *z_NF.shape)
         scaled_NL = gradient_NL.mul(2 * self.goodness.coefficient(z_NF.shape[1] // self.labels))
-        self._errors(z_NF.numpy(), scaled_NL.numpy(), error_NF.numpy())
+        self.loops.write_errors(z_NF.numpy(), scaled_NL.numpy(), error_NF.numpy())
         return error_NF, {}
-
-    def _squares(self, *arrays: Floats) -> None:
-        raise NotImplementedError
-
-    def _errors(self, *arrays: Floats) -> None:
-        raise NotImplementedError
 
 
 class CompiledReluGroupFormulas(CompiledGroupFormulas, SquaredLabelFormulas):
     """With ReLU."""
 
-    def _squares(self, *arrays: Floats) -> None:
-        from ffstream.ff import loops
-
-        loops.group_squares(*arrays)
-
-    def _errors(self, *arrays: Floats) -> None:
-        from ffstream.ff import loops
-
-        loops.group_errors(*arrays)
+    loops = Loops("group_squares", "group_errors")
 
 
 class CompiledSiluGroupFormulas(CompiledGroupFormulas):
     """With SiLU."""
 
-    def _squares(self, *arrays: Floats) -> None:
-        from ffstream.ff import loops
-
-        loops.silu_group_squares(*arrays)
-
-    def _errors(self, *arrays: Floats) -> None:
-        from ffstream.ff import loops
-
-        loops.silu_group_errors(*arrays)
+    loops = Loops("silu_group_squares", "silu_group_errors")
 
 
 _COMPILED: Mapping[tuple[type[Activation], type[LabelScheme]], type[LabelFormulas]] = {
