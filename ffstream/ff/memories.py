@@ -113,7 +113,9 @@ class StoreMemory:
         """Mixtures of two stored samples, or stored samples."""
         known_M = self._labels_M[: min(int(self._added), len(self._h_MF))].cpu()
         first_B, second_B = self._choose(known_M, labels_B, count, generator)
-        first_B, second_B = first_B.to(self._device), (second_B if mixed else first_B).to(self._device)
+        first_B, second_B = first_B.to(self._device), second_B.to(self._device)
+        if not mixed:
+            return Remembered(self._h_MF[first_B], self._labels_M[first_B], self._values_MV[first_B])
         mask_BF = _masks(self._sizes.shape, self._options.blurs, count, generator).to(self._device)
         return Remembered(
             self._h_MF[second_B].lerp_(self._h_MF[first_B], mask_BF),
