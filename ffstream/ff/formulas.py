@@ -18,6 +18,7 @@ from ffstream.ff import kernels
 from ffstream.ff.areas import AreaFormulas, area_shape
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.connection import Shape, size_of
+from ffstream.ff.group_map import map_of
 from ffstream.ff.hardware_model import Array, Device
 from ffstream.ff.label_formulas import LabelFormulas, RelativeLabelFormulas, Weights
 from ffstream.ff.maps import WEIGHT, Map
@@ -44,7 +45,7 @@ class Formulas:
         outputs = options.connection.output_shape(input_shape)
         self.units = size_of(outputs)
         self.labels = recipe.labels
-        self.map: Map = options.connection.build(input_shape)
+        self.map: Map = map_of(options, input_shape, recipe.labels)
         self.scheme = options.label_scheme
         self.label_formulas = _label_formulas(options, recipe.labels, outputs, device)
         weight_shape = options.connection.parameters(input_shape)[WEIGHT]

@@ -124,8 +124,12 @@ class DenseMap:
         scaled_NO = torch.mul(
             e_NO, inverse_norm_N[:, None], out=buffers.get("product", x_NI, len(e_NO), self.outputs)
         )
-        if x_NI.dtype == into[WEIGHT].dtype:
-            torch.mm(scaled_NO.t(), x_NI, out=into[WEIGHT])
+        self.weight_gradient(scaled_NO, x_NI, into[WEIGHT], buffers)
+
+    def weight_gradient(self, scaled_NO: Tensor, x_NI: Tensor, into_OI: Tensor, buffers: Buffers) -> None:
+        """Writes ∂L/∂W, from r·e in the dtype of x."""
+        if x_NI.dtype == into_OI.dtype:
+            torch.mm(scaled_NO.t(), x_NI, out=into_OI)
         else:
             product_OI = buffers.get("weight gradient", x_NI, self.outputs, self.inputs)
-            into[WEIGHT].copy_(torch.mm(scaled_NO.t(), x_NI, out=product_OI))
+            into_OI.copy_(torch.mm(scaled_NO.t(), x_NI, out=product_OI))

@@ -48,8 +48,10 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """Dense networks in the preset `fast`, and one of each other kind of connection or label scheme."""
+    """Dense networks in the preset `fast`, and one of each other kind of connection or label scheme; label schemes
+    also with an objective that compares each sample with one wrong label."""
     groups = {"goodness": {"kind": "mean_squares", "negative": True}, "label_scheme": "groups"}
+    paired = {"objective": {"kind": "paired", "alpha": 6}, "negatives": "hardest"}
     fast = make_recipe("fast", warmup_samples=0)
     spatial = {"batch_size": 128, "replay": 0}
     return [
@@ -57,6 +59,8 @@ def cases() -> list[Case]:
         Case("784-2000x4", fast.change(widths=(2000,) * 4), 16),
         Case("vectors", fast.change(widths=(500, 500)), 200),
         Case("groups", fast.change(widths=(500, 500), **groups), 200),
+        Case("paired_vectors", fast.change(widths=(500, 500), **paired), 200),
+        Case("paired_groups", fast.change(widths=(500, 500), **groups, **paired), 200),
         Case("conv", make_recipe("conv", **spatial), 40),
         Case("local", make_recipe("local", **spatial), 100),
     ]
@@ -68,9 +72,10 @@ def run(report: Report, rounds: int, given: Sequence[Case] | None = None) -> Non
     chosen = cases() if given is None else given
     for precision in _DTYPES:
         rates = {case.name: _measure(report, case, precision, rounds, cores) for case in chosen}
-        if {"groups", "vectors"} <= rates.keys():
-            name = f"learn/groups/{precision}/over_vectors"
-            report.add(name, rates["groups"], "samples/s", "label_vectors", rates["vectors"])
+        for groups, vectors in (("groups", "vectors"), ("paired_groups", "paired_vectors")):
+            if {groups, vectors} <= rates.keys():
+                name = f"learn/{groups}/{precision}/over_vectors"
+                report.add(name, rates[groups], "samples/s", "label_vectors", rates[vectors])
 
 
 def _measure(report: Report, case: Case, precision: str, rounds: int, cores: int) -> float:
