@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ffstream.ff import kernels
-from ffstream.ff.areas import AreaFormulas, area_shape
+from ffstream.ff.areas import area_shape
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.connection import Shape, size_of
 from ffstream.ff.group_map import map_of
@@ -84,7 +84,7 @@ def _label_formulas(options: LayerOptions, labels: int, shape: Shape, device: to
     )
     if options.objective.relative_to_label_free:
         formulas = RelativeLabelFormulas(formulas)
-    return formulas if areas == 1 else AreaFormulas(formulas, shape, areas)
+    return formulas if areas == 1 else kernels.fastest_areas(formulas, shape, areas)
 
 
 def sum_squares(x_NI: Tensor) -> Tensor:

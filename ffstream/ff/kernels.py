@@ -4,7 +4,7 @@ A label adds g·E[l] to a row, so h = φ(z + g E[l]) for every label l. Written 
 six passes over N·L·F numbers, which takes as long as the matrix products. As a loop it takes two passes over numbers
 that stay in the first-level cache. The loops are in `loops.py`; they run on the CPU, for float32 tensors.
 
-Shapes: N rows, L labels, F units.
+Shapes: N rows, L labels, F units, A areas of a map, S segments of K units.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ffstream.ff.activation import Activation, Relu, Silu
+from ffstream.ff.areas import AreaFormulas
 from ffstream.ff.buffers import Buffers
+from ffstream.ff.connection import Shape
 from ffstream.ff.goodness import MeanSquares, Quadratic, SumSquares
 from ffstream.ff.label_formulas import LabelFormulas, Weights
 from ffstream.ff.label_scheme import VECTORS, Groups, LabelScheme, Pixels, Vectors
 from ffstream.ff.objective import Objective, Softmax
 
 Floats = NDArray[Any]
+
+_WHOLE = torch.zeros(1, dtype=torch.int64)  # all units are one segment, which belongs to the only area
 
 
 def prepare() -> None:
@@ -41,6 +45,13 @@ def fastest(formulas: LabelFormulas, device: torch.device) -> LabelFormulas:
             return formulas
         kind = SquaredLabelFormulas
     return kind(formulas.activation, formulas.goodness, formulas.scheme, formulas.labels, formulas.shape)
+
+
+def fastest_areas(area: LabelFormulas, shape: Shape, areas: int) -> AreaFormulas:
+    """The fastest formulas of a map of this shape, from those of one of its areas."""
+    if isinstance(area, CompiledVectorFormulas):
+        return CompiledAreaFormulas(area, shape, areas)
+    return AreaFormulas(area, shape, areas)
 
 
 def fastest_objective(objective: Objective, device: torch.device) -> Objective:
@@ -89,20 +100,41 @@ class CompiledVectorFormulas(LabelFormulas):
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
-        squares_NL = torch.empty(len(z_NF), self.labels)
-        self.loops.write_squares(*(each.numpy() for each in (z_NF, label_scale_N, weights[VECTORS], squares_NL)))
-        coefficient = self.goodness.coefficient(z_NF.shape[1])
-        return squares_NL if coefficient == 1 else squares_NL.mul_(coefficient)
+        return self.by_segment(z_NF, label_scale_N, weights, _WHOLE)[:, 0]
+
+    def by_segment(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, area_S: Tensor) -> Tensor:
+        """The goodness (N, A, L) of every area and label, for units in S segments, each of which belongs to an
+        area."""
+        segments, areas = len(area_S), 1 + int(area_S[-1])
+        squares_NAL = torch.empty(len(z_NF), areas, self.labels)
+        z_NSK, vectors_LSK = (each.view(len(each), segments, -1) for each in (z_NF, weights[VECTORS]))
+        self.loops.write_squares(*(each.numpy() for each in (z_NSK, label_scale_N, vectors_LSK, area_S, squares_NAL)))
+        coefficient = self.goodness.coefficient(z_NF.shape[1] // areas)
+        return squares_NAL if coefficient == 1 else squares_NAL.mul_(coefficient)
 
     def label_errors(
         self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F) and ∂L/∂E (L, F)."""
-        vectors_LF = weights[VECTORS]
+        return self.segment_errors(z_NF, label_scale_N, weights, gradient_NL[:, None], buffers, _WHOLE)
+
+    def segment_errors(
+        self,
+        z_NF: Tensor,
+        label_scale_N: Tensor,
+        weights: Weights,
+        gradient_NAL: Tensor,
+        buffers: Buffers,
+        area_S: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same from the gradient (N, A, L) of every area and label."""
         error_NF = buffers.get("error", z_NF, *z_NF.shape)
-        gradient_LF = torch.empty_like(vectors_LF)
-        scaled_NL = gradient_NL.mul(2 * self.goodness.coefficient(z_NF.shape[1]))
-        arrays = (z_NF, label_scale_N, vectors_LF, scaled_NL, error_NF, gradient_LF)
+        gradient_LF = torch.empty_like(weights[VECTORS])
+        scaled_NAL = gradient_NAL.mul(2 * self.goodness.coefficient(z_NF.shape[1] // gradient_NAL.shape[1]))
+        z_NSK, vectors_LSK, error_NSK, gradient_LSK = (
+            each.view(len(each), len(area_S), -1) for each in (z_NF, weights[VECTORS], error_NF, gradient_LF)
+        )
+        arrays = (z_NSK, label_scale_N, vectors_LSK, area_S, scaled_NAL, error_NSK, gradient_LSK)
         self.loops.write_errors(*(each.numpy() for each in arrays))
         return error_NF, {VECTORS: gradient_LF}
 
@@ -117,6 +149,27 @@ class CompiledSiluFormulas(CompiledVectorFormulas):
     """With SiLU."""
 
     loops = Loops("silu_squares", "silu_errors")
+
+
+class CompiledAreaFormulas(AreaFormulas):
+    """Label vectors with a goodness for each area. The loops see a row as segments: the parts of its rows of places
+    that lie in one area. So nothing is copied."""
+
+    def __init__(self, area: CompiledVectorFormulas, shape: Shape, areas: int) -> None:
+        super().__init__(area, shape, areas)
+        self._compiled = area
+        rows_H = torch.arange(shape[0]) // (shape[0] // areas)
+        self._area_S = (rows_H[:, None] * areas + torch.arange(areas)).flatten()
+
+    def areas_by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
+        """The goodness (N, A, L) of every area and label."""
+        return self._compiled.by_segment(z_NF, label_scale_N, weights, self._area_S)
+
+    def label_errors(
+        self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """∂L/∂z (N, F) and ∂L/∂E (L, F), from ∂L/∂G (N, A, L)."""
+        return self._compiled.segment_errors(z_NF, label_scale_N, weights, gradient_NL, buffers, self._area_S)
 
 
 class CompiledGroupFormulas(LabelFormulas):

@@ -1,7 +1,8 @@
 """The loops behind `kernels.py`, compiled by numba. They run on float32 arrays and release the GIL.
 
 Importing numba takes about half a second, so this module is imported when the first loop is needed.
-Shapes: B samples, N rows, L labels, F units.
+Shapes: B samples, N rows, L labels, F units. With label vectors, S segments of K units each; the goodness is that
+of A areas, each of some segments.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 _Array = NDArray[np.float32]
 _Bits = NDArray[np.int16] | NDArray[np.int32]
 _Places = NDArray[np.uint8]
+_Areas = NDArray[np.int64]
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
@@ -32,40 +34,44 @@ def _compiled(*signatures: str, fastmath: bool = False) -> Callable[[_Loop], _Lo
     return compile
 
 
-@_compiled("void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1])", fastmath=True)
-def squares(z_NF: _Array, label_scale_N: _Array, vectors_LF: _Array, out_NL: _Array) -> None:
-    """Writes Σ_f relu(z + g E[l])² into `out`."""
-    for n in range(z_NF.shape[0]):
-        for label in range(vectors_LF.shape[0]):
-            total = _ZERO
-            for f in range(z_NF.shape[1]):
-                h = max(z_NF[n, f] + label_scale_N[n] * vectors_LF[label, f], _ZERO)
-                total += h * h
-            out_NL[n, label] = total
+@_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1])", fastmath=True)
+def squares(z_NSK: _Array, label_scale_N: _Array, vectors_LSK: _Array, area_S: _Areas, out_NAL: _Array) -> None:
+    """Writes Σ_k relu(z + g E[l])² over each area into `out`."""
+    out_NAL[:] = _ZERO
+    for n in range(z_NSK.shape[0]):
+        for label in range(vectors_LSK.shape[0]):
+            for s in range(z_NSK.shape[1]):
+                total = _ZERO
+                for k in range(z_NSK.shape[2]):
+                    h = max(z_NSK[n, s, k] + label_scale_N[n] * vectors_LSK[label, s, k], _ZERO)
+                    total += h * h
+                out_NAL[n, area_S[s], label] += total
 
 
-@_compiled("void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1], f4[:,::1], f4[:,::1])", fastmath=True)
+@_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1], f4[:,:,::1], f4[:,:,::1])", fastmath=True)
 def errors(
-    z_NF: _Array,
+    z_NSK: _Array,
     label_scale_N: _Array,
-    vectors_LF: _Array,
-    goodness_gradient_NL: _Array,
-    error_NF: _Array,
-    gradient_LF: _Array,
+    vectors_LSK: _Array,
+    area_S: _Areas,
+    goodness_gradient_NAL: _Array,
+    error_NSK: _Array,
+    gradient_LSK: _Array,
 ) -> None:
     """Writes ∂L/∂z = Σ_l (∂L/∂G_l) h_l into `error`, and ∂L/∂E into `gradient`."""
-    error_NF[:] = _ZERO
-    gradient_LF[:] = _ZERO
-    for n in range(z_NF.shape[0]):
+    error_NSK[:] = _ZERO
+    gradient_LSK[:] = _ZERO
+    for n in range(z_NSK.shape[0]):
         label_scale = label_scale_N[n]
-        for label in range(vectors_LF.shape[0]):
-            goodness_gradient = goodness_gradient_NL[n, label]
-            if goodness_gradient == _ZERO:
-                continue
-            for f in range(z_NF.shape[1]):
-                error = goodness_gradient * max(z_NF[n, f] + label_scale * vectors_LF[label, f], _ZERO)
-                error_NF[n, f] += error
-                gradient_LF[label, f] += label_scale * error
+        for s in range(z_NSK.shape[1]):
+            for label in range(vectors_LSK.shape[0]):
+                goodness_gradient = goodness_gradient_NAL[n, area_S[s], label]
+                if goodness_gradient == _ZERO:
+                    continue
+                for k in range(z_NSK.shape[2]):
+                    error = goodness_gradient * max(z_NSK[n, s, k] + label_scale * vectors_LSK[label, s, k], _ZERO)
+                    error_NSK[n, s, k] += error
+                    gradient_LSK[label, s, k] += label_scale * error
 
 
 # tanh(x) ≈ x P(x²) / Q(x²), beyond the limit ±1: the rational approximation that Eigen uses for float32.
@@ -91,41 +97,47 @@ def sigmoid(z: np.float32) -> np.float32:
     return (_ONE if z > _ZERO else _ZERO) if abs(z) > _SATURATED else inner
 
 
-@_compiled("void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1])", fastmath=True)
-def silu_squares(z_NF: _Array, label_scale_N: _Array, vectors_LF: _Array, out_NL: _Array) -> None:
-    """Writes Σ_f h² into `out`, with h = v σ(v) and v = z + g E[l]."""
-    for n in range(z_NF.shape[0]):
-        for label in range(vectors_LF.shape[0]):
-            total = _ZERO
-            for f in range(z_NF.shape[1]):
-                v = z_NF[n, f] + label_scale_N[n] * vectors_LF[label, f]
-                h = v * sigmoid(v)
-                total += h * h
-            out_NL[n, label] = total
+@_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1])", fastmath=True)
+def silu_squares(z_NSK: _Array, label_scale_N: _Array, vectors_LSK: _Array, area_S: _Areas, out_NAL: _Array) -> None:
+    """Writes Σ_k h² over each area into `out`, with h = v σ(v) and v = z + g E[l]."""
+    out_NAL[:] = _ZERO
+    for n in range(z_NSK.shape[0]):
+        for label in range(vectors_LSK.shape[0]):
+            for s in range(z_NSK.shape[1]):
+                total = _ZERO
+                for k in range(z_NSK.shape[2]):
+                    v = z_NSK[n, s, k] + label_scale_N[n] * vectors_LSK[label, s, k]
+                    h = v * sigmoid(v)
+                    total += h * h
+                out_NAL[n, area_S[s], label] += total
 
 
-@_compiled("void(f4[:,::1], f4[::1], f4[:,::1], f4[:,::1], f4[:,::1], f4[:,::1])", fastmath=True)
+@_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1], f4[:,:,::1], f4[:,:,::1])", fastmath=True)
 def silu_errors(
-    z_NF: _Array,
+    z_NSK: _Array,
     label_scale_N: _Array,
-    vectors_LF: _Array,
-    goodness_gradient_NL: _Array,
-    error_NF: _Array,
-    gradient_LF: _Array,
+    vectors_LSK: _Array,
+    area_S: _Areas,
+    goodness_gradient_NAL: _Array,
+    error_NSK: _Array,
+    gradient_LSK: _Array,
 ) -> None:
     """Writes ∂L/∂z = Σ_l (∂L/∂G_l) h_l φ′(v_l) into `error`, and ∂L/∂E into `gradient`."""
-    error_NF[:] = _ZERO
-    gradient_LF[:] = _ZERO
-    for n in range(z_NF.shape[0]):
+    error_NSK[:] = _ZERO
+    gradient_LSK[:] = _ZERO
+    for n in range(z_NSK.shape[0]):
         label_scale = label_scale_N[n]
-        for label in range(vectors_LF.shape[0]):
-            goodness_gradient = goodness_gradient_NL[n, label]
-            for f in range(z_NF.shape[1]):
-                v = z_NF[n, f] + label_scale * vectors_LF[label, f]
-                s = sigmoid(v)
-                error = goodness_gradient * v * s * s * (_ONE + v * (_ONE - s))
-                error_NF[n, f] += error
-                gradient_LF[label, f] += label_scale * error
+        for s in range(z_NSK.shape[1]):
+            for label in range(vectors_LSK.shape[0]):
+                goodness_gradient = goodness_gradient_NAL[n, area_S[s], label]
+                if goodness_gradient == _ZERO:
+                    continue
+                for k in range(z_NSK.shape[2]):
+                    v = z_NSK[n, s, k] + label_scale * vectors_LSK[label, s, k]
+                    slope = sigmoid(v)
+                    error = goodness_gradient * v * slope * slope * (_ONE + v * (_ONE - slope))
+                    error_NSK[n, s, k] += error
+                    gradient_LSK[label, s, k] += label_scale * error
 
 
 @_compiled("void(f4[:,::1], f4[:,::1])", fastmath=True)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 import ffstream
 from ffstream.ff.activation import Activation, Relu, Silu
+from ffstream.ff.areas import AreaFormulas, area_shape
 from ffstream.ff.buffers import Buffers
 from ffstream.ff.connection import Shape
 from ffstream.ff.goodness import SumSquares
-from ffstream.ff.kernels import fastest
+from ffstream.ff.kernels import fastest, fastest_areas
 from ffstream.ff.label_formulas import LabelFormulas
 from ffstream.ff.label_scheme import Groups, LabelScheme, Pixels, Vectors
 
@@ -77,6 +78,27 @@ def test_compiled_loops_equal_their_formulas(activation: Activation, scheme: Lab
     assert gradients.keys() == want.keys()
     for name, gradient in gradients.items():
         assert_close(gradient, want[name])
+
+
+@pytest.mark.parametrize("activation", [Relu(), Silu()], ids=["relu", "silu"])
+def test_compiled_areas_equal_their_formulas(activation: Activation) -> None:
+    shape, areas = (6, 4, 3), 2
+    exact_area = LabelFormulas(activation, SumSquares(), Vectors(), 5, area_shape(shape, areas))
+    exact = AreaFormulas(exact_area, shape, areas)
+    fast = fastest_areas(fastest(exact_area, torch.device("cpu")), shape, areas)
+    assert type(fast) is not AreaFormulas
+    generator = torch.Generator().manual_seed(1)
+    z_NF, vectors_LF, scale_N, gradient_NAL = (
+        torch.randn(size, generator=generator) * 3 for size in ((11, 72), (5, 72), (11,), (11, 4, 5))
+    )
+    given = (z_NF, scale_N, {"label_vectors": vectors_LF})
+    wide = (z_NF.double(), scale_N.double(), {"label_vectors": vectors_LF.double()})
+    assert_close(fast.areas_by_label(*given), exact.areas_by_label(*wide))
+    assert_close(fast.by_label(*given), exact.by_label(*wide))
+    error_NF, gradients = fast.label_errors(*given, gradient_NAL, Buffers())
+    want_NF, want = exact.label_errors(*wide, gradient_NAL.double(), Buffers())
+    assert_close(error_NF, want_NF)
+    assert_close(gradients["label_vectors"], want["label_vectors"])
 
 
 def assert_close(found: Tensor, want: Tensor) -> None:
