@@ -35,8 +35,19 @@ _WARMUP_SAMPLES = 10_240  # presets begin with small microbatches, up to 8,192 s
 _WARMUP_QUERIES = 100
 _START_S = 120.0
 _DEADLINE_S = 300.0
-_IMAGES = np.random.default_rng(0).integers(0, 256, (4096, 28, 28), dtype=np.uint8)
-_LABELS = np.random.default_rng(1).integers(0, 10, 4096)
+
+
+def _samples(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of ten classes, two thirds of whose pixels are noise. They can be learned: a network that cannot learn
+    looks for a change of the concept far more often than on a real stream."""
+    random = np.random.default_rng(0)
+    classes = random.integers(0, 256, (10, 28, 28), dtype=np.uint8)
+    labels = random.integers(0, 10, count)
+    noise = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    return np.where(random.random(noise.shape) < 2 / 3, noise, classes[labels]), labels
+
+
+_IMAGES, _LABELS = _samples(4096)
 
 
 class Side:
