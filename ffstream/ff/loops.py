@@ -259,6 +259,40 @@ def pool(
 
 
 @_compiled(
+    "void(i2[:,:,:,::1], f4[::1], f4[:,:,::1], u1[:,:,:,::1], i4[:,:,:,::1], f4[:,:,:,::1])",
+    "void(i4[:,:,:,::1], f4[::1], f4[:,:,::1], u1[:,:,:,::1], i4[:,:,:,::1], f4[:,:,:,::1])",
+)
+def pool_pairs(map_bits: _Bits, scale_N: _Array, bias: _Array, at: _Places, out_bits: _Bits, out: _Array) -> None:
+    """The same for windows of 2 × 2, in a quarter of the time: one loop over the channels compares four places."""
+    sign = 8 * map_bits.itemsize - 1
+    lower = map_bits.dtype.type((1 << sign) - 1)
+    unused = 31 - sign
+    rows, height, width, channels = out.shape
+    out_NF, bias_F = out.reshape(rows, -1), bias.reshape(-1)
+    for n in range(rows):
+        for y in range(height):
+            for x in range(width):
+                top, left = 2 * y, 2 * x
+                map_0, map_1 = map_bits[n, top, left], map_bits[n, top, left + 1]
+                map_2, map_3 = map_bits[n, top + 1, left], map_bits[n, top + 1, left + 1]
+                at_O, out_O = at[n, y, x], out_bits[n, y, x]
+                for o in range(channels):
+                    largest = map_0[o] ^ ((map_0[o] >> sign) & lower)
+                    value = map_1[o] ^ ((map_1[o] >> sign) & lower)
+                    place = np.uint8(1) if value > largest else np.uint8(0)
+                    largest = max(largest, value)
+                    value = map_2[o] ^ ((map_2[o] >> sign) & lower)
+                    place = np.uint8(2) if value > largest else place
+                    largest = max(largest, value)
+                    value = map_3[o] ^ ((map_3[o] >> sign) & lower)
+                    at_O[o] = np.uint8(3) if value > largest else place
+                    largest = max(largest, value)
+                    out_O[o] = np.int32(largest ^ ((largest >> sign) & lower)) << unused
+        for f in range(out_NF.shape[1]):
+            out_NF[n, f] = out_NF[n, f] * scale_N[n] + bias_F[f]
+
+
+@_compiled(
     "void(f4[:,:,:,::1], f4[::1], u1[:,:,:,::1], i8, i2[:,:,:,::1])",
     "void(f4[:,:,:,::1], f4[::1], u1[:,:,:,::1], i8, i4[:,:,:,::1])",
 )

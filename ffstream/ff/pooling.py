@@ -43,15 +43,12 @@ class Pooling:
         like = torch.empty(0, dtype=torch.uint8)
         at_NF = buffers.get("place of the maximum", like, *z_NF.shape)
         z_NHWO = z_NF.view(-1, *self.pooled)
-        loops.pool(
-            _bits(c_NHWO),
-            inverse_norm_N.numpy(),
-            bias_F.view(self.pooled).numpy(),
-            self.pool,
-            at_NF.view(z_NHWO.shape).numpy(),
-            _bits(z_NHWO),
-            z_NHWO.numpy(),
-        )
+        given = _bits(c_NHWO), inverse_norm_N.numpy(), bias_F.view(self.pooled).numpy()
+        into = at_NF.view(z_NHWO.shape).numpy(), _bits(z_NHWO), z_NHWO.numpy()
+        if self.pool == 2:
+            loops.pool_pairs(*given, *into)
+        else:
+            loops.pool(*given, self.pool, *into)
         return z_NF, at_NF
 
     def _forward(self, c_NHWO: Tensor, inverse_norm_N: Tensor, bias_F: Tensor, z_NF: Tensor) -> tuple[Tensor, Tensor]:

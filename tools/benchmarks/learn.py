@@ -61,8 +61,8 @@ def cases() -> list[Case]:
         Case("groups", fast.change(widths=(500, 500), **groups), 200),
         Case("paired_vectors", fast.change(widths=(500, 500), **paired), 200),
         Case("paired_groups", fast.change(widths=(500, 500), **groups, **paired), 200),
-        Case("conv", make_recipe("conv", **spatial), 40),
-        Case("local", make_recipe("local", **spatial), 100),
+        Case("conv", make_recipe("conv", **spatial), 400),
+        Case("local", make_recipe("local", **spatial), 400),
     ]
 
 
