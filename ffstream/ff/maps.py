@@ -124,12 +124,13 @@ class DenseMap:
         scaled_NO = torch.mul(
             e_NO, inverse_norm_N[:, None], out=buffers.get("product", x_NI, len(e_NO), self.outputs)
         )
-        self.weight_gradient(scaled_NO, x_NI, into[WEIGHT], buffers)
+        weight_OI = into[WEIGHT]
+        same = x_NI.dtype == weight_OI.dtype
+        product_OI = weight_OI if same else buffers.get("weight gradient", x_NI, self.outputs, self.inputs)
+        self.product(scaled_NO, x_NI, product_OI, buffers)
+        if not same:
+            weight_OI.copy_(product_OI)
 
-    def weight_gradient(self, scaled_NO: Tensor, x_NI: Tensor, into_OI: Tensor, buffers: Buffers) -> None:
-        """Writes ∂L/∂W, from r·e in the dtype of x."""
-        if x_NI.dtype == into_OI.dtype:
-            torch.mm(scaled_NO.t(), x_NI, out=into_OI)
-        else:
-            product_OI = buffers.get("weight gradient", x_NI, self.outputs, self.inputs)
-            into_OI.copy_(torch.mm(scaled_NO.t(), x_NI, out=product_OI))
+    def product(self, e_NO: Tensor, x_NI: Tensor, out_OI: Tensor, buffers: Buffers) -> None:
+        """Writes eᵀx."""
+        torch.mm(e_NO.t(), x_NI, out=out_OI)

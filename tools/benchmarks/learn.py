@@ -59,8 +59,8 @@ def cases() -> list[Case]:
         Case("784-2000x4", fast.change(widths=(2000,) * 4), 16),
         Case("vectors", fast.change(widths=(500, 500)), 200),
         Case("groups", fast.change(widths=(500, 500), **groups), 200),
-        Case("paired_vectors", fast.change(widths=(500, 500), **paired), 200),
-        Case("paired_groups", fast.change(widths=(500, 500), **groups, **paired), 200),
+        Case("paired_vectors", fast.change(widths=(1000, 1000), **paired), 200),
+        Case("paired_groups", fast.change(widths=(1000, 1000), **groups, **paired), 200),
         Case("conv", make_recipe("conv", **spatial), 400),
         Case("local", make_recipe("local", **spatial), 400),
     ]

@@ -14,7 +14,7 @@ from ffstream.ff.presets import recipe
 from ffstream.ff.recipe import Recipe
 from tests.battery import check_pipeline
 
-INPUTS, UNITS, LABELS, ROWS = 300, 504, 10, 128  # four units are left over
+INPUTS, UNITS, LABELS = 300, 504, 10  # four units are left over
 
 
 def compared_rows(rows: int) -> Tensor:
@@ -49,22 +49,24 @@ def paired() -> Recipe:
 
 @pytest.mark.parametrize(
     ("rows", "dtype"),
-    [(ROWS, torch.float32), (8, torch.float32), (ROWS, torch.bfloat16)],
-    ids=["skips", "few rows", "bfloat16"],
+    [(256, torch.float32), (8, torch.float32), (768, torch.bfloat16), (8, torch.bfloat16)],
+    ids=["float32", "few rows", "bfloat16", "few rows in bfloat16"],
 )
 def test_skipping_rows_without_an_error_changes_nothing(rows: int, dtype: torch.dtype) -> None:
     options = Dense(units=UNITS)
     found = weight_gradient(GroupMap(options, (INPUTS,), LABELS), rows, dtype)
     want = weight_gradient(DenseMap(options, (INPUTS,)), rows, dtype)
-    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    rounding = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(found, want, rtol=rounding, atol=rounding)
 
 
 def test_a_row_with_an_error_in_every_group_counts_in_every_group() -> None:
     options = Dense(units=UNITS)
-    e_NO, x_NI, ones_N = torch.ones(ROWS, UNITS), torch.ones(ROWS, INPUTS), torch.ones(ROWS)
+    rows = 256
+    e_NO, x_NI, ones_N = torch.ones(rows, UNITS), torch.ones(rows, INPUTS), torch.ones(rows)
     into = {WEIGHT: torch.empty(UNITS, INPUTS), "bias": torch.empty(UNITS)}
     GroupMap(options, (INPUTS,), LABELS).gradients(e_NO, (), x_NI, ones_N, {}, into, ReusedBuffers())
-    assert bool((into[WEIGHT][: LABELS * 50] == ROWS).all())
+    assert bool((into[WEIGHT][: LABELS * 50] == rows).all())
 
 
 @pytest.mark.parametrize(
@@ -73,9 +75,8 @@ def test_a_row_with_an_error_in_every_group_counts_in_every_group() -> None:
         (paired(), True),
         (recipe("stream"), False),
         (paired().change(label_scheme="vectors"), False),
-        (paired().change(widths=(20,)), False),
     ],
-    ids=["one wrong label", "all labels", "label vectors", "too small to pay"],
+    ids=["one wrong label", "all labels", "label vectors"],
 )
 def test_only_groups_with_one_wrong_label_skip_rows(given: Recipe, skips: bool) -> None:
     assert isinstance(map_of(given.layers[0], (784,), LABELS), GroupMap) is skips
