@@ -28,7 +28,7 @@ class ReusedBuffers(Buffers):
     def get(self, name: str, like: Tensor, rows: int, *shape: int) -> Tensor:
         """The first `rows` rows of the buffer with that name. The buffer grows when it has fewer rows."""
         held = self._held.get(name)
-        if held is None or len(held) < rows or held.shape[1:] != shape or held.dtype != like.dtype:
+        if held is None or held.shape[0] < rows or held.shape[1:] != shape or held.dtype != like.dtype:
             held = self._held[name] = torch.empty(rows, *shape, dtype=like.dtype, device=like.device)
         return held[:rows]
 

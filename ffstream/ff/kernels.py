@@ -10,6 +10,7 @@ Shapes: N rows, L labels, F units, A areas of a map, S segments of K units.
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,7 +26,20 @@ from ffstream.ff.objective import Objective, Softmax
 
 Floats = NDArray[Any]
 
-_WHOLE = torch.zeros(1, dtype=torch.int64)  # all units are one segment, which belongs to the only area
+
+class Segments(NamedTuple):
+    """The units of a layer as S segments, in order: the area (S; int64) of each, and how many areas there are."""
+
+    area_S: Floats
+    areas: int
+
+    def split(self, units: Tensor) -> Floats:
+        """Numbers of units (N, F), by segment (N, S, K)."""
+        rows = units.numpy()  # reshaping an array takes less time than a view of a tensor
+        return rows.reshape(rows.shape[0], self.area_S.shape[0], -1)
+
+
+_WHOLE = Segments(np.zeros(1, np.int64), 1)
 
 
 def prepare() -> None:
@@ -102,14 +116,18 @@ class CompiledVectorFormulas(LabelFormulas):
         """The goodness (N, L) of every label."""
         return self.by_segment(z_NF, label_scale_N, weights, _WHOLE)[:, 0]
 
-    def by_segment(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, area_S: Tensor) -> Tensor:
-        """The goodness (N, A, L) of every area and label, for units in S segments, each of which belongs to an
-        area."""
-        segments, areas = len(area_S), 1 + int(area_S[-1])
-        squares_NAL = torch.empty(len(z_NF), areas, self.labels)
-        z_NSK, vectors_LSK = (each.view(len(each), segments, -1) for each in (z_NF, weights[VECTORS]))
-        self.loops.write_squares(*(each.numpy() for each in (z_NSK, label_scale_N, vectors_LSK, area_S, squares_NAL)))
-        coefficient = self.goodness.coefficient(z_NF.shape[1] // areas)
+    def by_segment(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, segments: Segments) -> Tensor:
+        """The goodness (N, A, L) of every area and label."""
+        rows, units = z_NF.shape
+        squares_NAL = torch.empty(rows, segments.areas, self.labels)
+        self.loops.write_squares(
+            segments.split(z_NF),
+            label_scale_N.numpy(),
+            segments.split(weights[VECTORS]),
+            segments.area_S,
+            squares_NAL.numpy(),
+        )
+        coefficient = self.goodness.coefficient(units // segments.areas)
         return squares_NAL if coefficient == 1 else squares_NAL.mul_(coefficient)
 
     def label_errors(
@@ -125,17 +143,21 @@ class CompiledVectorFormulas(LabelFormulas):
         weights: Weights,
         gradient_NAL: Tensor,
         buffers: Buffers,
-        area_S: Tensor,
+        segments: Segments,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The same from the gradient (N, A, L) of every area and label."""
+        vectors_LF = weights[VECTORS]
         error_NF = buffers.get("error", z_NF, *z_NF.shape)
-        gradient_LF = torch.empty_like(weights[VECTORS])
-        scaled_NAL = gradient_NAL.mul(2 * self.goodness.coefficient(z_NF.shape[1] // gradient_NAL.shape[1]))
-        z_NSK, vectors_LSK, error_NSK, gradient_LSK = (
-            each.view(len(each), len(area_S), -1) for each in (z_NF, weights[VECTORS], error_NF, gradient_LF)
+        gradient_LF = torch.empty_like(vectors_LF)
+        self.loops.write_errors(
+            segments.split(z_NF),
+            label_scale_N.numpy(),
+            segments.split(vectors_LF),
+            segments.area_S,
+            gradient_NAL.mul(2 * self.goodness.coefficient(z_NF.shape[1] // segments.areas)).numpy(),
+            segments.split(error_NF),
+            segments.split(gradient_LF),
         )
-        arrays = (z_NSK, label_scale_N, vectors_LSK, area_S, scaled_NAL, error_NSK, gradient_LSK)
-        self.loops.write_errors(*(each.numpy() for each in arrays))
         return error_NF, {VECTORS: gradient_LF}
 
 
@@ -158,18 +180,18 @@ class CompiledAreaFormulas(AreaFormulas):
     def __init__(self, area: CompiledVectorFormulas, shape: Shape, areas: int) -> None:
         super().__init__(area, shape, areas)
         self._compiled = area
-        rows_H = torch.arange(shape[0]) // (shape[0] // areas)
-        self._area_S = (rows_H[:, None] * areas + torch.arange(areas)).flatten()
+        rows_H = np.arange(shape[0]) // (shape[0] // areas)
+        self._segments = Segments((rows_H[:, None] * areas + np.arange(areas)).flatten(), areas**2)
 
     def areas_by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, A, L) of every area and label."""
-        return self._compiled.by_segment(z_NF, label_scale_N, weights, self._area_S)
+        return self._compiled.by_segment(z_NF, label_scale_N, weights, self._segments)
 
     def label_errors(
         self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F) and ∂L/∂E (L, F), from ∂L/∂G (N, A, L)."""
-        return self._compiled.segment_errors(z_NF, label_scale_N, weights, gradient_NL, buffers, self._area_S)
+        return self._compiled.segment_errors(z_NF, label_scale_N, weights, gradient_NL, buffers, self._segments)
 
 
 class CompiledGroupFormulas(LabelFormulas):
@@ -181,7 +203,7 @@ class CompiledGroupFormulas(LabelFormulas):
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
-        squares_NL = torch.empty(len(z_NF), self.labels)
+        squares_NL = torch.empty(z_NF.shape[0], self.labels)
         self.loops.write_squares(z_NF.numpy(), squares_NL.numpy())
         coefficient = self.goodness.coefficient(z_NF.shape[1] // self.labels)
         return squares_NL if coefficient == 1 else squares_NL.mul_(coefficient)

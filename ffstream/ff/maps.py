@@ -103,10 +103,10 @@ class DenseMap:
     ) -> MapResult:
         """z (N, O)."""
         weight_OI, bias_O = weights[WEIGHT], weights["bias"]
-        product_NO = torch.mm(x_NI, weight_OI.t(), out=buffers.get("product", x_NI, len(x_NI), self.outputs))
+        product_NO = torch.mm(x_NI, weight_OI.t(), out=buffers.get("product", x_NI, x_NI.shape[0], self.outputs))
         z_NO = product_NO
         if product_NO.dtype != bias_O.dtype:
-            z_NO = buffers.get("preactivation", bias_O, len(x_NI), self.outputs).copy_(product_NO)
+            z_NO = buffers.get("preactivation", bias_O, x_NI.shape[0], self.outputs).copy_(product_NO)
         return MapResult(torch.addcmul(bias_O, z_NO, inverse_norm_N[:, None], out=z_NO))
 
     def gradients(
@@ -122,7 +122,7 @@ class DenseMap:
         """∂L/∂W (O, I) and ∂L/∂b (O)."""
         into["bias"].copy_(e_NO.sum(0))
         scaled_NO = torch.mul(
-            e_NO, inverse_norm_N[:, None], out=buffers.get("product", x_NI, len(e_NO), self.outputs)
+            e_NO, inverse_norm_N[:, None], out=buffers.get("product", x_NI, e_NO.shape[0], self.outputs)
         )
         weight_OI = into[WEIGHT]
         same = x_NI.dtype == weight_OI.dtype

@@ -98,16 +98,16 @@ class Prequential:
         While learning is `behind` the stream, the busy fraction is evaluated at most. Samples without a label do not
         count.
         """
-        seqs = torch.arange(seq - len(labels) + 1, seq + 1)
         known = labels != UNLABELLED
-        if not bool(known.all()):
-            images, labels, seqs = images[known], labels[known], seqs[known]
-        size = len(labels)
+        size = int(known.sum())
         with self._changed:
             if not size or not self._takes_next(self._busy_fraction if behind else self._fraction):
                 self._skipped += size
                 self._metrics.prequential_skipped.inc(size)
                 return
+            seqs = torch.arange(seq - len(labels) + 1, seq + 1)
+            if size < len(labels):
+                images, labels, seqs = images[known], labels[known], seqs[known]
             self._inbox.append(_Batch(images, labels, version, size + self._skipped, seqs))
             self._skipped = 0
             self._changed.notify_all()
