@@ -90,6 +90,14 @@ class Cluster(Section):
             raise ValueError("expected numbers from 0")
         return value
 
+    @field_validator("gpus")
+    @classmethod
+    def _are_whole_above_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        # Ray refuses others only when it places an actor.
+        if any(each > 1 and not each.is_integer() for each in value):
+            raise ValueError("expected a share of one GPU, or whole numbers")
+        return value
+
     @field_validator("resources")
     @classmethod
     def _are_amounts(cls, value: tuple[str, ...]) -> tuple[str, ...]:

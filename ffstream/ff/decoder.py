@@ -40,7 +40,7 @@ class Store(Memory):
 
     kind: Literal["store"] = "store"
     implementation: ClassVar[str] = "ffstream.ff.memories:StoreMemory"
-    samples: int = Field(512, ge=1, description="samples whose activities are remembered")
+    samples: int = Field(512, ge=1, le=1_000_000, description="samples whose activities are remembered")
 
 
 @register

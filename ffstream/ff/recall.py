@@ -67,7 +67,9 @@ class Recall:
         keys_NK = _keys(self._options, x_NI, self.state)
         self._fresh_BI, self._keys_BK = x_NI[:fresh], keys_NK[:fresh]
         self._values_BL = one_hot(input.labels_N[:fresh], self._labels) - 1 / self._labels
-        self._decay = self._options.decay**input.replicas  # one of several replicas stands for the samples of all
+        # One of several replicas stands for the samples of all.
+        self._decay = self._options.decay**input.replicas
+        self._mean_rate = 1 - (1 - self._options.mean_rate) ** input.replicas
         return _beside(x_NI, self._recalled(keys_NK) if self._options.learns else keys_NK @ self.state[VALUES].t())
 
     def update(self) -> None:
@@ -78,7 +80,7 @@ class Recall:
             weight_B = self._powers(len(self._fresh_BI)).flip(0)
             written_LK = (self._values_BL * weight_B[:, None]).t() @ self._keys_BK
             self.state[VALUES].mul_(self._decay ** len(self._fresh_BI)).add_(written_LK)
-        self.state[MEAN].lerp_(self._fresh_BI.float().mean(0), self._options.mean_rate)
+        self.state[MEAN].lerp_(self._fresh_BI.float().mean(0), self._mean_rate)
 
     def _recalled(self, keys_NK: Tensor) -> Tensor:
         """m (N, L): of the state, and of the fresh rows before each row."""

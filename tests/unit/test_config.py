@@ -148,6 +148,7 @@ WRONG = [
     ("pipeline.overflow=drop", "pipeline.overflow"),
     ("pipeline.device=tpu", "pipeline.device"),
     ("cluster.cpus=[1,-1]", "cluster.cpus = [1, -1]: expected numbers from 0"),
+    ("cluster.gpus=[1.5,1]", "cluster.gpus = [1.5, 1]: expected a share of one GPU, or whole numbers"),
     ("cluster.resources=['big=2,GPU=1','']", "GPU is not a custom resource; set cluster.cpus or cluster.gpus"),
     ("cluster.resources=['big=0','']", "is not NAME=AMOUNT"),
     ("limits=1", "limits = 1: expected a section of options, not a value"),

@@ -112,6 +112,18 @@ def test_one_of_several_replicas_forgets_as_fast_as_one_network() -> None:
     assert torch.allclose(states[0], states[1])
 
 
+def test_the_mean_of_one_of_several_replicas_moves_as_fast_as_that_of_one_network() -> None:
+    means = []
+    for replicas, steps in ((1, 8), (4, 2)):
+        recall = Recall(Hebbian(mean_rate=0.1), INPUTS, L, 0, CPU)
+        for _ in range(steps):
+            recall.forward(rows(torch.ones(1, INPUTS), torch.zeros(1, dtype=torch.int64), replicas=replicas))
+            recall.update()
+        means.append(recall.state["mean"])
+    assert torch.allclose(means[0], torch.full((INPUTS,), 1 - 0.9**8))
+    assert torch.allclose(means[0], means[1])
+
+
 REMEMBERING: Recipe = SMALL.change(
     layers=[
         {**layer, "fast_weights": kind}
