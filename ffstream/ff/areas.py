@@ -5,7 +5,7 @@ With a × a areas of equal size, A = a²:
     G_l = mean over areas of G_la        L = mean over areas of L(G_·a)
 
 so each area must tell right from wrong by itself. An area is computed as a layer whose map it is, by the formulas of
-the label scheme, the activation and the goodness, compiled ones included.
+the label scheme, the activation and the goodness; `kernels.py` has a version for label vectors that copies nothing.
 
 Shapes: N rows, L labels, A areas, H height and W width of the map, C channels, F = H·W·C units, K = F/A units of an
 area.

@@ -93,5 +93,5 @@ def contradicting_images(x_NI: Tensor, positives: int) -> int:
 
 
 def _keys(x_NI: Tensor) -> Sequence[int]:
-    """Equal for equal rows, and otherwise different but for one pair in 10¹⁹."""
+    """Equal for rows of equal bytes. Two different rows collide with probability 2⁻⁶⁴."""
     return [xxh3_64_intdigest(row) for row in x_NI.cpu().contiguous().view(torch.uint8).numpy()]

@@ -35,8 +35,9 @@ class Segments(NamedTuple):
 
     def split(self, units: Tensor) -> Floats:
         """Numbers of units (N, F), by segment (N, S, K)."""
-        rows = units.numpy()  # reshaping an array takes less time than a view of a tensor
-        return rows.reshape(rows.shape[0], self.area_S.shape[0], -1)
+        rows, segments = units.numpy(), self.area_S.shape[0]
+        # Reshaping an array takes less time than a view of a tensor.
+        return rows.reshape(rows.shape[0], segments, rows.shape[1] // segments)
 
 
 _WHOLE = Segments(np.zeros(1, np.int64), 1)

@@ -36,7 +36,7 @@ def _compiled(*signatures: str, fastmath: bool = False) -> Callable[[_Loop], _Lo
 
 @_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1])", fastmath=True)
 def squares(z_NSK: _Array, label_scale_N: _Array, vectors_LSK: _Array, area_S: _Areas, out_NAL: _Array) -> None:
-    """Writes Σ_k relu(z + g E[l])² over each area into `out`."""
+    """Writes Σ relu(z + g E[l])² over the segments of each area into `out`."""
     out_NAL[:] = _ZERO
     for n in range(z_NSK.shape[0]):
         for label in range(vectors_LSK.shape[0]):
@@ -99,7 +99,7 @@ def sigmoid(z: np.float32) -> np.float32:
 
 @_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1])", fastmath=True)
 def silu_squares(z_NSK: _Array, label_scale_N: _Array, vectors_LSK: _Array, area_S: _Areas, out_NAL: _Array) -> None:
-    """Writes Σ_k h² over each area into `out`, with h = v σ(v) and v = z + g E[l]."""
+    """Writes Σ h² over the segments of each area into `out`, with h = v σ(v) and v = z + g E[l]."""
     out_NAL[:] = _ZERO
     for n in range(z_NSK.shape[0]):
         for label in range(vectors_LSK.shape[0]):
@@ -134,8 +134,8 @@ def silu_errors(
                     continue
                 for k in range(z_NSK.shape[2]):
                     v = z_NSK[n, s, k] + label_scale * vectors_LSK[label, s, k]
-                    slope = sigmoid(v)
-                    error = goodness_gradient * v * slope * slope * (_ONE + v * (_ONE - slope))
+                    sigma = sigmoid(v)
+                    error = goodness_gradient * v * sigma * sigma * (_ONE + v * (_ONE - sigma))
                     error_NSK[n, s, k] += error
                     gradient_LSK[label, s, k] += label_scale * error
 
@@ -192,8 +192,8 @@ def silu_group_errors(z_NF: _Array, goodness_gradient_NL: _Array, error_NF: _Arr
             goodness_gradient = goodness_gradient_NL[n, label]
             for f in range(label * size, label * size + size):
                 z = z_NF[n, f]
-                s = sigmoid(z)
-                error_NF[n, f] = goodness_gradient * z * s * s * (_ONE + z * (_ONE - s))
+                sigma = sigmoid(z)
+                error_NF[n, f] = goodness_gradient * z * sigma * sigma * (_ONE + z * (_ONE - sigma))
         for f in range(labels * size, z_NF.shape[1]):
             error_NF[n, f] = _ZERO
 
@@ -263,7 +263,7 @@ def pool(
     "void(i4[:,:,:,::1], f4[::1], f4[:,:,::1], u1[:,:,:,::1], i4[:,:,:,::1], f4[:,:,:,::1])",
 )
 def pool_pairs(map_bits: _Bits, scale_N: _Array, bias: _Array, at: _Places, out_bits: _Bits, out: _Array) -> None:
-    """The same for windows of 2 × 2, in a quarter of the time: one loop over the channels compares four places."""
+    """The same for windows of 2 × 2, two to four times as fast: one loop over the channels compares four places."""
     sign = 8 * map_bits.itemsize - 1
     lower = map_bits.dtype.type((1 << sign) - 1)
     unused = 31 - sign

@@ -1,6 +1,7 @@
 """Maps compute a connection: the forward pass and the gradients of its parameters.
 
-`spatial_maps.py` has those of the connections over maps, `conv` and `local`.
+`spatial_maps.py` has those of the connections over maps, `conv` and `local`; `group_map.py` has a dense one that
+skips rows.
 
 The normalised input is x̂ = r·x, where r is the inverse norm of a row. A map that is linear in x multiplies its
 result by r, which saves a scaled copy of x. Matrix products use the dtype of x and of the given weight (float32 or
@@ -131,6 +132,6 @@ class DenseMap:
         if not same:
             weight_OI.copy_(product_OI)
 
-    def product(self, e_NO: Tensor, x_NI: Tensor, out_OI: Tensor, buffers: Buffers) -> None:
-        """Writes eᵀx."""
-        torch.mm(e_NO.t(), x_NI, out=out_OI)
+    def product(self, scaled_NO: Tensor, x_NI: Tensor, out_OI: Tensor, buffers: Buffers) -> None:
+        """Writes (r·e)ᵀ x (O, I), in the dtype of x."""
+        torch.mm(scaled_NO.t(), x_NI, out=out_OI)

@@ -1,8 +1,8 @@
 """Learning speed of the pipeline, beside the serial reference and other methods.
 
 The pipeline is that of a daemon: it reads a journal, forms microbatches and publishes snapshots. Samples are random
-numbers, which does not change the speed, so no data set is needed. All that is compared is measured in turn, with
-products in the same precision.
+numbers, so no data set is needed; because they cannot be learned, the drift test compares more often than on a real
+stream. All that is compared is measured in turn, with products in the same precision.
 """
 
 import os
@@ -38,13 +38,14 @@ class Case(NamedTuple):
     """A recipe without replay, and the microbatches of one measurement.
 
     `full_batch`: samples of an update of the label-in-pixels method. It is measured, too, and so is backpropagation;
-    0: neither is.
+    0: neither is. `skips`: a part of the products is left out, so there is no share of the machine's rate.
     """
 
     name: str
     recipe: Recipe
     batches: int
     full_batch: int = 0
+    skips: bool = False
 
 
 def cases() -> list[Case]:
@@ -60,7 +61,7 @@ def cases() -> list[Case]:
         Case("vectors", fast.change(widths=(500, 500)), 200),
         Case("groups", fast.change(widths=(500, 500), **groups), 200),
         Case("paired_vectors", fast.change(widths=(1000, 1000), **paired), 200),
-        Case("paired_groups", fast.change(widths=(1000, 1000), **groups, **paired), 200),
+        Case("paired_groups", fast.change(widths=(1000, 1000), **groups, **paired), 200, skips=True),
         Case("conv", make_recipe("conv", **spatial), 400),
         Case("local", make_recipe("local", **spatial), 400),
     ]
@@ -94,14 +95,20 @@ def _measure(report: Report, case: Case, precision: str, rounds: int, cores: int
     )
     prefix = f"learn/{case.name}/{precision}"
     report.add(f"{prefix}/pipeline_over_serial", pipeline, "samples/s", "serial", serial)
+    if not case.skips:
+        _report_share(report, prefix, recipe, pipeline, possible)
+    for (figure, method), speed in zip(others, found, strict=True):
+        report.add(f"{prefix}/{figure}", pipeline, "samples/s", method, speed)
+    return pipeline
+
+
+def _report_share(report: Report, prefix: str, recipe: Recipe, pipeline: float, possible: float) -> None:
+    """From samples per second, and the machine's FLOP per second."""
     achieved = pipeline * roofline.flops(recipe) / 1e9
     convolves = any(isinstance(layer.connection, Conv) for layer in recipe.layers)
     peer = "conv_roofline" if convolves else "gemm_roofline"
     share = "share_of_conv" if convolves else "share_of_gemm"
     report.add(f"{prefix}/{share}", achieved, "GFLOP/s", peer, possible / 1e9)
-    for (figure, method), speed in zip(others, found, strict=True):
-        report.add(f"{prefix}/{figure}", pipeline, "samples/s", method, speed)
-    return pipeline
 
 
 def _other_methods(case: Case, dtype: torch.dtype, threads: int) -> dict[tuple[str, str], Callable[[], float]]:

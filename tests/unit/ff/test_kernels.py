@@ -101,6 +101,12 @@ def test_compiled_areas_equal_their_formulas(activation: Activation) -> None:
     assert_close(gradients["label_vectors"], want["label_vectors"])
 
 
+def test_no_rows_have_no_goodness() -> None:
+    fast = fastest(LabelFormulas(Relu(), SumSquares(), Vectors(), 4, (5,)), torch.device("cpu"))
+    found = fast.by_label(torch.ones(0, 5), torch.ones(0), {"label_vectors": torch.ones(4, 5)})
+    assert found.shape == (0, 4)
+
+
 def assert_close(found: Tensor, want: Tensor) -> None:
     """To the precision of float32."""
     assert torch.allclose(found.double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().mean()))
