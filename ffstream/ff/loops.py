@@ -317,3 +317,31 @@ def unpool(error: _Array, scale_N: _Array, at: _Places, size: int, out_bits: _Bi
                     row, column = y * size + place // size, x * size + place % size
                     for o in range(channels):
                         out_bits[n, row, column, o] = rounded[o] if at[n, y, x, o] == place else 0
+
+
+@_compiled(
+    "void(f4[:,:,:,::1], f4[::1], u1[:,:,:,::1], i2[:,:,:,::1])",
+    "void(f4[:,:,:,::1], f4[::1], u1[:,:,:,::1], i4[:,:,:,::1])",
+)
+def unpool_pairs(error: _Array, scale_N: _Array, at: _Places, out_bits: _Bits) -> None:
+    """The same for windows of 2 × 2, twice as fast: a row of windows is rounded at once."""
+    unused = 32 - 8 * out_bits.itemsize
+    half, odd = (1 << unused >> 1) - 1 if unused else 0, 1 if unused else 0
+    rows, height, width, channels = error.shape
+    error_NHF = error.reshape(rows, height, -1)
+    scaled = np.empty(width * channels, np.float32)
+    scaled_bits = scaled.view(np.int32)
+    rounded = np.empty(width * channels, out_bits.dtype)
+    for n in range(rows):
+        for y in range(height):
+            for f in range(width * channels):
+                scaled[f] = error_NHF[n, y, f] * scale_N[n]
+            for f in range(width * channels):
+                bits = scaled_bits[f]
+                rounded[f] = (bits + half + ((bits >> unused) & odd)) >> unused
+            for x in range(width):
+                first = x * channels
+                for place in range(4):
+                    row, column = 2 * y + place // 2, 2 * x + place % 2
+                    for o in range(channels):
+                        out_bits[n, row, column, o] = rounded[first + o] if at[n, y, x, o] == place else 0

@@ -64,7 +64,11 @@ class Pooling:
         from ffstream.ff import loops
 
         e_NHWO = e_NF.view(-1, *self.pooled)
-        loops.unpool(e_NHWO.numpy(), inverse_norm_N.numpy(), at.view(e_NHWO.shape).numpy(), self.pool, _bits(d_NHWO))
+        given = e_NHWO.numpy(), inverse_norm_N.numpy(), at.view(e_NHWO.shape).numpy()
+        if self.pool == 2:
+            loops.unpool_pairs(*given, _bits(d_NHWO))
+        else:
+            loops.unpool(*given, self.pool, _bits(d_NHWO))
         return self._clear_edges(d_NHWO)
 
     def _gradient(self, scaled_NF: Tensor, at_NOhw: Tensor, d_NHWO: Tensor) -> Tensor:
