@@ -1,8 +1,8 @@
 """Learning speed of the pipeline, beside the serial reference and other methods.
 
 The pipeline is that of a daemon: it reads a journal, forms microbatches and publishes snapshots. Samples are random
-numbers, so no data set is needed; because they cannot be learned, the drift test compares more often than on a real
-stream. All that is compared is measured in turn, with products in the same precision.
+numbers, the same ones in each microbatch, so no data set is needed. All that is compared is measured in turn, with
+products in the same precision.
 """
 
 import os
