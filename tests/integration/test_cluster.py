@@ -111,13 +111,17 @@ class Learned:
     def expect_learned(self, daemon: DaemonProcess) -> None:
         """Everything is learned once and in order: a checkpoint is bit-equal to the serial reference."""
         assert daemon.status(idle=True)["snapshot"]["seq"] == self.sent
-        wait_learning(daemon)  # everything may have been learned just before the stages were lost
-        run_json("checkpoint", "--at", daemon.control)
+        # Everything may have been learned just before the stages were lost. Then they learn a part of it again.
+        wait_learning(daemon)
+        wait_until(lambda: self._checkpointed(daemon) == self.sent, DEADLINE_S, "everything is in a checkpoint")
         store = CheckpointStore(daemon.state / "checkpoints", keep=20, recipe=self._recipe.model_dump(mode="json"))
         found = store.load(store.whole_seqs()[-1])
         assert found.seq == self.sent
         sent = Stream(STREAM.images[: self.sent], STREAM.labels[: self.sent])
         assert_same(found.tensors, Serial(self._recipe, sent).states[-1])
+
+    def _checkpointed(self, daemon: DaemonProcess) -> int:
+        return int(run_json("checkpoint", "--at", daemon.control)["seq"])
 
 
 @pytest.fixture
