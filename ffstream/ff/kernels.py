@@ -8,7 +8,7 @@ Shapes: N rows, L labels, F units, A areas of a map, S segments of K units.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -87,31 +87,19 @@ class SquaredLabelFormulas(LabelFormulas):
         return z.clamp_min(0).mul_(scaled[..., None])
 
 
-class Loops(NamedTuple):
-    """The names of two loops of `loops.py`, which is imported when the first one is called."""
-
-    squares: str
-    errors: str
-
-    def write_squares(self, *arrays: Floats) -> None:
-        """The sum of squares for every label, into the last array."""
-        from ffstream.ff import loops
-
-        getattr(loops, self.squares)(*arrays)
-
-    def write_errors(self, *arrays: Floats) -> None:
-        """∂L/∂z, and the gradients of the parameters that there are, into the last arrays."""
-        from ffstream.ff import loops
-
-        getattr(loops, self.errors)(*arrays)
-
-
-class CompiledVectorFormulas(LabelFormulas):
-    """For label schemes that add a label vector and a quadratic goodness, as compiled loops over all labels of a row.
-    A subclass has the loops of one activation."""
+class CompiledFormulas(LabelFormulas):
+    """For a quadratic goodness, with ReLU or SiLU."""
 
     goodness: Quadratic
-    loops: ClassVar[Loops]
+
+    @property
+    def silu(self) -> bool:
+        """Which of both activations the loops compute."""
+        return type(self.activation) is Silu
+
+
+class CompiledVectorFormulas(CompiledFormulas):
+    """For label schemes that add a label vector, as compiled loops over all labels of a row."""
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
@@ -119,14 +107,17 @@ class CompiledVectorFormulas(LabelFormulas):
 
     def by_segment(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, segments: Segments) -> Tensor:
         """The goodness (N, A, L) of every area and label."""
+        from ffstream.ff import loops
+
         rows, units = z_NF.shape
         squares_NAL = torch.empty(rows, segments.areas, self.labels)
-        self.loops.write_squares(
+        loops.squares(
             segments.split(z_NF),
             label_scale_N.numpy(),
             segments.split(weights[VECTORS]),
             segments.area_S,
             squares_NAL.numpy(),
+            self.silu,
         )
         coefficient = self.goodness.coefficient(units // segments.areas)
         return squares_NAL if coefficient == 1 else squares_NAL.mul_(coefficient)
@@ -147,10 +138,12 @@ class CompiledVectorFormulas(LabelFormulas):
         segments: Segments,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The same from the gradient (N, A, L) of every area and label."""
+        from ffstream.ff import loops
+
         vectors_LF = weights[VECTORS]
         error_NF = buffers.get("error", z_NF, *z_NF.shape)
         gradient_LF = torch.empty_like(vectors_LF)
-        self.loops.write_errors(
+        loops.errors(
             segments.split(z_NF),
             label_scale_N.numpy(),
             segments.split(vectors_LF),
@@ -158,20 +151,13 @@ class CompiledVectorFormulas(LabelFormulas):
             gradient_NAL.mul(2 * self.goodness.coefficient(z_NF.shape[1] // segments.areas)).numpy(),
             segments.split(error_NF),
             segments.split(gradient_LF),
+            self.silu,
         )
         return error_NF, {VECTORS: gradient_LF}
 
 
 class CompiledReluFormulas(CompiledVectorFormulas, SquaredLabelFormulas):
     """With ReLU."""
-
-    loops = Loops("squares", "errors")
-
-
-class CompiledSiluFormulas(CompiledVectorFormulas):
-    """With SiLU."""
-
-    loops = Loops("silu_squares", "silu_errors")
 
 
 class CompiledAreaFormulas(AreaFormulas):
@@ -195,17 +181,15 @@ class CompiledAreaFormulas(AreaFormulas):
         return self._compiled.segment_errors(z_NF, label_scale_N, weights, gradient_NL, buffers, self._segments)
 
 
-class CompiledGroupFormulas(LabelFormulas):
-    """For units that are divided among the labels and a quadratic goodness, as one compiled loop over a row. A
-    subclass has the loops of one activation."""
-
-    goodness: Quadratic
-    loops: ClassVar[Loops]
+class CompiledGroupFormulas(CompiledFormulas):
+    """For units that are divided among the labels, as one compiled loop over a row."""
 
     def by_label(self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights) -> Tensor:
         """The goodness (N, L) of every label."""
+        from ffstream.ff import loops
+
         squares_NL = torch.empty(z_NF.shape[0], self.labels)
-        self.loops.write_squares(z_NF.numpy(), squares_NL.numpy())
+        loops.group_squares(z_NF.numpy(), squares_NL.numpy(), self.silu)
         coefficient = self.goodness.coefficient(z_NF.shape[1] // self.labels)
         return squares_NL if coefficient == 1 else squares_NL.mul_(coefficient)
 
@@ -213,31 +197,25 @@ class CompiledGroupFormulas(LabelFormulas):
         self, z_NF: Tensor, label_scale_N: Tensor, weights: Weights, gradient_NL: Tensor, buffers: Buffers
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """∂L/∂z (N, F). There are no parameters."""
+        from ffstream.ff import loops
+
         error_NF = buffers.get("error", z_NF, *z_NF.shape)
         scaled_NL = gradient_NL.mul(2 * self.goodness.coefficient(z_NF.shape[1] // self.labels))
-        self.loops.write_errors(z_NF.numpy(), scaled_NL.numpy(), error_NF.numpy())
+        loops.group_errors(z_NF.numpy(), scaled_NL.numpy(), error_NF.numpy(), self.silu)
         return error_NF, {}
 
 
 class CompiledReluGroupFormulas(CompiledGroupFormulas, SquaredLabelFormulas):
     """With ReLU."""
 
-    loops = Loops("group_squares", "group_errors")
-
-
-class CompiledSiluGroupFormulas(CompiledGroupFormulas):
-    """With SiLU."""
-
-    loops = Loops("silu_group_squares", "silu_group_errors")
-
 
 _COMPILED: Mapping[tuple[type[Activation], type[LabelScheme]], type[LabelFormulas]] = {
     (Relu, Vectors): CompiledReluFormulas,
     (Relu, Pixels): CompiledReluFormulas,
     (Relu, Groups): CompiledReluGroupFormulas,
-    (Silu, Vectors): CompiledSiluFormulas,
-    (Silu, Pixels): CompiledSiluFormulas,
-    (Silu, Groups): CompiledSiluGroupFormulas,
+    (Silu, Vectors): CompiledVectorFormulas,
+    (Silu, Pixels): CompiledVectorFormulas,
+    (Silu, Groups): CompiledGroupFormulas,
 }
 
 

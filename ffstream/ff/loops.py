@@ -34,46 +34,6 @@ def _compiled(*signatures: str, fastmath: bool = False) -> Callable[[_Loop], _Lo
     return compile
 
 
-@_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1])", fastmath=True)
-def squares(z_NSK: _Array, label_scale_N: _Array, vectors_LSK: _Array, area_S: _Areas, out_NAL: _Array) -> None:
-    """Writes Σ relu(z + g E[l])² over the segments of each area into `out`."""
-    out_NAL[:] = _ZERO
-    for n in range(z_NSK.shape[0]):
-        for label in range(vectors_LSK.shape[0]):
-            for s in range(z_NSK.shape[1]):
-                total = _ZERO
-                for k in range(z_NSK.shape[2]):
-                    h = max(z_NSK[n, s, k] + label_scale_N[n] * vectors_LSK[label, s, k], _ZERO)
-                    total += h * h
-                out_NAL[n, area_S[s], label] += total
-
-
-@_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1], f4[:,:,::1], f4[:,:,::1])", fastmath=True)
-def errors(
-    z_NSK: _Array,
-    label_scale_N: _Array,
-    vectors_LSK: _Array,
-    area_S: _Areas,
-    goodness_gradient_NAL: _Array,
-    error_NSK: _Array,
-    gradient_LSK: _Array,
-) -> None:
-    """Writes ∂L/∂z = Σ_l (∂L/∂G_l) h_l into `error`, and ∂L/∂E into `gradient`."""
-    error_NSK[:] = _ZERO
-    gradient_LSK[:] = _ZERO
-    for n in range(z_NSK.shape[0]):
-        label_scale = label_scale_N[n]
-        for s in range(z_NSK.shape[1]):
-            for label in range(vectors_LSK.shape[0]):
-                goodness_gradient = goodness_gradient_NAL[n, area_S[s], label]
-                if goodness_gradient == _ZERO:
-                    continue
-                for k in range(z_NSK.shape[2]):
-                    error = goodness_gradient * max(z_NSK[n, s, k] + label_scale * vectors_LSK[label, s, k], _ZERO)
-                    error_NSK[n, s, k] += error
-                    gradient_LSK[label, s, k] += label_scale * error
-
-
 # tanh(x) ≈ x P(x²) / Q(x²), beyond the limit ±1: the rational approximation that Eigen uses for float32.
 _TANH_LIMIT = np.float32(7.90531110763549805)
 _SATURATED = np.float32(16)
@@ -97,23 +57,44 @@ def sigmoid(z: np.float32) -> np.float32:
     return (_ONE if z > _ZERO else _ZERO) if abs(z) > _SATURATED else inner
 
 
-@_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1])", fastmath=True)
-def silu_squares(z_NSK: _Array, label_scale_N: _Array, vectors_LSK: _Array, area_S: _Areas, out_NAL: _Array) -> None:
-    """Writes Σ h² over the segments of each area into `out`, with h = v σ(v) and v = z + g E[l]."""
+# A flag chooses the activation, SiLU or ReLU. It is the same for a whole loop, so the compiler makes a loop for each.
+
+
+@_compiled("f4(f4, b1)", fastmath=True)
+def activity(v: np.float32, silu: bool) -> np.float32:
+    """φ(v)."""
+    return v * sigmoid(v) if silu else max(v, _ZERO)
+
+
+@_compiled("f4(f4, f4, b1)", fastmath=True)
+def error(goodness_gradient: np.float32, v: np.float32, silu: bool) -> np.float32:
+    """(∂L/∂G) φ(v) φ′(v)."""
+    if silu:
+        sigma = sigmoid(v)
+        return goodness_gradient * v * sigma * sigma * (_ONE + v * (_ONE - sigma))
+    return goodness_gradient * max(v, _ZERO)
+
+
+@_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1], b1)", fastmath=True)
+def squares(
+    z_NSK: _Array, label_scale_N: _Array, vectors_LSK: _Array, area_S: _Areas, out_NAL: _Array, silu: bool
+) -> None:
+    """Writes Σ φ(z + g E[l])² over the segments of each area into `out`."""
     out_NAL[:] = _ZERO
     for n in range(z_NSK.shape[0]):
         for label in range(vectors_LSK.shape[0]):
             for s in range(z_NSK.shape[1]):
                 total = _ZERO
                 for k in range(z_NSK.shape[2]):
-                    v = z_NSK[n, s, k] + label_scale_N[n] * vectors_LSK[label, s, k]
-                    h = v * sigmoid(v)
+                    h = activity(z_NSK[n, s, k] + label_scale_N[n] * vectors_LSK[label, s, k], silu)
                     total += h * h
                 out_NAL[n, area_S[s], label] += total
 
 
-@_compiled("void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1], f4[:,:,::1], f4[:,:,::1])", fastmath=True)
-def silu_errors(
+@_compiled(
+    "void(f4[:,:,::1], f4[::1], f4[:,:,::1], i8[::1], f4[:,:,::1], f4[:,:,::1], f4[:,:,::1], b1)", fastmath=True
+)
+def errors(
     z_NSK: _Array,
     label_scale_N: _Array,
     vectors_LSK: _Array,
@@ -121,6 +102,7 @@ def silu_errors(
     goodness_gradient_NAL: _Array,
     error_NSK: _Array,
     gradient_LSK: _Array,
+    silu: bool,
 ) -> None:
     """Writes ∂L/∂z = Σ_l (∂L/∂G_l) h_l φ′(v_l) into `error`, and ∂L/∂E into `gradient`."""
     error_NSK[:] = _ZERO
@@ -134,56 +116,27 @@ def silu_errors(
                     continue
                 for k in range(z_NSK.shape[2]):
                     v = z_NSK[n, s, k] + label_scale * vectors_LSK[label, s, k]
-                    sigma = sigmoid(v)
-                    error = goodness_gradient * v * sigma * sigma * (_ONE + v * (_ONE - sigma))
-                    error_NSK[n, s, k] += error
-                    gradient_LSK[label, s, k] += label_scale * error
+                    e = error(goodness_gradient, v, silu)
+                    error_NSK[n, s, k] += e
+                    gradient_LSK[label, s, k] += label_scale * e
 
 
-@_compiled("void(f4[:,::1], f4[:,::1])", fastmath=True)
-def group_squares(z_NF: _Array, out_NL: _Array) -> None:
-    """Writes Σ relu(z)² over the group of each label into `out`."""
+@_compiled("void(f4[:,::1], f4[:,::1], b1)", fastmath=True)
+def group_squares(z_NF: _Array, out_NL: _Array, silu: bool) -> None:
+    """Writes Σ φ(z)² over the group of each label into `out`."""
     labels = out_NL.shape[1]
     size = z_NF.shape[1] // labels
     for n in range(z_NF.shape[0]):
         for label in range(labels):
             total = _ZERO
             for f in range(label * size, label * size + size):
-                h = max(z_NF[n, f], _ZERO)
+                h = activity(z_NF[n, f], silu)
                 total += h * h
             out_NL[n, label] = total
 
 
-@_compiled("void(f4[:,::1], f4[:,::1], f4[:,::1])", fastmath=True)
-def group_errors(z_NF: _Array, goodness_gradient_NL: _Array, error_NF: _Array) -> None:
-    """Writes ∂L/∂z = (∂L/∂G of the unit's label) h into `error`, and 0 for units that are left over."""
-    labels = goodness_gradient_NL.shape[1]
-    size = z_NF.shape[1] // labels
-    for n in range(z_NF.shape[0]):
-        for label in range(labels):
-            goodness_gradient = goodness_gradient_NL[n, label]
-            for f in range(label * size, label * size + size):
-                error_NF[n, f] = goodness_gradient * max(z_NF[n, f], _ZERO)
-        for f in range(labels * size, z_NF.shape[1]):
-            error_NF[n, f] = _ZERO
-
-
-@_compiled("void(f4[:,::1], f4[:,::1])", fastmath=True)
-def silu_group_squares(z_NF: _Array, out_NL: _Array) -> None:
-    """Writes Σ h² over the group of each label into `out`, with h = z σ(z)."""
-    labels = out_NL.shape[1]
-    size = z_NF.shape[1] // labels
-    for n in range(z_NF.shape[0]):
-        for label in range(labels):
-            total = _ZERO
-            for f in range(label * size, label * size + size):
-                h = z_NF[n, f] * sigmoid(z_NF[n, f])
-                total += h * h
-            out_NL[n, label] = total
-
-
-@_compiled("void(f4[:,::1], f4[:,::1], f4[:,::1])", fastmath=True)
-def silu_group_errors(z_NF: _Array, goodness_gradient_NL: _Array, error_NF: _Array) -> None:
+@_compiled("void(f4[:,::1], f4[:,::1], f4[:,::1], b1)", fastmath=True)
+def group_errors(z_NF: _Array, goodness_gradient_NL: _Array, error_NF: _Array, silu: bool) -> None:
     """Writes ∂L/∂z = (∂L/∂G of the unit's label) h φ′(z) into `error`, and 0 for units that are left over."""
     labels = goodness_gradient_NL.shape[1]
     size = z_NF.shape[1] // labels
@@ -191,9 +144,7 @@ def silu_group_errors(z_NF: _Array, goodness_gradient_NL: _Array, error_NF: _Arr
         for label in range(labels):
             goodness_gradient = goodness_gradient_NL[n, label]
             for f in range(label * size, label * size + size):
-                z = z_NF[n, f]
-                sigma = sigmoid(z)
-                error_NF[n, f] = goodness_gradient * z * sigma * sigma * (_ONE + z * (_ONE - sigma))
+                error_NF[n, f] = error(goodness_gradient, z_NF[n, f], silu)
         for f in range(labels * size, z_NF.shape[1]):
             error_NF[n, f] = _ZERO
 
