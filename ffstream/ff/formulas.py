@@ -4,7 +4,7 @@
     h_l = φ(z_l)           G_l = G(h_l)
     ∂L/∂z_l = (∂L/∂G_l) G′(h_l) φ′(z_l)             the label scheme and the connection turn this into ∂L/∂W
 
-`kernels.py` has compiled versions for ReLU with a quadratic goodness and a label that is added to the preactivation.
+`kernels.py` has compiled versions for ReLU and SiLU with a quadratic goodness, for label vectors, pixels and groups.
 
 Shapes: N rows, I inputs, F units, L labels.
 """
